@@ -1,0 +1,84 @@
+"""Distil, compress and run multi-task TD-MPC2 world models on small machines."""
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # the heavy libraries load only inside the functions that need them
+    import os
+
+    import gymnasium
+    import torch
+
+    from tdmpc_opt.agent import Agent
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_agent", "load_pretrained", "make_env"]
+
+
+def make_env(
+    task: str,
+    seed: int = 0,
+    *,
+    render_mode: Literal["rgb_array"] | None = None,
+    legacy_cup_physics: bool = False,
+) -> "gymnasium.Env":
+    """Build the Gymnasium environment of an MT30 task.
+
+    Args:
+        task: Task name such as `walker-walk`.
+        seed: Seed of the task's random stream; the first `reset()` starts from it.
+        render_mode: `rgb_array` makes `render()` return a picture.
+        legacy_cup_physics: Give the ball of the cup tasks the contact weights that MuJoCo had
+            before 3.0, with which the first public agents were trained.
+
+    Raises:
+        UnknownTaskError: No such task.
+        MissingDependencyError: The simulator is missing, or its two parts do not fit.
+    """
+    from tdmpc_opt.tasks.dmcontrol import make_env as make
+
+    return make(
+        task, seed, render_mode=render_mode, legacy_cup_physics=legacy_cup_physics
+    )
+
+
+def load_agent(
+    path_or_name: "str | os.PathLike[str]",
+    device: str = "cpu",
+    preset: str | None = None,
+    mode: Literal["planner", "policy"] = "planner",
+    dtype: "torch.dtype | None" = None,
+) -> "Agent":
+    """Load an agent from a checkpoint file or zoo name; see `tdmpc_opt.agent.load_agent`.
+
+    Args:
+        path_or_name: File of this project or of any public TD-MPC2 layout, or a zoo name.
+        device: Where it computes; `auto` chooses.
+        preset: Planner budget by name; None is the full published one.
+        mode: `planner`, or `policy` for the policy network alone.
+        dtype: Number format of the computation; None is float32.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, foreign or unsafe.
+        InputError: An unknown preset, mode or device.
+    """
+    import torch
+
+    from tdmpc_opt.agent import load_agent as load
+
+    return load(path_or_name, device, preset, mode, torch.float32 if dtype is None else dtype)
+
+
+def load_pretrained(
+    name: str,
+    device: str = "cpu",
+    preset: str | None = None,
+    mode: Literal["planner", "policy"] = "planner",
+) -> "Agent":
+    """Load a bundled agent by its zoo name (`tdmpc-opt zoo` lists them).
+
+    Raises:
+        CheckpointError: No such name.
+    """
+    from tdmpc_opt import zoo
+
+    return load_agent(zoo.path(name), device, preset, mode)

@@ -1,0 +1,227 @@
+"""`Agent`: a world model with a planner, or its policy alone, behind one `act`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tdmpc_opt.checkpoints.checkpoint import build
+from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.configs import Mode, PlannerBudget
+from tdmpc_opt.errors import InputError, UnknownTaskError
+from tdmpc_opt.planning.mppi import draw_noise, plan
+from tdmpc_opt.planning.presets import budget as preset_budget
+from tdmpc_opt.world_model.model import WorldModel
+
+Observation = TypeVar("Observation", Tensor, np.ndarray)
+Generators = torch.Generator | Sequence[torch.Generator] | None
+TaskArgument = str | int | Sequence[int] | np.ndarray | Tensor | None
+
+
+class Agent:
+    """Acts for one or many rows at once, in planner or policy mode.
+
+    Args:
+        world_model: Model in eval mode; it decides device and number format.
+        mode: Act by planning in latent space, or by the policy network alone.
+        budget: What one plan may spend.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        *,
+        mode: Mode = "planner",
+        budget: PlannerBudget | None = None,
+    ) -> None:
+        if mode not in ("planner", "policy"):
+            raise InputError(f"mode must be planner or policy, got {mode!r}")
+        self.world_model = world_model
+        self.tasks = world_model.tasks
+        self.mode = mode
+        self.budget = budget or PlannerBudget()
+        self._previous_mean: Tensor | None = None
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Forget the planner's warm start of all rows, or of these; call it between episodes."""
+        if rows is None:
+            self._previous_mean = None
+        elif self._previous_mean is not None:
+            self._previous_mean[:, list(rows)] = 0.0
+
+    @torch.inference_mode()
+    def act(
+        self,
+        obs: Observation,
+        task: TaskArgument = None,
+        *,
+        deterministic: bool = True,
+        generator: Generators = None,
+    ) -> Observation:
+        """Choose actions.
+
+        Args:
+            obs: Tensor or array, [obs] or [B, obs], padded or of the task's own width.
+            task: Task name or id for all rows, or ids [B]. A single-task model needs none.
+            deterministic: The policy's mean; for the planner an elite drawn by weight without
+                added noise. Else a sample of the policy, or the elite plus the plan's noise.
+            generator: Source of all randomness: one for the batch or one for each row; None
+                is torch's default generator. One per row makes a row independent of the rest.
+
+        Returns:
+            Actions in [-1, 1], of the kind and leading shape of `obs`: the task's own width, or
+            the padded width where ids [B] were given.
+
+        Raises:
+            InputError: An observation of a wrong width or with NaN, or ids of a wrong shape.
+            UnknownTaskError: A task that this agent does not know.
+        """
+        model = self.world_model
+        rows = torch.as_tensor(obs).to(model.bins.device, model.dtype)
+        single = rows.ndim == 1
+        rows = rows.unsqueeze(0) if single else rows
+        ids, width = self._task_ids(task, rows)
+        rows = self._padded(rows, width)
+        generators = _per_row(generator, len(rows))
+        z = model.encode(rows, ids)
+        choose = self._plan if self.mode == "planner" else self._policy
+        action = choose(z, ids, generators, deterministic)
+        if width is not None:
+            action = action[:, : self.tasks.tasks[width].action_dim]
+        action = action[0] if single else action
+        if isinstance(obs, Tensor):
+            return action.to(obs.device, obs.dtype)
+        return action.float().cpu().numpy()
+
+    def _task_ids(self, task: TaskArgument, rows: Tensor) -> tuple[Tensor, int | None]:
+        """Return ids [B], and the one id of all rows if the caller named just one."""
+        one = self._one_id(task)
+        if one is not None:
+            return torch.full((len(rows),), one, device=rows.device), one
+        if task is None:
+            raise UnknownTaskError(f"name a task; known: {', '.join(self.tasks.names)}")
+        ids = torch.as_tensor(task, device=rows.device)
+        if ids.shape != (len(rows),) or ids.is_floating_point() or ids.dtype == torch.bool:
+            raise InputError(
+                f"task ids must be integers of shape [{len(rows)}], one per row; got "
+                f"{ids.dtype} of shape {list(ids.shape)}"
+            )
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.tasks):
+            raise UnknownTaskError(f"task ids must be in 0..{len(self.tasks) - 1}")
+        return ids.long(), None
+
+    def _one_id(self, task: TaskArgument) -> int | None:
+        if task is None and len(self.tasks) == 1:
+            return 0
+        if isinstance(task, str):
+            return self.tasks.index(task)
+        if task is None or not isinstance(task, int | np.integer):
+            return None
+        if not 0 <= task < len(self.tasks):
+            raise UnknownTaskError(f"task ids must be in 0..{len(self.tasks) - 1}, got {task}")
+        return int(task)
+
+    def _padded(self, rows: Tensor, task: int | None) -> Tensor:
+        full = self.world_model.config.obs_dim
+        own = full if task is None else self.tasks.tasks[task].obs_dim
+        if rows.ndim != 2 or rows.shape[1] not in (own, full):
+            name = "the tasks" if task is None else self.tasks.names[task]
+            widths = str(full) if own == full else f"{own} (or padded to {full})"
+            raise InputError(
+                f"observations of {name} have {widths} numbers; got shape {list(rows.shape)}"
+            )
+        if not bool(torch.isfinite(rows).all()):
+            raise InputError("the observation holds NaN or infinity; check the sensors")
+        return torch.nn.functional.pad(rows, (0, full - rows.shape[1]))
+
+    def _policy(
+        self,
+        z: Float[Tensor, "batch latent"],
+        ids: Int[Tensor, " batch"],
+        generators: Sequence[torch.Generator | None],
+        deterministic: bool,
+    ) -> Float[Tensor, "batch action"]:
+        model = self.world_model
+        width = model.config.action_dim
+        if deterministic:
+            return model.policy(z, ids, z.new_zeros(len(z), width)).mean
+        noise = torch.stack([torch.randn(width, generator=source) for source in generators])
+        return model.policy(z, ids, noise.to(z)).action
+
+    def _plan(
+        self,
+        z: Float[Tensor, "batch latent"],
+        ids: Int[Tensor, " batch"],
+        generators: Sequence[torch.Generator | None],
+        deterministic: bool,
+    ) -> Float[Tensor, "batch action"]:
+        model, budget = self.world_model, self.budget
+        shape = (budget.horizon, len(z), model.config.action_dim)
+        previous = self._previous_mean
+        if previous is None or previous.shape != shape:
+            previous = z.new_zeros(shape)
+        noise = draw_noise(model, budget, generators)
+        result = plan(model, z, ids, previous, noise, budget)
+        self._previous_mean = result.mean
+        if deterministic:
+            return result.action
+        return (result.action + result.std[0] * noise.explore).clamp(-1, 1)
+
+
+def _per_row(generator: Generators, rows: int) -> list[torch.Generator | None]:
+    if generator is None or isinstance(generator, torch.Generator):
+        return [generator] * rows
+    if len(generator) != rows:
+        raise InputError(f"{rows} observations need as many generators, got {len(generator)}")
+    return list(generator)
+
+
+def best_device(name: str = "auto") -> torch.device:
+    """Return the named device; `auto` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        InputError: A device that this machine does not offer.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, usable in available.items() if usable)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}; take auto, cpu, cuda or mps") from None
+    if not available.get(device.type, False):
+        raise InputError(f"device {name!r} is not available on this machine")
+    return device
+
+
+def load_agent(
+    path_or_name: str | Path,
+    device: str | torch.device = "cpu",
+    preset: str | None = None,
+    mode: Mode = "planner",
+    dtype: torch.dtype = torch.float32,
+) -> Agent:
+    """Load an agent, ready to act, from any known checkpoint.
+
+    Args:
+        path_or_name: File of this project or of any public TD-MPC2 layout, or a zoo name.
+        device: Where it computes; `auto` chooses.
+        preset: Planner budget by name; None is the full published one.
+        mode: `planner`, or `policy` for the policy network alone.
+        dtype: Number format of the computation, whatever the file stores.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, foreign or unsafe.
+        InputError: An unknown preset, mode or device.
+    """
+    checkpoint = read_checkpoint(path_or_name)
+    model = build(checkpoint, device=best_device(str(device)), dtype=dtype)
+    return Agent(model, mode=mode, budget=preset_budget(preset))

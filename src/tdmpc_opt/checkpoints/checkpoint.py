@@ -1,0 +1,214 @@
+"""A world model's weights outside a network: what must be there, the check, and the way in."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tdmpc_opt.configs import ModelConfig
+from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.world_model.model import WorldModel
+
+Layout = Literal[
+    "native", "public A (functorch)", "public B (tensordict)", "public C (sequential)"
+]
+
+TARGET_PREFIX = "target_q_ensemble."
+"""Start of the names of the target Qs, which only training needs."""
+
+_ONLINE_PREFIX = "q_ensemble."
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights under this project's names, with what is needed to build their network."""
+
+    config: ModelConfig
+    """Widths of the network."""
+    tasks: TaskTable
+    """Tasks in the order of the embedding's rows."""
+    tensors: dict[str, Tensor]
+    """Weights by native name, on the CPU, in the number format of the file."""
+    layout: Layout = "native"
+    """Layout of the file they came from."""
+    extra: dict[str, str] = field(default_factory=dict)
+    """Further facts such as the source file or planner presets."""
+
+    @property
+    def has_targets(self) -> bool:
+        """True where the target Qs are stored."""
+        return any(name.startswith(TARGET_PREFIX) for name in self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, target Qs not counted."""
+        return sum(
+            tensor.numel()
+            for name, tensor in self.tensors.items()
+            if not name.startswith(TARGET_PREFIX)
+        )
+
+    def without_targets(self) -> dict[str, Tensor]:
+        """Return the weights that acting needs: all but the target Qs."""
+        return {
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if not name.startswith(TARGET_PREFIX)
+        }
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a world model, target Qs included.
+
+    Source:
+        TD-MPC2, arXiv:2310.16828, architecture; the published files' shapes.
+    """
+    mlp, bins = [config.mlp_dim] * 2, config.num_bins
+    encoder = [config.enc_dim] * max(config.num_enc_layers - 1, 1)
+    state = config.latent_dim + config.task_dim
+    joint = state + config.action_dim
+    shapes: dict[str, tuple[int, ...]] = {}
+    if config.task_dim:
+        shapes["task_embedding.weight"] = (config.num_tasks, config.task_dim)
+    shapes |= _normed(
+        "encoder", [config.obs_dim + config.task_dim, *encoder, config.latent_dim]
+    )
+    shapes |= _normed("dynamics", [joint, *mlp, config.latent_dim])
+    shapes |= _headed("reward_head", [joint, *mlp, bins])
+    shapes |= _headed("policy_head", [state, *mlp, 2 * config.action_dim])
+    for name in (_ONLINE_PREFIX, TARGET_PREFIX):
+        shapes |= _headed(name.rstrip("."), [joint, *mlp, bins], (config.num_q,))
+    return shapes
+
+
+def _normed(
+    name: str, widths: Sequence[int], lead: tuple[int, ...] = ()
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of linear layers that are each followed by a LayerNorm."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, (inputs, outputs) in enumerate(pairwise(widths)):
+        shapes[f"{name}.{index}.weight"] = (*lead, outputs, inputs)
+        shapes[f"{name}.{index}.bias"] = (*lead, outputs)
+        shapes[f"{name}.{index}.norm.weight"] = (*lead, outputs)
+        shapes[f"{name}.{index}.norm.bias"] = (*lead, outputs)
+    return shapes
+
+
+def _headed(
+    name: str, widths: Sequence[int], lead: tuple[int, ...] = ()
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of normed layers with a bare linear layer as the last."""
+    last = f"{name}.{len(widths) - 2}.norm."
+    shapes = _normed(name, widths, lead)
+    return {key: shape for key, shape in shapes.items() if not key.startswith(last)}
+
+
+def validate(checkpoint: Checkpoint) -> None:
+    """Check names, shapes, number formats and values; target Qs may be absent as a whole.
+
+    Raises:
+        CheckpointError: The task table does not fit the widths, or a tensor is missing,
+            unknown, misshapen, not of floating point, or holds NaN or infinity; the message
+            names it.
+    """
+    _validate_tasks(checkpoint.config, checkpoint.tasks)
+    tensors = checkpoint.tensors
+    if checkpoint.config.num_enc_layers > len(tensors):
+        # A forged layer count would make the table of expected shapes itself too large.
+        raise CheckpointError(
+            f"{checkpoint.config.num_enc_layers} encoder layers but {len(tensors)} tensors"
+        )
+    expected = expected_shapes(checkpoint.config)
+    if not checkpoint.has_targets:
+        expected = {k: v for k, v in expected.items() if not k.startswith(TARGET_PREFIX)}
+    _validate_names(tensors, expected)
+    for name, shape in expected.items():
+        _validate_tensor(name, tensors[name], shape)
+
+
+def _validate_tasks(config: ModelConfig, tasks: TaskTable) -> None:
+    """Check that the task table has the rows and the padded widths of the network."""
+    got = (len(tasks), tasks.obs_dim, tasks.action_dim) if len(tasks) else (0, 0, 0)
+    expected = (config.num_tasks, config.obs_dim, config.action_dim)
+    if got != expected:
+        raise CheckpointError(
+            f"the task table has {got[0]} tasks padded to {got[1]} observations and {got[2]} "
+            f"actions, the network {expected[0]}, {expected[1]} and {expected[2]}"
+        )
+
+
+def _validate_names(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    for name in expected:
+        if name not in tensors:
+            raise CheckpointError(f"tensor {name!r} is missing")
+    for name in tensors:
+        if name not in expected:
+            raise CheckpointError(f"tensor {name!r} is unknown to this world model")
+
+
+def _validate_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(
+            f"tensor {name!r} is {list(tensor.shape)}, expected {list(shape)}"
+        )
+    if tensor.dtype not in _DTYPES:
+        raise CheckpointError(f"tensor {name!r} holds {tensor.dtype}, expected floating point")
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"tensor {name!r} holds NaN or infinity; the file is damaged")
+
+
+def build(
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> WorldModel:
+    """Return a world model with these weights, in evaluation mode.
+
+    The model owns copies: building twice gives independent models. Target Qs that the file does
+    not hold start as copies of the Qs.
+
+    Args:
+        checkpoint: Weights, of whatever number format.
+        device: Where to put the model.
+        dtype: Number format to compute in; half precision is slower than float32 on most CPUs.
+
+    Raises:
+        CheckpointError: Weights that `validate` refuses.
+    """
+    validate(checkpoint)
+    tensors = {
+        name: tensor.to(device=device, dtype=dtype, copy=True)
+        for name, tensor in checkpoint.tensors.items()
+    }
+    if not checkpoint.has_targets:
+        for name in [name for name in tensors if name.startswith(_ONLINE_PREFIX)]:
+            tensors[TARGET_PREFIX + name.removeprefix(_ONLINE_PREFIX)] = tensors[name].clone()
+    # On the meta device nothing is drawn or stored, so a 317M model is not filled twice.
+    with torch.device("meta"):
+        model = WorldModel(checkpoint.config, checkpoint.tasks)
+    model.load_state_dict(tensors, assign=True)
+    model.to(device=device, dtype=dtype)  # the buffers; the weights are there already
+    model.renormalize_task_embedding()
+    return model.eval()
+
+
+def from_model(model: WorldModel, extra: Mapping[str, str] | None = None) -> Checkpoint:
+    """Return a copy of the model's weights on the CPU, in the number format they have.
+
+    Args:
+        model: Any world model.
+        extra: Facts to keep beside the weights.
+    """
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    return Checkpoint(model.config, model.tasks, tensors, extra=dict(extra or {}))

@@ -1,0 +1,162 @@
+"""This project's checkpoint file: safetensors with the config and task table as metadata."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint, validate
+from tdmpc_opt.configs import ModelConfig
+from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.task_table import Task, TaskTable
+
+FORMAT = "tdmpc-opt"
+"""Mark of this project's files in their metadata."""
+SCHEMA = 1
+"""Schema that is written; a reader for each released one stays."""
+
+
+def write_native(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint so that a reader sees the old file or the whole new one.
+
+    Args:
+        path: File to write; parent folders are made.
+        checkpoint: Weights in the number format they are to be stored in.
+
+    Raises:
+        CheckpointError: Weights that do not fit their config, or a file that cannot be written.
+    """
+    validate(checkpoint)
+    metadata = {
+        "format": FORMAT,
+        "schema": str(SCHEMA),
+        "config": json.dumps(asdict(checkpoint.config)),
+        "tasks": json.dumps(checkpoint.tasks.to_json()),
+        "extra": json.dumps(checkpoint.extra),
+    }
+    try:
+        with replace_when_done(path) as temporary:
+            save_file(_storable(checkpoint.tensors), temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        # safetensors wraps the system's own error, such as a full disk, in its type.
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"cannot write {path}: {reason}") from error
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors of which no two share memory, as safetensors demands."""
+    seen: set[int] = set()
+    storable: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        address = whole.untyped_storage().data_ptr()
+        storable[name] = whole.clone() if address in seen else whole
+        seen.add(address)
+    return storable
+
+
+def read_native(path: Path) -> Checkpoint:
+    """Read a checkpoint that `write_native` wrote.
+
+    Raises:
+        CheckpointError: A file that is unreadable, damaged, foreign, of a newer schema, or
+            whose weights do not fit its config.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check_schema(path, metadata)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
+    try:
+        checkpoint = Checkpoint(
+            _config(_json(metadata, "config", dict)),
+            _tasks(_json(metadata, "tasks", list)),
+            tensors,
+            extra=_extra(_json(metadata, "extra", dict)),
+        )
+        validate(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return checkpoint
+
+
+def _check_schema(path: Path, metadata: Mapping[str, str]) -> None:
+    """Refuse foreign files and those of a schema that this version does not know."""
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is a safetensors file of another program: it lacks the config and task "
+            f"table of {FORMAT}; convert the original checkpoint with `tdmpc-opt convert`"
+        )
+    schema = metadata.get("schema", "")
+    if not (schema.isascii() and schema.isdigit() and len(schema) < 10 and int(schema)):
+        raise CheckpointError(f"{path} is damaged: its schema number is {schema[:20]!r}")
+    if int(schema) > SCHEMA:
+        raise CheckpointError(
+            f"{path} was written by a newer version (its schema is {schema}, the newest known "
+            f"here {SCHEMA}); upgrade {FORMAT}"
+        )
+
+
+def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:
+    """Return one JSON value of the metadata, of the kind it must have."""
+    try:
+        value = json.loads(metadata[key])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"its metadata has no readable {key!r}") from error
+    if not isinstance(value, kind):
+        raise CheckpointError(f"its metadata entry {key!r} is not a {kind.__name__}")
+    return value
+
+
+def _extra(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the values as text; another program may have put numbers there."""
+    return {str(key): str(value) for key, value in values.items()}
+
+
+def _config(values: Mapping[str, Any]) -> ModelConfig:
+    """Build the config, refusing what only looks like one."""
+    _check_fields(ModelConfig, values, "config")
+    try:
+        config = ModelConfig(**values)
+    except (ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"its config cannot be built: {error}") from error
+    widths = (config.enc_dim, config.mlp_dim, config.latent_dim, config.num_bins - 1)
+    usable = min(widths) > 0 and config.task_dim >= 0 and 0 <= config.dropout < 1
+    if not (usable and 0 < config.bin_limit < math.inf):
+        raise CheckpointError(f"its config cannot be built: {config}")
+    return config
+
+
+def _tasks(records: list[Any]) -> TaskTable:
+    """Build the task table, refusing what only looks like one."""
+    for record in records:
+        if not isinstance(record, dict):
+            raise CheckpointError("its task table holds an entry that is not a task")
+        _check_fields(Task, record, "task table")
+    return TaskTable.from_json(records)
+
+
+def _check_fields(
+    kind: type[ModelConfig] | type[Task], values: Mapping[str, Any], where: str
+) -> None:
+    """Check the names and types of the fields of a dataclass that a file gives."""
+    known = {item.name: item for item in fields(kind)}
+    for name, value in values.items():
+        if name not in known:
+            raise CheckpointError(f"its {where} has the unknown field {name!r}")
+        expected = known[name].type
+        number = expected is float and type(value) is int
+        if type(value) is not expected and not number:  # a bool must not pass for an int
+            raise CheckpointError(f"its {where} has {name} = {value!r}")
+    for name, item in known.items():
+        if item.default is MISSING and name not in values:
+            raise CheckpointError(f"its {where} lacks the field {name!r}")

@@ -1,0 +1,263 @@
+"""The public TD-MPC2 layouts, read as data: three namings of one architecture.
+
+Source: TD-MPC2's repository (MIT), releases of 2023 to 2025, and its issue 23 on renamed keys.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint, Layout, validate
+from tdmpc_opt.checkpoints.pickled import load_pickled
+from tdmpc_opt.configs import ModelConfig
+from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.task_table import MT30, MT80, Task, TaskTable
+
+_NETS = {
+    "_encoder.state.": "encoder",
+    "_dynamics.": "dynamics",
+    "_reward.": "reward_head",
+    "_pi.": "policy_head",
+    "_Qs.params.": "q_ensemble",
+    "_target_Qs.params.": "target_q_ensemble",
+    "_target_Qs_params.": "target_q_ensemble",
+}
+_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_IGNORED_STARTS = ("_detach_Qs_params.",)
+_IGNORED_ENDS = ("__batch_size", "__device", "log_std_min", "log_std_dif")
+_EMBEDDING, _MASKS = "_task_emb.weight", "_action_masks"
+_KINDS = ("weight", "bias")
+
+_Module = tuple[int | str, ...]
+
+
+def read_public(path: Path) -> Checkpoint:
+    """Read a `torch.save` file of public layout A, B or C.
+
+    Sizes are read off the shapes. Files of 30 or 80 tasks with the widths of MT30 or MT80 get
+    those task tables, others unnamed tasks. Quantised entries come out as float32.
+
+    Raises:
+        CheckpointError: A file that is damaged, asks to run code, has a pixel encoder, or does
+            not hold the tensors of a TD-MPC2 world model; the message names the first fault.
+    """
+    content = load_pickled(path)
+    try:
+        return _convert(_entries(content), path.stat().st_size)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _convert(entries: dict[str, Any], file_bytes: int) -> Checkpoint:
+    """Rename, size up and check the entries of a state dict."""
+    _refuse_pixels(entries)
+    layout = _layout(entries)
+    stored = {key: _tensor(key, value, file_bytes) for key, value in _weights(entries).items()}
+    masks = entries.get(_MASKS)
+    tensors = _native_names({key: _plain(tensor) for key, tensor in stored.items()})
+    config = _config(tensors)
+    tasks = _tasks(config, masks if isinstance(masks, Tensor) else None)
+    quantised = sum(tensor.is_quantized for tensor in stored.values())
+    extra = {"quantised": f"{quantised} of {len(stored)} tensors"} if quantised else {}
+    checkpoint = Checkpoint(config, tasks, tensors, layout, extra)
+    validate(checkpoint)
+    return checkpoint
+
+
+def _entries(content: Any) -> dict[str, Any]:
+    """Return the state dict, bare or under `model`, without the prefixes that wrappers add."""
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise CheckpointError("holds no state dict of a TD-MPC2 world model")
+    entries: dict[str, Any] = {}
+    for key, value in content.items():
+        name = key
+        while name.startswith(_WRAPPERS):
+            name = name.split(".", 1)[1]
+        if name in entries:
+            raise CheckpointError(f"holds {name!r} twice, with and without a prefix")
+        entries[name] = value
+    return entries
+
+
+def _refuse_pixels(entries: Mapping[str, Any]) -> None:
+    for key, value in entries.items():
+        convolution = isinstance(value, Tensor) and value.ndim == 4
+        if key.startswith("_encoder.rgb") or (key.startswith("_encoder.") and convolution):
+            raise CheckpointError(
+                f"pixel encoder {key!r} is not supported; only agents that observe states are"
+            )
+
+
+def _layout(entries: Iterable[str]) -> Layout:
+    """Tell the layouts apart by what only one of them has."""
+    keys = list(entries)
+    if not any(key.startswith("_encoder.") and ".ln." in key for key in keys):
+        return "public C (sequential)"
+    functorch = any(key.startswith("_Qs.params.") and key[-1].isdigit() for key in keys)
+    return "public A (functorch)" if functorch else "public B (tensordict)"
+
+
+def _weights(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries that are weights of the world model."""
+    return {
+        key: value
+        for key, value in entries.items()
+        if key != _MASKS
+        and not key.startswith(_IGNORED_STARTS)
+        and not key.endswith(_IGNORED_ENDS)
+    }
+
+
+def _tensor(key: str, value: Any, file_bytes: int) -> Tensor:
+    """Refuse what is not a tensor that the file itself holds in full."""
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"entry {key!r} is not a tensor")
+    # A stride of zero or the meta device turns a few bytes into terabytes.
+    stored = value.layout is torch.strided and value.device.type == "cpu"
+    if not stored or value.numel() * value.element_size() > file_bytes:
+        raise CheckpointError(f"tensor {key!r} is larger than the file or not stored in it")
+    return value
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return an ordinary contiguous tensor, quantised ones as float32."""
+    plain = tensor.detach()
+    return (plain.dequantize() if plain.is_quantized else plain).contiguous()
+
+
+def _native_names(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under this project's names."""
+    tensors: dict[str, Tensor] = {}
+    nets: dict[str, dict[_Module, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
+    for key, tensor in entries.items():
+        if key == _EMBEDDING:
+            tensors["task_embedding.weight"] = tensor
+            continue
+        net, module, kind = _place(key)
+        if kind in nets[net][module]:
+            raise CheckpointError(f"holds two entries for {key!r}")
+        nets[net][module][kind] = tensor
+    for net, modules in nets.items():
+        tensors |= _pair(net, modules)
+    return tensors
+
+
+def _place(key: str) -> tuple[str, _Module, str]:
+    """Return the network, the position in it and the kind (weight, bias) that a key names."""
+    for prefix, net in _NETS.items():
+        if not key.startswith(prefix):
+            continue
+        *parts, kind = key.removeprefix(prefix).split(".")
+        if not parts and net.endswith("q_ensemble") and kind.isdecimal() and len(kind) < 6:
+            layer, slot = divmod(int(kind), 4)  # functorch numbers the tensors of all layers
+            return net, (layer, "ln") if slot > 1 else (layer,), _KINDS[slot % 2]
+        if parts and kind in _KINDS:
+            return (
+                net,
+                tuple(int(p) if p.isdecimal() and len(p) < 6 else p for p in parts),
+                kind,
+            )
+        break
+    raise CheckpointError(f"entry {key!r} is unknown to this world model")
+
+
+def _order(module: _Module) -> tuple[tuple[bool, int, str], ...]:
+    """Sort numbers as numbers and before words: 0, 0.ln, 1, ..., 10."""
+    return tuple(
+        (False, part, "") if isinstance(part, int) else (True, 0, part) for part in module
+    )
+
+
+def _pair(net: str, modules: Mapping[_Module, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Name the modules by order and rank: a matrix opens a layer, a vector is its LayerNorm.
+
+    Fixed positions would not do: `_dynamics.1` is a linear layer in layout A, the LayerNorm of
+    the output in layout C.
+    """
+    axes = 1 if net.endswith("q_ensemble") else 0
+    tensors: dict[str, Tensor] = {}
+    layer = -1
+    for module in sorted(modules, key=_order):
+        where = f"{net}, module {'.'.join(map(str, module))}"
+        weight = modules[module].get("weight")
+        if weight is None:
+            raise CheckpointError(f"{where}: a bias without its weight")
+        if weight.ndim == 2 + axes:
+            layer += 1
+            stem = f"{net}.{layer}"
+        elif weight.ndim == 1 + axes and layer >= 0:
+            stem = f"{net}.{layer}.norm"
+        else:
+            raise CheckpointError(f"{where}: weight {list(weight.shape)} fits no layer")
+        if f"{stem}.weight" in tensors:
+            raise CheckpointError(f"{where}: a second LayerNorm in a row; a layer is missing")
+        tensors |= {f"{stem}.{kind}": tensor for kind, tensor in modules[module].items()}
+    return tensors
+
+
+def _config(tensors: Mapping[str, Tensor]) -> ModelConfig:
+    """Read the widths off the shapes; `validate` checks that all the others agree."""
+    encoder_layers = sum(
+        key.startswith("encoder.") and key.endswith(".weight") and ".norm." not in key
+        for key in tensors
+    )
+    enc_dim, obs_and_task = _shape(tensors, "encoder.0.weight")
+    latent_dim, _ = _shape(tensors, f"encoder.{encoder_layers - 1}.weight")
+    mlp_dim, _ = _shape(tensors, "dynamics.0.weight")
+    twice_actions, _ = _shape(tensors, "policy_head.2.weight")
+    num_bins, _ = _shape(tensors, "reward_head.2.weight")
+    num_q, *_ = _shape(tensors, "q_ensemble.0.weight")
+    num_tasks, task_dim = 1, 0
+    if "task_embedding.weight" in tensors:
+        num_tasks, task_dim = _shape(tensors, "task_embedding.weight")
+    try:
+        return ModelConfig(
+            obs_dim=obs_and_task - task_dim,
+            action_dim=twice_actions // 2,
+            num_tasks=num_tasks,
+            enc_dim=enc_dim,
+            mlp_dim=mlp_dim,
+            latent_dim=latent_dim,
+            num_enc_layers=encoder_layers,
+            num_q=num_q,
+            task_dim=task_dim,
+            num_bins=num_bins,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"shapes that make no world model: {error}") from error
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    if name not in tensors:
+        raise CheckpointError(f"tensor {name!r} is missing")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != (3 if name.startswith("q_ensemble") else 2):
+        raise CheckpointError(f"tensor {name!r} is {list(shape)}, expected a matrix")
+    return shape
+
+
+def _tasks(config: ModelConfig, masks: Tensor | None) -> TaskTable:
+    """Return MT30 or MT80 where the sizes are theirs, else tasks without known names."""
+    if not config.task_dim:
+        return TaskTable((Task("task", config.obs_dim, config.action_dim),))
+    widths = [config.action_dim] * config.num_tasks
+    if masks is not None:
+        if tuple(masks.shape) != (config.num_tasks, config.action_dim):
+            raise CheckpointError(
+                f"entry {_MASKS!r} is {list(masks.shape)}, not tasks x actions"
+            )
+        widths = [int(width) for width in masks.float().sum(dim=1)]
+    for table in (MT30, MT80):
+        size = (len(table), table.obs_dim, table.action_dim)
+        own = masks is None or widths == [task.action_dim for task in table.tasks]
+        if size == (config.num_tasks, config.obs_dim, config.action_dim) and own:
+            return table
+    return TaskTable(
+        tuple(Task(f"task-{i}", config.obs_dim, width) for i, width in enumerate(widths))
+    )

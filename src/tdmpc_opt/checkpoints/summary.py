@@ -1,0 +1,71 @@
+"""What a checkpoint file holds, for `tdmpc-opt inspect`."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint, Layout
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
+from tdmpc_opt.configs import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSummary:
+    """Facts of one checkpoint file."""
+
+    path: Path
+    """File that was read."""
+    layout: Layout
+    """Naming of the tensors in it."""
+    size_bytes: int
+    """Length of the file."""
+    sha256: str
+    """SHA-256 of the file, in hexadecimal."""
+    config: ModelConfig
+    """Widths of the network."""
+    tasks: tuple[str, ...]
+    """Task names in id order."""
+    dtypes: dict[str, str]
+    """Number formats of each part, `float16` or, where mixed, `float16, float32`."""
+    part_parameters: dict[str, int]
+    """Weights of each part, target Qs included where they are stored."""
+    parameters: int
+    """Weights in all, target Qs not counted."""
+    extra: dict[str, str]
+    """Further facts that the file keeps, such as its source."""
+
+
+def describe(path_or_name: str | Path) -> CheckpointSummary:
+    """Return what a checkpoint file or zoo name holds.
+
+    Raises:
+        CheckpointError: A file that cannot be read as a checkpoint.
+    """
+    path = resolve(path_or_name)
+    checkpoint = read_checkpoint(path)
+    return CheckpointSummary(
+        path=path,
+        layout=checkpoint.layout,
+        size_bytes=path.stat().st_size,
+        sha256=sha256(path),
+        config=checkpoint.config,
+        tasks=checkpoint.tasks.names,
+        dtypes=_dtypes(checkpoint),
+        part_parameters=_part_parameters(checkpoint),
+        parameters=checkpoint.parameters,
+        extra=checkpoint.extra,
+    )
+
+
+def _dtypes(checkpoint: Checkpoint) -> dict[str, str]:
+    names: dict[str, set[str]] = defaultdict(set)
+    for key, tensor in checkpoint.tensors.items():
+        names[key.split(".", 1)[0]].add(str(tensor.dtype).removeprefix("torch."))
+    return {part: ", ".join(sorted(found)) for part, found in names.items()}
+
+
+def _part_parameters(checkpoint: Checkpoint) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for key, tensor in checkpoint.tensors.items():
+        counts[key.split(".", 1)[0]] += tensor.numel()
+    return dict(counts)

@@ -1,0 +1,254 @@
+"""The command line: parse a config, call one function, print what came of it."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import tdmpc_opt
+from tdmpc_opt import configs
+from tdmpc_opt.errors import TdmpcOptError
+from tdmpc_opt.progress import ConsoleProgress
+
+Command = (
+    Annotated[configs.TasksConfig, tyro.conf.subcommand("tasks")]
+    | Annotated[configs.ZooConfig, tyro.conf.subcommand("zoo")]
+    | Annotated[configs.InspectConfig, tyro.conf.subcommand("inspect")]
+    | Annotated[configs.ConvertConfig, tyro.conf.subcommand("convert")]
+    | Annotated[configs.EvaluateConfig, tyro.conf.subcommand("evaluate")]
+    | Annotated[configs.CompareConfig, tyro.conf.subcommand("compare")]
+    | Annotated[configs.ExpertsConfig, tyro.conf.subcommand("experts")]
+    | Annotated[configs.CollectConfig, tyro.conf.subcommand("collect")]
+    | Annotated[configs.DataInfoConfig, tyro.conf.subcommand("data info")]
+    | Annotated[configs.TrainConfig, tyro.conf.subcommand("train")]
+    | Annotated[configs.DistillConfig, tyro.conf.subcommand("distill")]
+    | Annotated[configs.QuantizeConfig, tyro.conf.subcommand("quantize")]
+    | Annotated[configs.DemoConfig, tyro.conf.subcommand("demo")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        _console().print(f"tdmpc-opt {tdmpc_opt.__version__}", highlight=False)
+        return 0
+    if arguments[:1] == ["data"] and len(arguments) > 1:
+        arguments[:2] = [f"data {arguments[1]}"]
+    try:
+        config = tyro.cli(
+            Command,
+            args=arguments,
+            prog="tdmpc-opt",
+            description=tdmpc_opt.__doc__,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+        _COMMANDS[type(config)](config)
+    except TdmpcOptError as error:
+        sys.stderr.write(f"tdmpc-opt: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "tdmpc-opt: interrupted; what was finished is kept, and the same command goes on "
+            "from there\n"
+        )
+        return 130
+    return 0
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
+
+
+def _tasks(config: configs.TasksConfig) -> None:
+    from tdmpc_opt.task_table import MT30
+
+    table = _table("MT30", "task", "id", "observation", "action", "from")
+    for index, task in enumerate(MT30.tasks):
+        origin = "custom" if task.custom else "dm_control suite"
+        table.add_row(task.name, str(index), str(task.obs_dim), str(task.action_dim), origin)
+    _console().print(table)
+
+
+def _zoo(config: configs.ZooConfig) -> None:
+    from tdmpc_opt import zoo
+    from tdmpc_opt.checkpoints.summary import describe
+
+    table = _table("Bundled checkpoints", "name", "parameters", "bytes", "tasks", "about")
+    for name in zoo.names():
+        summary = describe(name)
+        table.add_row(
+            name,
+            f"{summary.parameters:,}",
+            f"{summary.size_bytes:,}",
+            str(len(summary.tasks)),
+            summary.extra.get("about", ""),
+        )
+    _console().print(table)
+
+
+def _inspect(config: configs.InspectConfig) -> None:
+    from tdmpc_opt.checkpoints.summary import describe
+
+    summary = describe(config.checkpoint)
+    console = _console()
+    facts = _table(summary.path.name, "fact", "value")
+    facts.columns[1].justify = "left"
+    facts.add_row("layout", summary.layout)
+    facts.add_row("bytes", f"{summary.size_bytes:,}")
+    facts.add_row("sha256", summary.sha256)
+    facts.add_row("parameters (no target Qs)", f"{summary.parameters:,}")
+    for name, value in vars(summary.config).items():
+        facts.add_row(name, str(value))
+    for name, text in summary.extra.items():
+        facts.add_row(name, text)
+    facts.add_row("tasks", ", ".join(summary.tasks))
+    console.print(facts)
+    parts = _table("Parts", "part", "parameters", "dtype")
+    for part, count in summary.part_parameters.items():
+        parts.add_row(part, f"{count:,}", summary.dtypes[part])
+    console.print(parts)
+
+
+def _convert(config: configs.ConvertConfig) -> None:
+    from tdmpc_opt.checkpoints.convert import convert
+
+    summary = convert(config)
+    _console().print(
+        f"wrote {summary.path}: {summary.parameters:,} parameters, {summary.size_bytes:,} bytes"
+    )
+
+
+def _evaluate(config: configs.EvaluateConfig) -> None:
+    from tdmpc_opt.evaluation.evaluate import evaluate
+
+    with ConsoleProgress("evaluate") as progress:
+        content = evaluate(config, progress)
+    table = _table(str(config.output), "task", "score", "mean return", "episodes")
+    for name, record in content["tasks"].items():
+        mean = sum(record["returns"]) / len(record["returns"])
+        table.add_row(name, f"{mean / 10:.2f}", f"{mean:.1f}", str(len(record["returns"])))
+    score = content["score"]
+    interval = score["ci95"]
+    shown = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else " (one episode: no CI)"
+    console = _console()
+    console.print(table)
+    console.print(f"normalized score {score['mean']:.2f}{shown}", highlight=False)
+
+
+def _compare(config: configs.CompareConfig) -> None:
+    from tdmpc_opt.evaluation.compare import compare
+
+    result = compare(config.first, config.second)
+    table = _table(f"{config.second.name} - {config.first.name}", "task", "points")
+    for name, points in result.per_task.items():
+        table.add_row(name, f"{points:+.2f}")
+    console = _console()
+    console.print(table)
+    console.print(
+        f"paired difference {result.difference} points over {result.episodes} episodes",
+        highlight=False,
+    )
+
+
+def _experts(config: configs.ExpertsConfig) -> None:
+    from tdmpc_opt.collection.experts import train_experts
+
+    train_experts(config)
+
+
+def _collect(config: configs.CollectConfig) -> None:
+    from tdmpc_opt.collection.collect import collect
+
+    with ConsoleProgress("collect") as progress:
+        dataset = collect(config, progress)
+    _console().print(f"{config.output} now holds {len(dataset):,} episodes")
+
+
+def _data_info(config: configs.DataInfoConfig) -> None:
+    from tdmpc_opt.data.episodes import EpisodeDataset
+    from tdmpc_opt.data.summary import summarize
+    from tdmpc_opt.report.plots import plot_returns
+
+    dataset = EpisodeDataset.open(config.data)
+    dataset.check()
+    table = _table(
+        str(config.data), "task", "episodes", "transitions", "return mean", "min", "max"
+    )
+    for row in summarize(dataset):
+        table.add_row(
+            row.task,
+            f"{row.episodes:,}",
+            f"{row.transitions:,}",
+            f"{row.return_mean:.1f}",
+            f"{row.return_min:.1f}",
+            f"{row.return_max:.1f}",
+        )
+    plot = config.plot or config.data / "returns.png"
+    plot_returns(dataset.returns(), plot)
+    console = _console()
+    console.print(table)
+    console.print(f"histograms: {plot}")
+
+
+def _train(config: configs.TrainConfig) -> None:
+    from tdmpc_opt.training.loop import train
+
+    with ConsoleProgress("train") as progress:
+        path = train(config, progress)
+    _console().print(f"wrote {path}")
+
+
+def _distill(config: configs.DistillConfig) -> None:
+    from tdmpc_opt.training.distillation import distill
+
+    with ConsoleProgress("distill") as progress:
+        path = distill(config, progress)
+    _console().print(f"wrote {path}")
+
+
+def _quantize(config: configs.QuantizeConfig) -> None:
+    from tdmpc_opt.compression.quantize import quantize
+
+    report = quantize(config)
+    _console().print(
+        f"{report.source.name}: {report.source_bytes:,} bytes -> {report.output}: "
+        f"{report.output_bytes:,} bytes ({report.source_bytes / report.output_bytes:.2f}x "
+        f"smaller, {report.format}, largest rounding {report.max_error:.1e})",
+        highlight=False,
+    )
+
+
+def _demo(config: configs.DemoConfig) -> None:
+    from tdmpc_opt.demo import demo
+
+    with ConsoleProgress("demo") as progress:
+        table = demo(config, progress)
+    _console().print(table)
+
+
+_COMMANDS: dict[type, Callable[[Any], None]] = {
+    configs.TasksConfig: _tasks,
+    configs.ZooConfig: _zoo,
+    configs.InspectConfig: _inspect,
+    configs.ConvertConfig: _convert,
+    configs.EvaluateConfig: _evaluate,
+    configs.CompareConfig: _compare,
+    configs.ExpertsConfig: _experts,
+    configs.CollectConfig: _collect,
+    configs.DataInfoConfig: _data_info,
+    configs.TrainConfig: _train,
+    configs.DistillConfig: _distill,
+    configs.QuantizeConfig: _quantize,
+    configs.DemoConfig: _demo,
+}

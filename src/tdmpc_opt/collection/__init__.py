@@ -1,0 +1,1 @@
+"""Experts and the datasets that policies leave behind."""

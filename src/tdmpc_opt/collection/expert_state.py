@@ -1,0 +1,114 @@
+"""State of an unfinished expert training in one file, read back without pickle."""
+
+import json
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.errors import RunError
+
+_BUFFER_FIELDS = (
+    "observations",
+    "next_observations",
+    "actions",
+    "rewards",
+    "dones",
+    "timeouts",
+)
+# SAC and CrossQ keep one critic state, TQC two.
+_POLICY_FIELDS = ("actor_state", "qf_state", "qf1_state", "qf2_state", "key", "noise_key")
+_MODEL_FIELDS = ("ent_coef_state", "key")
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far the training of one expert has come."""
+
+    identity: dict[str, Any]
+    """The parts of the config that results depend on; another identity is another run."""
+    step: int = 0
+    """Agent steps done."""
+    seconds: float = 0.0
+    """Time spent, that of earlier runs included."""
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """Agent step and return of each training episode."""
+
+
+def save_state(path: Path, model: Any, progress: Progress) -> None:
+    """Write networks, optimisers, random keys and the filled part of the replay buffer.
+
+    Raises:
+        OSError: A folder that cannot be written, or a full disk.
+    """
+    from flax import serialization
+
+    buffer = model.replay_buffer
+    arrays = {name: getattr(buffer, name)[: buffer.size()] for name in _BUFFER_FIELDS}
+    arrays["position"] = np.array(buffer.pos)
+    arrays["updates"] = np.array(model._n_updates)
+    networks = serialization.to_bytes(_networks(model))
+    arrays["networks"] = np.frombuffer(networks, dtype=np.uint8)
+    arrays["progress"] = np.frombuffer(json.dumps(asdict(progress)).encode(), dtype=np.uint8)
+    # One file, so that networks and buffer of two different moments can never meet.
+    with replace_when_done(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_progress(path: Path) -> Progress:
+    """Read how far a saved training has come.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            progress = Progress(**json.loads(archive["progress"].tobytes()))
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise RunError(_damaged(path, error)) from error
+    progress.curve = [(int(step), float(value)) for step, value in progress.curve]
+    return progress
+
+
+def restore_model(path: Path, model: Any, progress: Progress) -> None:
+    """Put a saved training back into a model built from the same config.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    from flax import serialization
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        saved = serialization.from_bytes(_networks(model), arrays["networks"].tobytes())
+        buffer = model.replay_buffer
+        for name in _BUFFER_FIELDS:
+            getattr(buffer, name)[: len(arrays[name])] = arrays[name]
+        buffer.pos = int(arrays["position"])
+        buffer.full = len(arrays["rewards"]) == buffer.buffer_size
+        model._n_updates = int(arrays["updates"])
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise RunError(_damaged(path, error)) from error
+    for name, value in saved["policy"].items():
+        setattr(model.policy, name, value)
+    for name, value in saved["model"].items():
+        setattr(model, name, value)
+    model.num_timesteps = progress.step
+
+
+def _networks(model: Any) -> dict[str, dict[str, Any]]:
+    policy = model.policy
+    return {
+        "policy": {
+            name: getattr(policy, name) for name in _POLICY_FIELDS if hasattr(policy, name)
+        },
+        "model": {name: getattr(model, name) for name in _MODEL_FIELDS},
+    }
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path} is damaged ({error!r}); delete it to start this task over"

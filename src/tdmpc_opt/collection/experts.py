@@ -1,0 +1,269 @@
+"""Training of one expert per task by sbx-rl, resumable, one process per task."""
+
+import importlib.util
+import json
+import os
+import time
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich
+from numpy.typing import NDArray
+
+from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.collection.expert_state import (
+    Progress,
+    read_progress,
+    restore_model,
+    save_state,
+)
+from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
+from tdmpc_opt.errors import InputError, MissingDependencyError, RunError
+from tdmpc_opt.executor import run_parallel
+from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.task_table import MT30
+from tdmpc_opt.tasks.dmcontrol import make_env
+
+EARLY_FRACTION = 0.2
+"""Part of the training after which the half-trained policy is kept."""
+
+FINAL_SEED = COLLECTION_SEED + 500_000
+"""First environment seed of the episodes that measure a finished policy."""
+
+_EPISODE = 500
+_WARM_UP = 2_500  # agent steps of random actions before the first update
+_REPORT_SECONDS = 30.0
+_BUFFER_LIMIT = 1_000_000
+_ONE_THREAD = {
+    "JAX_PLATFORMS": "cpu",
+    "NPROC": "1",  # XLA's thread pool
+    "OMP_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+}
+
+
+def train_experts(config: ExpertsConfig) -> None:
+    """Train one policy per task, skipping finished ones and resuming unfinished ones.
+
+    Raises:
+        UnknownTaskError: A task that MT30 does not have.
+        InputError: Counts that cannot be run.
+        MissingDependencyError: sbx-rl or the simulator is not installed.
+        RunError: The folder holds results of another config, or a damaged state.
+    """
+    if min(config.steps, config.hidden, config.episodes, config.save_every) < 1:
+        raise InputError("steps, hidden, episodes and save_every must be at least 1")
+    if importlib.util.find_spec("sbx") is None:
+        raise MissingDependencyError(
+            "training experts needs sbx-rl, which is not installed; run: "
+            "pip install tdmpc-opt[experts]"
+        )
+    names = MT30.select(config.tasks).names
+    waiting = [name for name in names if not _is_finished(config, name)]
+    for _ in run_parallel(partial(train_expert, config), waiting, config.workers):
+        pass  # each worker writes its own files
+
+
+def train_expert(config: ExpertsConfig, task: str) -> None:
+    """Train the policy of one task, from its saved state if there is one.
+
+    Runs on one thread: it sets environment variables, so call it in a process of its own,
+    before jax or torch is imported there.
+
+    Raises:
+        RunError: The saved state is damaged or of another config.
+    """
+    for name, value in _ONE_THREAD.items():
+        os.environ.setdefault(name, value)
+    state = _state_path(config, task)
+    progress = Progress(identity=_identity(config, task))
+    if state.exists():
+        progress = read_progress(state)
+        _refuse_other(state, progress.identity, config, task)
+    model = _build(config, task, first_episode=len(progress.curve))
+    if state.exists():
+        restore_model(state, model, progress)
+        rich.print(f"{task}: goes on from step {progress.step:,}")
+    _learn(model, config, task, progress)
+    _finish(_network(model, config, task, progress.step), config, progress)
+    state.unlink(missing_ok=True)
+
+
+def _build(config: ExpertsConfig, task: str, first_episode: int) -> Any:
+    """Return the library's model; the seeds of a resumed run differ from those it used."""
+    import sbx
+    import torch
+    from stable_baselines3.common.logger import Logger
+
+    torch.set_num_threads(1)
+    algorithm: Any = {"sac": sbx.SAC, "tqc": sbx.TQC, "crossq": sbx.CrossQ}[config.algorithm]
+    policy: dict[str, Any] = {"net_arch": [config.hidden, config.hidden]}
+    if config.algorithm == "crossq":
+        policy["batch_norm_actor"] = False  # so that the actor is a plain MLP to store
+    env_seed = COLLECTION_SEED + config.seed + first_episode
+    model = algorithm(
+        "MlpPolicy",
+        make_env(task, env_seed),
+        learning_rate=1e-3 if config.algorithm == "crossq" else 3e-4,
+        buffer_size=min(config.steps + 1, _BUFFER_LIMIT),
+        learning_starts=min(_WARM_UP, config.steps // 2),
+        batch_size=256,
+        gamma=MT30[task].discount,
+        train_freq=1,
+        gradient_steps=1,
+        # The episodes only ever time out: the value of the state after them counts.
+        replay_buffer_kwargs={"handle_timeout_termination": True},
+        policy_kwargs=policy,
+        seed=config.seed + first_episode,
+    )
+    model.env.seed(env_seed)  # the library has just seeded it with its own seed
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    return model
+
+
+def _learn(model: Any, config: ExpertsConfig, task: str, progress: Progress) -> None:
+    """Train episode by episode, so that a resumed run never continues half an episode."""
+    early = int(EARLY_FRACTION * config.steps)
+    started, start, reported = time.monotonic(), progress.step, time.monotonic()
+    spent = progress.seconds
+    while progress.step < config.steps:
+        before = progress.step
+        chunk = min(_EPISODE, config.steps - before)
+        model.learn(chunk, reset_num_timesteps=False, log_interval=None)
+        progress.step = model.num_timesteps
+        progress.seconds = spent + time.monotonic() - started
+        if chunk == _EPISODE:
+            progress.curve.append((progress.step, float(model.ep_info_buffer[-1]["r"])))
+        if before < early <= progress.step:
+            network = _network(model, config, task, progress.step)
+            network.save(expert_path(config.output, f"{task}.early"))
+        if before // config.save_every < progress.step // config.save_every:
+            save_state(_state_path(config, task), model, progress)
+        if time.monotonic() - reported > _REPORT_SECONDS:
+            reported = time.monotonic()
+            speed = (progress.step - start) / (reported - started)
+            rich.print(_report(config, task, progress, speed))
+
+
+def _report(config: ExpertsConfig, task: str, progress: Progress, speed: float) -> str:
+    recent = np.mean([value for _, value in progress.curve[-5:]]) if progress.curve else np.nan
+    minutes = (config.steps - progress.step) / speed / 60
+    return (
+        f"{task}: step {progress.step:,} of {config.steps:,}, {speed:.0f} steps/s, "
+        f"recent return {recent:.0f}, {minutes:.0f} min left"
+    )
+
+
+def _network(model: Any, config: ExpertsConfig, task: str, step: int) -> ExpertNetwork:
+    params = model.policy.actor_state.params
+    params = params.get("params", params)
+    # Flax numbers the layers in order; the last one is the log std beside the mean.
+    layers = [params[f"Dense_{index}"] for index in range(3)]
+    return ExpertNetwork(
+        task=task,
+        algorithm=config.algorithm,
+        steps=step,
+        returns=(),
+        weights=tuple(np.asarray(layer["kernel"]).T for layer in layers),
+        biases=tuple(np.asarray(layer["bias"]) for layer in layers),
+    )
+
+
+def _finish(network: ExpertNetwork, config: ExpertsConfig, progress: Progress) -> None:
+    """Measure the policy as stored and write it, then the record that marks it finished."""
+    returns = [measure(network, FINAL_SEED + episode) for episode in range(config.episodes)]
+    measured = ExpertNetwork(
+        network.task,
+        network.algorithm,
+        network.steps,
+        tuple(returns),
+        network.weights,
+        network.biases,
+    )
+    measured.save(expert_path(config.output, network.task))
+    libraries = ("tdmpc-opt", "sbx-rl", "jax", "mujoco", "dm_control", "numpy")
+    record = {
+        "kind": "expert",
+        "config": progress.identity,
+        "learning_curve": progress.curve,
+        "returns": returns,
+        "final_seed": FINAL_SEED,
+        "seconds": round(progress.seconds, 1),
+        "versions": {library: _version(library) for library in libraries},
+    }
+    with replace_when_done(_record_path(config, network.task)) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    rich.print(f"{network.task}: finished, mean return {np.mean(returns):.1f}")
+
+
+def measure(network: ExpertNetwork, seed: int) -> float:
+    """Return the return of one episode without noise.
+
+    Args:
+        network: Policy of the task it names.
+        seed: Environment seed of the episode.
+    """
+    env = make_env(network.task, seed)
+    obs: NDArray[np.float32] = env.reset()[0]
+    total, done = 0.0, False
+    while not done:
+        obs, reward, _, done, _ = env.step(network.mean(obs[None])[0])
+        total += reward
+    return total
+
+
+def _is_finished(config: ExpertsConfig, task: str) -> bool:
+    """Tell whether the task is done, refusing results of another config."""
+    state, record = _state_path(config, task), _record_path(config, task)
+    if not record.exists():
+        if state.exists():
+            _refuse_other(state, read_progress(state).identity, config, task)
+        return False
+    try:
+        identity = json.loads(record.read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{record} is damaged ({error!r}); delete it to train again") from error
+    _refuse_other(record, identity, config, task)
+    if not expert_path(config.output, task).exists():
+        return False
+    rich.print(f"{task}: already finished, skipped")
+    return True
+
+
+def _refuse_other(path: Path, found: dict[str, Any], config: ExpertsConfig, task: str) -> None:
+    wanted = _identity(config, task)
+    if found != wanted:
+        raise RunError(
+            f"{path} belongs to another config ({found}, asked for {wanted}); choose another "
+            "output folder or delete it"
+        )
+
+
+def _identity(config: ExpertsConfig, task: str) -> dict[str, Any]:
+    return {
+        "task": task,
+        "algorithm": config.algorithm,
+        "steps": config.steps,
+        "seed": config.seed,
+        "hidden": config.hidden,
+        "episodes": config.episodes,
+    }
+
+
+def _state_path(config: ExpertsConfig, task: str) -> Path:
+    return config.output / "state" / f"{task}.npz"
+
+
+def _record_path(config: ExpertsConfig, task: str) -> Path:
+    return config.output / f"{task}.json"
+
+
+def _version(library: str) -> str:
+    if library == "tdmpc-opt":
+        from tdmpc_opt import __version__
+
+        return __version__
+    return version(library)

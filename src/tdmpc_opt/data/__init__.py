@@ -1,0 +1,1 @@
+"""Episodes on disk, and the slices that training draws from them."""

@@ -1,0 +1,54 @@
+"""What a dataset holds, task by task."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tdmpc_opt.data.episodes import EpisodeDataset
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """One task's row of the table that `tdmpc-opt data info` shows."""
+
+    task: str
+    """Name of the task."""
+    shards: int
+    """Folders with its episodes."""
+    episodes: int
+    """Number of episodes."""
+    transitions: int
+    """Number of steps in them."""
+    return_mean: float
+    """Mean episode return."""
+    return_min: float
+    """Lowest episode return."""
+    return_max: float
+    """Highest episode return."""
+    sources: tuple[str, ...]
+    """Policies that the episodes come from, each once; `?` where a shard names none."""
+
+
+def summarize(dataset: EpisodeDataset) -> list[TaskSummary]:
+    """Sum up each task that has episodes, in the order of the dataset's table.
+
+    Raises:
+        DataError: A shard that is missing or truncated.
+    """
+    rows = []
+    for task, returns in dataset.returns().items():
+        shards = [shard for shard in dataset.shards if shard.task == task]
+        sources = dict.fromkeys(str(shard.source.get("policy", "?")) for shard in shards)
+        rows.append(
+            TaskSummary(
+                task=task,
+                shards=len(shards),
+                episodes=len(returns),
+                transitions=len(returns) * (dataset.length - 1),
+                return_mean=float(np.mean(returns)),
+                return_min=min(returns),
+                return_max=max(returns),
+                sources=tuple(sources),
+            )
+        )
+    return rows

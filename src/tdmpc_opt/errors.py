@@ -1,0 +1,33 @@
+"""Errors a user can act on: each message says what is wrong and what to do."""
+
+
+class TdmpcOptError(Exception):
+    """Base of every error that the command line prints as one line."""
+
+
+class UnknownTaskError(TdmpcOptError, ValueError):
+    """A task name or id that the task table does not hold."""
+
+
+class CheckpointError(TdmpcOptError, ValueError):
+    """A checkpoint that is missing, damaged, foreign or unsafe to read."""
+
+
+class DataError(TdmpcOptError, ValueError):
+    """A dataset that is missing, damaged, of another task set, or holds NaN."""
+
+
+class ResultError(TdmpcOptError, ValueError):
+    """A result file that is damaged or belongs to another configuration."""
+
+
+class RunError(TdmpcOptError, RuntimeError):
+    """A training run that cannot start or go on as asked."""
+
+
+class MissingDependencyError(TdmpcOptError, ImportError):
+    """A library of an extra that is missing, or whose version does not fit."""
+
+
+class InputError(TdmpcOptError, ValueError):
+    """An argument, observation or option with a value that cannot be used."""

@@ -1,0 +1,101 @@
+"""Score a policy on real tasks, task by task."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tdmpc_opt.configs import EvaluateConfig
+from tdmpc_opt.errors import ResultError
+from tdmpc_opt.evaluation.results import EvaluationFile
+from tdmpc_opt.executor import run_parallel
+from tdmpc_opt.policies import PolicySource
+from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.rollout import rollout
+from tdmpc_opt.task_table import MT30
+
+
+@dataclass(frozen=True)
+class _TaskWork:
+    """One task with all its episodes: the unit of work, alike in every process."""
+
+    policy: PolicySource
+    task: str
+    episodes: int
+    seed: int
+
+
+def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Evaluate and write the result file as tasks finish; go on from a file that exists.
+
+    Episode k of every task starts from environment seed `seed + k`; the policy's noise is
+    seeded by (seed, task id in MT30, k).
+
+    Returns:
+        The content of the result file.
+
+    Raises:
+        UnknownTaskError: A task that MT30 or the policy does not know.
+        CheckpointError: A checkpoint that cannot be read.
+        ResultError: An output that belongs to another evaluation or cannot be written.
+    """
+    progress = progress or Silent()
+    tasks = MT30.select(config.tasks)
+    policy = PolicySource(
+        source=config.checkpoint,
+        mode=config.mode,
+        preset=config.preset,
+        noise=config.noise,
+        device=config.device,
+    )
+    policy.require(tasks)
+    result = EvaluationFile(config.output, _identity(config, policy))
+    work = [
+        _TaskWork(policy, name, config.episodes, config.seed)
+        for name in tasks.names
+        if name not in result.tasks
+    ]
+    progress.update(len(result.tasks), len(tasks), "")
+    for item, record in run_parallel(_evaluate_task, work, config.workers):
+        result.add(item.task, record)
+        note = f"{item.task} {record['score']:.1f}"
+        progress.update(len(result.tasks), len(tasks), note)
+    if not result.tasks:
+        raise ResultError("nothing was evaluated")
+    return result.content()
+
+
+def _identity(config: EvaluateConfig, policy: PolicySource) -> dict[str, Any]:
+    tasks = MT30.select(config.tasks)
+    return {
+        "checkpoint": policy.identity(tasks),
+        "tasks": list(tasks.names),
+        "episodes": config.episodes,
+        "seed": config.seed,
+        "mode": config.mode,
+        "preset": (config.preset or "full") if config.mode == "planner" else None,
+        "noise": config.noise,
+        "device": config.device,
+    }
+
+
+def _evaluate_task(work: _TaskWork) -> dict[str, Any]:
+    threads = torch.get_num_threads()
+    # One thread always: sums split over threads would round differently on other machines.
+    torch.set_num_threads(1)
+    try:
+        start = time.perf_counter()
+        task_id = MT30.index(work.task)
+        seeds = range(work.seed, work.seed + work.episodes)
+        streams = [(work.seed, task_id, k) for k in range(work.episodes)]
+        episodes = rollout(work.policy.load(), work.task, seeds, streams)
+    finally:
+        torch.set_num_threads(threads)
+    returns = [episode.total_reward for episode in episodes]
+    return {
+        "returns": returns,
+        "seeds": list(seeds),
+        "score": sum(returns) / len(returns) / 10,
+        "seconds": round(time.perf_counter() - start, 2),
+    }

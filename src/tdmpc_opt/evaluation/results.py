@@ -1,0 +1,107 @@
+"""Result files: JSON that carries scores, configuration, versions and machine."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tdmpc_opt import provenance
+from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.errors import ResultError
+from tdmpc_opt.evaluation.score import normalized_score
+
+KIND = "evaluation"
+
+
+class EvaluationFile:
+    """The result of one evaluation, rewritten as its tasks finish.
+
+    Args:
+        path: File to write; if it exists its finished tasks are kept.
+        config: What is evaluated and how; an existing file must hold the same.
+
+    Raises:
+        ResultError: The existing file is damaged or of another configuration.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path = path
+        self._config = dict(config)
+        self._versions = provenance.versions()
+        self.tasks: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            found = read_evaluation(path)
+            _require_same(path, found["config"], self._config)
+            self.tasks = found["tasks"]
+
+    def add(self, task: str, record: Mapping[str, Any]) -> None:
+        """Add a finished task and write the file.
+
+        Raises:
+            ResultError: The file cannot be written.
+        """
+        self.tasks[task] = dict(record)
+        text = json.dumps(self.content(), indent=1) + "\n"
+        try:
+            with replace_when_done(self.path) as temp:
+                temp.write_text(text)
+        except OSError as error:
+            raise ResultError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def content(self) -> dict[str, Any]:
+        """Return the whole result as JSON-ready data, tasks in the order of the config."""
+        order = [name for name in self._config["tasks"] if name in self.tasks]
+        score = normalized_score({name: self.tasks[name]["returns"] for name in order})
+        return {
+            "kind": KIND,
+            "schema": 1,
+            "complete": len(order) == len(self._config["tasks"]),
+            "score": {"mean": score.mean, "ci95": score.ci95},
+            "tasks": {name: self.tasks[name] for name in order},
+            "config": self._config,
+            "versions": self._versions,
+            "machine": provenance.machine(),
+        }
+
+
+def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    for key in sorted({*found, *asked}):
+        if found.get(key) != asked.get(key):
+            raise ResultError(
+                f"{path} belongs to another evaluation: its {key} is {found.get(key)}, asked is "
+                f"{asked.get(key)}; choose another --output or delete it"
+            )
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Read an evaluation's result file.
+
+    Raises:
+        ResultError: The file is missing, damaged or of another kind.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise ResultError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ResultError(f"{path} is no JSON file ({error}); delete it or repair it") from error
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise ResultError(f"{path} is not a result of tdmpc-opt evaluate")
+    tasks = content.get("tasks")
+    if not isinstance(tasks, dict) or not isinstance(content.get("config"), dict):
+        raise ResultError(f"{path} lacks its tasks or config; it was not written by evaluate")
+    for name, record in tasks.items():
+        if not _is_record(record):
+            raise ResultError(f"{path}: the record of {name} is damaged")
+    return content
+
+
+def _is_record(record: object) -> bool:
+    if not isinstance(record, dict):
+        return False
+    returns, seeds = record.get("returns"), record.get("seeds")
+    if not isinstance(returns, list) or not isinstance(seeds, list):
+        return False
+    numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in returns)
+    return bool(returns) and len(returns) == len(seeds) and numbers

@@ -1,0 +1,1 @@
+"""MPPI planning in latent space, its presets, and the policy-only mode."""

@@ -1,0 +1,191 @@
+"""Everything that can drive a task: agents, experts and random actions, behind one protocol."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tdmpc_opt.agent import Agent, load_agent
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
+from tdmpc_opt.configs import Device, Mode
+from tdmpc_opt.errors import CheckpointError, UnknownTaskError
+from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.task_table import MT30, UNNAMED, TaskTable
+
+Array = NDArray[np.float32]
+Stream = tuple[int, ...]
+"""Numbers that together seed one episode's randomness, such as (seed, task id, episode)."""
+
+
+class Policy(Protocol):
+    """Drives batches of episodes of one task at a time."""
+
+    def start(self, task: str, streams: Sequence[Stream]) -> None:
+        """Begin one episode per stream; a row's randomness comes from its stream alone."""
+
+    def act(self, obs: Array) -> Array:
+        """Map observations [B, obs] of the task to actions [B, action] in [-1, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySource:
+    """What to load a policy from; small, so that worker processes can take it."""
+
+    source: str
+    """Checkpoint file or zoo name, a folder of experts, or `random`."""
+    mode: Mode = "policy"
+    preset: str | None = None
+    noise: bool = False
+    """Sample from the policy, or keep the planner's exploration noise on."""
+    device: Device = "cpu"
+
+    def load(self) -> Policy:
+        """Load the policy.
+
+        Raises:
+            CheckpointError: A file or folder that is missing, damaged or foreign.
+        """
+        if self.source == "random":
+            return RandomPolicy()
+        if Path(self.source).is_dir():
+            return ExpertPolicy(Path(self.source))
+        agent = load_agent(self.source, self.device, self.preset, self.mode)
+        return AgentPolicy(agent, deterministic=not self.noise)
+
+    def identity(self, tasks: TaskTable) -> dict[str, str | None]:
+        """Name the source by file name and SHA-256 of its content, with no path."""
+        if self.source == "random":
+            return {"name": "random", "sha256": None}
+        path = Path(self.source)
+        if not path.is_dir():
+            path = resolve(self.source)
+            return {"name": path.name, "sha256": sha256(path)}
+        digest = hashlib.sha256()
+        for name in tasks.names:
+            digest.update(sha256(_existing_expert(path, name)).encode())
+        return {"name": path.resolve().name, "sha256": digest.hexdigest()}
+
+    def require(self, tasks: TaskTable) -> None:
+        """Check that this source can drive these tasks.
+
+        Raises:
+            UnknownTaskError: A task it was not made for.
+        """
+        known = self.default_tasks()
+        if known.names != (UNNAMED,):
+            for name in tasks.names:
+                known.index(name)
+
+    def default_tasks(self) -> TaskTable:
+        """Return the tasks this source can drive."""
+        if self.source == "random":
+            return MT30
+        path = Path(self.source)
+        if not path.is_dir():
+            return read_checkpoint(self.source).tasks
+        names = [name for name in MT30.names if expert_path(path, name).is_file()]
+        if not names:
+            raise CheckpointError(f"{path}: holds no expert; make some with tdmpc-opt experts")
+        return MT30.subset(names)
+
+
+def _existing_expert(folder: Path, task: str) -> Path:
+    path = expert_path(folder, task)
+    if not path.is_file():
+        raise UnknownTaskError(
+            f"{folder} holds no expert for {task}; train it with "
+            f"tdmpc-opt experts --tasks {task} --output {folder}"
+        )
+    return path
+
+
+def torch_generator(stream: Stream) -> torch.Generator:
+    """Return a CPU generator seeded by all numbers of a stream."""
+    seed = np.random.SeedSequence(stream).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed) >> 1)
+
+
+class AgentPolicy:
+    """An agent that drives whole episodes."""
+
+    def __init__(self, agent: Agent, *, deterministic: bool = True) -> None:
+        self.agent = agent
+        self._deterministic = deterministic
+        self._task: str | None = None
+        self._generators: list[torch.Generator] = []
+
+    def start(self, task: str, streams: Sequence[Stream]) -> None:
+        """Begin one episode per stream."""
+        unnamed = self.agent.tasks.names == (UNNAMED,)
+        self._task = None if unnamed else self.agent.tasks[task].name
+        self._generators = [torch_generator(stream) for stream in streams]
+        self.agent.reset()
+
+    def act(self, obs: Array) -> Array:
+        """Map observations [B, obs] to actions [B, action]."""
+        return self.agent.act(
+            obs,
+            self._task,
+            deterministic=self._deterministic,
+            generator=self._generators,
+        )
+
+
+class RandomPolicy:
+    """Uniform actions."""
+
+    def __init__(self) -> None:
+        self._width = 0
+        self._generators: list[np.random.Generator] = []
+
+    def start(self, task: str, streams: Sequence[Stream]) -> None:
+        """Begin one episode per stream."""
+        self._width = MT30[task].action_dim
+        self._generators = [np.random.default_rng(stream) for stream in streams]
+
+    def act(self, obs: Array) -> Array:
+        """Draw actions [B, action] uniformly from [-1, 1]."""
+        rows = [source.uniform(-1, 1, self._width) for source in self._generators]
+        return np.array(rows, dtype=np.float32)
+
+
+class ExpertPolicy:
+    """The single-task experts of a folder, each on its own task."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._network: ExpertNetwork | None = None
+
+    def start(self, task: str, streams: Sequence[Stream]) -> None:
+        """Load the task's expert."""
+        self._network = ExpertNetwork.load(_existing_expert(self._folder, task))
+
+    def act(self, obs: Array) -> Array:
+        """Map observations [B, obs] to the expert's mean actions [B, action]."""
+        assert self._network is not None, "start an episode first"
+        return self._network.mean(obs)
+
+
+class NoisyPolicy:
+    """Another policy with Gaussian noise on its actions."""
+
+    def __init__(self, policy: Policy, std: float) -> None:
+        self._policy = policy
+        self._std = std
+        self._generators: list[np.random.Generator] = []
+
+    def start(self, task: str, streams: Sequence[Stream]) -> None:
+        """Begin one episode per stream; the noise has a stream of its own."""
+        self._policy.start(task, streams)
+        self._generators = [np.random.default_rng((*stream, 1)) for stream in streams]
+
+    def act(self, obs: Array) -> Array:
+        """Map observations [B, obs] to noisy actions [B, action], clipped to [-1, 1]."""
+        action = self._policy.act(obs)
+        noise = [source.standard_normal(action.shape[1]) for source in self._generators]
+        return np.clip(action + self._std * np.array(noise), -1, 1).astype(np.float32)

@@ -1,0 +1,79 @@
+"""What long work reports while it runs, and a console that shows it."""
+
+import sys
+import time
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Progress(Protocol):
+    """Takes reports of long work."""
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Report `done` of `total` units, with what there is to say about the last ones."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Ignore the report."""
+
+
+class ConsoleProgress:
+    """A bar with the time left in a terminal; a line now and then in a log file."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._console = Console(stderr=True)
+        self._bar: Bar | None = None
+        self._first: tuple[float, int] | None = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> "ConsoleProgress":
+        """Start the bar."""
+        if self._console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                TextColumn("{task.fields[note]}"),
+                console=self._console,
+            )
+            self._bar.start()
+            self._bar.add_task(self._title, total=None, note="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the terminal as it was."""
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Show the report."""
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=text)
+            return
+        now = time.monotonic()
+        self._first = self._first or (now, done)
+        if done < total and now - self._last_line < SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        start, already = self._first
+        rate = (done - already) / max(now - start, 1e-9)
+        eta = f", {(total - done) / rate / 60:.1f} min left" if rate and done < total else ""
+        sys.stderr.write(f"{self._title}: {done}/{total}{eta}  {text}\n")
+        sys.stderr.flush()

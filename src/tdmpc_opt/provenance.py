@@ -1,0 +1,62 @@
+"""Where a result comes from: versions, machine and commit, for every file of results."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import tdmpc_opt
+
+_LIBRARIES = ("numpy", "torch", "mujoco", "dm_control", "gymnasium", "sbx-rl", "jax")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package, its commit, Python and the libraries in use."""
+    found = {"tdmpc_opt": tdmpc_opt.__version__, "python": platform.python_version()}
+    commit = _commit()
+    if commit:
+        found["commit"] = commit
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str | int]:
+    """Return what this machine is: processor, architecture, cores, system."""
+    return {
+        "processor": _processor(),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "system": platform.system(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout this package runs from; None when installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--", "src")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("-changed" if changed else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

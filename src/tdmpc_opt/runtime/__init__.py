@@ -1,0 +1,1 @@
+"""The agent as a robot runs it: numpy and an ONNX session, without torch."""

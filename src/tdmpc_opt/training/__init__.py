@@ -1,0 +1,1 @@
+"""The TD-MPC2 objective, the distillation terms and the loop that steps them."""

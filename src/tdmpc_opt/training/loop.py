@@ -1,0 +1,219 @@
+"""The training loop on Lightning Fabric, with exact resume."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from tdmpc_opt.agent import Agent, best_device
+from tdmpc_opt.checkpoints.checkpoint import build
+from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.configs import TrainConfig, model_config
+from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.data.sampler import Batch, SliceSampler
+from tdmpc_opt.errors import RunError
+from tdmpc_opt.evaluation.score import normalized_score
+from tdmpc_opt.policies import AgentPolicy
+from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.rollout import rollout
+from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.training.metrics import MetricsWriter
+from tdmpc_opt.training.run import Run
+from tdmpc_opt.training.step import Learner, build_learner, train_step
+from tdmpc_opt.world_model.model import WorldModel
+
+PERIODIC_SEED = 900_000
+"""First environment seed of evaluations while training; `evaluate` starts from 0."""
+
+TeacherReward = Callable[[Batch], Float[Tensor, "batch 1"]]
+
+
+def train(config: TrainConfig, progress: Progress | None = None) -> Path:
+    """Train a world model on a dataset; the same call goes on with an interrupted run.
+
+    Returns:
+        The checkpoint that was written.
+
+    Raises:
+        DataError: The dataset is missing, damaged, foreign or holds NaN.
+        RunError: The folder holds another run, or a loss became NaN.
+        CheckpointError: A checkpoint that cannot be read or written.
+    """
+    dataset = EpisodeDataset.open(config.data)
+    return run_training(config, dataset, progress or Silent())
+
+
+def run_training(
+    config: TrainConfig,
+    dataset: EpisodeDataset,
+    progress: Progress,
+    teacher: Callable[[TaskTable, torch.device], TeacherReward] | None = None,
+    reward_weight: float = 0.0,
+) -> Path:
+    """Train with or without a teacher.
+
+    Args:
+        config: What to train and how.
+        dataset: Open dataset.
+        progress: Takes losses and speed.
+        teacher: Builds the teacher's reward function for the student's tasks.
+        reward_weight: Weight d of the distance to the teacher's rewards.
+
+    Returns:
+        The checkpoint that was written.
+    """
+    device = best_device(config.device)
+    fabric = Fabric(accelerator=device.type, devices=1, precision=config.precision)
+    torch.manual_seed(config.seed)
+    model = _initial_model(config, dataset)
+    sampler = SliceSampler(
+        dataset,
+        model.tasks,
+        horizon=config.horizon,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    run = Run(config, dataset)
+    learner = build_learner(fabric, model, config)
+    run.restore(learner, sampler)
+    rewards = teacher(model.tasks, fabric.device) if teacher else None
+    metrics = MetricsWriter(run.folder, learner.update, wandb=config.wandb)
+    try:
+        _loop(fabric, learner, sampler, run, metrics, config, (rewards, reward_weight, progress))
+    finally:
+        metrics.close()
+    return run.model_path
+
+
+def _initial_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
+    if config.start:
+        return build(read_checkpoint(config.start))
+    tasks = dataset.tasks.subset(dataset.task_names) if len(dataset) else dataset.tasks
+    generator = torch.Generator().manual_seed(config.seed)
+    return WorldModel(model_config(config.size, tasks), tasks, generator)
+
+
+def _loop(
+    fabric: Fabric,
+    learner: Learner,
+    sampler: SliceSampler,
+    run: Run,
+    metrics: MetricsWriter,
+    config: TrainConfig,
+    rest: tuple[TeacherReward | None, float, Progress],
+) -> None:
+    teacher, reward_weight, progress = rest
+    window = _Window(learner.update)
+    with _interrupt_between_updates() as interrupted:
+        while learner.update < config.updates:
+            batch = _to_device(fabric, sampler.sample())
+            rewards = teacher(batch) if teacher else None
+            terms = train_step(fabric, learner, batch, config, rewards, reward_weight)
+            window.add(terms)
+            last = learner.update == config.updates or bool(interrupted)
+            if learner.update % config.log_every == 0 or last:
+                row = window.close(learner.update, run)
+                if _is_due(learner.update, config.eval_every):
+                    row["score"] = _score(learner.model, config.eval_episodes)
+                metrics.write(row)
+                note = f"loss {row['loss']:.3f}, {row['updates_per_second']:.1f} updates/s"
+                progress.update(learner.update, config.updates, note)
+            if _is_due(learner.update, config.save_every) or last:
+                run.save(learner, sampler)
+            if interrupted:
+                raise KeyboardInterrupt
+    if not run.model_path.exists():  # killed between the state and the weights
+        run.save(learner, sampler)
+
+
+def _is_due(update: int, every: int) -> bool:
+    return every > 0 and update % every == 0
+
+
+def _to_device(fabric: Fabric, batch: Batch) -> Batch:
+    move = fabric.to_device
+    return Batch(
+        obs=move(batch.obs),
+        action=move(batch.action),
+        reward=move(batch.reward),
+        task=move(batch.task),
+    )
+
+
+class _Window:
+    """Means of the loss terms since the last row of the curves."""
+
+    def __init__(self, update: int) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._start(update)
+
+    def _start(self, update: int) -> None:
+        self._sums = {}
+        self._first = update
+        self._time = time.perf_counter()
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        self._sums = {name: self._sums.get(name, 0) + value for name, value in terms.items()}
+
+    def close(self, update: int, run: Run) -> dict[str, float]:
+        """Return the row, and begin the next.
+
+        Raises:
+            RunError: A term is NaN or infinite.
+        """
+        count = update - self._first
+        row = {name: float(total) / count for name, total in self._sums.items()}
+        bad = [name for name, value in row.items() if not torch.isfinite(torch.tensor(value))]
+        if bad:
+            raise RunError(
+                f"{', '.join(bad)} became NaN or infinite before update {update}; the "
+                f"checkpoint in {run.folder} is from before that: lower --lr, or look for "
+                "extreme rewards with tdmpc-opt data info"
+            )
+        seconds = time.perf_counter() - self._time
+        self._start(update)
+        return {"update": update, **row, "updates_per_second": count / seconds}
+
+
+def _score(model: WorldModel, episodes: int) -> float:
+    """Return the normalised score of the policy alone, on seeds no dataset holds."""
+    policy = AgentPolicy(Agent(model.eval(), mode="policy"))
+    returns = {}
+    for index, name in enumerate(model.tasks.names):
+        seeds = range(PERIODIC_SEED, PERIODIC_SEED + episodes)
+        streams = [(PERIODIC_SEED, index, k) for k in range(episodes)]
+        found = rollout(policy, name, seeds, streams)
+        returns[name] = [episode.total_reward for episode in found]
+    return normalized_score(returns).mean
+
+
+@contextmanager
+def _interrupt_between_updates() -> Iterator[list[int]]:
+    """Turn the first Ctrl-C or SIGTERM into a mark that the loop heeds; the next one acts."""
+    marks: list[int] = []
+    previous: dict[int, object] = {}
+
+    def mark(number: int, frame: FrameType | None) -> None:
+        marks.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, mark)
+    except ValueError:  # not the main thread: whoever owns that one handles signals
+        previous.clear()
+    try:
+        yield marks
+    finally:
+        restore()

@@ -1,0 +1,190 @@
+"""TD-MPC2's training objective, as pure functions of a world model and a batch."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tdmpc_opt.configs import LossWeights
+from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.world_model.model import WorldModel
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLosses:
+    """Terms of the model's loss, scalars: consistency and distill squared, the others nats."""
+
+    consistency: Float[Tensor, ""]
+    reward: Float[Tensor, ""]
+    value: Float[Tensor, ""]
+    distill: Float[Tensor, ""]
+
+    def total(self, weights: LossWeights, distill_weight: float) -> Float[Tensor, ""]:
+        """Return the weighted sum that is minimised (TD-MPC-Opt, arXiv:2507.01823, eq. 1)."""
+        return (
+            weights.consistency * self.consistency
+            + weights.reward * self.reward
+            + weights.value * self.value
+            + distill_weight * self.distill
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLosses:
+    """Terms of the policy's loss, scalars."""
+
+    objective: Float[Tensor, ""]
+    """Entropy and scaled Q, to be minimised."""
+    behaviour: Float[Tensor, ""]
+    """Squared distance of the policy's mean to the dataset's action."""
+
+    def total(self, weights: LossWeights) -> Float[Tensor, ""]:
+        """Return the weighted sum that is minimised."""
+        return self.objective + weights.behaviour * self.behaviour
+
+
+def two_random_heads(
+    logits: Float[Tensor, "heads *batch bins"], generator: torch.Generator
+) -> Float[Tensor, "2 *batch bins"]:
+    """Draw two different members of the ensemble, or take both of two."""
+    if logits.shape[0] == 2:
+        return logits
+    pair = torch.randperm(logits.shape[0], generator=generator)[:2]
+    return logits[pair.to(logits.device)]
+
+
+@torch.no_grad()
+def td_target(
+    model: WorldModel,
+    next_z: Float[Tensor, "horizon batch latent"],
+    reward: Float[Tensor, "horizon batch 1"],
+    task: Int[Tensor, " batch"],
+    generator: torch.Generator,
+) -> Float[Tensor, "horizon batch 1"]:
+    """Return one-step targets: reward plus the discounted least of two target Qs.
+
+    No task of this project ends an episode early, so the bootstrap is never cut.
+
+    Source:
+        TD-MPC2, arXiv:2310.16828, equation 4.
+    """
+    action = model.policy(next_z, task, _noise(model, next_z, generator)).action
+    logits = model.q_values(next_z, action, task, target=True)
+    value = model.decode(two_random_heads(logits, generator)).amin(0)
+    return reward + model.discount[task].unsqueeze(-1) * value
+
+
+def model_losses(
+    model: WorldModel,
+    batch: Batch,
+    next_z: Float[Tensor, "horizon batch latent"],
+    target: Float[Tensor, "horizon batch 1"],
+    rho: float,
+    teacher_reward: Float[Tensor, "batch 1"] | None = None,
+) -> tuple[ModelLosses, Float[Tensor, "horizon+1 batch latent"]]:
+    """Roll the dynamics through a batch of slices and compare with what happened.
+
+    Args:
+        model: The student in training.
+        batch: Slices of H transitions.
+        next_z: Encoded real observations 1..H, without gradient.
+        target: TD targets of the Q ensemble, in environment units.
+        rho: Factor by which each further step counts less.
+        teacher_reward: Decoded teacher rewards at (s_0, a_0); None turns the term to zero.
+
+    Returns:
+        The losses, and the latents z_0..z_H with their graph.
+
+    Source:
+        TD-MPC2, arXiv:2310.16828, equation 3; TD-MPC-Opt, arXiv:2507.01823, section 3.
+    """
+    horizon = batch.action.shape[0]
+    decay = _decay(rho, horizon, batch.obs)
+    latents = [model.encode(batch.obs[0], batch.task)]
+    for t in range(horizon):
+        latents.append(model.next(latents[t], batch.action[t], batch.task))
+    zs = torch.stack(latents)
+    squared = ((zs[1:] - next_z) ** 2).mean(dim=(1, 2))
+    reward_logits = model.reward(zs[:-1], batch.action, batch.task)
+    reward_ce = model.soft_cross_entropy(reward_logits, batch.reward).mean(1)
+    q_logits = model.q_values(zs[:-1], batch.action, batch.task)
+    value_ce = model.soft_cross_entropy(q_logits, target.expand(len(q_logits), -1, -1, -1))
+    losses = ModelLosses(
+        consistency=(decay * squared).mean(),
+        reward=(decay * reward_ce).mean(),
+        value=(decay * value_ce.mean(2)).mean(),
+        distill=_reward_distance(model, reward_logits[0], teacher_reward),
+    )
+    return losses, zs
+
+
+def _reward_distance(
+    model: WorldModel,
+    logits: Float[Tensor, "batch bins"],
+    teacher_reward: Float[Tensor, "batch 1"] | None,
+) -> Float[Tensor, ""]:
+    if teacher_reward is None:
+        return logits.new_zeros(())
+    return torch.nn.functional.mse_loss(model.decode(logits), teacher_reward)
+
+
+def policy_losses(
+    model: WorldModel,
+    zs: Float[Tensor, "horizon+1 batch latent"],
+    batch: Batch,
+    scale: "RunningScale",
+    weights: LossWeights,
+    generator: torch.Generator,
+    noise: Float[Tensor, "horizon+1 batch action"] | None = None,
+) -> PolicyLosses:
+    """Score the policy by the Q ensemble on latents of the rollout, and update the scale.
+
+    Gradients reach the Q ensemble and the embedding as well; the caller steps the policy
+    network alone (`policy_parameters`).
+
+    Source:
+        TD-MPC2, arXiv:2310.16828, equation 6; the behaviour term as in TD3+BC,
+        arXiv:2106.06860.
+    """
+    task = batch.task
+    noise = _noise(model, zs, generator) if noise is None else noise
+    output = model.policy(zs, task, noise)
+    logits = model.q_values(zs, output.action, task)
+    q = model.decode(two_random_heads(logits, generator)).mean(0)
+    scale.update(q[0].detach())
+    per_step = (weights.entropy * output.log_prob - q / scale.value).mean(dim=(1, 2))
+    objective = (_decay(weights.rho, len(zs), zs) * per_step).mean()
+    mask = model.mask(task)
+    distance = ((output.mean[:-1] - batch.action) ** 2 * mask).sum(-1) / mask.sum(-1)
+    horizon = len(batch.action)
+    behaviour = (_decay(weights.rho, horizon, zs) * distance.mean(1)).mean()
+    return PolicyLosses(objective, behaviour)
+
+
+class RunningScale:
+    """Running 5%..95% percentile range of Q, at least 1, that makes tasks comparable.
+
+    Source:
+        TD-MPC2, arXiv:2310.16828, section 3.1; DreamerV3, arXiv:2301.04104.
+    """
+
+    def __init__(self, tau: float, device: torch.device) -> None:
+        self.tau = tau
+        self.value = torch.ones((), device=device)
+
+    def update(self, q: Float[Tensor, "batch 1"]) -> None:
+        """Move the scale towards the percentile range of these Q values."""
+        percentiles = torch.tensor([0.05, 0.95], device=q.device)
+        low, high = torch.quantile(q.float().flatten(), percentiles)
+        self.value = torch.lerp(self.value, (high - low).clamp(min=1.0), self.tau)
+
+
+def _decay(rho: float, steps: int, like: Tensor) -> Float[Tensor, " steps"]:
+    return rho ** torch.arange(steps, device=like.device, dtype=like.dtype)
+
+
+def _noise(model: WorldModel, z: Tensor, generator: torch.Generator) -> Tensor:
+    # Drawn on the CPU: one stream whatever the device, and one state to save.
+    shape = (*z.shape[:-1], model.config.action_dim)
+    return torch.randn(shape, generator=generator).to(z)

@@ -1,0 +1,135 @@
+"""A run on disk: its folder, what identifies it, and its exact state."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tdmpc_opt import provenance
+from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.checkpoints.checkpoint import from_model
+from tdmpc_opt.checkpoints.load import resolve, sha256
+from tdmpc_opt.checkpoints.native import write_native
+from tdmpc_opt.checkpoints.training_state import load_training_state, save_training_state
+from tdmpc_opt.configs import DistillConfig, TrainConfig
+from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.data.sampler import SliceSampler
+from tdmpc_opt.errors import RunError
+from tdmpc_opt.training.step import Learner
+
+# What may differ between a run and its resumption without changing the weights.
+_FREE = ("output", "updates", "device", "log_every", "save_every", "eval_every", "wandb")
+
+
+class Run:
+    """The folder of one training run.
+
+    Args:
+        config: What to train; an existing run must have been started with the same.
+        dataset: What it trains on; must not have changed either.
+
+    Raises:
+        RunError: The folder holds another run, or cannot be written.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: EpisodeDataset) -> None:
+        self.folder = config.output
+        self.model_path = config.output / "model.safetensors"
+        self._state_path = config.output / "state.pt"
+        self._identity = _identity(config, dataset)
+        path = config.output / "config.json"
+        try:
+            if path.exists():
+                _require_same(path, self._identity)
+            with replace_when_done(path) as temp:
+                temp.write_text(json.dumps(self._record(), indent=1) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write the run folder {config.output}: {error}") from error
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "kind": "run",
+            "config": self._identity,
+            "versions": provenance.versions(),
+            "machine": provenance.machine(),
+        }
+
+    def save(self, learner: Learner, sampler: SliceSampler) -> None:
+        """Write the exact state, then the weights that other commands read.
+
+        Raises:
+            CheckpointError: A file cannot be written; the one before it is still whole.
+        """
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        state = {
+            "update": learner.update,
+            "model": learner.model.state_dict(),
+            "model_optimizer": learner.model_optimizer.state_dict(),
+            "policy_optimizer": learner.policy_optimizer.state_dict(),
+            "scale": learner.scale.value,
+            "generator": learner.generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": cuda,
+            "sampler": sampler.state_dict(),
+        }
+        save_training_state(self._state_path, state)
+        extra = {"updates": str(learner.update), "run": json.dumps(self._identity)}
+        write_native(self.model_path, from_model(learner.model, extra))
+
+    def restore(self, learner: Learner, sampler: SliceSampler) -> None:
+        """Go on where `save` was called last; a run without a state starts anew.
+
+        Raises:
+            CheckpointError: The state is damaged.
+        """
+        if not self._state_path.exists():
+            return
+        state = load_training_state(self._state_path, torch.device("cpu"))
+        learner.update = state["update"]
+        learner.model.load_state_dict(state["model"])
+        learner.model_optimizer.load_state_dict(state["model_optimizer"])
+        learner.policy_optimizer.load_state_dict(state["policy_optimizer"])
+        learner.scale.value = state["scale"].to(learner.scale.value.device)
+        learner.generator.set_state(state["generator"])
+        sampler.load_state_dict(state["sampler"])
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+def _identity(config: TrainConfig, dataset: EpisodeDataset) -> dict[str, Any]:
+    """Describe the run by values alone: files by name and hash, so that no path matters."""
+    listing = (dataset.path / "dataset.json").read_bytes()
+    values = asdict(config)
+    values["data"] = {
+        "name": dataset.path.resolve().name,
+        "episodes": len(dataset),
+        "sha256": hashlib.sha256(listing).hexdigest(),
+    }
+    values["output"] = config.output.resolve().name
+    values["start"] = _file(config.start) if config.start else None
+    if isinstance(config, DistillConfig):
+        values["teacher"] = _file(config.teacher)
+    return values
+
+
+def _file(path_or_name: str) -> dict[str, str]:
+    path = resolve(path_or_name)
+    return {"name": path.name, "sha256": sha256(path)}
+
+
+def _require_same(path: Path, asked: Mapping[str, Any]) -> None:
+    try:
+        found = json.loads(path.read_text())["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged; choose another --output or delete it") from error
+    for key in sorted({*found, *asked} - {*_FREE}):
+        if found.get(key) != json.loads(json.dumps(asked.get(key))):
+            raise RunError(
+                f"{path.parent} holds another run: its {key} is {found.get(key)}, asked is "
+                f"{asked.get(key)}; choose another --output or delete it"
+            )

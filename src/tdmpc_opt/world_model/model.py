@@ -1,0 +1,218 @@
+"""The multi-task world model: encoder, dynamics, reward, policy prior and Q ensemble."""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tdmpc_opt.configs import ModelConfig
+from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.world_model import two_hot
+from tdmpc_opt.world_model.layers import Dense, mlp
+
+LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOutput:
+    """What the policy prior says of a batch of latents."""
+
+    mean: Float[Tensor, "*batch action"]
+    """Mean action after tanh, in [-1, 1]; 0 in padded dimensions."""
+    log_std: Float[Tensor, "*batch action"]
+    """Log standard deviation before tanh; 0 in padded dimensions."""
+    action: Float[Tensor, "*batch action"]
+    """Sampled action in [-1, 1]; 0 in padded dimensions."""
+    log_prob: Float[Tensor, "*batch 1"]
+    """Log-probability of `action` as the public code scales it, in nats."""
+
+
+class WorldModel(nn.Module):
+    """TD-MPC2's implicit world model for one or many tasks.
+
+    `task` arguments are ids [B]: rows of `tasks`. Inputs may have further leading axes
+    ([H, B, obs]); the ids then broadcast over them. A single-task model (task_dim 0) ignores
+    them, and None will do.
+
+    Source:
+        TD-MPC2, arXiv:2310.16828, section 3.
+    """
+
+    action_mask: Tensor
+    discount: Tensor
+    bins: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tasks: TaskTable,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.tasks = tasks
+        c = config
+        embedded = c.latent_dim + c.task_dim
+        self.task_embedding = nn.Embedding(c.num_tasks, c.task_dim) if c.task_dim else None
+        self.encoder = _encoder(c)
+        self.dynamics = mlp(embedded + c.action_dim, c.mlp_dim, c.latent_dim, last="simnorm")
+        self.dynamics[-1].simnorm_dim = c.simnorm_dim
+        self.reward_head = mlp(embedded + c.action_dim, c.mlp_dim, c.num_bins)
+        self.policy_head = mlp(embedded, c.mlp_dim, 2 * c.action_dim)
+        self.q_ensemble = _q_ensemble(c)
+        self.target_q_ensemble = _q_ensemble(c).requires_grad_(False)
+        # From NumPy, so that they are real even when the module is built on the meta device.
+        bins = np.linspace(-c.bin_limit, c.bin_limit, c.num_bins, dtype=np.float32)
+        self.register_buffer("bins", torch.from_numpy(bins), persistent=False)
+        mask = torch.from_numpy(tasks.action_mask())
+        self.register_buffer("action_mask", mask, persistent=False)
+        discount = torch.from_numpy(tasks.discounts())
+        self.register_buffer("discount", discount, persistent=False)
+        self.initialize(generator)
+
+    def initialize(self, generator: torch.Generator | None) -> None:
+        """Draw all weights anew; the last layers of reward and Q start at zero."""
+        if self.task_embedding is not None:
+            nn.init.uniform_(self.task_embedding.weight, -0.02, 0.02, generator=generator)
+        zeroed = (self.reward_head[-1], self.q_ensemble[-1], self.target_q_ensemble[-1])
+        for module in self.modules():
+            if isinstance(module, Dense):
+                module.initialize(generator, zero=any(module is last for last in zeroed))
+        self.target_q_ensemble.load_state_dict(self.q_ensemble.state_dict())
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch dropout of the online Qs on or off; the targets never drop out."""
+        super().train(mode)
+        self.target_q_ensemble.eval()
+        return self
+
+    @torch.no_grad()
+    def renormalize_task_embedding(self) -> None:
+        """Rescale in place the rows of the task embedding that are longer than 1.
+
+        The public code does this at each look-up (max_norm=1); once after each change of the
+        weights is the same, costs less and leaves a frozen model untouched.
+        """
+        if self.task_embedding is None:
+            return
+        weight = self.task_embedding.weight
+        norm = weight.norm(dim=-1, keepdim=True)
+        weight.mul_(torch.where(norm > 1, 1 / (norm + 1e-7), torch.ones_like(norm)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the weights, in which the model computes."""
+        return self.encoder[0].weight.dtype
+
+    def embed(
+        self, task: Int[Tensor, " batch"] | None, like: Tensor
+    ) -> Float[Tensor, "*batch task"]:
+        """Return the embedding of `task`, broadcast to the leading axes of `like`."""
+        if self.task_embedding is None:
+            return like.new_zeros(*like.shape[:-1], 0)
+        assert task is not None, "a multi-task model needs task ids"
+        return self.task_embedding(task).expand(*like.shape[:-1], -1)
+
+    def mask(self, task: Int[Tensor, " batch"] | None) -> Float[Tensor, "*batch action"]:
+        """Return 1 for the task's real action dimensions and 0 for padded ones, [B, action]."""
+        return self.action_mask[0] if task is None else self.action_mask[task]
+
+    def encode(
+        self, obs: Float[Tensor, "*batch obs"], task: Int[Tensor, " tasks"] | None
+    ) -> Float[Tensor, "*batch latent"]:
+        """Map padded observations to latent states z."""
+        return self.encoder(torch.cat([obs, self.embed(task, obs)], dim=-1))
+
+    def next(
+        self,
+        z: Float[Tensor, "*batch latent"],
+        action: Float[Tensor, "*batch action"],
+        task: Int[Tensor, " tasks"] | None,
+    ) -> Float[Tensor, "*batch latent"]:
+        """Predict the latent state after `action`."""
+        return self.dynamics(torch.cat([z, self.embed(task, z), action], dim=-1))
+
+    def reward(
+        self,
+        z: Float[Tensor, "*batch latent"],
+        action: Float[Tensor, "*batch action"],
+        task: Int[Tensor, " tasks"] | None,
+    ) -> Float[Tensor, "*batch bins"]:
+        """Predict the reward of `action` as two-hot logits; `decode` turns them to scalars."""
+        return self.reward_head(torch.cat([z, self.embed(task, z), action], dim=-1))
+
+    def q_values(
+        self,
+        z: Float[Tensor, "*batch latent"],
+        action: Float[Tensor, "*batch action"],
+        task: Int[Tensor, " tasks"] | None,
+        *,
+        target: bool = False,
+    ) -> Float[Tensor, "heads *batch bins"]:
+        """Predict returns as two-hot logits, one set per member of the (target) ensemble."""
+        ensemble = self.target_q_ensemble if target else self.q_ensemble
+        x = torch.cat([z, self.embed(task, z), action], dim=-1)
+        flat = x.reshape(1, -1, x.shape[-1]).expand(self.config.num_q, -1, -1)
+        return ensemble(flat).unflatten(1, x.shape[:-1])
+
+    def policy(
+        self,
+        z: Float[Tensor, "*batch latent"],
+        task: Int[Tensor, " tasks"] | None,
+        noise: Float[Tensor, "*batch action"] | None = None,
+    ) -> PolicyOutput:
+        """Propose actions for latents.
+
+        Args:
+            z: Latent states.
+            task: Task ids.
+            noise: Standard normal noise of the sample; None draws it from torch's generator.
+        """
+        raw = self.policy_head(torch.cat([z, self.embed(task, z)], dim=-1))
+        mask = self.mask(task)
+        mean, log_std = raw.chunk(2, dim=-1)
+        log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(log_std) + 1)
+        mean, log_std = mean * mask, log_std * mask
+        noise = (torch.randn_like(mean) if noise is None else noise) * mask
+        action = torch.tanh(mean + noise * log_std.exp())
+        gaussian = (-0.5 * noise**2 - log_std).sum(-1, keepdim=True) - 0.5 * math.log(
+            2 * math.pi
+        )
+        squash = torch.log(torch.relu(1 - action**2) + 1e-6).sum(-1, keepdim=True)
+        # The public code multiplies by the number of action dimensions; kept to match it.
+        log_prob = gaussian * mask.sum(-1, keepdim=True) - squash
+        return PolicyOutput(torch.tanh(mean), log_std, action, log_prob)
+
+    def decode(self, logits: Float[Tensor, "*batch bins"]) -> Float[Tensor, "*batch 1"]:
+        """Turn two-hot logits of reward or Q into scalars in environment units."""
+        return two_hot.decode(logits, self.bins).unsqueeze(-1)
+
+    def soft_cross_entropy(
+        self, logits: Float[Tensor, "*batch bins"], target: Float[Tensor, "*batch 1"]
+    ) -> Float[Tensor, "*batch"]:
+        """Return the cross-entropy of two-hot logits against raw scalars, in nats."""
+        return two_hot.soft_cross_entropy(logits, target.squeeze(-1), self.bins)
+
+
+def _encoder(config: ModelConfig) -> nn.Sequential:
+    widths = [config.obs_dim + config.task_dim]
+    widths += [config.enc_dim] * max(config.num_enc_layers - 1, 1)
+    hidden = [Dense(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    last = Dense(
+        widths[-1], config.latent_dim, activation="simnorm", simnorm_dim=config.simnorm_dim
+    )
+    return nn.Sequential(*hidden, last)
+
+
+def _q_ensemble(config: ModelConfig) -> nn.Sequential:
+    return mlp(
+        config.latent_dim + config.task_dim + config.action_dim,
+        config.mlp_dim,
+        config.num_bins,
+        heads=config.num_q,
+        dropout=config.dropout,
+    )

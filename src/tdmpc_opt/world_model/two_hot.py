@@ -1,0 +1,64 @@
+"""Two-hot regression: scalars as soft targets over bins in symlog space."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+
+def symlog(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Compress magnitudes: `sign(x) * log(1 + |x|)`.
+
+    Source:
+        DreamerV3, arXiv:2301.04104.
+    """
+    return torch.sign(x) * torch.log1p(x.abs())
+
+
+def symexp(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Invert `symlog`."""
+    return torch.sign(x) * torch.expm1(x.abs())
+
+
+def two_hot(
+    x: Float[Tensor, "*batch"], bins: Float[Tensor, " bins"]
+) -> Float[Tensor, "*batch bins"]:
+    """Spread each scalar over the two bins it lies between.
+
+    Args:
+        x: Raw rewards or returns, in environment units (not symlog).
+        bins: Bin centres in symlog space, ascending and evenly spaced.
+
+    Returns:
+        Non-negative weights that sum to 1 on the last axis; values beyond the bins are
+        clamped to the first or last one.
+
+    Source:
+        TD-MPC2, arXiv:2310.16828; bins as in DreamerV3, arXiv:2301.04104.
+    """
+    count = bins.shape[0]
+    width = (bins[-1] - bins[0]) / (count - 1)
+    position = (torch.clamp(symlog(x), bins[0], bins[-1]) - bins[0]) / width
+    # The top value belongs to the last pair of bins: there is no bin to its right.
+    lower = position.floor().clamp(max=count - 2)
+    upper_weight = (position - lower).unsqueeze(-1)
+    index = lower.long().unsqueeze(-1)
+    target = torch.zeros(*x.shape, count, device=x.device, dtype=x.dtype)
+    target.scatter_(-1, index, 1 - upper_weight)
+    return target.scatter_(-1, index + 1, upper_weight)
+
+
+def decode(
+    logits: Float[Tensor, "*batch bins"], bins: Float[Tensor, " bins"]
+) -> Float[Tensor, "*batch"]:
+    """Turn logits over the bins into scalars in environment units."""
+    return symexp(torch.softmax(logits, dim=-1) @ bins)
+
+
+def soft_cross_entropy(
+    logits: Float[Tensor, "*batch bins"],
+    x: Float[Tensor, "*batch"],
+    bins: Float[Tensor, " bins"],
+) -> Float[Tensor, "*batch"]:
+    """Return the cross-entropy in nats between logits and the two-hot code of raw scalars."""
+    return -(two_hot(x, bins) * functional.log_softmax(logits, dim=-1)).sum(-1)

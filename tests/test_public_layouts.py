@@ -1,0 +1,328 @@
+"""The public layouts; all but the released files are synthetic and tiny."""
+
+import io
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tdmpc_opt.checkpoints.checkpoint import build, expected_shapes
+from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.configs import ModelConfig
+from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.task_table import MT30, MT80
+
+CONFIG = ModelConfig(
+    obs_dim=5,
+    action_dim=3,
+    num_tasks=2,
+    enc_dim=16,
+    mlp_dim=24,
+    latent_dim=16,
+    num_enc_layers=3,
+    num_q=4,
+    task_dim=6,
+    num_bins=11,
+)
+SINGLE = ModelConfig(
+    obs_dim=7,
+    action_dim=2,
+    num_tasks=1,
+    enc_dim=16,
+    mlp_dim=24,
+    latent_dim=16,
+    num_enc_layers=2,
+    num_q=2,
+    task_dim=0,
+    num_bins=11,
+)
+PUBLIC_NETS = {
+    "encoder": "_encoder.state",
+    "dynamics": "_dynamics",
+    "reward_head": "_reward",
+    "policy_head": "_pi",
+}
+SLOTS = ["weight", "bias", "norm.weight", "norm.bias"]
+
+
+def random_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return {
+        name: torch.randn(shape, generator=generator)
+        for name, shape in expected_shapes(config).items()
+    }
+
+
+def layout_a(native: dict[str, torch.Tensor]) -> dict[str, object]:
+    entries: dict[str, object] = {}
+    for name, tensor in native.items():
+        net, _, rest = name.partition(".")
+        if net in PUBLIC_NETS:
+            entries[f"{PUBLIC_NETS[net]}.{rest.replace('norm', 'ln')}"] = tensor
+        elif net == "task_embedding":
+            entries["_task_emb.weight"] = tensor
+        else:
+            layer, _, kind = rest.partition(".")
+            public = "_Qs" if net == "q_ensemble" else "_target_Qs"
+            entries[f"{public}.params.{4 * int(layer) + SLOTS.index(kind)}"] = tensor
+    return entries
+
+
+def layout_b(native: dict[str, torch.Tensor], widths: list[int] | None) -> dict[str, object]:
+    entries = {k: v for k, v in layout_a(native).items() if "Qs" not in k}
+    publics = {"q_ensemble": "_Qs.params", "target_q_ensemble": "_target_Qs_params"}
+    for name, tensor in native.items():
+        net, _, rest = name.partition(".")
+        if net in publics:
+            entries[f"{publics[net]}.{rest.replace('norm', 'ln')}"] = tensor
+        if net == "q_ensemble":
+            entries[f"_detach_Qs_params.{rest.replace('norm', 'ln')}"] = tensor
+    for public in (*publics.values(), "_detach_Qs_params"):
+        entries[f"{public}.__batch_size"] = torch.Size([4])
+        entries[f"{public}.__device"] = torch.device("cpu")
+    entries["log_std_min"], entries["log_std_dif"] = torch.tensor(-10.0), torch.tensor(12.0)
+    if widths:
+        rows = [[1.0] * width + [0.0] * (max(widths) - width) for width in widths]
+        entries["_action_masks"] = torch.tensor(rows)
+    return entries
+
+
+def layout_c(native: dict[str, torch.Tensor]) -> dict[str, object]:
+    """Keys as threads on the early single-task files list them; no real sample was at hand."""
+    entries = {k: v for k, v in layout_a(native).items() if "Qs" in k}
+    positions = {
+        "encoder": ("_encoder.state", ["1", "4"], ["2", "5"]),
+        "dynamics": ("_dynamics", ["0.0", "0.3", "0.6"], ["0.1", "0.4", "1"]),
+        "reward_head": ("_reward", ["0", "3", "6"], ["1", "4"]),
+        "policy_head": ("_pi", ["0", "3", "6"], ["1", "4"]),
+    }
+    for name, tensor in native.items():
+        net, layer, *kind = name.split(".")
+        if net in positions:
+            public, linears, norms = positions[net]
+            module = (norms if kind[0] == "norm" else linears)[int(layer)]
+            entries[f"{public}.{module}.{kind[-1]}"] = tensor
+    return entries
+
+
+def save(path: Path, entries: dict[str, object], *, bare: bool = False, **options) -> Path:
+    torch.save(entries if bare else {"model": entries}, path, **options)
+    return path
+
+
+def assert_same(got: dict[str, torch.Tensor], native: dict[str, torch.Tensor]) -> None:
+    assert got.keys() == native.keys()
+    for name, tensor in native.items():
+        assert torch.equal(got[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("file", "quantised"), [("fp16", None), ("int8", "61 of 61"), ("mixed", "20 of 61")]
+)
+def test_released_students_load(reference_dir, file, quantised):
+    path = reference_dir / "checkpoints" / f"mt30_1M_steps_045dist_{file}.pt"
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.layout == "public A (functorch)"
+    assert checkpoint.tasks == MT30
+    assert checkpoint.parameters == 1_426_427
+    assert checkpoint.extra.get("quantised") == (quantised and f"{quantised} tensors")
+    model = build(checkpoint)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.task_embedding.weight.norm(dim=-1).max() <= 1 + 1e-6
+
+
+def test_all_layouts_give_the_same_tensors(tmp_path):
+    native, single = random_tensors(CONFIG), random_tensors(SINGLE)
+    a = read_checkpoint(save(tmp_path / "a.pt", layout_a(native)))
+    b = read_checkpoint(save(tmp_path / "b.pt", layout_b(native, [3, 2])))
+    c = read_checkpoint(save(tmp_path / "c.pt", layout_c(single)))
+    assert [x.layout[:8] for x in (a, b, c)] == ["public A", "public B", "public C"]
+    for checkpoint, tensors in ((a, native), (b, native), (c, single)):
+        assert_same(checkpoint.tensors, tensors)
+    assert a.config == b.config == CONFIG
+    assert c.config == SINGLE
+    assert [task.action_dim for task in a.tasks.tasks] == [3, 3]
+    assert [task.action_dim for task in b.tasks.tasks] == [3, 2]
+    assert a.tasks.names == ("task-0", "task-1")
+
+
+@pytest.mark.parametrize("layout", [layout_a, layout_c, lambda n: layout_b(n, None)])
+def test_single_task_files_act_without_a_task(tmp_path, layout):
+    checkpoint = read_checkpoint(save(tmp_path / "s.pt", layout(random_tensors(SINGLE))))
+    assert checkpoint.tasks.names == ("task",)
+    assert (checkpoint.tasks.obs_dim, checkpoint.tasks.action_dim) == (7, 2)
+    z = build(checkpoint).encode(torch.randn(3, 7), None)
+    assert z.shape == (3, 16)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("bare", [False, True])
+def test_wrapper_prefixes_and_bare_state_dicts_load(tmp_path, prefix, bare):
+    native = random_tensors(CONFIG)
+    entries = {prefix + key: value for key, value in layout_b(native, [3, 2]).items()}
+    assert_same(read_checkpoint(save(tmp_path / "d.pt", entries, bare=bare)).tensors, native)
+
+
+def test_files_of_the_old_torch_format_load(tmp_path):
+    native = random_tensors(CONFIG)
+    path = save(tmp_path / "old", layout_a(native), _use_new_zipfile_serialization=False)
+    assert_same(read_checkpoint(path).tensors, native)
+
+
+def test_tensors_saved_on_a_gpu_load_on_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+    path = save(tmp_path / "gpu.pt", layout_a(random_tensors(SINGLE)))
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(path, weights_only=True, map_location="cuda:0")
+    assert read_checkpoint(path).tensors["encoder.0.weight"].device.type == "cpu"
+
+
+def test_quantised_entries_come_out_as_their_float_values(tmp_path):
+    native = random_tensors(SINGLE)
+    entries = layout_a(native)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that quantised dtypes are going away
+        entries["_pi.0.weight"] = torch.quantize_per_tensor(
+            entries["_pi.0.weight"], 0.05, 3, torch.qint8
+        )
+        entries["_pi.2.weight"] = entries["_pi.2.weight"].half()
+        path = save(tmp_path / "q.pt", entries)
+    tensors = read_checkpoint(path).tensors
+    assert tensors["policy_head.0.weight"].dtype == torch.float32
+    assert tensors["policy_head.2.weight"].dtype == torch.float16
+    error = tensors["policy_head.0.weight"] - native["policy_head.0.weight"].clamp(-6.55, 6.2)
+    assert 0 < error.abs().max() <= 0.0251
+
+
+def test_files_without_target_qs_start_them_as_copies(tmp_path):
+    entries = {k: v for k, v in layout_a(random_tensors(SINGLE)).items() if "target" not in k}
+    checkpoint = read_checkpoint(save(tmp_path / "t.pt", entries))
+    model = build(checkpoint)
+    assert not checkpoint.has_targets
+    ours, target = model.q_ensemble[0].weight, model.target_q_ensemble[0].weight
+    assert torch.equal(ours, target)
+    assert ours.data_ptr() != target.data_ptr()
+
+
+@pytest.mark.parametrize("table", [MT30, MT80])
+def test_known_task_sets_are_recognised_by_their_sizes(tmp_path, table):
+    config = ModelConfig(
+        obs_dim=table.obs_dim,
+        action_dim=6,
+        num_tasks=len(table),
+        enc_dim=16,
+        mlp_dim=16,
+        latent_dim=16,
+        num_enc_layers=2,
+        num_q=2,
+        task_dim=4,
+        num_bins=11,
+    )
+    native = random_tensors(config)
+    widths = [task.action_dim for task in table.tasks]
+    assert read_checkpoint(save(tmp_path / "k.pt", layout_a(native))).tasks == table
+    assert read_checkpoint(save(tmp_path / "m.pt", layout_b(native, widths))).tasks == table
+    foreign = layout_b(native, widths[::-1])
+    names = read_checkpoint(save(tmp_path / "f.pt", foreign)).tasks.names
+    assert names[0] == "task-0"
+
+
+@pytest.mark.parametrize("key", ["_encoder.rgb.2.weight", "_encoder.state.9.weight"])
+def test_pixel_encoders_are_refused_by_name(tmp_path, key):
+    entries = layout_a(random_tensors(SINGLE)) | {key: torch.zeros(4, 3, 7, 7)}
+    with pytest.raises(CheckpointError, match=r"pixel encoder .* is not supported"):
+        read_checkpoint(save(tmp_path / "p.pt", entries))
+
+
+def _without(key):
+    return lambda entries: {k: v for k, v in entries.items() if k != key}
+
+
+def _with(key, value):
+    return lambda entries: entries | {key: value}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("_pi.1.weight"), "policy_head, module 1: a bias without its weight"),
+        (_without("_pi.1.bias"), r"'policy_head.1.bias' is missing"),
+        (_without("_Qs.params.0"), "q_ensemble, module 0: a bias without its weight"),
+        (_without("_dynamics.2.ln.bias"), r"'dynamics.2.norm.bias' is missing"),
+        (_without("_encoder.state.0.weight"), "encoder, module 0"),
+        (_with("_reward.1.weight", torch.zeros(24, 9)), r"reward_head.1.weight.* \[24, 9\]"),
+        (_with("_pi.2.bias", torch.zeros(1000)), r"policy_head.2.bias.* \[1000\]"),
+        (_with("_pi.0.bias", torch.full((24,), torch.nan)), "NaN or infinity"),
+        (_with("_pi.0.bias", torch.zeros(24, dtype=torch.int32)), "floating point"),
+        (_with("_pi.0.bias", torch.zeros(1).expand(10**9)), "larger than the file"),
+        (_with("_pi.0.bias", [0.0] * 24), "not a tensor"),
+        (_with("_novel.weight", torch.zeros(2)), r"'_novel.weight' is unknown"),
+        (_with("_target_Qs_params.0.weight", torch.zeros(2, 24, 18)), "two entries"),
+        (_with("module._pi.0.bias", torch.zeros(24)), "twice"),
+        (_with("_Qs.params.x", torch.zeros(2)), "unknown"),
+        (lambda entries: {}, "missing"),
+        (lambda entries: {1: 2}, "no state dict"),
+    ],
+)
+def test_damaged_state_dicts_are_refused_naming_the_fault(tmp_path, change, message):
+    entries = change(layout_a(random_tensors(SINGLE)))
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(save(tmp_path / "d.pt", entries, bare=True))
+
+
+class _Malicious:
+    """Creates a file when it is unpickled without restriction."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_runs_code_is_refused_and_runs_none(tmp_path, zipped):
+    marker = tmp_path / "marker"
+    entries = layout_a(random_tensors(SINGLE)) | {"evil": _Malicious(marker)}
+    path = save(tmp_path / "evil.pt", entries, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="asks to run code"):
+        read_checkpoint(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)  # the attack is real where code is allowed
+    assert marker.exists()
+
+
+def test_a_bare_pickle_is_refused_and_runs_no_code(tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps(_Malicious(marker)))
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+    assert not marker.exists()
+
+
+def test_a_zip_bomb_is_refused(tmp_path):
+    path, buffer = tmp_path / "bomb.pt", io.BytesIO()
+    torch.save({"x": torch.zeros(1000)}, buffer)
+    with (
+        zipfile.ZipFile(buffer) as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    with pytest.raises(CheckpointError, match="packed zip"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("part", [0.0005, 0.1, 0.5, 0.9, 0.999])
+def test_truncated_public_files_are_refused(tmp_path, zipped, part):
+    entries = layout_a(random_tensors(SINGLE))
+    path = save(tmp_path / "cut.pt", entries, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * part)])
+    with pytest.raises(CheckpointError, match=r"truncated or damaged|cut off"):
+        read_checkpoint(path)
