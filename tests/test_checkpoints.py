@@ -1,7 +1,10 @@
 import errno
 import json
+import os
 import resource
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +104,25 @@ def test_embedding_rows_longer_than_one_are_rescaled_at_load(checkpoint):
     weight = build(checkpoint).task_embedding.weight.detach()
     assert float(weight[1].norm()) == pytest.approx(1)
     assert torch.equal(weight[0], checkpoint.tensors["task_embedding.weight"][0])
+
+
+def test_building_does_not_load_the_compiler(file):
+    code = f"""
+import sys
+from tdmpc_opt.checkpoints.checkpoint import build
+from tdmpc_opt.checkpoints.load import read_checkpoint
+build(read_checkpoint({str(file)!r}))
+print("torch._dynamo" in sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == ["False"]
 
 
 @pytest.mark.parametrize(

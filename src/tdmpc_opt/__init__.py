@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # the heavy libraries load only inside the functions that need them
-    import os
+    from pathlib import Path
 
     import gymnasium
     import torch
@@ -36,13 +36,11 @@ def make_env(
     """
     from tdmpc_opt.tasks.dmcontrol import make_env as make
 
-    return make(
-        task, seed, render_mode=render_mode, legacy_cup_physics=legacy_cup_physics
-    )
+    return make(task, seed, render_mode=render_mode, legacy_cup_physics=legacy_cup_physics)
 
 
 def load_agent(
-    path_or_name: "str | os.PathLike[str]",
+    path_or_name: "str | Path",
     device: str = "cpu",
     preset: str | None = None,
     mode: Literal["planner", "policy"] = "planner",

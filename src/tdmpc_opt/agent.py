@@ -47,7 +47,7 @@ class Agent:
         self._previous_mean: Tensor | None = None
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Forget the planner's warm start of all rows, or of these; call it between episodes."""
+        """Forget the planner's warm start of all rows, or of these, before a new episode."""
         if rows is None:
             self._previous_mean = None
         elif self._previous_mean is not None:

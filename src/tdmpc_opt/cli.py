@@ -233,8 +233,17 @@ def _demo(config: configs.DemoConfig) -> None:
     from tdmpc_opt.demo import demo
 
     with ConsoleProgress("demo") as progress:
-        table = demo(config, progress)
-    _console().print(table)
+        rows = demo(config, progress)
+    table = _table(
+        "Demo, policy alone", "agent", "score (0..100)", "95% CI", "parameters", "bytes"
+    )
+    for row in rows:
+        interval = f"[{row.ci95[0]:.1f}, {row.ci95[1]:.1f}]" if row.ci95 else "-"
+        sizes = (f"{row.parameters:,}", f"{row.size_bytes:,}") if row.parameters else ("-", "-")
+        table.add_row(row.name, f"{row.score:.1f}", interval, *sizes)
+    console = _console()
+    console.print(table)
+    console.print(f"results, curves and plots are in {config.output}")
 
 
 _COMMANDS: dict[type, Callable[[Any], None]] = {

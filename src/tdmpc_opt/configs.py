@@ -9,10 +9,10 @@ import tyro
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.task_table import TaskTable
 
-Size = Literal["1", "5", "19", "48", "317"]
+Size = Literal["0.3", "1", "5", "19", "48", "317"]
 Mode = Literal["planner", "policy"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 COLLECTION_SEED = 1_000_000
 """First environment seed of experts, collection and relabelling; evaluation stays below."""
@@ -71,6 +71,7 @@ class _Widths:
 
 
 _SIZES: dict[str, _Widths] = {
+    "0.3": _Widths(128, 160, 64, 2, 2, 32),  # ours, for quick trials; the others are published
     "1": _Widths(256, 384, 128, 2, 2, 96),
     "5": _Widths(256, 512, 512, 2, 5, 64),
     "19": _Widths(1024, 1024, 512, 3, 5, 64),  # latent 512 as in the MT30 release, else 768
@@ -80,7 +81,7 @@ _SIZES: dict[str, _Widths] = {
 
 
 def model_config(size: Size, tasks: TaskTable) -> ModelConfig:
-    """Return the published widths of a size (millions of parameters) for these tasks."""
+    """Return the widths of a size (millions of parameters) for these tasks."""
     widths = _SIZES[size]
     return ModelConfig(
         obs_dim=tasks.obs_dim,
@@ -302,7 +303,7 @@ class TrainConfig:
     output: Path
     """Run folder: model.safetensors, metrics.csv, config.json; the same command resumes it."""
     size: Size = "1"
-    """Published size of the model, in millions of parameters."""
+    """Size of the model in millions of parameters: the published ones, and 0.3 of our own."""
     updates: int
     """Gradient updates in all, those before a resume included."""
     seed: int = 0

@@ -6,6 +6,7 @@ import numpy as np
 
 from tdmpc_opt.data.episodes import Episode
 from tdmpc_opt.policies import Policy, Stream
+from tdmpc_opt.task_table import MT30
 from tdmpc_opt.tasks.dmcontrol import make_env
 
 
@@ -29,7 +30,7 @@ def rollout(
     envs = [make_env(task, seed) for seed in seeds]
     policy.start(task, streams)
     obs = np.stack([env.reset()[0] for env in envs])
-    width = envs[0].action_space.shape[0]
+    width = MT30[task].action_dim
     observations = [obs]
     actions = [np.full((len(envs), width), np.nan, np.float32)]
     rewards = [np.full(len(envs), np.nan, np.float32)]
@@ -46,7 +47,4 @@ def rollout(
     for env in envs:
         env.close()
     columns = (np.stack(part, axis=1) for part in (observations, actions, rewards))
-    return [
-        Episode(task, seed, *row)
-        for seed, *row in zip(seeds, *columns, strict=True)
-    ]
+    return [Episode(task, seed, *row) for seed, *row in zip(seeds, *columns, strict=True)]

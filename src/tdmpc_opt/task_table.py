@@ -34,14 +34,14 @@ class Task:
 
     @property
     def discount(self) -> float:
-        """Discount factor by the TD-MPC2 heuristic from the episode length, in [0.95, 0.995]."""
+        """Discount factor by TD-MPC2's heuristic on the episode length, in [0.95, 0.995]."""
         fraction = self.episode_length / 5
         return min(max((fraction - 1) / fraction, 0.95), 0.995)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskTable:
-    """An ordered set of tasks; a task's position is its id and its row of the task embedding."""
+    """An ordered set of tasks; a task's position is its id and row of the task embedding."""
 
     tasks: tuple[Task, ...]
 

@@ -1,12 +1,13 @@
 """A world model's weights outside a network: what must be there, the check, and the way in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
@@ -192,12 +193,27 @@ def build(
         for name in [name for name in tensors if name.startswith(_ONLINE_PREFIX)]:
             tensors[TARGET_PREFIX + name.removeprefix(_ONLINE_PREFIX)] = tensors[name].clone()
     # On the meta device nothing is drawn or stored, so a 317M model is not filled twice.
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         model = WorldModel(checkpoint.config, checkpoint.tasks)
     model.load_state_dict(tensors, assign=True)
     model.to(device=device, dtype=dtype)  # the buffers; the weights are there already
     model.renormalize_task_embedding()
     return model.eval()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Skips the random initialisers whose meta version loads torch's compiler: 2 s a start."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in (torch.nn.init.normal_, torch.Tensor.normal_, torch.Tensor.erfinv_):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def from_model(model: WorldModel, extra: Mapping[str, str] | None = None) -> Checkpoint:

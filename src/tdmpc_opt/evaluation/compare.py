@@ -1,7 +1,9 @@
 """Paired comparison of two evaluations."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import read_evaluation
@@ -41,7 +43,7 @@ def compare(first: Path, second: Path) -> Comparison:
     )
 
 
-def _returns(content: dict) -> dict[str, dict[int, float]]:
+def _returns(content: Mapping[str, Any]) -> dict[str, dict[int, float]]:
     return {
         task: dict(zip(record["seeds"], record["returns"], strict=True))
         for task, record in content["tasks"].items()

@@ -85,7 +85,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ResultError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise ResultError(f"{path} is no JSON file ({error}); delete it or repair it") from error
+        raise ResultError(f"{path} is no JSON ({error}); delete or repair it") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise ResultError(f"{path} is not a result of tdmpc-opt evaluate")
     tasks = content.get("tasks")

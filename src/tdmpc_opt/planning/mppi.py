@@ -60,7 +60,10 @@ def draw_noise(
     torch's default generator. Drawn on the CPU, so that a seed means the same everywhere.
     """
     rows = [_draw_row(model, budget, generator) for generator in generators]
-    parts = [torch.stack(part, dim=axis) for part, axis in zip(zip(*rows, strict=True), (2, 3, 2, 2, 0, 0), strict=True)]
+    parts = [
+        torch.stack(part, dim=axis)
+        for part, axis in zip(zip(*rows, strict=True), (2, 3, 2, 2, 0, 0), strict=True)
+    ]
     device = model.bins.device
     prior, samples, value, heads, pick, explore = (part.to(device) for part in parts)
     to = model.dtype
@@ -79,9 +82,7 @@ def _draw_row(
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, width, generator=generator)
 
-    heads = [
-        torch.randperm(model.config.num_q, generator=generator)[:2] for _ in range(rounds)
-    ]
+    heads = [torch.randperm(model.config.num_q, generator=generator)[:2] for _ in range(rounds)]
     return (
         normal(budget.horizon, budget.policy_samples),
         normal(rounds, budget.horizon, sampled),
@@ -165,7 +166,9 @@ def plan(
         actions = torch.cat([prior, sampled], dim=1) * mask
         value = sequence_values(model, z, actions, task, value_noise, heads).nan_to_num(0.0)
         top, index = value.topk(budget.elites, dim=0)
-        elites = actions.gather(1, index[None, ..., None].expand(len(actions), -1, -1, mask.shape[-1]))
+        elites = actions.gather(
+            1, index[None, ..., None].expand(len(actions), -1, -1, mask.shape[-1])
+        )
         weights = torch.exp(budget.temperature * (top - top[0]))
         weights = weights / weights.sum(0)
         mean, std = _refit(elites, weights, mask, budget)

@@ -17,6 +17,7 @@ BLUE = "#0072B2"
 """Bars; this and `ORANGE` stay apart for the colour-blind (Okabe and Ito)."""
 ORANGE = "#D55E00"
 """Marks on the bars."""
+_CURVES = (BLUE, ORANGE, "#009E73", "#CC79A7")
 _BINS = 20
 _COLUMNS = 5
 
@@ -65,3 +66,61 @@ def _save(figure: Figure, path: Path) -> None:
             figure.savefig(temporary, format="png", dpi=120)
     except OSError as error:
         raise ResultError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def plot_scores(
+    scores: Mapping[str, tuple[float, tuple[float, float] | None]], path: Path
+) -> None:
+    """Draw normalised scores of several agents as bars with their 95% intervals.
+
+    Args:
+        scores: Score and interval of each agent, in points of 0..100, drawn from top to bottom.
+        path: PNG to write.
+
+    Raises:
+        ResultError: A file that cannot be written.
+    """
+    figure = Figure(figsize=(7.0, 0.6 * len(scores) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    for row, (mean, interval) in enumerate(scores.values()):
+        axis.barh(row, mean, color=BLUE)
+        edge = mean
+        if interval is not None:
+            low, high = interval
+            axis.errorbar(
+                mean, row, xerr=[[mean - low], [high - mean]], color=ORANGE, capsize=4
+            )
+            edge = high
+        axis.annotate(
+            f"{mean:.1f}", (edge, row), (6, 0), textcoords="offset points", va="center"
+        )
+    axis.set_yticks(range(len(scores)), list(scores))
+    axis.invert_yaxis()
+    axis.set_xlim(0, 105)
+    axis.set_xlabel("normalized score (line: 95% interval)")
+    axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def plot_curves(
+    curves: Mapping[str, Sequence[tuple[float, float]]], label: str, path: Path
+) -> None:
+    """Draw learning curves over updates.
+
+    Args:
+        curves: Points (update, value) of each run.
+        label: What the value is.
+        path: PNG to write.
+
+    Raises:
+        ResultError: A file that cannot be written.
+    """
+    figure = Figure(figsize=(7.0, 4.0), layout="constrained")
+    axis = figure.subplots()
+    for (name, points), color in zip(curves.items(), _CURVES, strict=False):
+        axis.plot(*zip(*points, strict=True), label=name, color=color)
+    axis.set_xlabel("gradient updates")
+    axis.set_ylabel(label)
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -86,7 +87,9 @@ def run_training(
     rewards = teacher(model.tasks, fabric.device) if teacher else None
     metrics = MetricsWriter(run.folder, learner.update, wandb=config.wandb)
     try:
-        _loop(fabric, learner, sampler, run, metrics, config, (rewards, reward_weight, progress))
+        _loop(
+            fabric, learner, sampler, run, metrics, config, (rewards, reward_weight, progress)
+        )
     finally:
         metrics.close()
     return run.model_path
@@ -198,7 +201,7 @@ def _score(model: WorldModel, episodes: int) -> float:
 def _interrupt_between_updates() -> Iterator[list[int]]:
     """Turn the first Ctrl-C or SIGTERM into a mark that the loop heeds; the next one acts."""
     marks: list[int] = []
-    previous: dict[int, object] = {}
+    previous: dict[int, Any] = {}
 
     def mark(number: int, frame: FrameType | None) -> None:
         marks.append(number)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers import TensorBoardLogger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.errors import MissingDependencyError, RunError
@@ -47,7 +47,9 @@ class MetricsWriter:
             self._drop_rows_after(update)
         except (OSError, ValueError) as error:
             raise RunError(f"cannot go on with {self._path}: {error}") from error
-        self._board = TensorBoardLogger(folder, name="tensorboard", version="", purge_step=update)
+        self._board = TensorBoardLogger(
+            folder, name="tensorboard", version="", purge_step=update
+        )
         self._wandb = _wandb(folder) if wandb else None
 
     def _drop_rows_after(self, update: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -49,17 +50,24 @@ def build_learner(fabric: Fabric, model: WorldModel, config: TrainConfig) -> Lea
     encoder = list(model.encoder.parameters())
     apart = {id(p) for part in (model.encoder, model.policy_head) for p in part.parameters()}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
-    groups = [{"params": rest}, {"params": encoder, "lr": config.lr * config.encoder_lr_scale}]
+    groups: list[dict[str, Any]] = [
+        {"params": rest},
+        {"params": encoder, "lr": config.lr * config.encoder_lr_scale},
+    ]
     adam = torch.optim.Adam(groups, lr=config.lr)
     policy_adam = torch.optim.Adam(model.policy_head.parameters(), lr=config.lr, eps=1e-5)
-    model_optimizer, policy_optimizer = fabric.setup_optimizers(adam, policy_adam)
     return Learner(
         model=model,
-        model_optimizer=model_optimizer,
-        policy_optimizer=policy_optimizer,
+        model_optimizer=_set_up(fabric, adam),
+        policy_optimizer=_set_up(fabric, policy_adam),
         scale=RunningScale(config.tau, fabric.device),
         generator=torch.Generator().manual_seed(config.seed),
     )
+
+
+def _set_up(fabric: Fabric, optimizer: Optimizer) -> Optimizer:
+    # Fabric's wrapper behaves as an Optimizer without being one by type.
+    return cast(Optimizer, fabric.setup_optimizers(optimizer))
 
 
 def train_step(
@@ -148,5 +156,6 @@ def _only(model: nn.Module, part: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _move_targets(model: WorldModel, tau: float) -> None:
-    targets = list(model.target_q_ensemble.parameters())
-    torch._foreach_lerp_(targets, list(model.q_ensemble.parameters()), tau)
+    targets: list[Tensor] = list(model.target_q_ensemble.parameters())
+    online: list[Tensor] = list(model.q_ensemble.parameters())
+    torch._foreach_lerp_(targets, online, tau)

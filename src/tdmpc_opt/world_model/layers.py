@@ -111,10 +111,11 @@ def mlp(
     heads: int | None = None,
     dropout: float = 0.0,
     last: Activation = "none",
+    simnorm_dim: int = 8,
 ) -> nn.Sequential:
     """Build two hidden layers and an output layer; dropout follows the first linear only."""
     return nn.Sequential(
         Dense(in_dim, hidden, heads=heads, dropout=dropout),
         Dense(hidden, hidden, heads=heads),
-        Dense(hidden, out_dim, heads=heads, activation=last),
+        Dense(hidden, out_dim, heads=heads, activation=last, simnorm_dim=simnorm_dim),
     )

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -59,8 +59,13 @@ class WorldModel(nn.Module):
         embedded = c.latent_dim + c.task_dim
         self.task_embedding = nn.Embedding(c.num_tasks, c.task_dim) if c.task_dim else None
         self.encoder = _encoder(c)
-        self.dynamics = mlp(embedded + c.action_dim, c.mlp_dim, c.latent_dim, last="simnorm")
-        self.dynamics[-1].simnorm_dim = c.simnorm_dim
+        self.dynamics = mlp(
+            embedded + c.action_dim,
+            c.mlp_dim,
+            c.latent_dim,
+            last="simnorm",
+            simnorm_dim=c.simnorm_dim,
+        )
         self.reward_head = mlp(embedded + c.action_dim, c.mlp_dim, c.num_bins)
         self.policy_head = mlp(embedded, c.mlp_dim, 2 * c.action_dim)
         self.q_ensemble = _q_ensemble(c)
@@ -84,7 +89,7 @@ class WorldModel(nn.Module):
                 module.initialize(generator, zero=any(module is last for last in zeroed))
         self.target_q_ensemble.load_state_dict(self.q_ensemble.state_dict())
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "WorldModel":
         """Switch dropout of the online Qs on or off; the targets never drop out."""
         super().train(mode)
         self.target_q_ensemble.eval()
@@ -106,7 +111,7 @@ class WorldModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Number format of the weights, in which the model computes."""
-        return self.encoder[0].weight.dtype
+        return self.bins.dtype
 
     def embed(
         self, task: Int[Tensor, " batch"] | None, like: Tensor
@@ -201,7 +206,7 @@ class WorldModel(nn.Module):
 def _encoder(config: ModelConfig) -> nn.Sequential:
     widths = [config.obs_dim + config.task_dim]
     widths += [config.enc_dim] * max(config.num_enc_layers - 1, 1)
-    hidden = [Dense(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    hidden = [Dense(a, b) for a, b in pairwise(widths)]
     last = Dense(
         widths[-1], config.latent_dim, activation="simnorm", simnorm_dim=config.simnorm_dim
     )

@@ -1,0 +1,152 @@
+"""The whole line in minutes: bundled teacher, real episodes, students, fp16, scores."""
+
+import csv
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tdmpc_opt import provenance, zoo
+from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.checkpoints.summary import describe
+from tdmpc_opt.collection.collect import collect
+from tdmpc_opt.compression.quantize import quantize
+from tdmpc_opt.configs import (
+    CollectConfig,
+    DemoConfig,
+    DistillConfig,
+    EvaluateConfig,
+    LossWeights,
+    QuantizeConfig,
+    Size,
+    TrainConfig,
+)
+from tdmpc_opt.evaluation.evaluate import evaluate
+from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.report.plots import plot_curves, plot_scores
+from tdmpc_opt.training.distillation import distill
+from tdmpc_opt.training.loop import train
+
+TEACHER = "demo-teacher"
+STUDENT_SIZE: Size = "0.3"
+# Mix of the teacher's own episodes, its noisy ones and random ones: noise, episodes per task.
+_MIX = ((0.0, 8), (0.4, 12))
+_RANDOM_EPISODES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DemoRow:
+    """One line of the demo's table."""
+
+    name: str
+    score: float
+    ci95: tuple[float, float] | None
+    parameters: int
+    """Target Qs not counted; 0 for random actions."""
+    size_bytes: int
+
+
+def demo(config: DemoConfig, progress: Progress | None = None) -> list[DemoRow]:
+    """Distil the bundled teacher into a small student and measure what that bought.
+
+    Every stage is the command of the same name; an interrupted demo goes on where it stopped.
+
+    Returns:
+        The rows of the table, which `demo.json` and the plots in `config.output` hold too.
+
+    Raises:
+        TdmpcOptError: As the stages raise.
+    """
+    progress = progress or Silent()
+    start = time.perf_counter()
+    folder = config.output
+    teacher = zoo.path(TEACHER)
+    _collect(teacher, folder / "data", progress)
+    shared = TrainConfig(
+        data=folder / "data",
+        output=folder / "no-teacher",
+        size=STUDENT_SIZE,
+        updates=config.updates,
+        weights=LossWeights(behaviour=1.0),
+        log_every=100,
+    )
+    with_teacher = replace(shared, output=folder / "distilled")
+    distilled = distill(DistillConfig(**_fields(with_teacher), teacher=str(teacher)), progress)
+    plain = train(shared, progress)
+    small = folder / "distilled-fp16.safetensors"
+    quantize(QuantizeConfig(checkpoint=str(distilled), output=small))
+    policies = {
+        "random actions": "random",
+        "student without teacher": str(plain),
+        "distilled student": str(distilled),
+        "distilled student, fp16": str(small),
+        "teacher": str(teacher),
+    }
+    rows = [_row(name, path, config, progress) for name, path in policies.items()]
+    curves = {"distilled": _losses(distilled), "without teacher": _losses(plain)}
+    plot_scores({row.name: (row.score, row.ci95) for row in rows}, folder / "scores.png")
+    plot_curves(curves, "loss", folder / "curves.png")
+    _write(folder / "demo.json", config, rows, time.perf_counter() - start)
+    return rows
+
+
+def _fields(config: TrainConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def _collect(teacher: Path, data: Path, progress: Progress) -> None:
+    tasks = ",".join(describe(teacher).tasks)
+    first = 0
+    for noise, episodes in _MIX:
+        mix = CollectConfig(
+            policy=str(teacher), noise=noise, episodes=episodes, seed=first, output=data
+        )
+        collect(mix, progress)
+        first += episodes
+    random = CollectConfig(
+        policy="random", tasks=tasks, episodes=_RANDOM_EPISODES, seed=first, output=data
+    )
+    collect(random, progress)
+
+
+def _row(name: str, source: str, config: DemoConfig, progress: Progress) -> DemoRow:
+    output = config.output / "results" / (name.replace(", ", "-").replace(" ", "-") + ".json")
+    content = evaluate(
+        EvaluateConfig(
+            checkpoint=source,
+            tasks=",".join(describe(zoo.path(TEACHER)).tasks),
+            episodes=config.episodes,
+            mode="policy",
+            device="cpu",
+            output=output,
+        ),
+        progress,
+    )
+    summary = None if source == "random" else describe(source)
+    return DemoRow(
+        name=name,
+        score=content["score"]["mean"],
+        ci95=content["score"]["ci95"],
+        parameters=summary.parameters if summary else 0,
+        size_bytes=summary.size_bytes if summary else 0,
+    )
+
+
+def _losses(checkpoint: Path) -> list[tuple[float, float]]:
+    with (checkpoint.parent / "metrics.csv").open(newline="") as file:
+        return [(float(row["update"]), float(row["loss"])) for row in csv.DictReader(file)]
+
+
+def _write(path: Path, config: DemoConfig, rows: list[DemoRow], seconds: float) -> None:
+    content = {
+        "kind": "demo",
+        "schema": 1,
+        "rows": [asdict(row) for row in rows],
+        "seconds": round(seconds, 1),
+        "config": {"updates": config.updates, "episodes": config.episodes, "teacher": TEACHER},
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+    }
+    with replace_when_done(path) as temp:
+        temp.write_text(json.dumps(content, indent=1) + "\n")
