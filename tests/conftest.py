@@ -1,9 +1,16 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from tdmpc_opt.checkpoints.checkpoint import from_model
+from tdmpc_opt.checkpoints.native import write_native
+from tdmpc_opt.collection.collect import collect
+from tdmpc_opt.configs import CollectConfig, ModelConfig, PlannerBudget
+from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.world_model.model import WorldModel
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,3 +34,64 @@ def reference_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the ../shared reference folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., WorldModel]:
+    """Builds tiny models in eval mode whose reward and Q heads are not zero as at the start."""
+
+    def make(tasks: TaskTable | None = None, seed: int = 0, **widths: int) -> WorldModel:
+        tasks = tasks or TaskTable((Task("one", 5, 3), Task("two", 4, 2)))
+        sizes = {"enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "num_enc_layers": 2}
+        config = ModelConfig(
+            obs_dim=tasks.obs_dim,
+            action_dim=tasks.action_dim,
+            num_tasks=len(tasks),
+            **{**sizes, "num_q": 2, "task_dim": 4, **widths},
+        )
+        source = torch.Generator().manual_seed(seed)
+        model = WorldModel(config, tasks, source)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=source), alpha=0.2)
+        model.renormalize_task_embedding()
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def model(make_model) -> WorldModel:
+    """Two tasks of different widths: one has 5 observations and 3 actions, two has 4 and 2."""
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def small_budget() -> PlannerBudget:
+    return PlannerBudget(iterations=2, samples=24, policy_samples=4, elites=6)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_file(make_model, tmp_path_factory) -> Path:
+    """A tiny agent of pendulum-swingup and cartpole-balance. Read it, do not change it."""
+    tasks = MT30.subset(["pendulum-swingup", "cartpole-balance"])
+    path = tmp_path_factory.mktemp("agent") / "tiny.safetensors"
+    write_native(path, from_model(make_model(tasks)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def dataset_dir(tmp_path_factory) -> Path:
+    """Two random episodes of each of two tasks. Read it, do not change it."""
+    path = tmp_path_factory.mktemp("data") / "random"
+    collect(
+        CollectConfig(
+            policy="random",
+            tasks="pendulum-swingup,cartpole-balance",
+            episodes=2,
+            output=path,
+            device="cpu",
+            workers=1,
+        )
+    )
+    return path

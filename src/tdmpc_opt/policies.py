@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ Stream = tuple[int, ...]
 """Numbers that together seed one episode's randomness, such as (seed, task id, episode)."""
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Drives batches of episodes of one task at a time."""
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 SECONDS_BETWEEN_LINES = 15.0
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Takes reports of long work."""
 

@@ -66,11 +66,12 @@ def read_progress(path: Path) -> Progress:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            progress = Progress(**json.loads(archive["progress"].tobytes()))
+            fields = json.loads(archive["progress"].tobytes())
+        # JSON has no tuples.
+        fields["curve"] = [(int(step), float(value)) for step, value in fields["curve"]]
+        return Progress(**fields)
     except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise RunError(_damaged(path, error)) from error
-    progress.curve = [(int(step), float(value)) for step, value in progress.curve]
-    return progress
 
 
 def restore_model(path: Path, model: Any, progress: Progress) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import time
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -175,14 +176,7 @@ def _network(model: Any, config: ExpertsConfig, task: str, step: int) -> ExpertN
 def _finish(network: ExpertNetwork, config: ExpertsConfig, progress: Progress) -> None:
     """Measure the policy as stored and write it, then the record that marks it finished."""
     returns = [measure(network, FINAL_SEED + episode) for episode in range(config.episodes)]
-    measured = ExpertNetwork(
-        network.task,
-        network.algorithm,
-        network.steps,
-        tuple(returns),
-        network.weights,
-        network.biases,
-    )
+    measured = replace(network, returns=tuple(returns))
     measured.save(expert_path(config.output, network.task))
     libraries = ("tdmpc-opt", "sbx-rl", "jax", "mujoco", "dm_control", "numpy")
     record = {

@@ -69,8 +69,8 @@ def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]
     for key in sorted({*found, *asked}):
         if found.get(key) != asked.get(key):
             raise ResultError(
-                f"{path} belongs to another evaluation: its {key} is {found.get(key)}, asked is "
-                f"{asked.get(key)}; choose another --output or delete it"
+                f"{path} belongs to another evaluation: its {key} is {found.get(key)}, asked "
+                f"is {asked.get(key)}; choose another --output or delete it"
             )
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tdmpc_opt.configs import PlannerBudget
+from tdmpc_opt.planning.folded import FoldedModel
 from tdmpc_opt.world_model.model import WorldModel
 
 LARGE_ACTION_DIM = 20
@@ -102,13 +103,13 @@ def sequence_values(
     heads: Int[Tensor, "2 batch"],
 ) -> Float[Tensor, "samples batch"]:
     """Estimate the return of action sequences: predicted rewards, then Q at the last latent."""
-    z = z.expand(actions.shape[1], -1, -1)
+    folded = FoldedModel(model, task, z)
     discount = model.discount[0] if task is None else model.discount[task]
     value = torch.zeros(actions.shape[1:3], device=z.device, dtype=z.dtype)
     weight = torch.ones_like(discount)
     for action in actions:
-        value = value + weight * model.decode(model.reward(z, action, task)).squeeze(-1)
-        z = model.next(z, action, task)
+        z, reward = folded.step(z, action)
+        value = value + weight * reward
         weight = weight * discount
     last = model.policy(z, task, noise).action
     q = model.decode(model.q_values(z, last, task)).squeeze(-1)

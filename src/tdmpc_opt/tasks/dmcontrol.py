@@ -13,7 +13,10 @@ try:
     import gymnasium
     import mujoco
 
-    from tdmpc_opt.tasks import custom
+    from tdmpc_opt.tasks.rendering import honest_glfw
+
+    with honest_glfw():
+        from tdmpc_opt.tasks import custom
 except ModuleNotFoundError as error:
     raise MissingDependencyError(
         f"the tasks need {error.name}, which is not installed; run: pip install tdmpc-opt[envs]"

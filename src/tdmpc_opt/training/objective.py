@@ -82,7 +82,7 @@ def model_losses(
     target: Float[Tensor, "horizon batch 1"],
     rho: float,
     teacher_reward: Float[Tensor, "batch 1"] | None = None,
-) -> tuple[ModelLosses, Float[Tensor, "horizon+1 batch latent"]]:
+) -> tuple[ModelLosses, Float[Tensor, "rows batch latent"]]:
     """Roll the dynamics through a batch of slices and compare with what happened.
 
     Args:
@@ -131,12 +131,12 @@ def _reward_distance(
 
 def policy_losses(
     model: WorldModel,
-    zs: Float[Tensor, "horizon+1 batch latent"],
+    zs: Float[Tensor, "rows batch latent"],
     batch: Batch,
     scale: "RunningScale",
     weights: LossWeights,
     generator: torch.Generator,
-    noise: Float[Tensor, "horizon+1 batch action"] | None = None,
+    noise: Float[Tensor, "rows batch action"] | None = None,
 ) -> PolicyLosses:
     """Score the policy by the Q ensemble on latents of the rollout, and update the scale.
 

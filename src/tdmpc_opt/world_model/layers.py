@@ -69,6 +69,10 @@ class Dense(nn.Module):
             x = functional.linear(x, self.weight, self.bias)
         else:
             x = torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
+        return self.finish(x)
+
+    def finish(self, x: Float[Tensor, "*batch out_dim"]) -> Float[Tensor, "*batch out_dim"]:
+        """Apply what follows the product: dropout, LayerNorm and activation."""
         if self.dropout:
             x = functional.dropout(x, self.dropout, self.training)
         if self.norm is not None:
@@ -91,10 +95,9 @@ def mish(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
         return functional.mish(x)
-    # tanh(log(1 + e)) = n / (n + 2) with n = e * (e + 2); above 20 the ratio rounds to 1.
-    e = x.clamp(max=20.0).exp_()
-    n = (e + 2).mul_(e)
-    return torch.addcdiv(x, x, n.add_(2), value=-2)
+    # tanh(log(t)) = 1 - 2 / (t * t + 1) with t = 1 + exp(x); an infinite t * t gives x itself.
+    t = x.exp().add_(1.0)
+    return torch.addcdiv(x, x, t.mul_(t).add_(1.0), value=-2)
 
 
 def simnorm(x: Float[Tensor, "*batch dim"], group: int) -> Float[Tensor, "*batch dim"]:

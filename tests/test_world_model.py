@@ -1,0 +1,321 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tdmpc_opt.checkpoints.checkpoint import build
+from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.configs import LossWeights, model_config
+from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.planning.mppi import sequence_values
+from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.training.objective import RunningScale, model_losses, policy_losses
+from tdmpc_opt.world_model import two_hot
+from tdmpc_opt.world_model.layers import mish, simnorm
+from tdmpc_opt.world_model.model import WorldModel
+
+REFERENCE_INPUTS = (
+    *("task", "obs", "action", "reward", "td_target", "teacher_reward", "pi_eps"),
+    *("two_hot_in", "soft_ce_logits", "soft_ce_target"),
+    *("policy_eps", "plan_actions", "plan_pi_eps"),
+)
+REFERENCE_OUTPUTS = (
+    *("z", "z_next", "reward_logits", "reward_value", "q_logits", "q_value"),
+    *("target_q_value", "pi_mean", "pi_sample", "pi_log_prob", "pi_log_std"),
+    *("two_hot_out", "soft_ce", "consistency_loss", "reward_loss", "value_loss"),
+    *("model_loss", "distill_loss", "total_loss", "grad_norm"),
+    *("policy_scale", "policy_loss", "policy_grad_norm", "plan_value"),
+)
+
+
+@pytest.fixture(scope="module")
+def reference(reference_dir) -> dict[str, Tensor]:
+    arrays = np.load(reference_dir / "reference" / "world_model_reference.npz")
+    return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def public_model(reference_dir) -> WorldModel:
+    name = "mt30_1M_steps_045dist_fp16.pt"
+    return build(read_checkpoint(reference_dir / "checkpoints" / name))
+
+
+@pytest.fixture(scope="module")
+def ours(reference, public_model) -> dict[str, Tensor]:
+    """Our value of every output that the reference file holds."""
+    outputs = _forward(public_model, reference) | _training(public_model, reference)
+    return {name: value.detach() for name, value in outputs.items()}
+
+
+def _forward(model: WorldModel, d: dict[str, Tensor]) -> dict[str, Tensor]:
+    task, action = d["task"], d["action"][0]
+    z = model.encode(d["obs"][0], task)
+    policy = model.policy(z, task, d["pi_eps"])
+    rewards, qs = model.reward(z, action, task), model.q_values(z, action, task)
+    plan_task = task[:1]
+    return {
+        "z": z,
+        "z_next": model.next(z, action, task),
+        "reward_logits": rewards,
+        "reward_value": model.decode(rewards),
+        "q_logits": qs,
+        "q_value": model.decode(qs),
+        "target_q_value": model.decode(model.q_values(z, action, task, target=True)),
+        "pi_mean": policy.mean,
+        "pi_sample": policy.action,
+        "pi_log_prob": policy.log_prob,
+        "pi_log_std": policy.log_std,
+        "two_hot_out": two_hot.two_hot(d["two_hot_in"][:, 0], model.bins),
+        "soft_ce": model.soft_cross_entropy(d["soft_ce_logits"], d["soft_ce_target"]),
+        "plan_value": sequence_values(
+            model,
+            z[:1],
+            d["plan_actions"].unsqueeze(2),
+            plan_task,
+            d["plan_pi_eps"].unsqueeze(1),
+            torch.tensor([[0], [1]]),
+        ),
+    }
+
+
+def _training(model: WorldModel, d: dict[str, Tensor]) -> dict[str, Tensor]:
+    batch = Batch(obs=d["obs"], action=d["action"], reward=d["reward"], task=d["task"])
+    weights = LossWeights()
+    with torch.no_grad():
+        next_z = model.encode(batch.obs[1:], batch.task)
+    losses, zs = model_losses(
+        model, batch, next_z, d["td_target"], weights.rho, d["teacher_reward"]
+    )
+    total = losses.total(weights, 0.45)
+    total.backward()
+    grad_norm = _grad_norm(model)
+    scale = RunningScale(0.01, torch.device("cpu"))
+    policy = policy_losses(
+        model, zs.detach(), batch, scale, weights, torch.Generator(), d["policy_eps"]
+    )
+    policy.objective.backward()
+    policy_grad_norm = _grad_norm(model.policy_head)
+    model.zero_grad()
+    return {
+        "consistency_loss": losses.consistency,
+        "reward_loss": losses.reward,
+        "value_loss": losses.value,
+        "distill_loss": losses.distill,
+        "model_loss": losses.total(weights, 0.0),
+        "total_loss": total,
+        "grad_norm": grad_norm,
+        "policy_scale": scale.value,
+        "policy_loss": policy.objective,
+        "policy_grad_norm": policy_grad_norm,
+    }
+
+
+def _grad_norm(part: torch.nn.Module) -> Tensor:
+    norms = [p.grad.norm() for p in part.parameters() if p.grad is not None]
+    norm = torch.stack(norms).norm()
+    part.zero_grad()
+    return norm
+
+
+@pytest.mark.parametrize("name", REFERENCE_OUTPUTS)
+def test_output_equals_that_of_the_original_code(name, reference, ours):
+    expected = reference[name]
+    error = (ours[name].reshape(expected.shape) - expected).abs().max() / expected.abs().max()
+    assert error < 1e-4
+
+
+def test_every_array_of_the_reference_is_used(reference):
+    assert set(reference) == {*REFERENCE_INPUTS, *REFERENCE_OUTPUTS}
+
+
+def _count(model: WorldModel, *parts: str) -> int:
+    return sum(
+        p.numel() for name, p in model.named_parameters() if name.split(".")[0] in parts
+    )
+
+
+ONLINE = ("task_embedding", "encoder", "dynamics", "reward_head", "policy_head", "q_ensemble")
+
+
+def test_the_1m_model_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = WorldModel(model_config("1", MT30), MT30)
+    assert _count(model, *ONLINE) == 1_426_427
+    assert _count(model, "task_embedding", "encoder", "policy_head") == 307_916
+
+
+@pytest.mark.parametrize(
+    ("size", "millions", "real"),
+    [
+        ("0.3", 0.3, True),
+        ("1", 1.4, True),
+        ("5", 5, True),
+        ("19", 16, False),  # named for a latent of 768; that of the MT30 release has 512
+        ("48", 48, False),
+        ("317", 317, False),
+    ],
+)
+def test_each_size_has_about_the_parameters_it_is_named_for(size, millions, real):
+    with torch.device("cpu" if real else "meta"):
+        model = WorldModel(model_config(size, MT30), MT30)
+    assert _count(model, *ONLINE) == pytest.approx(millions * 1e6, rel=0.1)
+
+
+def test_two_hot_codes_come_back_as_the_scalars_they_stand_for(model):
+    x = torch.tensor([-3e4, -20.0, -1.0, -0.01, 0.0, 0.3, 1.0, 2.0, 777.0, 2.2e4])
+    code = two_hot.two_hot(x, model.bins)
+    torch.testing.assert_close(code.sum(-1), torch.ones(10))
+    assert (code >= 0).all()
+    assert int((code > 0).sum(-1).max()) <= 2
+    inside = x.clamp(-np.expm1(10), np.expm1(10))
+    decoded = two_hot.decode(code.log(), model.bins)
+    torch.testing.assert_close(decoded, inside, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("x", "bin_index"), [(-1e9, 0), (1e9, -1), (0.0, 50)])
+def test_values_beyond_the_bins_go_to_the_first_or_last_one(model, x, bin_index):
+    code = two_hot.two_hot(torch.tensor([x]), model.bins)
+    assert float(code[0, bin_index]) == pytest.approx(1, abs=1e-4)
+
+
+def test_symexp_inverts_symlog():
+    x = torch.linspace(-100, 100, 41)
+    torch.testing.assert_close(two_hot.symexp(two_hot.symlog(x)), x, rtol=1e-5, atol=1e-6)
+
+
+def test_soft_cross_entropy_is_least_at_the_code_itself(model):
+    x = torch.tensor([0.3])
+    code = two_hot.two_hot(x, model.bins)
+    at_code = two_hot.soft_cross_entropy(code.clamp(min=1e-9).log(), x, model.bins)
+    entropy = -(code * code.clamp(min=1e-9).log()).sum(-1)
+    torch.testing.assert_close(at_code, entropy)
+    assert two_hot.soft_cross_entropy(torch.zeros(1, 101), x, model.bins) > at_code
+
+
+def test_only_the_online_qs_drop_out_and_only_while_training(make_model):
+    model = make_model(mlp_dim=256)
+    action, task = torch.zeros(8, 3), torch.zeros(8).long()
+    z = model.encode(torch.ones(8, 5), task)
+
+    def twice(target: bool) -> bool:
+        first, second = (model.q_values(z, action, task, target=target) for _ in range(2))
+        return torch.equal(first, second)
+
+    assert twice(target=False)
+    model.train()
+    assert not twice(target=False)
+    assert twice(target=True)
+    model.eval()
+    assert twice(target=False)
+
+
+def test_embedding_rows_longer_than_one_are_rescaled_and_others_left(model):
+    with torch.no_grad():
+        model.task_embedding.weight[0] = 3.0
+        model.task_embedding.weight[1] = 0.1
+    model.renormalize_task_embedding()
+    weight = model.task_embedding.weight.detach()
+    torch.testing.assert_close(weight[0], torch.full((4,), 0.5))
+    assert torch.equal(weight[1], torch.full((4,), 0.1))
+
+
+def test_embedding_look_up_equals_torch_with_a_largest_norm():
+    source = torch.Generator().manual_seed(3)
+    model = WorldModel(model_config("0.3", MT30), MT30, source)
+    with torch.no_grad():
+        model.task_embedding.weight.normal_(std=0.2, generator=source)
+    oracle = torch.nn.Embedding(30, 32, max_norm=1, _weight=model.task_embedding.weight.clone())
+    model.renormalize_task_embedding()
+    task = torch.arange(30)
+    torch.testing.assert_close(model.task_embedding(task), oracle(task))
+
+
+def test_building_twice_from_one_seed_gives_equal_models():
+    config = model_config("0.3", MT30)
+    first, second, other = (
+        WorldModel(config, MT30, torch.Generator().manual_seed(seed)).state_dict()
+        for seed in (5, 5, 6)
+    )
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert not torch.equal(first["encoder.0.weight"], other["encoder.0.weight"])
+
+
+def test_initial_weights_follow_the_published_rules():
+    model = WorldModel(model_config("1", MT30), MT30, torch.Generator().manual_seed(0))
+    assert not model.reward_head[-1].weight.any()
+    assert not model.q_ensemble[-1].weight.any()
+    assert model.policy_head[-1].weight.any()
+    assert float(model.task_embedding.weight.detach().abs().max()) <= 0.02
+    assert float(model.encoder[0].weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert not model.dynamics[1].bias.any()
+    for name, tensor in model.q_ensemble.state_dict().items():
+        assert torch.equal(tensor, model.target_q_ensemble.state_dict()[name]), name
+    assert not any(p.requires_grad for p in model.target_q_ensemble.parameters())
+
+
+@pytest.mark.parametrize("function", [mish, functional.mish], ids=["ours", "torch"])
+def test_mish_equals_its_definition(function: Callable[[Tensor], Tensor]):
+    x = torch.cat([torch.linspace(-120, 120, 4801), torch.tensor([0.0, -0.0, 1e-8, -1e-8])])
+    exact = x.double() * torch.tanh(functional.softplus(x.double()))
+    with torch.no_grad():
+        error = (function(x) - exact).abs() / exact.abs().clamp(min=1)
+    assert float(error.max()) < 2e-6
+
+
+def test_the_fast_mish_equals_that_of_torch():
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 5
+    with torch.no_grad():
+        fast = mish(x)
+    slow = mish(x.requires_grad_())
+    assert torch.equal(slow, functional.mish(x))
+    torch.testing.assert_close(fast, slow.detach(), rtol=2e-6, atol=2e-6)
+
+
+def test_simnorm_makes_groups_that_sum_to_one():
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    out = simnorm(x, 8)
+    torch.testing.assert_close(out.unflatten(-1, (2, 8)).sum(-1), torch.ones(3, 2))
+    assert (out >= 0).all()
+
+
+def test_padded_actions_are_zero_and_cost_no_probability(model):
+    task = torch.tensor([0, 1])
+    z = model.encode(torch.ones(2, 5), task)
+    out = model.policy(z, task, torch.ones(2, 3))
+    assert out.action[0].all()
+    assert out.mean[1, 2] == out.action[1, 2] == out.log_std[1, 2] == 0
+    alone = model.policy(z, task, torch.tensor([[1.0, 1, 1], [1, 1, 99]]))
+    assert torch.equal(alone.log_prob, out.log_prob)
+
+
+def test_policy_std_stays_between_its_limits(model):
+    with torch.no_grad():
+        model.policy_head[-1].bias.fill_(50.0)
+    task = torch.zeros(2).long()
+    out = model.policy(torch.zeros(2, 16), task)
+    torch.testing.assert_close(out.log_std, torch.full((2, 3), 2.0))
+    assert (out.action.abs() <= 1).all()
+    assert out.log_prob.isfinite().all()
+
+
+def test_ids_broadcast_over_leading_axes(model):
+    task, obs = torch.tensor([0, 1, 1]), torch.randn(4, 3, 5)
+    z = model.encode(obs, task)
+    assert z.shape == (4, 3, 16)
+    for t in range(4):
+        torch.testing.assert_close(z[t], model.encode(obs[t], task))
+    q = model.q_values(z, torch.zeros(4, 3, 3), task)
+    assert q.shape == (2, 4, 3, 101)
+    step = model.q_values(z[2], torch.zeros(3, 3), task)
+    torch.testing.assert_close(q[:, 2], step)
+
+
+def test_a_single_task_model_needs_no_ids(make_model):
+    model = make_model(TaskTable((Task("only", 5, 3),)), task_dim=0)
+    z = model.encode(torch.ones(2, 5), None)
+    assert model.task_embedding is None
+    assert torch.equal(z, model.encode(torch.ones(2, 5), torch.zeros(2).long()))
+    assert model.policy(z, None).action.shape == (2, 3)
