@@ -82,7 +82,7 @@ def model_losses(
     target: Float[Tensor, "horizon batch 1"],
     rho: float,
     teacher_reward: Float[Tensor, "batch 1"] | None = None,
-) -> tuple[ModelLosses, Float[Tensor, "rows batch latent"]]:
+) -> tuple[ModelLosses, Float[Tensor, "horizon+1 batch latent"]]:
     """Roll the dynamics through a batch of slices and compare with what happened.
 
     Args:

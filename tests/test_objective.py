@@ -1,0 +1,392 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from tdmpc_opt.configs import LossWeights, TrainConfig
+from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.data.sampler import Batch, SliceSampler
+from tdmpc_opt.training.distillation import RewardTeacher
+from tdmpc_opt.training.objective import (
+    RunningScale,
+    model_losses,
+    policy_losses,
+    td_target,
+    two_random_heads,
+)
+from tdmpc_opt.training.step import Learner, build_learner, train_step
+from tdmpc_opt.world_model.model import WorldModel
+
+CONFIG = TrainConfig(data=Path("unused"), output=Path("unused"), updates=1)
+
+
+@pytest.fixture(scope="module")
+def fabric() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Four slices of the two tasks of `model`, padded to 5 observations and 3 actions."""
+    source = torch.Generator().manual_seed(7)
+    task = torch.tensor([0, 1, 0, 1])
+    obs = torch.randn(4, 4, 5, generator=source)
+    action = torch.rand(3, 4, 3, generator=source) * 2 - 1
+    obs[:, task == 1, 4:] = 0
+    action[:, task == 1, 2:] = 0
+    reward = torch.rand(3, 4, 1, generator=source) * 2
+    return Batch(obs=obs, action=action, reward=reward, task=task)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def _terms(model: WorldModel, batch: Batch, teacher: Tensor | None = None):
+    with torch.no_grad():
+        next_z = model.encode(batch.obs[1:], batch.task)
+    target = td_target(model, next_z, batch.reward, batch.task, _generator())
+    return model_losses(model, batch, next_z, target, 0.5, teacher)
+
+
+def _weights(part: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in part.state_dict().items()}
+
+
+def _changed(before: dict[str, Tensor], part: torch.nn.Module) -> set[str]:
+    after = part.state_dict()
+    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+
+
+def test_targets_are_the_reward_plus_the_discounted_least_target_q(model, batch):
+    with torch.no_grad():
+        next_z = model.encode(batch.obs[1:], batch.task)
+        noise = torch.randn(3, 4, 3, generator=_generator())
+        action = model.policy(next_z, batch.task, noise).action
+        qs = model.decode(model.q_values(next_z, action, batch.task, target=True))
+        expected = batch.reward + 0.99 * torch.minimum(qs[0], qs[1])
+    target = td_target(model, next_z, batch.reward, batch.task, _generator())
+    torch.testing.assert_close(target, expected)
+    assert not target.requires_grad
+
+
+def test_targets_come_from_the_target_qs_alone(model, batch):
+    next_z = model.encode(batch.obs[1:], batch.task).detach()
+    before = td_target(model, next_z, batch.reward, batch.task, _generator())
+    with torch.no_grad():
+        model.q_ensemble[-1].bias.add_(torch.arange(101.0))
+    same = td_target(model, next_z, batch.reward, batch.task, _generator())
+    assert torch.equal(before, same)
+    with torch.no_grad():
+        model.target_q_ensemble[-1].bias.add_(torch.arange(101.0))
+    assert not torch.allclose(
+        before, td_target(model, next_z, batch.reward, batch.task, _generator())
+    )
+
+
+def test_each_step_meets_its_own_action_and_reward(model, batch):
+    """Slice position t holds the action that leads to reward t and observation t + 1."""
+    losses, zs = _terms(model, batch)
+    z, consistency, reward = model.encode(batch.obs[0], batch.task), 0.0, 0.0
+    for t in range(3):
+        logits = model.reward(z, batch.action[t], batch.task)
+        reward += 0.5**t * model.soft_cross_entropy(logits, batch.reward[t]).mean() / 3
+        z = model.next(z, batch.action[t], batch.task)
+        real = model.encode(batch.obs[t + 1], batch.task).detach()
+        consistency += 0.5**t * torch.nn.functional.mse_loss(z, real) / 3
+        torch.testing.assert_close(zs[t + 1], z)
+    torch.testing.assert_close(losses.reward, reward)
+    torch.testing.assert_close(losses.consistency, consistency)
+
+
+def test_the_encoder_of_real_next_states_gets_no_gradient(model, batch):
+    """Consistency pulls the dynamics to the encoding, never the encoding to the dynamics."""
+    next_z = model.encode(batch.obs[1:], batch.task)
+    with torch.no_grad():
+        stopped = next_z.clone()
+    target = batch.reward
+    for source in (stopped, next_z.detach()):
+        model.zero_grad()
+        losses, _ = model_losses(model, batch, source, target, 0.5)
+        losses.consistency.backward()
+        gradient = model.encoder[0].weight.grad.clone()
+        assert gradient.any()  # by way of z_0
+    learner_terms = _terms(model, batch)[0]
+    torch.testing.assert_close(learner_terms.consistency, losses.consistency)
+
+
+@pytest.mark.parametrize("name", ["consistency", "reward", "value", "entropy", "behaviour"])
+def test_each_weight_changes_the_total(name, model, batch):
+    teacher = torch.ones(4, 1)
+    losses, zs = _terms(model, batch, teacher)
+
+    def totals(weights: LossWeights) -> Tensor:
+        policy = policy_losses(
+            model, zs.detach(), batch, _scale(), weights, _generator(), torch.ones(4, 4, 3)
+        )
+        return torch.stack([losses.total(weights, 0.4), policy.total(weights)])
+
+    weights = LossWeights()
+    before = totals(weights)
+    after = totals(replace(weights, **{name: getattr(weights, name) + 0.5}))
+    model_changed, policy_changed = (before != after).tolist()
+    assert model_changed == (name in ("consistency", "reward", "value"))
+    assert policy_changed == (name in ("entropy", "behaviour"))
+
+
+def test_rho_weighs_later_steps(model, batch):
+    next_z = model.encode(batch.obs[1:], batch.task).detach()
+    near, far = (
+        model_losses(model, batch, next_z, batch.reward, rho)[0] for rho in (1e-9, 1.0)
+    )
+    for name in ("consistency", "reward", "value"):
+        assert getattr(near, name) < getattr(far, name)
+
+
+def test_the_total_is_the_weighted_sum_of_the_published_equation(model, batch):
+    losses, _ = _terms(model, batch, torch.ones(4, 1))
+    expected = (
+        20 * losses.consistency
+        + 0.1 * losses.reward
+        + 0.1 * losses.value
+        + 0.45 * losses.distill
+    )
+    torch.testing.assert_close(losses.total(LossWeights(), 0.45), expected)
+
+
+def test_distilling_is_the_squared_distance_of_decoded_rewards(model, batch):
+    assert float(_terms(model, batch)[0].distill) == 0
+    teacher = torch.tensor([[0.3], [1.0], [2.0], [0.0]])
+    own = model.decode(
+        model.reward(model.encode(batch.obs[0], batch.task), batch.action[0], batch.task)
+    )
+    distill = _terms(model, batch, teacher)[0].distill
+    torch.testing.assert_close(distill, ((own - teacher) ** 2).mean())
+    distill.backward()
+    assert model.reward_head[0].weight.grad.any()
+    assert model.encoder[0].weight.grad.any()
+
+
+def _scale() -> RunningScale:
+    return RunningScale(0.01, torch.device("cpu"))
+
+
+def test_the_policy_loss_is_that_of_the_paper(model, batch):
+    _, zs = _terms(model, batch)
+    scale, weights, noise = _scale(), LossWeights(entropy=0.3), torch.ones(4, 4, 3)
+    got = policy_losses(model, zs.detach(), batch, scale, weights, _generator(), noise)
+    expected = 0.0
+    for t in range(4):
+        out = model.policy(zs[t], batch.task, noise[t])
+        q = model.decode(model.q_values(zs[t], out.action, batch.task)).mean(0)
+        expected += 0.5**t * (0.3 * out.log_prob - q / scale.value).mean() / 4
+    torch.testing.assert_close(got.objective, expected)
+
+
+def test_the_behaviour_term_pulls_the_mean_to_the_data(model, batch):
+    _, zs = _terms(model, batch)
+    optimizer = torch.optim.Adam(model.policy_head.parameters(), lr=1e-2)
+    distances = []
+    for _ in range(150):
+        loss = policy_losses(
+            model, zs.detach(), batch, _scale(), LossWeights(), _generator(), None
+        ).behaviour
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        distances.append(float(loss.detach()))
+    assert distances[-1] < 0.2 * distances[0]
+
+
+def test_the_behaviour_term_ignores_padded_actions(model, batch):
+    _, zs = _terms(model, batch)
+    args = (zs.detach(), batch, _scale(), LossWeights(), _generator(), torch.ones(4, 4, 3))
+    before = policy_losses(model, *args).behaviour
+    batch.action[:, batch.task == 1, 2] = 9.0
+    assert torch.equal(before, policy_losses(model, *args).behaviour)
+
+
+def test_the_scale_follows_the_percentile_range_and_stays_above_one():
+    scale = RunningScale(0.5, torch.device("cpu"))
+    scale.update(torch.linspace(0, 10, 101).unsqueeze(1))
+    assert float(scale.value) == pytest.approx(0.5 * 1 + 0.5 * 9)
+    for _ in range(30):
+        scale.update(torch.full((5, 1), 3.0))
+    assert float(scale.value) == pytest.approx(1)
+
+
+def test_two_different_heads_are_drawn():
+    logits, source = torch.arange(5.0).reshape(5, 1, 1).expand(5, 2, 3), _generator()
+    drawn = [two_random_heads(logits, source)[:, 0, 0].tolist() for _ in range(60)]
+    assert all(a != b for a, b in drawn)
+    assert {head for pair in drawn for head in pair} == {0, 1, 2, 3, 4}
+    assert two_random_heads(logits[:2], source).shape == (2, 2, 3)
+
+
+@pytest.fixture
+def learner(fabric, model) -> Learner:
+    return build_learner(fabric, model, CONFIG)
+
+
+def test_the_optimisers_own_each_trainable_parameter_once(learner):
+    owned = [
+        parameter
+        for optimizer in (learner.model_optimizer, learner.policy_optimizer)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    trainable = [p for p in learner.model.parameters() if p.requires_grad]
+    assert len(owned) == len({id(p) for p in owned})
+    assert {id(p) for p in owned} == {id(p) for p in trainable}
+    policy = [p for group in learner.policy_optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in policy} == {id(p) for p in learner.model.policy_head.parameters()}
+    targets = learner.model.target_q_ensemble.parameters()
+    assert not {id(p) for p in owned} & {id(p) for p in targets}
+
+
+def test_the_encoder_learns_at_its_own_rate(learner):
+    rates = {
+        id(p): group["lr"]
+        for group in learner.model_optimizer.param_groups
+        for p in group["params"]
+    }
+    encoder = [rates[id(p)] for p in learner.model.encoder.parameters()]
+    assert encoder == pytest.approx([9e-5] * len(encoder))
+    assert rates[id(learner.model.dynamics[0].weight)] == 3e-4
+    assert learner.policy_optimizer.param_groups[0]["eps"] == 1e-5
+
+
+def test_a_step_trains_every_part_and_the_policy_by_its_own_loss_alone(fabric, learner, batch):
+    before = _weights(learner.model)
+    train_step(fabric, learner, batch, CONFIG)
+    untouched = before.keys() - _changed(before, learner.model)
+    assert untouched == set()
+    assert all(p.requires_grad for p in learner.model.q_ensemble.parameters())
+
+    before = _weights(learner.model)
+    for group in learner.model_optimizer.param_groups:
+        group["lr"] = 0.0
+    train_step(fabric, learner, batch, CONFIG)
+    moved = {name.split(".")[0] for name in _changed(before, learner.model)}
+    assert moved == {"policy_head", "target_q_ensemble"}
+
+    before = _weights(learner.model)
+    for group in learner.policy_optimizer.param_groups:
+        group["lr"] = 0.0
+    train_step(fabric, learner, batch, CONFIG)
+    moved = {name.split(".")[0] for name in _changed(before, learner.model)}
+    assert moved == {"target_q_ensemble"}
+
+
+def test_the_policy_step_leaves_no_gradient_elsewhere(fabric, learner, batch, monkeypatch):
+    """Each optimiser's clipping must count what it steps and nothing besides."""
+    train_step(fabric, learner, batch, CONFIG)
+    kept = {
+        name: p.grad.clone()
+        for name, p in learner.model.named_parameters()
+        if p.grad is not None and not name.startswith("policy_head")
+    }
+    assert kept.keys() == {
+        name
+        for name, p in learner.model.named_parameters()
+        if p.requires_grad and not name.startswith("policy_head")
+    }
+    terms = train_step(fabric, learner, batch, replace(CONFIG, grad_clip=1e-3))
+    for part, total in (("policy_head", "policy_grad_norm"), ("", "grad_norm")):
+        grads = [
+            p.grad
+            for name, p in learner.model.named_parameters()
+            if p.grad is not None and name.startswith("policy_head") == bool(part)
+        ]
+        clipped = float(torch.stack([g.norm() for g in grads]).norm())
+        assert clipped == pytest.approx(min(1e-3, float(terms[total])), rel=1e-3)
+        assert float(terms[total]) > 1e-3
+
+
+def test_target_qs_move_by_tau(fabric, learner, batch):
+    before = _weights(learner.model.target_q_ensemble)
+    train_step(fabric, learner, batch, replace(CONFIG, tau=0.25))
+    online = learner.model.q_ensemble.state_dict()
+    for name, tensor in learner.model.target_q_ensemble.state_dict().items():
+        torch.testing.assert_close(tensor, before[name].lerp(online[name], 0.25))
+
+
+def test_a_step_reports_finite_scalars_and_counts(fabric, learner, batch):
+    terms = train_step(fabric, learner, batch, CONFIG, torch.zeros(4, 1), 0.4)
+    assert learner.update == 1
+    for name, value in terms.items():
+        assert value.shape == (), name
+        assert math.isfinite(value), name
+        assert not value.requires_grad, name
+
+
+def test_embedding_rows_stay_within_one(fabric, learner, batch):
+    with torch.no_grad():
+        learner.model.task_embedding.weight.fill_(0.5)
+    train_step(fabric, learner, batch, replace(CONFIG, lr=0.3))
+    assert float(learner.model.task_embedding.weight.detach().norm(dim=-1).max()) <= 1 + 1e-6
+
+
+def _sampler(dataset_dir: Path, model: WorldModel) -> SliceSampler:
+    dataset = EpisodeDataset.open(dataset_dir)
+    return SliceSampler(dataset, model.tasks, horizon=3, batch_size=32, seed=0)
+
+
+def test_a_teacher_stays_as_it_is_bit_for_bit(
+    fabric, make_model, checkpoint_file, dataset_dir
+):
+    dataset = EpisodeDataset.open(dataset_dir)
+    tasks = dataset.tasks.subset(dataset.task_names)
+    teacher = RewardTeacher(str(checkpoint_file), tasks, torch.device("cpu"))
+    before = _weights(teacher.model)
+    learner = build_learner(fabric, make_model(tasks, seed=4), CONFIG)
+    sampler = _sampler(dataset_dir, learner.model)
+    for _ in range(3):
+        batch = sampler.sample()
+        train_step(fabric, learner, batch, CONFIG, teacher(batch), 0.4)
+    assert _changed(before, teacher.model) == set()
+    assert not any(module.training for module in teacher.model.modules())
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+
+
+def test_a_teacher_maps_its_own_ids_and_widths(make_model, tmp_path, batch):
+    """The teacher knows the tasks in another order, and pads them wider."""
+    from tdmpc_opt.checkpoints.checkpoint import from_model
+    from tdmpc_opt.checkpoints.native import write_native
+    from tdmpc_opt.task_table import Task, TaskTable
+
+    wide = TaskTable((Task("wide", 9, 4), Task("two", 4, 2), Task("one", 5, 3)))
+    model = make_model(wide)
+    write_native(tmp_path / "wide.safetensors", from_model(model))
+    student_tasks = make_model().tasks
+    teacher = RewardTeacher(
+        str(tmp_path / "wide.safetensors"), student_tasks, torch.device("cpu")
+    )
+    obs = torch.nn.functional.pad(batch.obs[0], (0, 4))
+    action = torch.nn.functional.pad(batch.action[0], (0, 1))
+    ids = torch.tensor([2, 1, 2, 1])
+    with torch.no_grad():
+        expected = model.decode(model.reward(model.encode(obs, ids), action, ids))
+    torch.testing.assert_close(teacher(batch), expected)
+
+
+def test_the_loss_falls_within_50_steps(fabric, make_model, dataset_dir, checkpoint_file):
+    dataset = EpisodeDataset.open(dataset_dir)
+    tasks = dataset.tasks.subset(dataset.task_names)
+    teacher = RewardTeacher(str(checkpoint_file), tasks, torch.device("cpu"))
+    config = replace(CONFIG, lr=1e-3)
+    learner = build_learner(fabric, make_model(tasks, seed=4), config)
+    sampler = _sampler(dataset_dir, learner.model)
+    curves = []
+    for _ in range(50):
+        batch = sampler.sample()
+        curves.append(train_step(fabric, learner, batch, config, teacher(batch), 0.4))
+    for name in ("loss", "reward", "distill"):
+        first, last = (
+            sum(float(row[name]) for row in part) for part in (curves[:5], curves[-5:])
+        )
+        assert last < first, name

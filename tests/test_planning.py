@@ -1,0 +1,270 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tdmpc_opt.configs import PlannerBudget
+from tdmpc_opt.errors import InputError
+from tdmpc_opt.planning import mppi, presets
+from tdmpc_opt.planning.mppi import Plan, draw_noise, plan, prior_actions, sequence_values
+from tdmpc_opt.task_table import Task, TaskTable
+from tdmpc_opt.world_model import two_hot
+from tdmpc_opt.world_model.model import WorldModel
+
+BUDGET = PlannerBudget(iterations=6, samples=96, policy_samples=8, elites=12)
+
+
+def _generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def _plan(
+    model: WorldModel,
+    budget: PlannerBudget = BUDGET,
+    seeds: tuple[int, ...] = (0, 1),
+    previous: Tensor | None = None,
+    task: Tensor | None = None,
+) -> Plan:
+    rows = len(seeds)
+    task = torch.arange(rows) % 2 if task is None else task
+    source = torch.Generator().manual_seed(5)
+    obs = torch.randn(1, model.config.obs_dim, generator=source).expand(rows, -1)
+    width = model.config.action_dim
+    previous = torch.zeros(budget.horizon, rows, width) if previous is None else previous
+    noise = draw_noise(model, budget, _generators(*seeds))
+    with torch.no_grad():
+        ids = task if model.task_embedding is not None else None
+        return plan(model, model.encode(obs, ids), ids, previous, noise, budget)
+
+
+@pytest.fixture(scope="module")
+def toy(make_model) -> WorldModel:
+    """A model that learned that action 0.7 in every real dimension earns most."""
+    torch.manual_seed(0)
+    model = make_model(mlp_dim=32)
+    parameters = list(model.reward_head.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=5e-3)
+    source = torch.Generator().manual_seed(0)
+    for _ in range(400):
+        task = torch.randint(0, 2, (128,), generator=source)
+        action = (torch.rand(128, 3, generator=source) * 2 - 1) * model.mask(task)
+        z = model.encode(torch.randn(128, 5, generator=source), task).detach()
+        distance = ((action - 0.7) ** 2 * model.mask(task)).sum(-1, keepdim=True)
+        logits = model.reward(z, action, task)
+        loss = model.soft_cross_entropy(logits, 5 - 2 * distance).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():  # no opinion beyond the horizon
+        model.q_ensemble[-1].weight.zero_()
+        model.q_ensemble[-1].bias.zero_()
+    return model
+
+
+def test_the_plan_moves_to_the_best_action(toy):
+    result = _plan(toy)
+    real = toy.mask(torch.tensor([0, 1])).bool()
+    assert (result.mean - 0.7).abs()[:, real].max() < 0.25
+    assert (result.action - 0.7).abs()[real].max() < 0.35
+    assert (result.std[:, real] < 0.5).all()
+
+
+def test_more_iterations_find_better_plans(toy):
+    task = torch.tensor([0, 1])
+    z = toy.encode(torch.randn(1, 5, generator=torch.Generator().manual_seed(5)).expand(2, -1), task)
+    values = []
+    for rounds in (1, 6):
+        mean = _plan(toy, replace(BUDGET, iterations=rounds)).mean
+        with torch.no_grad():
+            heads = torch.tensor([[0, 0], [1, 1]])
+            noise = torch.zeros(1, 2, 3)
+            values.append(sequence_values(toy, z, mean.unsqueeze(1), task, noise, heads))
+    assert (values[1] > values[0]).all()
+
+
+def test_the_same_noise_gives_the_same_plan(model):
+    first, again, other = _plan(model), _plan(model), _plan(model, seeds=(2, 3))
+    for name in ("mean", "std", "action"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert not torch.equal(first.mean, other.mean)
+
+
+def test_a_row_is_independent_of_those_beside_it(model):
+    both = _plan(model, seeds=(0, 1))
+    alone = _plan(model, seeds=(1,), task=torch.tensor([1]))
+    for name in ("mean", "std"):
+        torch.testing.assert_close(
+            getattr(both, name)[:, 1], getattr(alone, name)[:, 0], atol=1e-4, rtol=0
+        )
+    torch.testing.assert_close(both.action[1], alone.action[0], atol=1e-4, rtol=0)
+
+
+def test_plans_stay_within_bounds_and_mask(model):
+    result = _plan(model, seeds=(0, 1, 2, 3))
+    for part in (result.mean, result.action):
+        assert (part.abs() <= 1).all()
+    assert not result.mean[:, 1::2, 2].any()
+    assert not result.std[:, 1::2, 2].any()
+    assert not result.action[1::2, 2].any()
+    assert result.std[:, 0].min() >= BUDGET.min_std
+    assert result.std.max() <= BUDGET.max_std
+
+
+def test_the_warm_start_is_the_last_mean_shifted_by_one_step(model):
+    """With no spread the samples are the start itself."""
+    budget = PlannerBudget(
+        iterations=1, samples=2, policy_samples=0, elites=2, min_std=0.0, max_std=0.0
+    )
+    previous = torch.tensor([0.1, 0.2, 0.3]).reshape(3, 1, 1).expand(3, 2, 3)
+    mean = _plan(model, budget, previous=previous).mean
+    torch.testing.assert_close(mean[:, 0], torch.tensor([[0.2] * 3, [0.3] * 3, [0.0] * 3]))
+    torch.testing.assert_close(mean[:, 1, :2], torch.tensor([[0.2] * 2, [0.3] * 2, [0.0] * 2]))
+    assert not mean[:, 1, 2].any()
+
+
+def test_elites_are_drawn_by_their_weight():
+    weights = torch.tensor([0.6, 0.3, 0.1]).unsqueeze(1).expand(3, 9000)
+    first = torch.arange(3.0).reshape(3, 1, 1).expand(3, 9000, 1)
+    pick = torch.rand(9000, generator=torch.Generator().manual_seed(0))
+    drawn = mppi._draw_elite(first, weights, pick).flatten().long()
+    share = torch.bincount(drawn, minlength=3) / 9000
+    torch.testing.assert_close(share, torch.tensor([0.6, 0.3, 0.1]), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("pick", "expected"), [(0.0, 0.0), (0.59, 0.0), (0.61, 1.0), (0.95, 2.0), (1.0 - 2**-24, 2)]
+)
+def test_the_pick_inverts_the_cumulative_weights(pick, expected):
+    weights = torch.tensor([[0.6], [0.3], [0.1]])
+    first = torch.arange(3.0).reshape(3, 1, 1)
+    assert float(mppi._draw_elite(first, weights, torch.tensor([pick]))) == expected
+
+
+def test_the_elites_are_refit_by_weighted_moments():
+    source = torch.Generator().manual_seed(0)
+    elites = torch.rand(3, 6, 2, 1, generator=source)
+    weights = torch.softmax(torch.randn(6, 2, generator=source), 0)
+    mean, std = mppi._refit(elites, weights, torch.ones(2, 1), BUDGET)
+    for t, b in ((0, 0), (2, 1)):
+        values, share = elites[t, :, b, 0].double(), weights[:, b].double()
+        expected = (share * values).sum()
+        assert float(mean[t, b]) == pytest.approx(float(expected), abs=1e-6)
+        spread = (share * (values - expected) ** 2).sum().sqrt().clamp(0.05, 2)
+        assert float(std[t, b]) == pytest.approx(float(spread), abs=1e-6)
+
+
+def test_values_sum_discounted_rewards_and_the_last_q(model):
+    task, source = torch.tensor([0, 1]), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        z0 = z = model.encode(torch.randn(2, 5, generator=source), task)
+        actions = (torch.rand(3, 4, 2, 3, generator=source) * 2 - 1) * model.mask(task)
+        noise = torch.randn(4, 2, 3, generator=source)
+        got = sequence_values(model, z0, actions, task, noise, torch.tensor([[0, 1], [1, 0]]))
+        for sample in range(4):
+            z, value = z0, torch.zeros(2, 1)
+            for t in range(3):
+                reward = model.decode(model.reward(z, actions[t, sample], task))
+                value = value + 0.99**t * reward
+                z = model.next(z, actions[t, sample], task)
+            last = model.policy(z, task, noise[sample]).action
+            q = model.decode(model.q_values(z, last, task)).mean(0)
+            torch.testing.assert_close(got[sample], (value + 0.99**3 * q).squeeze(-1))
+
+
+def test_the_drawn_heads_decide_the_value(make_model):
+    model = make_model(num_q=5)
+    with torch.no_grad():
+        for head in range(5):
+            value = two_hot.two_hot(torch.tensor([float(head)]), model.bins)
+            model.q_ensemble[-1].weight.zero_()
+            model.q_ensemble[-1].bias[head] = value[0].clamp(min=1e-9).log()
+        model.reward_head[-1].weight.zero_()
+        model.reward_head[-1].bias.copy_(
+            two_hot.two_hot(torch.tensor([0.0]), model.bins)[0].clamp(min=1e-9).log()
+        )
+        z = torch.zeros(3, 16)
+        value = sequence_values(
+            model,
+            z,
+            torch.zeros(3, 1, 3, 3),
+            torch.tensor([0, 1, 0]),
+            torch.zeros(1, 3, 3),
+            torch.tensor([[0, 1, 4], [2, 3, 4]]),
+        )
+    expected = 0.99**3 * torch.tensor([[1.0, 2.0, 4.0]])
+    torch.testing.assert_close(value, expected, rtol=1e-2, atol=1e-3)
+
+
+def test_every_plan_draws_two_different_heads(make_model):
+    model = make_model(num_q=5)
+    heads = draw_noise(model, BUDGET, _generators(*range(20))).heads
+    assert heads.shape == (6, 2, 20)
+    assert (heads[:, 0] != heads[:, 1]).all()
+    assert heads.unique().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_model_with_one_q_plans_too(make_model):
+    heads = draw_noise(make_model(num_q=1), BUDGET, _generators(0)).heads
+    assert not heads.any()
+    assert _plan(make_model(num_q=1)).action.isfinite().all()
+
+
+def test_the_prior_follows_the_policy_through_the_dynamics(model):
+    task = torch.tensor([0, 1])
+    with torch.no_grad():
+        z = model.encode(torch.ones(2, 5), task)
+        noise = torch.randn(3, 4, 2, 3, generator=torch.Generator().manual_seed(0))
+        actions = prior_actions(model, z, task, noise)
+        first = model.policy(z, task, noise[0, 2]).action
+        second = model.policy(model.next(z, first, task), task, noise[1, 2]).action
+    torch.testing.assert_close(actions[0, 2], first)
+    torch.testing.assert_close(actions[1, 2], second)
+
+
+@pytest.mark.parametrize(("action_dim", "expected"), [(6, 6), (19, 6), (20, 8), (38, 8)])
+def test_wide_action_spaces_get_two_more_iterations(action_dim, expected, make_model):
+    assert mppi.iterations(BUDGET, action_dim) == expected
+    tasks = TaskTable((Task("one", 5, action_dim), Task("two", 5, 2)))
+    model = make_model(tasks)
+    assert len(draw_noise(model, BUDGET, _generators(0)).samples) == expected
+
+
+def test_single_task_models_plan(make_model):
+    model = make_model(TaskTable((Task("only", 5, 3),)), task_dim=0)
+    result = _plan(model, seeds=(0, 1))
+    assert result.action.shape == (2, 3)
+    assert result.action.isfinite().all()
+
+
+def test_values_that_are_not_numbers_count_as_zero(model):
+    with torch.no_grad():
+        model.q_ensemble[-1].bias.fill_(torch.nan)
+    result = _plan(model)
+    assert result.mean.isfinite().all()
+    assert result.action.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"policy_samples": 96},
+        {"policy_samples": -1},
+        {"elites": 0},
+        {"elites": 97},
+        {"horizon": 0},
+        {"iterations": 0},
+    ],
+)
+def test_budgets_that_cannot_run_are_refused(changes):
+    with pytest.raises(ValueError, match="must be"):
+        replace(BUDGET, **changes)
+
+
+def test_the_full_preset_is_the_published_budget():
+    full = presets.budget(None)
+    assert full == presets.budget("full") == PlannerBudget()
+    assert (full.horizon, full.iterations, full.samples) == (3, 6, 512)
+    assert (full.policy_samples, full.elites, full.temperature) == (24, 64, 0.5)
+    with pytest.raises(InputError, match=r"unknown planner preset 'ful'; known: .*full"):
+        presets.budget("ful")
