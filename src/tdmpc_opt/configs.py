@@ -173,8 +173,8 @@ class EvaluateConfig:
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """Checkpoint file or zoo name, a folder of experts, or the word random."""
-    tasks: str = "mt30"
-    """`mt30`, or task names joined by commas."""
+    tasks: str | None = None
+    """`mt30`, or task names joined by commas; none means every task of the policy."""
     episodes: int = 10
     """Episodes per task."""
     seed: int = 0

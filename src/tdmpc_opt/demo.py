@@ -115,7 +115,7 @@ def _row(name: str, source: str, config: DemoConfig, progress: Progress) -> Demo
     content = evaluate(
         EvaluateConfig(
             checkpoint=source,
-            tasks=",".join(describe(zoo.path(TEACHER)).tasks),
+            tasks=",".join(describe(zoo.path(TEACHER)).tasks) if source == "random" else None,
             episodes=config.episodes,
             mode="policy",
             device="cpu",

@@ -71,19 +71,29 @@ class PolicySource:
             digest.update(sha256(_existing_expert(path, name)).encode())
         return {"name": path.resolve().name, "sha256": digest.hexdigest()}
 
-    def require(self, tasks: TaskTable) -> None:
-        """Check that this source can drive these tasks.
+    def tasks(self, chosen: str | None) -> TaskTable:
+        """Return the tasks to drive.
+
+        Args:
+            chosen: `mt30`, or names joined by commas; None means all this source was made for.
 
         Raises:
-            UnknownTaskError: A task it was not made for.
+            UnknownTaskError: A task that MT30 does not have or this source was not made for.
         """
-        known = self.default_tasks()
-        if known.names != (UNNAMED,):
-            for name in tasks.names:
-                known.index(name)
+        known = self._known_tasks()
+        if known.names == (UNNAMED,):
+            if chosen is None:
+                raise UnknownTaskError(
+                    f"{self.source} is a single-task checkpoint that does not say which; name it "
+                    "with --tasks"
+                )
+            return MT30.select(chosen)
+        tasks = MT30.subset(known.names) if chosen is None else MT30.select(chosen)
+        for name in tasks.names:
+            known.index(name)
+        return tasks
 
-    def default_tasks(self) -> TaskTable:
-        """Return the tasks this source can drive."""
+    def _known_tasks(self) -> TaskTable:
         if self.source == "random":
             return MT30
         path = Path(self.source)

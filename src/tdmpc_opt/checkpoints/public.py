@@ -15,7 +15,7 @@ from tdmpc_opt.checkpoints.checkpoint import Checkpoint, Layout, validate
 from tdmpc_opt.checkpoints.pickled import load_pickled
 from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.task_table import MT30, MT80, Task, TaskTable
+from tdmpc_opt.task_table import MT30, MT80, UNNAMED, Task, TaskTable
 
 _NETS = {
     "_encoder.state.": "encoder",
@@ -245,7 +245,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 def _tasks(config: ModelConfig, masks: Tensor | None) -> TaskTable:
     """Return MT30 or MT80 where the sizes are theirs, else tasks without known names."""
     if not config.task_dim:
-        return TaskTable((Task("task", config.obs_dim, config.action_dim),))
+        return TaskTable((Task(UNNAMED, config.obs_dim, config.action_dim),))
     widths = [config.action_dim] * config.num_tasks
     if masks is not None:
         if tuple(masks.shape) != (config.num_tasks, config.action_dim):

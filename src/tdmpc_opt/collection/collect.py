@@ -38,8 +38,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     """
     progress = progress or Silent()
     policy = PolicySource(source=config.policy, mode=config.mode, device=config.device)
-    tasks = MT30.select(config.tasks) if config.tasks else policy.default_tasks()
-    policy.require(tasks)
+    tasks = policy.tasks(config.tasks)
     dataset = EpisodeDataset.open_or_create(config.output)
     names, sources = {}, {}
     for name in tasks.names:

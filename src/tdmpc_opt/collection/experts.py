@@ -6,7 +6,6 @@ import os
 import time
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import rich
 from numpy.typing import NDArray
 
+from tdmpc_opt import provenance
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.collection.expert_state import (
     Progress,
@@ -178,7 +178,6 @@ def _finish(network: ExpertNetwork, config: ExpertsConfig, progress: Progress) -
     returns = [measure(network, FINAL_SEED + episode) for episode in range(config.episodes)]
     measured = replace(network, returns=tuple(returns))
     measured.save(expert_path(config.output, network.task))
-    libraries = ("tdmpc-opt", "sbx-rl", "jax", "mujoco", "dm_control", "numpy")
     record = {
         "kind": "expert",
         "config": progress.identity,
@@ -186,7 +185,8 @@ def _finish(network: ExpertNetwork, config: ExpertsConfig, progress: Progress) -
         "returns": returns,
         "final_seed": FINAL_SEED,
         "seconds": round(progress.seconds, 1),
-        "versions": {library: _version(library) for library in libraries},
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
     }
     with replace_when_done(_record_path(config, network.task)) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
@@ -253,11 +253,3 @@ def _state_path(config: ExpertsConfig, task: str) -> Path:
 
 def _record_path(config: ExpertsConfig, task: str) -> Path:
     return config.output / f"{task}.json"
-
-
-def _version(library: str) -> str:
-    if library == "tdmpc-opt":
-        from tdmpc_opt import __version__
-
-        return __version__
-    return version(library)

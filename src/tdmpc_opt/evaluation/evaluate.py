@@ -1,19 +1,21 @@
 """Score a policy on real tasks, task by task."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from tdmpc_opt.agent import best_device
 from tdmpc_opt.configs import EvaluateConfig
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
 from tdmpc_opt.executor import run_parallel
+from tdmpc_opt.planning.presets import budget as preset_budget
 from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import rollout
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.task_table import MT30, TaskTable
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,6 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         ResultError: An output that belongs to another evaluation or cannot be written.
     """
     progress = progress or Silent()
-    tasks = MT30.select(config.tasks)
     policy = PolicySource(
         source=config.checkpoint,
         mode=config.mode,
@@ -49,8 +50,8 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         noise=config.noise,
         device=config.device,
     )
-    policy.require(tasks)
-    result = EvaluationFile(config.output, _identity(config, policy))
+    tasks = policy.tasks(config.tasks)
+    result = EvaluationFile(config.output, _identity(config, policy, tasks))
     work = [
         _TaskWork(policy, name, config.episodes, config.seed)
         for name in tasks.names
@@ -66,17 +67,17 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     return result.content()
 
 
-def _identity(config: EvaluateConfig, policy: PolicySource) -> dict[str, Any]:
-    tasks = MT30.select(config.tasks)
+def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) -> dict[str, Any]:
+    plans = config.mode == "planner"
     return {
         "checkpoint": policy.identity(tasks),
         "tasks": list(tasks.names),
         "episodes": config.episodes,
         "seed": config.seed,
         "mode": config.mode,
-        "preset": (config.preset or "full") if config.mode == "planner" else None,
+        "budget": asdict(preset_budget(config.preset)) if plans else None,
         "noise": config.noise,
-        "device": config.device,
+        "device": best_device(config.device).type,
     }
 
 
