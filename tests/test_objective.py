@@ -103,22 +103,6 @@ def test_each_step_meets_its_own_action_and_reward(model, batch):
     torch.testing.assert_close(losses.consistency, consistency)
 
 
-def test_the_encoder_of_real_next_states_gets_no_gradient(model, batch):
-    """Consistency pulls the dynamics to the encoding, never the encoding to the dynamics."""
-    next_z = model.encode(batch.obs[1:], batch.task)
-    with torch.no_grad():
-        stopped = next_z.clone()
-    target = batch.reward
-    for source in (stopped, next_z.detach()):
-        model.zero_grad()
-        losses, _ = model_losses(model, batch, source, target, 0.5)
-        losses.consistency.backward()
-        gradient = model.encoder[0].weight.grad.clone()
-        assert gradient.any()  # by way of z_0
-    learner_terms = _terms(model, batch)[0]
-    torch.testing.assert_close(learner_terms.consistency, losses.consistency)
-
-
 @pytest.mark.parametrize("name", ["consistency", "reward", "value", "entropy", "behaviour"])
 def test_each_weight_changes_the_total(name, model, batch):
     teacher = torch.ones(4, 1)

@@ -19,7 +19,7 @@ from tdmpc_opt.world_model.model import WorldModel
 
 Observation = TypeVar("Observation", Tensor, np.ndarray)
 Generators = torch.Generator | Sequence[torch.Generator] | None
-TaskArgument = str | int | Sequence[int] | np.ndarray | Tensor | None
+TaskArgument = str | int | np.integer | Sequence[int] | np.ndarray | Tensor | None
 
 
 class Agent:
@@ -46,6 +46,7 @@ class Agent:
         self.budget = budget or PlannerBudget()
         self._previous_mean: Tensor | None = None
 
+    @torch.inference_mode()  # the warm start is an inference tensor, which only this may change
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Forget the planner's warm start of all rows, or of these, before a new episode."""
         if rows is None:
@@ -81,9 +82,11 @@ class Agent:
             UnknownTaskError: A task that this agent does not know.
         """
         model = self.world_model
-        rows = torch.as_tensor(obs).to(model.bins.device, model.dtype)
+        rows = _tensor(obs).to(model.bins.device, model.dtype)
         single = rows.ndim == 1
         rows = rows.unsqueeze(0) if single else rows
+        if rows.ndim != 2 or not len(rows):
+            raise InputError(f"observations are [obs] or [B, obs]; got shape {list(obs.shape)}")
         ids, width = self._task_ids(task, rows)
         rows = self._padded(rows, width)
         generators = _per_row(generator, len(rows))
@@ -94,7 +97,7 @@ class Agent:
             action = action[:, : self.tasks.tasks[width].action_dim]
         action = action[0] if single else action
         if isinstance(obs, Tensor):
-            return action.to(obs.device, obs.dtype)
+            return action.to(obs.device, obs.dtype if obs.is_floating_point() else None)
         return action.float().cpu().numpy()
 
     def _task_ids(self, task: TaskArgument, rows: Tensor) -> tuple[Tensor, int | None]:
@@ -104,7 +107,7 @@ class Agent:
             return torch.full((len(rows),), one, device=rows.device), one
         if task is None:
             raise UnknownTaskError(f"name a task; known: {', '.join(self.tasks.names)}")
-        ids = torch.as_tensor(task, device=rows.device)
+        ids = _tensor(task).to(rows.device)
         if ids.shape != (len(rows),) or ids.is_floating_point() or ids.dtype == torch.bool:
             raise InputError(
                 f"task ids must be integers of shape [{len(rows)}], one per row; got "
@@ -128,7 +131,7 @@ class Agent:
     def _padded(self, rows: Tensor, task: int | None) -> Tensor:
         full = self.world_model.config.obs_dim
         own = full if task is None else self.tasks.tasks[task].obs_dim
-        if rows.ndim != 2 or rows.shape[1] not in (own, full):
+        if rows.shape[1] not in (own, full):
             name = "the tasks" if task is None else self.tasks.names[task]
             widths = str(full) if own == full else f"{own} (or padded to {full})"
             raise InputError(
@@ -170,6 +173,12 @@ class Agent:
         if deterministic:
             return result.action
         return (result.action + result.std[0] * noise.explore).clamp(-1, 1)
+
+
+def _tensor(values: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+    if isinstance(values, np.ndarray):
+        values = values.copy()  # torch warns of read-only arrays and takes no reversed ones
+    return torch.as_tensor(values)
 
 
 def _per_row(generator: Generators, rows: int) -> list[torch.Generator | None]:

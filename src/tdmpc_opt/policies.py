@@ -45,6 +45,11 @@ class PolicySource:
     """Sample from the policy, or keep the planner's exploration noise on."""
     device: Device = "cpu"
 
+    @property
+    def is_agent(self) -> bool:
+        """True for a checkpoint, which can plan; experts and random actions cannot."""
+        return self.source != "random" and not Path(self.source).is_dir()
+
     def load(self) -> Policy:
         """Load the policy.
 
@@ -84,11 +89,13 @@ class PolicySource:
         if known.names == (UNNAMED,):
             if chosen is None:
                 raise UnknownTaskError(
-                    f"{self.source} is a single-task checkpoint that does not say which; name it "
-                    "with --tasks"
+                    f"{self.source} is a single-task checkpoint that does not say which task; "
+                    "name it with --tasks"
                 )
             return MT30.select(chosen)
-        tasks = MT30.subset(known.names) if chosen is None else MT30.select(chosen)
+        if chosen is None:  # of an MT80 agent, those with a simulator here
+            return MT30.subset([name for name in known.names if name in MT30.names])
+        tasks = MT30.select(chosen)
         for name in tasks.names:
             known.index(name)
         return tasks

@@ -68,13 +68,13 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
 
 
 def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) -> dict[str, Any]:
-    plans = config.mode == "planner"
+    plans = policy.is_agent and config.mode == "planner"
     return {
         "checkpoint": policy.identity(tasks),
         "tasks": list(tasks.names),
         "episodes": config.episodes,
         "seed": config.seed,
-        "mode": config.mode,
+        "mode": config.mode if policy.is_agent else None,
         "budget": asdict(preset_budget(config.preset)) if plans else None,
         "noise": config.noise,
         "device": best_device(config.device).type,

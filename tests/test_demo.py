@@ -1,0 +1,35 @@
+import json
+
+import pytest
+
+from tdmpc_opt import zoo
+from tdmpc_opt.configs import DemoConfig
+from tdmpc_opt.demo import STUDENT_SIZE, TEACHER, demo
+
+
+def test_the_demo_teacher_is_bundled_with_tasks_of_several_domains():
+    from tdmpc_opt.checkpoints.summary import describe
+    from tdmpc_opt.configs import model_config
+    from tdmpc_opt.task_table import MT30
+    from tdmpc_opt.world_model.model import WorldModel
+
+    summary = describe(zoo.path(TEACHER))
+    assert len({name.partition("-")[0] for name in summary.tasks}) >= 4
+    tasks = MT30.subset(summary.tasks)
+    student = WorldModel(model_config(STUDENT_SIZE, tasks), tasks)
+    size = sum(p.numel() for n, p in student.named_parameters() if "target" not in n)
+    assert size <= summary.parameters / 3
+
+
+@pytest.mark.slow
+def test_the_demo_runs_end_to_end_and_goes_on_where_it_was(tmp_path):
+    config = DemoConfig(output=tmp_path / "demo", updates=20, episodes=2)
+    rows = demo(config)
+    assert [row.name for row in rows][0] == "random actions"
+    content = json.loads((config.output / "demo.json").read_text())
+    assert [row["name"] for row in content["rows"]] == [row.name for row in rows]
+    for picture in ("scores.png", "curves.png"):
+        assert (config.output / picture).read_bytes().startswith(b"\x89PNG")
+    half = config.output / "distilled-fp16.safetensors"
+    assert half.stat().st_size < (config.output / "distilled/model.safetensors").stat().st_size / 2
+    assert demo(config) == rows

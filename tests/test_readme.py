@@ -1,0 +1,43 @@
+"""The figures of the README come from the result files it names."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+ROWS = [line for line in README.splitlines() if line.startswith("|") and "results/" in line]
+
+
+def _shown(mean, interval):
+    text = f"{mean:.2f}"
+    return f"{text} [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else text
+
+
+def test_the_readme_shows_measured_results():
+    assert len(ROWS) >= 3
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_each_row_of_results_shows_the_figures_of_its_file(row):
+    name, score = (cell.strip() for cell in row.strip("|").split("|")[:2])
+    content = json.loads((ROOT / re.search(r"results/[\w.-]+\.json", row)[0]).read_text())
+    if content["kind"] == "demo":
+        found = {entry["name"]: entry for entry in content["rows"]}[name]
+        assert score == _shown(found["score"], found["ci95"])
+        assert f"{found['size_bytes']:,}" in row or not found["size_bytes"]
+    else:
+        assert content["complete"]
+        assert score == _shown(content["score"]["mean"], content["score"]["ci95"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda p: p.stem)
+def test_each_result_file_says_where_it_comes_from(path):
+    content = json.loads(path.read_text())
+    assert content["kind"] in {"evaluation", "demo", "expert", "run"}
+    assert content["config"]
+    assert content["versions"]["tdmpc_opt"]
+    assert content["machine"]["cores"]
+    assert not re.search(r'"/(work|root|home|tmp)', path.read_text())
