@@ -84,15 +84,14 @@ def _zoo(config: configs.ZooConfig) -> None:
     from tdmpc_opt import zoo
     from tdmpc_opt.checkpoints.summary import describe
 
-    table = _table("Bundled checkpoints", "name", "parameters", "bytes", "tasks", "about")
+    table = _table("Bundled checkpoints", "name", "parameters", "bytes", "tasks")
     for name in zoo.names():
         summary = describe(name)
         table.add_row(
             name,
             f"{summary.parameters:,}",
             f"{summary.size_bytes:,}",
-            str(len(summary.tasks)),
-            summary.extra.get("about", ""),
+            ", ".join(summary.tasks) if len(summary.tasks) < 10 else str(len(summary.tasks)),
         )
     _console().print(table)
 

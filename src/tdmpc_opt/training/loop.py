@@ -120,20 +120,20 @@ def _loop(
             rewards = teacher(batch) if teacher else None
             terms = train_step(fabric, learner, batch, config, rewards, reward_weight)
             window.add(terms)
-            last = learner.update == config.updates or bool(interrupted)
-            if learner.update % config.log_every == 0 or last:
+            stop = bool(interrupted)  # once: a signal from here on waits for the next update
+            last = learner.update == config.updates or stop
+            scored = _is_due(learner.update, config.eval_every)
+            if _is_due(learner.update, config.log_every) or scored or last:
                 row = window.close(learner.update, run)
-                if _is_due(learner.update, config.eval_every):
+                if scored:
                     row["score"] = _score(learner.model, config.eval_episodes)
                 metrics.write(row)
                 note = f"loss {row['loss']:.3f}, {row['updates_per_second']:.1f} updates/s"
                 progress.update(learner.update, config.updates, note)
             if _is_due(learner.update, config.save_every) or last:
                 run.save(learner, sampler)
-            if interrupted:
+            if stop:
                 raise KeyboardInterrupt
-    if not run.model_path.exists():  # killed between the state and the weights
-        run.save(learner, sampler)
 
 
 def _is_due(update: int, every: int) -> bool:

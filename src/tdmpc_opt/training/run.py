@@ -59,11 +59,16 @@ class Run:
         }
 
     def save(self, learner: Learner, sampler: SliceSampler) -> None:
-        """Write the exact state, then the weights that other commands read.
+        """Write the weights that other commands read, then the exact state.
+
+        In this order a state never says more than the weights hold: a run killed between the
+        two repeats some updates.
 
         Raises:
             CheckpointError: A file cannot be written; the one before it is still whole.
         """
+        extra = {"updates": str(learner.update), "run": json.dumps(self._identity)}
+        write_native(self.model_path, from_model(learner.model, extra))
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         state = {
             "update": learner.update,
@@ -77,8 +82,6 @@ class Run:
             "sampler": sampler.state_dict(),
         }
         save_training_state(self._state_path, state)
-        extra = {"updates": str(learner.update), "run": json.dumps(self._identity)}
-        write_native(self.model_path, from_model(learner.model, extra))
 
     def restore(self, learner: Learner, sampler: SliceSampler) -> None:
         """Go on where `save` was called last; a run without a state starts anew.
