@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jaxtyping import config as jaxtyping_config
 
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.collection.collect import collect
 from tdmpc_opt.configs import CollectConfig, ModelConfig, PlannerBudget
 from tdmpc_opt.task_table import MT30, Task, TaskTable
 from tdmpc_opt.world_model.model import WorldModel
@@ -34,6 +34,14 @@ def reference_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the ../shared reference folder")
     return folder
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Turns the annotation checks off: for wrong types, or where whole episodes would crawl."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +91,8 @@ def checkpoint_file(make_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def dataset_dir(tmp_path_factory) -> Path:
     """Two random episodes of each of two tasks. Read it, do not change it."""
+    from tdmpc_opt.collection.collect import collect  # needs the simulator
+
     path = tmp_path_factory.mktemp("data") / "random"
     collect(
         CollectConfig(

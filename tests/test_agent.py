@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jaxtyping import config as jaxtyping_config
 
 import tdmpc_opt
 from tdmpc_opt.agent import Agent, best_device, load_agent
@@ -31,14 +30,6 @@ def any_agent(request, model, small_budget) -> Agent:
 
 
 both_modes = pytest.mark.parametrize("any_agent", ["policy", "planner"], indirect=True)
-
-
-@pytest.fixture
-def unchecked():
-    """Lets wrong types past the annotations, as they get where nothing checks these."""
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", False)
 
 
 def _seeded(*seeds: int) -> list[torch.Generator]:
@@ -131,8 +122,6 @@ def test_arrays_that_cannot_be_written_or_run_backwards_are_taken(policy):
     np.testing.assert_array_equal(policy.act(obs, ids), expected)
 
 
-
-
 @both_modes
 @pytest.mark.parametrize(
     ("shape", "task", "message"),
@@ -218,9 +207,8 @@ def test_a_row_does_not_depend_on_those_beside_it(any_agent):
     """Over three steps, so that the warm start is covered too; sums may round otherwise."""
     obs, ids = _obs(4, 5), [0, 1, 0, 1]
     obs[1::2, 4] = 0
-    batch, sources = [], _seeded(0, 1, 2, 3)
-    for _ in range(3):
-        batch.append(any_agent.act(obs, ids, deterministic=False, generator=sources))
+    sources = _seeded(0, 1, 2, 3)
+    batch = [any_agent.act(obs, ids, deterministic=False, generator=sources) for _ in range(3)]
     for rows in ([2], [3, 1]):
         any_agent.reset()
         sources = _seeded(*rows)
@@ -335,7 +323,7 @@ def test_an_unknown_mode_is_refused(model, checkpoint_file, unchecked):
 
 
 def test_an_unknown_preset_or_device_is_refused(checkpoint_file):
-    with pytest.raises(InputError, match="unknown planner preset 'tiny'; known: .*full"):
+    with pytest.raises(InputError, match=r"unknown planner preset 'tiny'; known: .*full"):
         load_agent(checkpoint_file, preset="tiny")
     with pytest.raises(InputError, match="unknown device 'gpu'; take auto, cpu, cuda or mps"):
         load_agent(checkpoint_file, "gpu")

@@ -31,5 +31,7 @@ def test_the_demo_runs_end_to_end_and_goes_on_where_it_was(tmp_path):
     for picture in ("scores.png", "curves.png"):
         assert (config.output / picture).read_bytes().startswith(b"\x89PNG")
     half = config.output / "distilled-fp16.safetensors"
-    assert half.stat().st_size < (config.output / "distilled/model.safetensors").stat().st_size / 2
+    assert (
+        half.stat().st_size < (config.output / "distilled/model.safetensors").stat().st_size / 2
+    )
     assert demo(config) == rows

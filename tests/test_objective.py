@@ -320,9 +320,7 @@ def _sampler(dataset_dir: Path, model: WorldModel) -> SliceSampler:
     return SliceSampler(dataset, model.tasks, horizon=3, batch_size=32, seed=0)
 
 
-def test_a_teacher_stays_as_it_is_bit_for_bit(
-    fabric, make_model, checkpoint_file, dataset_dir
-):
+def test_a_teacher_stays_as_it_is_bit_for_bit(fabric, make_model, checkpoint_file, dataset_dir):
     dataset = EpisodeDataset.open(dataset_dir)
     tasks = dataset.tasks.subset(dataset.task_names)
     teacher = RewardTeacher(str(checkpoint_file), tasks, torch.device("cpu"))

@@ -73,7 +73,9 @@ def test_the_plan_moves_to_the_best_action(toy):
 
 def test_more_iterations_find_better_plans(toy):
     task = torch.tensor([0, 1])
-    z = toy.encode(torch.randn(1, 5, generator=torch.Generator().manual_seed(5)).expand(2, -1), task)
+    z = toy.encode(
+        torch.randn(1, 5, generator=torch.Generator().manual_seed(5)).expand(2, -1), task
+    )
     values = []
     for rounds in (1, 6):
         mean = _plan(toy, replace(BUDGET, iterations=rounds)).mean

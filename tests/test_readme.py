@@ -33,7 +33,9 @@ def test_each_row_of_results_shows_the_figures_of_its_file(row):
         assert score == _shown(content["score"]["mean"], content["score"]["ci95"])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "results").glob("*.json")), ids=lambda p: p.stem
+)
 def test_each_result_file_says_where_it_comes_from(path):
     content = json.loads(path.read_text())
     assert content["kind"] in {"evaluation", "demo", "expert", "run"}

@@ -132,9 +132,7 @@ def test_every_array_of_the_reference_is_used(reference):
 
 
 def _count(model: WorldModel, *parts: str) -> int:
-    return sum(
-        p.numel() for name, p in model.named_parameters() if name.split(".")[0] in parts
-    )
+    return sum(p.numel() for name, p in model.named_parameters() if name.split(".")[0] in parts)
 
 
 ONLINE = ("task_embedding", "encoder", "dynamics", "reward_head", "policy_head", "q_ensemble")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -175,7 +175,7 @@ class Agent:
         return (result.action + result.std[0] * noise.explore).clamp(-1, 1)
 
 
-def _tensor(values: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+def _tensor(values: Any) -> Tensor:
     if isinstance(values, np.ndarray):
         values = values.copy()  # torch warns of read-only arrays and takes no reversed ones
     return torch.as_tensor(values)

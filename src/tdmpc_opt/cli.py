@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=arguments,
             prog="tdmpc-opt",
             description=tdmpc_opt.__doc__,
-            config=(tyro.conf.OmitArgPrefixes,),
         )
         _COMMANDS[type(config)](config)
     except TdmpcOptError as error:

@@ -97,7 +97,10 @@ class PolicySource:
             return MT30.subset([name for name in known.names if name in MT30.names])
         tasks = MT30.select(chosen)
         for name in tasks.names:
-            known.index(name)
+            if Path(self.source).is_dir():
+                _existing_expert(Path(self.source), name)
+            else:
+                known.index(name)
         return tasks
 
     def _known_tasks(self) -> TaskTable:
@@ -105,11 +108,19 @@ class PolicySource:
             return MT30
         path = Path(self.source)
         if not path.is_dir():
-            return read_checkpoint(self.source).tasks
+            return read_checkpoint(self._file()).tasks
         names = [name for name in MT30.names if expert_path(path, name).is_file()]
         if not names:
             raise CheckpointError(f"{path}: holds no expert; make some with tdmpc-opt experts")
         return MT30.subset(names)
+
+    def _file(self) -> Path:
+        try:
+            return resolve(self.source)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; a folder of experts or the word random would do as well"
+            ) from None
 
 
 def _existing_expert(folder: Path, task: str) -> Path:

@@ -84,7 +84,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except OSError as error:
         raise ResultError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ResultError(f"{path} is no JSON ({error}); delete or repair it") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise ResultError(f"{path} is not a result of tdmpc-opt evaluate")
@@ -104,4 +104,5 @@ def _is_record(record: object) -> bool:
     if not isinstance(returns, list) or not isinstance(seeds, list):
         return False
     numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in returns)
+    numbers = numbers and all(isinstance(seed, int) for seed in seeds)
     return bool(returns) and len(returns) == len(seeds) and numbers

@@ -1,5 +1,6 @@
 """The training loop on Lightning Fabric, with exact resume."""
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -81,10 +82,10 @@ def run_training(
         batch_size=config.batch_size,
         seed=config.seed,
     )
+    rewards = teacher(model.tasks, fabric.device) if teacher else None
     run = Run(config, dataset)
     learner = build_learner(fabric, model, config)
     run.restore(learner, sampler)
-    rewards = teacher(model.tasks, fabric.device) if teacher else None
     metrics = MetricsWriter(run.folder, learner.update, wandb=config.wandb)
     try:
         _loop(
@@ -131,6 +132,7 @@ def _loop(
                 note = f"loss {row['loss']:.3f}, {row['updates_per_second']:.1f} updates/s"
                 progress.update(learner.update, config.updates, note)
             if _is_due(learner.update, config.save_every) or last:
+                window.check(learner.update, run)
                 run.save(learner, sampler)
             if stop:
                 raise KeyboardInterrupt
@@ -165,24 +167,32 @@ class _Window:
     def add(self, terms: dict[str, Tensor]) -> None:
         self._sums = {name: self._sums.get(name, 0) + value for name, value in terms.items()}
 
-    def close(self, update: int, run: Run) -> dict[str, float]:
-        """Return the row, and begin the next.
+    def check(self, update: int, run: Run) -> None:
+        """Make sure that no term became NaN or infinite since the last row.
 
         Raises:
-            RunError: A term is NaN or infinite.
+            RunError: One did.
         """
-        count = update - self._first
-        row = {name: float(total) / count for name, total in self._sums.items()}
-        bad = [name for name, value in row.items() if not torch.isfinite(torch.tensor(value))]
+        bad = [name for name, total in self._sums.items() if not math.isfinite(total)]
         if bad:
             raise RunError(
                 f"{', '.join(bad)} became NaN or infinite before update {update}; the "
                 f"checkpoint in {run.folder} is from before that: lower --lr, or look for "
                 "extreme rewards with tdmpc-opt data info"
             )
+
+    def close(self, update: int, run: Run) -> dict[str, int | float]:
+        """Return the row, and begin the next.
+
+        Raises:
+            RunError: A term is NaN or infinite.
+        """
+        self.check(update, run)
+        count = update - self._first
+        means = {name: float(total) / count for name, total in self._sums.items()}
         seconds = time.perf_counter() - self._time
         self._start(update)
-        return {"update": update, **row, "updates_per_second": count / seconds}
+        return {"update": update, **means, "updates_per_second": count / seconds}
 
 
 def _score(model: WorldModel, episodes: int) -> float:

@@ -45,8 +45,8 @@ class MetricsWriter:
         self._path = folder / "metrics.csv"
         try:
             self._drop_rows_after(update)
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot go on with {self._path}: {error}") from error
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"cannot go on with {self._path}: {error}; delete it") from error
         self._board = TensorBoardLogger(
             folder, name="tensorboard", version="", purge_step=update
         )
@@ -56,7 +56,8 @@ class MetricsWriter:
         rows: list[dict[str, str]] = []
         if self._path.exists():
             with self._path.open(newline="") as file:
-                found = [row for row in csv.DictReader(file) if row["update"]]
+                # A crash may have cut off the last row; its missing fields read as None.
+                found = [row for row in csv.DictReader(file) if None not in row.values()]
             rows = [row for row in found if int(row["update"]) <= update]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -65,7 +66,7 @@ class MetricsWriter:
         with replace_when_done(self._path) as temp:
             temp.write_text(text.getvalue())
 
-    def write(self, row: Mapping[str, float]) -> None:
+    def write(self, row: Mapping[str, int | float]) -> None:
         """Add one row; columns it lacks stay empty.
 
         Raises:

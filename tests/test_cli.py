@@ -1,0 +1,327 @@
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tdmpc_opt
+from tdmpc_opt import atomic
+from tdmpc_opt.checkpoints.checkpoint import from_model
+from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.checkpoints.native import write_native
+from tdmpc_opt.cli import main
+from tdmpc_opt.progress import ConsoleProgress
+from tdmpc_opt.task_table import MT30, Task, TaskTable
+
+TRAIN = ("--size", "0.3", "--updates", "2", "--batch-size", "8", "--device", "cpu")
+ONE_TASK = ("--tasks", "pendulum-swingup", "--episodes", "1", "--workers", "1")
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command and returns its exit status, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as leaving:  # how tyro reports usage errors and help
+            status = int(leaving.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    """Runs a command that must fail with one line, and leave nothing half-written."""
+
+    def refused(*arguments: object) -> str:
+        status, _, errors = run(*arguments)
+        assert status == 1, errors
+        lines = [line for line in errors.splitlines() if line.startswith("tdmpc-opt:")]
+        assert len(lines) == 1, errors
+        assert errors.splitlines()[-1] == lines[0]
+        assert "Traceback" not in errors
+        assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+        return lines[0]
+
+    return refused
+
+
+def test_the_version_is_shown(run):
+    assert run("--version") == (0, f"tdmpc-opt {tdmpc_opt.__version__}\n", "")
+
+
+def test_help_names_every_command(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    for command in (
+        *("tasks", "zoo", "inspect", "convert", "evaluate", "compare", "experts", "collect"),
+        *("data info", "train", "distill", "quantize", "demo"),
+    ):
+        assert command in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["data"],
+        ["train"],
+        ["inspect"],
+        ["quantize", "x", "--output", "y", "--format", "int1"],
+        ["evaluate", "random", "--output", "x.json", "--episodes", "none"],
+        ["evaluate", "random", "--output", "x.json", "--seed", "1000000"],
+        ["collect", "--policy", "random", "--output", "x", "--noise", "-1"],
+        ["train", "--data", "d", "--output", "o", "--updates", "0"],
+    ],
+)
+def test_wrong_usage_exits_with_status_2_and_leaves_nothing(
+    run, arguments, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    status, out, errors = run(*arguments)
+    assert status == 2
+    assert out + errors
+    assert "Traceback" not in out + errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tasks_lists_mt30(run):
+    status, out, errors = run("tasks")
+    assert (status, errors) == (0, "")
+    assert all(name in out for name in MT30.names)
+
+
+def test_zoo_lists_the_bundled_checkpoints(run):
+    status, out, errors = run("zoo")
+    assert (status, errors) == (0, "")
+    assert "Bundled checkpoints" in out
+
+
+def test_inspect_shows_sizes_tasks_and_formats(run, checkpoint_file):
+    status, out, errors = run("inspect", checkpoint_file)
+    assert (status, errors) == (0, "")
+    for text in ("native", "pendulum-swingup", "latent_dim", "q_ensemble", "float32"):
+        assert text in out
+    assert f"{read_checkpoint(checkpoint_file).parameters:,}" in out
+
+
+def test_convert_and_quantize_write_files(run, checkpoint_file, tmp_path):
+    converted, small = tmp_path / "c.safetensors", tmp_path / "q.safetensors"
+    status, out, errors = run("convert", checkpoint_file, "--output", converted)
+    assert (status, errors) == (0, "")
+    assert "wrote" in out
+    status, out, errors = run("quantize", converted, "--output", small, "--format", "bf16")
+    assert (status, errors) == (0, "")
+    assert "smaller, bf16" in out
+    assert small.stat().st_size < converted.stat().st_size
+
+
+def test_evaluate_and_compare_show_scores(run, tmp_path):
+    results = []
+    for seed in (0, 1):
+        results.append(tmp_path / f"{seed}.json")
+        status, out, _ = run(
+            "evaluate",
+            "random",
+            *("--tasks", "pendulum-swingup", "--episodes", 2, "--workers", 1),
+            *("--seed", seed, "--output", results[-1]),
+        )
+        assert status == 0
+        assert "normalized score" in out
+        assert "pendulum-swingup" in out
+    # Episodes 0 and 1 against 1 and 2: one seed is in both files.
+    status, out, errors = run("compare", *results)
+    assert (status, errors) == (0, "")
+    assert "over 1 episodes" in out
+    status, out, _ = run("compare", results[0], results[0])
+    assert "paired difference 0.00 [0.00, 0.00] points over 2 episodes" in out
+
+
+def test_data_info_shows_and_draws_the_returns(run, dataset_dir, tmp_path):
+    picture = tmp_path / "returns.png"
+    status, out, errors = run("data", "info", dataset_dir, "--plot", picture)
+    assert (status, errors) == (0, "")
+    assert "pendulum-swingup" in out
+    assert "1,000" in out  # transitions of each task
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_train_and_distill_write_checkpoints(run, dataset_dir, checkpoint_file, tmp_path):
+    status, out, _ = run(
+        "train",
+        "--data",
+        dataset_dir,
+        "--output",
+        tmp_path / "t",
+        *TRAIN,
+        "--weights.reward",
+        "0.2",
+    )
+    assert status == 0
+    assert f"wrote {tmp_path / 't' / 'model.safetensors'}" in out.replace("\n", "")
+    record = json.loads((tmp_path / "t" / "config.json").read_text())
+    assert record["config"]["weights"]["reward"] == 0.2
+    status, out, _ = run(
+        *("distill", "--data", dataset_dir, "--output", tmp_path / "d", *TRAIN),
+        *("--teacher", checkpoint_file, "--reward-weight", "0.45"),
+    )
+    assert status == 0
+    assert read_checkpoint(tmp_path / "d" / "model.safetensors").extra["updates"] == "2"
+
+
+def _commands_on_a_checkpoint(path: Path, folder: Path, data: Path) -> list[tuple]:
+    out = folder / "out"
+    return [
+        ("inspect", path),
+        ("convert", path, "--output", out),
+        ("quantize", path, "--output", out),
+        ("evaluate", path, *ONE_TASK, "--output", out),
+        ("collect", "--policy", path, *ONE_TASK, "--output", out),
+        ("train", "--data", data, "--output", out, *TRAIN, "--start", path),
+        ("distill", "--data", data, "--output", out, *TRAIN, "--teacher", path),
+    ]
+
+
+@pytest.mark.parametrize("command", range(7))
+@pytest.mark.parametrize("fault", ["missing", "folder", "foreign", "text", "truncated"])
+def test_checkpoints_that_cannot_be_read_are_refused(
+    refused, checkpoint_file, dataset_dir, tmp_path, fault, command
+):
+    path = tmp_path / "agent.safetensors"
+    if fault == "folder":
+        path.mkdir()
+    elif fault != "missing":
+        content = checkpoint_file.read_bytes()
+        path.write_bytes(
+            {
+                "foreign": b"\x00\x01\x02" * 99,
+                "text": b"<html></html>",
+                "truncated": content[: len(content) // 2],
+            }[fault]
+        )
+    line = refused(*_commands_on_a_checkpoint(path, tmp_path, dataset_dir)[command])
+    assert "agent.safetensors" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_tasks_are_refused_with_near_matches(refused, checkpoint_file, tmp_path):
+    out = tmp_path / "out"
+    for command in (
+        ("evaluate", "random", "--tasks", "pendulum-swing", "--output", out),
+        ("collect", "--policy", "random", "--tasks", "pendulum-swing", "--output", out),
+        ("evaluate", checkpoint_file, "--tasks", "pendulum-swing", "--output", out),
+    ):
+        assert "did you mean pendulum-swingup" in refused(*command)
+    line = refused("evaluate", checkpoint_file, "--tasks", "walker-walk", "--output", out)
+    assert "unknown task 'walker-walk'" in line
+    assert not out.exists()
+
+
+def test_data_of_another_task_set_is_refused(refused, dataset_dir, make_model, tmp_path):
+    start = tmp_path / "start.safetensors"
+    write_native(start, from_model(make_model(TaskTable((Task("odd", 3, 1), Task("b", 3, 1))))))
+    arguments = ("--data", dataset_dir, "--output", tmp_path / "out", *TRAIN)
+    assert "which the model does not know" in refused("train", *arguments, "--start", start)
+    assert not (tmp_path / "out").exists()
+    line = refused("distill", *arguments, "--teacher", start)
+    assert "unknown task 'pendulum-swingup'" in line
+
+
+def test_missing_data_is_refused(refused, checkpoint_file, tmp_path):
+    data, out = tmp_path / "none", tmp_path / "out"
+    for command in (
+        ("data", "info", data),
+        ("train", "--data", data, "--output", out, *TRAIN),
+        ("distill", "--data", data, "--output", out, *TRAIN, "--teacher", checkpoint_file),
+    ):
+        assert f"no dataset at {data}" in refused(*command)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_in_the_data_is_refused(refused, dataset_dir, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(dataset_dir, data)
+    for path in data.rglob("obs.memmap"):
+        values = np.memmap(path, dtype="<f4", mode="r+")
+        values[1000:] = np.nan
+        values.flush()
+    assert "obs holds NaN" in refused("data", "info", data)
+    line = refused("train", "--data", data, "--output", tmp_path / "out", *TRAIN)
+    assert "obs holds NaN" in line
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert not (data / "returns.png").exists()
+
+
+def _commands_that_write(out: Path, checkpoint: Path, data: Path) -> list[tuple]:
+    return [
+        ("convert", checkpoint, "--output", out),
+        ("quantize", checkpoint, "--output", out),
+        ("evaluate", "random", *ONE_TASK, "--output", out),
+        ("collect", "--policy", "random", *ONE_TASK, "--output", out),
+        ("data", "info", data, "--plot", out),
+        ("train", "--data", data, "--output", out, *TRAIN),
+        ("distill", "--data", data, "--output", out, *TRAIN, "--teacher", checkpoint),
+    ]
+
+
+@pytest.mark.parametrize("command", range(7))
+def test_an_output_below_a_file_is_refused(
+    refused, checkpoint_file, dataset_dir, tmp_path, command
+):
+    (tmp_path / "file").write_text("kept")
+    out = tmp_path / "file" / "out"
+    line = refused(*_commands_that_write(out, checkpoint_file, dataset_dir)[command])
+    assert "cannot write" in line
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("command", range(7))
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(
+    refused, checkpoint_file, dataset_dir, tmp_path, monkeypatch, command
+):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    arguments = _commands_that_write(tmp_path / "out", checkpoint_file, dataset_dir)[command]
+    assert "No space left" in refused(*arguments)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_unknown_preset_is_refused(refused, checkpoint_file, tmp_path):
+    line = refused(
+        *("evaluate", checkpoint_file, *ONE_TASK, "--preset", "tiny"),
+        *("--output", tmp_path / "out"),
+    )
+    assert "unknown planner preset 'tiny'" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_results_are_refused(refused, tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text("{")
+    assert "is no JSON" in refused("compare", path, path)
+    assert "is no JSON" in refused("evaluate", "random", *ONE_TASK, "--output", path)
+    assert "cannot read" in refused("compare", tmp_path / "none.json", path)
+    assert path.read_text() == "{"
+
+
+def test_an_interrupt_exits_with_status_130_and_says_how_to_go_on(run, tmp_path, monkeypatch):
+    def stop(self, done: int, total: int, text: str) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ConsoleProgress, "update", stop)
+    out = tmp_path / "r.json"
+    status, _, errors = run("evaluate", "random", *ONE_TASK, "--output", out)
+    assert status == 130
+    assert errors.splitlines()[-1].startswith("tdmpc-opt: interrupted")
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    assert json.loads(out.read_text())["complete"]

@@ -1,0 +1,331 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdmpc_opt.configs import EvaluateConfig
+from tdmpc_opt.errors import CheckpointError, InputError, ResultError, UnknownTaskError
+from tdmpc_opt.evaluation.compare import compare
+from tdmpc_opt.evaluation.evaluate import evaluate
+from tdmpc_opt.evaluation.results import read_evaluation
+from tdmpc_opt.evaluation.score import normalized_score
+from tdmpc_opt.tasks.dmcontrol import make_env
+
+TASKS = "pendulum-swingup,cartpole-balance"
+
+
+def _config(output: Path, **changes: object) -> EvaluateConfig:
+    config = EvaluateConfig(
+        checkpoint="random", tasks=TASKS, episodes=2, output=output, device="cpu", workers=1
+    )
+    return replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """An uninterrupted evaluation of random actions. Read it, do not change it."""
+    path = tmp_path_factory.mktemp("finished") / "random.json"
+    evaluate(_config(path))
+    return path
+
+
+@pytest.fixture
+def result(finished, tmp_path) -> Path:
+    """A copy of it to change."""
+    path = tmp_path / "random.json"
+    path.write_bytes(finished.read_bytes())
+    return path
+
+
+class Interrupting:
+    """Raises what Ctrl-C does once so many tasks are done."""
+
+    def __init__(self, after: int) -> None:
+        self._after = after
+
+    def update(self, done: int, total: int, text: str) -> None:
+        if done == self._after:
+            raise KeyboardInterrupt
+
+
+def _edit(path: Path, change) -> Path:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def _returns(content: dict) -> dict[str, list[float]]:
+    return {name: record["returns"] for name, record in content["tasks"].items()}
+
+
+def test_the_score_is_the_plain_mean_of_task_means_over_ten():
+    score = normalized_score({"a": [100.0, 300.0], "b": [500.0, 500.0, 500.0, 500.0]})
+    assert score.mean == pytest.approx((20 + 50) / 2)
+
+
+def test_the_interval_is_that_of_the_resampled_means():
+    """Task b never varies and a has two values: the resampled mean of a is 0, 50 or 100."""
+    score = normalized_score({"a": [0.0, 1000.0], "b": [300.0, 300.0]})
+    assert score.mean == pytest.approx(40)
+    assert score.ci95 == pytest.approx((15, 65))
+    constant = normalized_score({"a": [200.0] * 3, "b": [400.0] * 2})
+    assert constant.ci95 == pytest.approx((30, 30))
+
+
+def test_the_interval_agrees_with_a_bootstrap_by_hand(rng):
+    returns = {name: rng.uniform(0, 1000, 8).tolist() for name in "abc"}
+    low, high = normalized_score(returns).ci95
+    draws = [
+        np.mean([rng.choice(np.array(values) / 10, 8).mean() for values in returns.values()])
+        for _ in range(4000)
+    ]
+    expected = np.percentile(draws, [2.5, 97.5])
+    np.testing.assert_allclose([low, high], expected, atol=1.0)
+    assert low < normalized_score(returns).mean < high
+
+
+def test_one_episode_has_no_interval():
+    score = normalized_score({"a": [100.0, 200.0], "b": [300.0]})
+    assert score.mean == pytest.approx(22.5)
+    assert score.ci95 is None
+    assert str(score) == "22.50"
+    assert str(normalized_score({"a": [100.0, 100.0]})) == "10.00 [10.00, 10.00]"
+
+
+def test_the_same_returns_give_the_same_interval(rng):
+    returns = {"a": rng.uniform(0, 1000, 5).tolist()}
+    assert normalized_score(returns) == normalized_score(returns)
+
+
+@pytest.mark.parametrize(("seed", "episodes"), [(999_999, 2), (1_000_000, 1), (-1, 1), (0, 0)])
+def test_seeds_that_collection_may_have_seen_are_refused(tmp_path, seed, episodes):
+    with pytest.raises(InputError, match=r"stay below 1,000,000|at least"):
+        _config(tmp_path / "x.json", seed=seed, episodes=episodes)
+    _config(tmp_path / "x.json", seed=999_999, episodes=1)
+
+
+def test_the_file_says_what_was_measured_and_how(finished):
+    content = json.loads(finished.read_text())
+    assert content["kind"] == "evaluation"
+    assert content["complete"]
+    assert set(content["tasks"]) == set(TASKS.split(","))
+    for record in content["tasks"].values():
+        assert record["seeds"] == [0, 1]
+        assert len(record["returns"]) == 2
+        assert record["score"] == pytest.approx(sum(record["returns"]) / 20)
+        assert all(0 <= value <= 1000 for value in record["returns"])
+    expected = np.mean([np.mean(values) / 10 for values in _returns(content).values()])
+    assert content["score"]["mean"] == pytest.approx(expected)
+    low, high = content["score"]["ci95"]
+    assert low <= content["score"]["mean"] <= high
+    assert content["config"]["checkpoint"] == {"name": "random", "sha256": None}
+    assert (content["config"]["episodes"], content["config"]["seed"]) == (2, 0)
+    assert {"tdmpc_opt", "mujoco", "dm_control", "numpy", "torch"} <= content["versions"].keys()
+    assert content["machine"]["cores"] >= 1
+    assert str(finished.parent) not in finished.read_text()
+
+
+def test_episode_k_starts_from_the_seed_plus_k(tmp_path):
+    config = _config(tmp_path / "r.json", tasks="pendulum-swingup", seed=40)
+    got = _returns(evaluate(config))["pendulum-swingup"]
+    for k in range(2):
+        env = make_env("pendulum-swingup", 40 + k)
+        env.reset()
+        source = np.random.default_rng((40, 7, k))  # pendulum-swingup is task 7 of MT30
+        total = 0.0
+        for _ in range(500):
+            total += np.float32(env.step(source.uniform(-1, 1, 1).astype(np.float32))[1])
+        assert got[k] == pytest.approx(total, abs=1e-5)
+
+
+def test_the_same_command_again_does_nothing(result):
+    before, time = result.read_bytes(), result.stat().st_mtime_ns
+    content = evaluate(_config(result))
+    assert result.read_bytes() == before
+    assert result.stat().st_mtime_ns == time
+    assert content["score"]["mean"] == json.loads(before)["score"]["mean"]
+
+
+def test_an_interrupted_evaluation_goes_on_and_agrees_exactly(finished, tmp_path):
+    path = tmp_path / "r.json"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(_config(path), Interrupting(after=1))
+    half = json.loads(path.read_text())
+    assert not half["complete"]
+    assert len(half["tasks"]) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
+    whole, expected = evaluate(_config(path)), json.loads(finished.read_text())
+    assert whole["complete"]
+    assert _returns(whole) == _returns(expected)
+    assert whole["score"]["mean"] == expected["score"]["mean"]
+    assert list(whole["score"]["ci95"]) == expected["score"]["ci95"]
+    assert list(whole["tasks"]) == list(expected["tasks"])
+
+
+def test_a_missing_task_is_measured_again(result, finished):
+    _edit(result, lambda content: content["tasks"].pop("pendulum-swingup"))
+    evaluate(_config(result))
+    expected = json.loads(finished.read_text())
+    assert _returns(json.loads(result.read_text())) == _returns(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"episodes": 3}, "episodes"),
+        ({"seed": 5}, "seed"),
+        ({"noise": True}, "noise"),
+        ({"tasks": "pendulum-swingup"}, "tasks"),
+    ],
+)
+def test_a_file_of_another_evaluation_is_refused(result, changes, key):
+    before = result.read_bytes()
+    with pytest.raises(ResultError, match=f"another evaluation: its {key} is"):
+        evaluate(_config(result, **changes))
+    assert result.read_bytes() == before
+
+
+def test_another_checkpoint_or_budget_is_refused(tmp_path, checkpoint_file, make_model):
+    base = _config(
+        tmp_path / "r.json",
+        checkpoint=str(checkpoint_file),
+        tasks="pendulum-swingup",
+        episodes=1,
+        mode="policy",
+    )
+    evaluate(base)
+    copy = tmp_path / checkpoint_file.name
+    content = bytearray(checkpoint_file.read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    with pytest.raises(ResultError, match="its checkpoint is"):
+        evaluate(replace(base, checkpoint=str(copy)))
+    with pytest.raises(ResultError, match="another evaluation"):
+        evaluate(replace(base, mode="planner"))
+    moved = tmp_path / "elsewhere" / checkpoint_file.name
+    moved.parent.mkdir()
+    moved.write_bytes(checkpoint_file.read_bytes())
+    evaluate(replace(base, checkpoint=str(moved)))  # the content counts, not the place
+
+
+def _content(record: str) -> str:
+    return f'{{"kind": "evaluation", "config": {{}}, "tasks": {{"a": {record}}}}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        '{"kind": "other"}',
+        '{"kind": "evaluation"}',
+        '{"kind": "evaluation", "tasks": [], "config": {}}',
+        _content("1"),
+        _content('{"returns": [], "seeds": []}'),
+        _content('{"returns": [1], "seeds": []}'),
+        _content('{"returns": [NaN], "seeds": [0]}'),
+        _content('{"returns": ["1"], "seeds": [0]}'),
+        _content('{"returns": [1], "seeds": [[0]]}'),
+        "[" * 100_000,
+        b"\xff\xfe\x00",
+    ],
+)
+def test_damaged_files_are_refused_and_kept(tmp_path, content):
+    path = tmp_path / "r.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = path.read_bytes()
+    with pytest.raises(ResultError) as caught:
+        evaluate(_config(path))
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    with pytest.raises(ResultError):
+        compare(path, path)
+    assert path.read_bytes() == before
+
+
+def test_a_missing_or_unwritable_file_is_refused(tmp_path):
+    with pytest.raises(ResultError, match="cannot read"):
+        read_evaluation(tmp_path / "none.json")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultError, match="cannot write"):
+        evaluate(_config(tmp_path / "file" / "r.json", tasks="pendulum-swingup", episodes=1))
+    with pytest.raises(ResultError, match="cannot read"):
+        evaluate(_config(tmp_path))
+
+
+def test_unknown_tasks_and_policies_are_refused_before_any_work(tmp_path, checkpoint_file):
+    path = tmp_path / "r.json"
+    with pytest.raises(UnknownTaskError, match="did you mean"):
+        evaluate(_config(path, tasks="pendulum-swing"))
+    with pytest.raises(UnknownTaskError, match="unknown task 'walker-walk'"):
+        evaluate(_config(path, checkpoint=str(checkpoint_file), tasks="walker-walk"))
+    with pytest.raises(CheckpointError, match="neither a file nor a bundled checkpoint"):
+        evaluate(_config(path, checkpoint="randm"))
+    with pytest.raises(InputError, match="unknown planner preset"):
+        evaluate(_config(path, checkpoint=str(checkpoint_file), preset="tiny"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_agent_is_scored_on_all_of_its_tasks_by_default(tmp_path, checkpoint_file):
+    config = _config(
+        tmp_path / "r.json", checkpoint=str(checkpoint_file), tasks=None, mode="policy"
+    )
+    content = evaluate(replace(config, episodes=1))
+    assert content["config"]["tasks"] == TASKS.split(",")
+    assert content["score"]["ci95"] is None
+    assert len(content["config"]["checkpoint"]["sha256"]) == 64
+
+
+@pytest.mark.slow
+def test_worker_processes_do_not_change_the_result(tmp_path, checkpoint_file):
+    agent = _config(
+        tmp_path / "a.json", checkpoint=str(checkpoint_file), mode="policy", noise=True
+    )
+    one = evaluate(agent)
+    two = evaluate(replace(agent, output=tmp_path / "b.json", workers=2))
+    assert _returns(one) == _returns(two)
+
+
+def _result(path: Path, tasks: dict[str, dict[int, float]]) -> Path:
+    records = {
+        name: {"returns": list(values.values()), "seeds": list(values)}
+        for name, values in tasks.items()
+    }
+    path.write_text(json.dumps({"kind": "evaluation", "config": {}, "tasks": records}))
+    return path
+
+
+def test_the_difference_is_b_minus_a_paired_on_task_and_seed(tmp_path):
+    a = _result(tmp_path / "a.json", {"x": {0: 100.0, 1: 300.0, 2: 900.0}, "y": {0: 50.0}})
+    b = _result(tmp_path / "b.json", {"y": {0: 250.0}, "x": {1: 340.0, 0: 120.0, 7: 0.0}})
+    result = compare(a, b)
+    assert result.per_task == pytest.approx({"x": 3.0, "y": 20.0})
+    assert result.difference.mean == pytest.approx(11.5)
+    assert result.difference.ci95 is None
+    assert result.episodes == 3
+    assert compare(b, a).difference.mean == pytest.approx(-11.5)
+
+
+def test_a_constant_difference_has_a_narrow_interval(tmp_path, rng):
+    first = dict(enumerate(rng.uniform(0, 1000, 6).tolist()))
+    second = {seed: value + 50 for seed, value in first.items()}
+    a = _result(tmp_path / "a.json", {"x": first})
+    b = _result(tmp_path / "b.json", {"x": second})
+    assert compare(a, b).difference.ci95 == pytest.approx((5, 5))
+    assert compare(a, a).difference.mean == 0
+
+
+def test_files_that_cannot_be_paired_are_refused(tmp_path):
+    a = _result(tmp_path / "a.json", {"x": {0: 1.0}, "y": {0: 1.0}})
+    b = _result(tmp_path / "b.json", {"x": {0: 1.0}})
+    with pytest.raises(ResultError, match=r"different tasks; only one of them has: \['y'\]"):
+        compare(a, b)
+    c = _result(tmp_path / "c.json", {"x": {5: 1.0}})
+    with pytest.raises(ResultError, match="no episode seed of x is in both"):
+        compare(b, c)

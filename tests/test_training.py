@@ -1,0 +1,508 @@
+import csv
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tdmpc_opt import atomic
+from tdmpc_opt.checkpoints.checkpoint import from_model
+from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.checkpoints.native import write_native
+from tdmpc_opt.checkpoints.training_state import load_training_state
+from tdmpc_opt.collection.collect import collect
+from tdmpc_opt.configs import CollectConfig, DistillConfig, LossWeights, TrainConfig
+from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.errors import (
+    CheckpointError,
+    DataError,
+    InputError,
+    MissingDependencyError,
+    RunError,
+    UnknownTaskError,
+)
+from tdmpc_opt.task_table import MT30
+from tdmpc_opt.training.distillation import distill
+from tdmpc_opt.training.loop import train
+
+
+@pytest.fixture
+def config(dataset_dir, tmp_path) -> TrainConfig:
+    return TrainConfig(
+        data=dataset_dir,
+        output=tmp_path / "run",
+        size="0.3",
+        updates=6,
+        batch_size=8,
+        device="cpu",
+        log_every=1,
+        save_every=2,
+    )
+
+
+@pytest.fixture
+def distillation(config, checkpoint_file) -> DistillConfig:
+    return DistillConfig(**{**vars(config), "teacher": str(checkpoint_file)})
+
+
+class At:
+    """Does something once, when so many updates are done."""
+
+    def __init__(self, update: int, action) -> None:
+        self._update, self._action = update, action
+
+    def update(self, done: int, total: int, text: str) -> None:
+        if done == self._update:
+            self._action()
+
+
+def _interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def _die() -> None:
+    raise RuntimeError("as if killed")
+
+
+def _state(folder: Path) -> dict:
+    return load_training_state(folder / "state.pt", torch.device("cpu"))
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row.pop("updates_per_second")
+    return rows
+
+
+def _same(a: object, b: object) -> bool:
+    """Whether two nests of tensors and plain values are equal to the bit."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a == b
+
+
+def _same_weights(a: Path, b: Path) -> bool:
+    return _same(read_checkpoint(a).tensors, read_checkpoint(b).tensors)
+
+
+def _no_leftovers(folder: Path) -> bool:
+    return not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_a_run_leaves_weights_curves_and_what_it_was(config):
+    path = train(config)
+    assert path == config.output / "model.safetensors"
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.tasks.names == ("pendulum-swingup", "cartpole-balance")
+    assert (checkpoint.config.obs_dim, checkpoint.config.action_dim) == (5, 1)
+    assert checkpoint.extra["updates"] == "6"
+    rows = _rows(config.output)
+    assert [row["update"] for row in rows] == [str(update) for update in range(1, 7)]
+    assert all(np.isfinite(float(row["loss"])) for row in rows)
+    assert all(float(row["distill"]) == 0 for row in rows)
+    record = json.loads((config.output / "config.json").read_text())
+    assert record["kind"] == "run"
+    assert record["config"]["lr"] == config.lr
+    assert record["config"]["weights"] == asdict(LossWeights())
+    assert record["config"]["data"]["episodes"] == 4
+    assert {"torch", "tdmpc_opt"} <= record["versions"].keys()
+    assert list((config.output / "tensorboard").glob("events.out.*"))
+    assert _no_leftovers(config.output)
+
+
+def test_no_path_of_this_machine_is_written(distillation, checkpoint_file):
+    started = replace(distillation, start=str(checkpoint_file), updates=1)
+    path = distill(started)
+    texts = [
+        (distillation.output / "config.json").read_text(),
+        json.dumps(read_checkpoint(path).extra),
+    ]
+    for text in texts:
+        assert str(Path.home()) not in text
+        for place in (checkpoint_file.parent, distillation.data.parent, path.parents[1]):
+            assert str(place) not in text
+        assert "tiny.safetensors" in text
+
+
+@pytest.mark.parametrize("kind", ["train", "distill"])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(kind, request, tmp_path):
+    run, name = (train, "config") if kind == "train" else (distill, "distillation")
+    config = request.getfixturevalue(name)
+    whole = run(config)
+    parts = replace(config, output=tmp_path / "parts" / "run")
+    run(replace(parts, updates=3))
+    assert _state(parts.output)["update"] == 3
+    torch.manual_seed(99)  # what happened in between must not matter
+    torch.rand(7)
+    resumed = run(parts)
+    assert _same_weights(whole, resumed)
+    assert _same(_state(config.output), _state(parts.output))
+    assert _rows(config.output) == _rows(parts.output)
+
+
+def test_a_finished_run_is_left_as_it_is(config):
+    path = train(config)
+    before = path.read_bytes(), _rows(config.output), path.stat().st_mtime_ns
+    train(config)
+    assert (path.read_bytes(), _rows(config.output), path.stat().st_mtime_ns) == before
+
+
+def test_the_seed_decides_the_weights(config, tmp_path):
+    short = replace(config, updates=2)
+    first = train(short)
+    again = train(replace(short, output=tmp_path / "again"))
+    other = train(replace(short, output=tmp_path / "other", seed=1))
+    assert _same_weights(first, again)
+    assert not _same_weights(first, other)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_how_often_is_logged_saved_and_scored_does_not_change_the_weights(config, tmp_path):
+    config = replace(config, updates=4)
+    other = replace(
+        config,
+        output=tmp_path / "other",
+        log_every=2,
+        save_every=5,
+        eval_every=3,
+        eval_episodes=1,
+    )
+    assert _same_weights(train(config), train(other))
+    scores = {row["update"]: row["score"] for row in _rows(other.output)}
+    assert scores.keys() == {"2", "3", "4"}
+    assert scores["2"] == scores["4"] == ""
+    assert 0 <= float(scores["3"]) <= 100
+
+
+def test_a_row_is_the_mean_since_the_last_one(config, tmp_path):
+    train(config)
+    train(replace(config, output=tmp_path / "rare", log_every=3))
+    each = [float(row["loss"]) for row in _rows(config.output)]
+    rare = [float(row["loss"]) for row in _rows(tmp_path / "rare")]
+    assert rare == pytest.approx([np.mean(each[:3]), np.mean(each[3:])], rel=1e-5)
+
+
+def test_an_interrupt_saves_and_the_same_call_goes_on(config, tmp_path):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    sparse = replace(config, save_every=100)
+    with pytest.raises(KeyboardInterrupt):
+        train(sparse, At(3, _interrupt))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    done = _state(config.output)["update"]
+    assert 3 <= done <= 4
+    assert read_checkpoint(config.output / "model.safetensors").extra["updates"] == str(done)
+    assert _no_leftovers(config.output)
+    resumed = train(sparse)
+    whole = train(replace(sparse, output=tmp_path / "whole" / "run"))
+    assert _same_weights(whole, resumed)
+    assert _rows(config.output) == _rows(tmp_path / "whole" / "run")
+
+
+def test_a_crash_loses_the_updates_since_the_last_checkpoint_alone(config, tmp_path):
+    with pytest.raises(RuntimeError, match="as if killed"):
+        train(config, At(5, _die))
+    assert _state(config.output)["update"] == 4
+    assert len(_rows(config.output)) == 5
+    resumed = train(config)
+    whole = train(replace(config, output=tmp_path / "whole" / "run"))
+    assert _same_weights(whole, resumed)
+    assert _rows(config.output) == _rows(tmp_path / "whole" / "run")
+
+
+def _start(config: TrainConfig) -> subprocess.Popen:
+    arguments = ["train", "--data", config.data, "--output", config.output, "--size", "0.3"]
+    arguments += ["--updates", config.updates, "--batch-size", 8, "--device", "cpu"]
+    arguments += ["--log-every", 1, "--save-every", 2]
+    code = "import sys; from tdmpc_opt.cli import main; sys.exit(main())"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_gets_a_signal_can_go_on(config, number):
+    long = replace(config, updates=100_000)
+    process = _start(long)
+    for _ in range(600):
+        if (long.output / "state.pt").exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        assert errors.splitlines()[-1].startswith("tdmpc-opt: interrupted")
+        assert "Traceback" not in errors
+    done = _state(long.output)["update"]
+    assert done >= 2
+    train(replace(config, updates=done + 2))
+    assert _state(long.output)["update"] == done + 2
+    assert [int(row["update"]) for row in _rows(long.output)] == list(range(1, done + 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"lr": 1e-4}, "lr"),
+        ({"seed": 3}, "seed"),
+        ({"batch_size": 9}, "batch_size"),
+        ({"size": "1"}, "size"),
+        ({"weights": LossWeights(rho=0.4)}, "weights"),
+        ({"precision": "bf16-mixed"}, "precision"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_and_kept(config, changes, key):
+    path = train(replace(config, updates=1))
+    before = path.read_bytes(), (config.output / "config.json").read_bytes()
+    with pytest.raises(RunError, match=f"holds another run: its {key} is"):
+        train(replace(config, **changes))
+    assert (path.read_bytes(), (config.output / "config.json").read_bytes()) == before
+
+
+def test_training_and_distilling_do_not_share_a_folder(config, distillation):
+    train(replace(config, updates=1))
+    with pytest.raises(RunError, match="holds another run: its reward_weight is None"):
+        distill(distillation)
+
+
+def test_a_dataset_that_changed_is_refused(config, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(config.data, data)
+    short = replace(config, data=data, updates=1)
+    train(short)
+    collect(
+        CollectConfig(
+            policy="random",
+            tasks="pendulum-swingup",
+            episodes=1,
+            seed=50,
+            output=data,
+            device="cpu",
+            workers=1,
+        )
+    )
+    with pytest.raises(RunError, match="holds another run: its data is"):
+        train(short)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"kind": "run"}', "3"])
+def test_a_damaged_record_of_a_run_is_refused(config, content):
+    config.output.mkdir()
+    (config.output / "config.json").write_text(content)
+    with pytest.raises(RunError, match="is damaged"):
+        train(config)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
+def test_a_damaged_state_is_refused_and_says_what_to_do(config, part):
+    train(replace(config, updates=1))
+    state = config.output / "state.pt"
+    state.write_bytes(state.read_bytes()[: int(part * state.stat().st_size)])
+    with pytest.raises(CheckpointError, match=r"state.pt is damaged .* delete it") as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+    state.unlink()
+    train(config)
+
+
+def _with_nan(dataset: Path, copy: Path) -> Path:
+    """Copy a dataset with NaN in every episode, past all checks."""
+    shutil.copytree(dataset, copy)
+    for path in copy.rglob("reward.memmap"):
+        values = np.memmap(path, dtype="<f4", mode="r+")
+        values[100:400] = np.nan
+        values.flush()
+    return copy
+
+
+def test_nan_in_the_data_is_refused_and_the_checkpoint_kept(config, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(config.data, data)
+    path = train(replace(config, data=data, updates=2))
+    before = path.read_bytes(), _state(config.output)
+    shutil.rmtree(data)
+    _with_nan(config.data, data)
+    with pytest.raises(DataError, match=r"shard .* episode .* reward holds NaN") as caught:
+        train(replace(config, data=data, batch_size=8))
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before[0]
+    assert _same(_state(config.output), before[1])
+
+
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_loss_that_explodes_is_refused_and_the_checkpoint_kept(config, log_every):
+    wild = replace(config, lr=1e30, save_every=1, log_every=log_every, updates=40)
+    with pytest.raises(RunError, match=r"became NaN or infinite .* lower --lr") as caught:
+        train(wild)
+    assert "\n" not in str(caught.value)
+    path = config.output / "model.safetensors"
+    if path.exists():
+        tensors = read_checkpoint(path).tensors
+        assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+        state = _state(config.output)
+        assert all(bool(tensor.isfinite().all()) for tensor in state["model"].values())
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(config, monkeypatch):
+    path = train(replace(config, updates=2))
+    state = config.output / "state.pt"
+    before = path.read_bytes(), state.read_bytes()
+
+    def fails(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill() -> None:
+        monkeypatch.setattr(atomic.os, "fsync", fails)
+
+    with pytest.raises(CheckpointError, match=r"cannot write .*No space left") as caught:
+        train(config, At(3, fill))
+    assert "\n" not in str(caught.value)
+    assert (path.read_bytes(), state.read_bytes()) == before
+    assert _no_leftovers(config.output)
+    monkeypatch.undo()
+    train(config)
+
+
+@pytest.mark.parametrize("cut_off", ["weights", "state"])
+def test_a_write_that_the_system_cuts_short_keeps_the_state_before(config, cut_off):
+    path = train(replace(config, updates=2))
+    state = config.output / "state.pt"
+    before, size = state.read_bytes(), path.stat().st_size
+    assert state.stat().st_size > size + 200_000
+    limit = size + (100_000 if cut_off == "state" else -100_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def cut() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+
+    try:
+        with pytest.raises(CheckpointError, match="cannot write") as caught:
+            train(config, At(3, cut))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert state.read_bytes() == before
+    assert _no_leftovers(config.output)
+    train(config)
+
+
+def test_a_run_folder_below_a_file_is_refused(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write the run folder"):
+        train(replace(config, output=tmp_path / "file" / "run"))
+
+
+def test_missing_or_empty_data_is_refused_and_leaves_nothing(config, tmp_path):
+    with pytest.raises(DataError, match="no dataset at"):
+        train(replace(config, data=tmp_path / "none"))
+    EpisodeDataset.create(tmp_path / "empty")
+    with pytest.raises(DataError, match="holds no episodes"):
+        train(replace(config, data=tmp_path / "empty"))
+    with pytest.raises(DataError, match="does not fit into the 500 steps"):
+        train(replace(config, horizon=501))
+    assert not config.output.exists()
+
+
+def test_a_teacher_must_know_every_task_of_the_data(distillation, make_model, tmp_path):
+    teacher = tmp_path / "teacher.safetensors"
+    write_native(teacher, from_model(make_model(MT30.subset(["pendulum-swingup"]))))
+    with pytest.raises(UnknownTaskError, match="unknown task 'cartpole-balance'"):
+        distill(replace(distillation, teacher=str(teacher)))
+    with pytest.raises(CheckpointError, match="neither a file nor a bundled checkpoint"):
+        distill(replace(distillation, teacher="none"))
+    assert not distillation.output.exists()
+
+
+def test_distilling_with_weight_zero_is_training_to_the_bit(config, distillation, tmp_path):
+    plain = train(config)
+    zero, some = (
+        distill(replace(distillation, output=tmp_path / str(weight), reward_weight=weight))
+        for weight in (0.0, 0.4)
+    )
+    assert _same_weights(plain, zero)
+    assert not _same_weights(plain, some)
+    assert all(float(row["distill"]) > 0 for row in _rows(tmp_path / "0.4"))
+
+
+def test_a_negative_weight_is_refused(distillation):
+    with pytest.raises(InputError, match="reward_weight must be at least 0"):
+        distill(replace(distillation, reward_weight=-0.1))
+    assert not distillation.output.exists()
+
+
+def test_distilling_leaves_the_teacher_file_alone(distillation, checkpoint_file):
+    before = checkpoint_file.read_bytes()
+    distill(replace(distillation, updates=1))
+    assert checkpoint_file.read_bytes() == before
+
+
+def test_a_run_can_start_from_a_checkpoint(config, checkpoint_file):
+    started = replace(config, start=str(checkpoint_file), lr=1e-12, tau=1e-9, updates=2)
+    after = read_checkpoint(train(started))
+    before = read_checkpoint(checkpoint_file)
+    assert (after.config, after.tasks) == (before.config, before.tasks)
+    for name, tensor in before.tensors.items():
+        torch.testing.assert_close(after.tensors[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_a_start_that_does_not_know_the_data_is_refused(config, make_model, tmp_path):
+    start = tmp_path / "start.safetensors"
+    write_native(start, from_model(make_model(MT30.subset(["pendulum-swingup"]))))
+    with pytest.raises(DataError, match="cartpole-balance, which the model does not know"):
+        train(replace(config, start=str(start)))
+
+
+def test_bf16_mixed_precision_runs_and_keeps_float32_weights(config):
+    path = train(replace(config, precision="bf16-mixed", updates=2))
+    assert {t.dtype for t in read_checkpoint(path).tensors.values()} == {torch.float32}
+    assert all(np.isfinite(float(row["loss"])) for row in _rows(config.output))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"updates": 0}, {"batch_size": 0}, {"horizon": 0}, {"log_every": 0}]
+)
+def test_counts_that_cannot_be_run_are_refused(config, changes):
+    with pytest.raises(InputError, match="must be at least 1"):
+        replace(config, **changes)
+
+
+def test_wandb_without_its_package_says_so(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingDependencyError, match="pip install wandb"):
+        train(replace(config, wandb=True))
+
+
+def test_damaged_curves_do_not_stop_a_run_without_a_word(config):
+    train(replace(config, updates=2))
+    path = config.output / "metrics.csv"
+    path.write_text(path.read_text() + "3,0.")  # a row that a crash cut off
+    train(config)
+    assert [row["update"] for row in _rows(config.output)] == [str(u) for u in range(1, 7)]
+    path.write_text("something else\n1\n")
+    with pytest.raises(RunError, match="cannot go on with"):
+        train(replace(config, updates=7))
