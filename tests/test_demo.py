@@ -25,7 +25,7 @@ def test_the_demo_teacher_is_bundled_with_tasks_of_several_domains():
 def test_the_demo_runs_end_to_end_and_goes_on_where_it_was(tmp_path):
     config = DemoConfig(output=tmp_path / "demo", updates=20, episodes=2)
     rows = demo(config)
-    assert [row.name for row in rows][0] == "random actions"
+    assert rows[0].name == "random actions"
     content = json.loads((config.output / "demo.json").read_text())
     assert [row["name"] for row in content["rows"]] == [row.name for row in rows]
     for picture in ("scores.png", "curves.png"):

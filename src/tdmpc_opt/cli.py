@@ -36,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         _console().print(f"tdmpc-opt {tdmpc_opt.__version__}", highlight=False)
         return 0
-    if arguments[:1] == ["data"] and len(arguments) > 1:
-        arguments[:2] = [f"data {arguments[1]}"]
+    if arguments[:1] == ["data"]:
+        name = next((word for word in arguments[1:2] if not word.startswith("-")), "info")
+        arguments[: 1 + (name in arguments[1:2])] = [f"data {name}"]
     try:
         config = tyro.cli(
             Command,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class EvaluationFile:
         self._config = dict(config)
         self._versions = provenance.versions()
         self.tasks: dict[str, dict[str, Any]] = {}
+        _require_writable(path)
         if path.exists():
             found = read_evaluation(path)
             _require_same(path, found["config"], self._config)
@@ -63,6 +65,16 @@ class EvaluationFile:
             "versions": self._versions,
             "machine": provenance.machine(),
         }
+
+
+def _require_writable(path: Path) -> None:
+    """Find out before hours of work whether the result can be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ResultError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
