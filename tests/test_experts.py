@@ -54,6 +54,14 @@ def test_saved_expert_acts_the_same_after_loading(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["pendulum-swingup.safetensors"]
 
 
+def test_transposed_weights_are_stored_as_they_are_meant(tmp_path: Path) -> None:
+    network, path = _network(), tmp_path / "expert.safetensors"
+    turned = tuple(np.asfortranarray(weight) for weight in network.weights)
+    replace(network, weights=turned).save(path)
+    for stored, meant in zip(ExpertNetwork.load(path).weights, network.weights, strict=True):
+        np.testing.assert_array_equal(stored, meant)
+
+
 def test_expert_file_holds_fp16_and_computes_in_fp32(tmp_path: Path) -> None:
     network, path = _network(), tmp_path / "expert.safetensors"
     network.save(path)

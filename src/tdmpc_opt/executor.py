@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from typing import TypeVar
 
 from tdmpc_opt.errors import RunError
@@ -42,7 +44,7 @@ def run_parallel(
             yield item, function(item)
         return
     context = multiprocessing.get_context("spawn")  # a forked torch or JAX may deadlock
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
     finished = False
     try:
         futures = {pool.submit(function, item): item for item in items}
@@ -61,7 +63,16 @@ def run_parallel(
                 child.terminate()
 
 
-def _quiet_worker() -> None:
+def _begin_worker() -> None:
     # The parent answers Ctrl-C for all; each worker keeps to one core.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """End this worker when its parent is gone, however it was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

@@ -174,10 +174,12 @@ def _network(model: Any, config: ExpertsConfig, task: str, step: int) -> ExpertN
 
 
 def _finish(network: ExpertNetwork, config: ExpertsConfig, progress: Progress) -> None:
-    """Measure the policy as stored and write it, then the record that marks it finished."""
-    returns = [measure(network, FINAL_SEED + episode) for episode in range(config.episodes)]
-    measured = replace(network, returns=tuple(returns))
-    measured.save(expert_path(config.output, network.task))
+    """Write the policy, measure what was written, then write the record that it is done."""
+    path = expert_path(config.output, network.task)
+    network.save(path)
+    stored = ExpertNetwork.load(path)
+    returns = [measure(stored, FINAL_SEED + episode) for episode in range(config.episodes)]
+    replace(stored, returns=tuple(returns)).save(path)
     record = {
         "kind": "expert",
         "config": progress.identity,
