@@ -81,7 +81,7 @@ class ExpertNetwork:
         """
         tensors: dict[str, NDArray[np.float16]] = {}
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            # safetensors writes memory as it lies: a transposed array would come back scrambled.
+            # safetensors writes memory as it lies: transposed arrays would come back scrambled.
             tensors[f"layers.{index}.weight"] = weight.astype(np.float16, order="C")
             tensors[f"layers.{index}.bias"] = bias.astype(np.float16)
         metadata = {
