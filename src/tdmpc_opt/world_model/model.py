@@ -1,8 +1,8 @@
 """The multi-task world model: encoder, dynamics, reward, policy prior and Q ensemble."""
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ from tdmpc_opt.world_model.layers import Dense, mlp
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyOutput:
+class PolicyOutput(NamedTuple):
     """What the policy prior says of a batch of latents."""
 
     mean: Float[Tensor, "*batch action"]
