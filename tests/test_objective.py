@@ -23,6 +23,8 @@ from tdmpc_opt.world_model.model import WorldModel
 
 CONFIG = TrainConfig(data=Path("unused"), output=Path("unused"), updates=1)
 
+PUBLISHED = LossWeights()
+
 
 @pytest.fixture(scope="module")
 def fabric() -> Fabric:
@@ -46,11 +48,16 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(3)
 
 
-def _terms(model: WorldModel, batch: Batch, teacher: Tensor | None = None):
+def _terms(
+    model: WorldModel,
+    batch: Batch,
+    teacher: Tensor | None = None,
+    weights: LossWeights = PUBLISHED,
+):
     with torch.no_grad():
         next_z = model.encode(batch.obs[1:], batch.task)
     target = td_target(model, next_z, batch.reward, batch.task, _generator())
-    return model_losses(model, batch, next_z, target, 0.5, teacher)
+    return model_losses(model, batch, next_z, target, weights, teacher)
 
 
 def _weights(part: torch.nn.Module) -> dict[str, Tensor]:
@@ -106,7 +113,7 @@ def test_each_step_meets_its_own_action_and_reward(model, batch):
 @pytest.mark.parametrize("name", ["consistency", "reward", "value", "entropy", "behaviour"])
 def test_each_weight_changes_the_total(name, model, batch):
     teacher = torch.ones(4, 1)
-    losses, zs = _terms(model, batch, teacher)
+    losses, zs = _terms(model, batch, teacher, LossWeights(behaviour=0.1))
 
     def totals(weights: LossWeights) -> Tensor:
         policy = policy_losses(
@@ -114,20 +121,21 @@ def test_each_weight_changes_the_total(name, model, batch):
         )
         return torch.stack([losses.total(weights, 0.4), policy.total(weights)])
 
-    weights = LossWeights()
+    weights = LossWeights(behaviour=0.1)
     before = totals(weights)
     after = totals(replace(weights, **{name: getattr(weights, name) + 0.5}))
     model_changed, policy_changed = (before != after).tolist()
-    assert model_changed == (name in ("consistency", "reward", "value"))
+    assert model_changed == (name != "entropy")
     assert policy_changed == (name in ("entropy", "behaviour"))
 
 
 def test_rho_weighs_later_steps(model, batch):
     next_z = model.encode(batch.obs[1:], batch.task).detach()
     near, far = (
-        model_losses(model, batch, next_z, batch.reward, rho)[0] for rho in (1e-9, 1.0)
+        model_losses(model, batch, next_z, batch.reward, LossWeights(rho=rho, behaviour=1.0))[0]
+        for rho in (1e-9, 1.0)
     )
-    for name in ("consistency", "reward", "value"):
+    for name in ("consistency", "reward", "value", "behaviour"):
         assert getattr(near, name) < getattr(far, name)
 
 
@@ -184,6 +192,18 @@ def test_the_behaviour_term_pulls_the_mean_to_the_data(model, batch):
         optimizer.step()
         distances.append(float(loss.detach()))
     assert distances[-1] < 0.2 * distances[0]
+
+
+def test_the_behaviour_term_reaches_the_encoder_where_it_has_a_weight(model, batch):
+    assert float(_terms(model, batch)[0].behaviour) == 0
+    losses, zs = _terms(model, batch, weights=LossWeights(behaviour=1.0))
+    own = model.policy(zs[:-1], batch.task, torch.zeros(3, 4, 3)).mean
+    mask = model.mask(batch.task)
+    distance = ((own - batch.action) ** 2 * mask).sum(-1) / mask.sum(-1)
+    expected = (torch.tensor([1.0, 0.5, 0.25]) * distance.mean(1)).mean()
+    torch.testing.assert_close(losses.behaviour, expected)
+    losses.behaviour.backward()
+    assert model.encoder[0].weight.grad.any()
 
 
 def test_the_behaviour_term_ignores_padded_actions(model, batch):

@@ -87,7 +87,7 @@ def _training(model: WorldModel, d: dict[str, Tensor]) -> dict[str, Tensor]:
     with torch.no_grad():
         next_z = model.encode(batch.obs[1:], batch.task)
     losses, zs = model_losses(
-        model, batch, next_z, d["td_target"], weights.rho, d["teacher_reward"]
+        model, batch, next_z, d["td_target"], weights, d["teacher_reward"]
     )
     total = losses.total(weights, 0.45)
     total.backward()

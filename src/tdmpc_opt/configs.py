@@ -289,7 +289,8 @@ class LossWeights:
     entropy: float = 1e-4
     """Weight of the policy's log-probability in the policy loss."""
     behaviour: float = 0.0
-    """Weight of the squared distance between the policy's mean and the dataset's action."""
+    """Weight of the squared distance between the policy's mean and the dataset's action, which
+    trains the policy and, through the latents, the encoder and the dynamics."""
     rho: float = 0.5
     """Factor by which each further step of the horizon counts less."""
 

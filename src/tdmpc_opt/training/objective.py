@@ -19,6 +19,8 @@ class ModelLosses:
     reward: Float[Tensor, ""]
     value: Float[Tensor, ""]
     distill: Float[Tensor, ""]
+    behaviour: Float[Tensor, ""]
+    """As the policy's, on latents with their graph: it shapes what the encoder keeps."""
 
     def total(self, weights: LossWeights, distill_weight: float) -> Float[Tensor, ""]:
         """Return the weighted sum that is minimised (TD-MPC-Opt, arXiv:2507.01823, eq. 1)."""
@@ -27,6 +29,7 @@ class ModelLosses:
             + weights.reward * self.reward
             + weights.value * self.value
             + distill_weight * self.distill
+            + weights.behaviour * self.behaviour
         )
 
 
@@ -80,7 +83,7 @@ def model_losses(
     batch: Batch,
     next_z: Float[Tensor, "horizon batch latent"],
     target: Float[Tensor, "horizon batch 1"],
-    rho: float,
+    weights: LossWeights,
     teacher_reward: Float[Tensor, "batch 1"] | None = None,
 ) -> tuple[ModelLosses, Float[Tensor, "horizon+1 batch latent"]]:
     """Roll the dynamics through a batch of slices and compare with what happened.
@@ -90,7 +93,7 @@ def model_losses(
         batch: Slices of H transitions.
         next_z: Encoded real observations 1..H, without gradient.
         target: TD targets of the Q ensemble, in environment units.
-        rho: Factor by which each further step counts less.
+        weights: Its rho; a behaviour weight of 0 leaves that term uncomputed.
         teacher_reward: Decoded teacher rewards at (s_0, a_0); None turns the term to zero.
 
     Returns:
@@ -100,7 +103,7 @@ def model_losses(
         TD-MPC2, arXiv:2310.16828, equation 3; TD-MPC-Opt, arXiv:2507.01823, section 3.
     """
     horizon = batch.action.shape[0]
-    decay = _decay(rho, horizon, batch.obs)
+    decay = _decay(weights.rho, horizon, batch.obs)
     latents = [model.encode(batch.obs[0], batch.task)]
     for t in range(horizon):
         latents.append(model.next(latents[t], batch.action[t], batch.task))
@@ -115,6 +118,9 @@ def model_losses(
         reward=(decay * reward_ce).mean(),
         value=(decay * value_ce.mean(2)).mean(),
         distill=_reward_distance(model, reward_logits[0], teacher_reward),
+        behaviour=_imitation(model, zs, batch, weights)
+        if weights.behaviour
+        else zs.new_zeros(()),
     )
     return losses, zs
 
@@ -155,11 +161,24 @@ def policy_losses(
     scale.update(q[0].detach())
     per_step = (weights.entropy * output.log_prob - q / scale.value).mean(dim=(1, 2))
     objective = (_decay(weights.rho, len(zs), zs) * per_step).mean()
-    mask = model.mask(task)
-    distance = ((output.mean[:-1] - batch.action) ** 2 * mask).sum(-1) / mask.sum(-1)
-    horizon = len(batch.action)
-    behaviour = (_decay(weights.rho, horizon, zs) * distance.mean(1)).mean()
+    behaviour = _action_distance(model, output.mean[:-1], batch, weights.rho)
     return PolicyLosses(objective, behaviour)
+
+
+def _imitation(
+    model: WorldModel, zs: Tensor, batch: Batch, weights: LossWeights
+) -> Float[Tensor, ""]:
+    still = zs.new_zeros(batch.action.shape)
+    mean = model.policy(zs[:-1], batch.task, still).mean
+    return _action_distance(model, mean, batch, weights.rho)
+
+
+def _action_distance(
+    model: WorldModel, mean: Float[Tensor, "horizon batch action"], batch: Batch, rho: float
+) -> Float[Tensor, ""]:
+    mask = model.mask(batch.task)
+    distance = ((mean - batch.action) ** 2 * mask).sum(-1) / mask.sum(-1)
+    return (_decay(rho, len(batch.action), mean) * distance.mean(1)).mean()
 
 
 class RunningScale:

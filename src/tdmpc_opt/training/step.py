@@ -99,9 +99,7 @@ def train_step(
         next_z = model.encode(batch.obs[1:], batch.task)
         target = td_target(model, next_z, batch.reward, batch.task, learner.generator)
     with fabric.autocast():
-        losses, zs = model_losses(
-            model, batch, next_z, target, config.weights.rho, teacher_reward
-        )
+        losses, zs = model_losses(model, batch, next_z, target, config.weights, teacher_reward)
         total = losses.total(config.weights, reward_weight)
     norm = _descend(fabric, model, learner.model_optimizer, total, config.grad_clip)
     with fabric.autocast(), _only(model, model.policy_head):
