@@ -23,16 +23,16 @@ from tdmpc_opt.configs import (
     TrainConfig,
 )
 from tdmpc_opt.evaluation.evaluate import evaluate
-from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.report.plots import plot_curves, plot_scores
 from tdmpc_opt.training.distillation import distill
 from tdmpc_opt.training.loop import train
 
 TEACHER = "demo-teacher"
 STUDENT_SIZE: Size = "0.3"
-# Mix of the teacher's own episodes, its noisy ones and random ones: noise, episodes per task.
-_MIX = ((0.0, 8), (0.4, 12))
-_RANDOM_EPISODES = 4
+# The teacher's own episodes and noisy ones: noise, episodes per task.
+_MIX = ((0.0, 12), (0.2, 12))
+_PATHS = ("data", "output", "start")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +62,23 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> list[DemoRow]:
     start = time.perf_counter()
     folder = config.output
     teacher = zoo.path(TEACHER)
-    _collect(teacher, folder / "data", progress)
+    _collect(teacher, folder / "data", Stage(progress, "collect"))
     shared = TrainConfig(
         data=folder / "data",
         output=folder / "no-teacher",
         size=STUDENT_SIZE,
         updates=config.updates,
-        weights=LossWeights(behaviour=1.0),
+        batch_size=128,
+        weights=LossWeights(behaviour=3.0),
+        lr=1e-3,
+        encoder_lr_scale=1.0,
         log_every=100,
     )
     with_teacher = replace(shared, output=folder / "distilled")
-    distilled = distill(DistillConfig(**_fields(with_teacher), teacher=str(teacher)), progress)
-    plain = train(shared, progress)
+    distilled = distill(
+        DistillConfig(**_fields(with_teacher), teacher=str(teacher)), Stage(progress, "distill")
+    )
+    plain = train(shared, Stage(progress, "train without teacher"))
     small = folder / "distilled-fp16.safetensors"
     quantize(QuantizeConfig(checkpoint=str(distilled), output=small))
     policies = {
@@ -87,7 +92,13 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> list[DemoRow]:
     curves = {"distilled": _losses(distilled), "without teacher": _losses(plain)}
     plot_scores({row.name: (row.score, row.ci95) for row in rows}, folder / "scores.png")
     plot_curves(curves, "loss", folder / "curves.png")
-    _write(folder / "demo.json", config, rows, time.perf_counter() - start)
+    facts = {
+        "teacher": describe(teacher).sha256,
+        "episodes": config.episodes,
+        "mix": _MIX,
+        "train": {name: value for name, value in asdict(shared).items() if name not in _PATHS},
+    }
+    _write(folder / "demo.json", facts, rows, time.perf_counter() - start)
     return rows
 
 
@@ -96,7 +107,6 @@ def _fields(config: TrainConfig) -> dict[str, Any]:
 
 
 def _collect(teacher: Path, data: Path, progress: Progress) -> None:
-    tasks = ",".join(describe(teacher).tasks)
     first = 0
     for noise, episodes in _MIX:
         mix = CollectConfig(
@@ -104,10 +114,6 @@ def _collect(teacher: Path, data: Path, progress: Progress) -> None:
         )
         collect(mix, progress)
         first += episodes
-    random = CollectConfig(
-        policy="random", tasks=tasks, episodes=_RANDOM_EPISODES, seed=first, output=data
-    )
-    collect(random, progress)
 
 
 def _row(name: str, source: str, config: DemoConfig, progress: Progress) -> DemoRow:
@@ -121,7 +127,7 @@ def _row(name: str, source: str, config: DemoConfig, progress: Progress) -> Demo
             device="cpu",
             output=output,
         ),
-        progress,
+        Stage(progress, f"evaluate {name}"),
     )
     summary = None if source == "random" else describe(source)
     return DemoRow(
@@ -138,13 +144,13 @@ def _losses(checkpoint: Path) -> list[tuple[float, float]]:
         return [(float(row["update"]), float(row["loss"])) for row in csv.DictReader(file)]
 
 
-def _write(path: Path, config: DemoConfig, rows: list[DemoRow], seconds: float) -> None:
+def _write(path: Path, config: dict[str, Any], rows: list[DemoRow], seconds: float) -> None:
     content = {
         "kind": "demo",
         "schema": 1,
         "rows": [asdict(row) for row in rows],
         "seconds": round(seconds, 1),
-        "config": {"updates": config.updates, "episodes": config.episodes, "teacher": TEACHER},
+        "config": config,
         "versions": provenance.versions(),
         "machine": provenance.machine(),
     }

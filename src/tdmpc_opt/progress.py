@@ -32,6 +32,23 @@ class Silent:
         """Ignore the report."""
 
 
+class Stage:
+    """One of several stages of a piece of work: puts its name before each report.
+
+    Args:
+        progress: Where the reports go.
+        name: What the stage is called.
+    """
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress = progress
+        self._name = name
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Pass the report on."""
+        self._progress.update(done, total, f"{self._name}: {text}" if text else self._name)
+
+
 class ConsoleProgress:
     """A bar with the time left in a terminal; a line now and then in a log file."""
 
@@ -39,7 +56,9 @@ class ConsoleProgress:
         self._title = title
         self._console = Console(stderr=True)
         self._bar: Bar | None = None
-        self._first: tuple[float, int] | None = None
+        self._stage: tuple[int, int, float] | None = (
+            None  # total, units done at its start, time
+        )
         self._last_line = 0.0
 
     def __enter__(self) -> "ConsoleProgress":
@@ -69,11 +88,12 @@ class ConsoleProgress:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=text)
             return
         now = time.monotonic()
-        self._first = self._first or (now, done)
+        if self._stage is None or self._stage[0] != total or done < self._stage[1]:
+            self._stage = (total, done, now)
         if done < total and now - self._last_line < SECONDS_BETWEEN_LINES:
             return
         self._last_line = now
-        start, already = self._first
+        _, already, start = self._stage
         rate = (done - already) / max(now - start, 1e-9)
         eta = f", {(total - done) / rate / 60:.1f} min left" if rate and done < total else ""
         sys.stderr.write(f"{self._title}: {done}/{total}{eta}  {text}\n")

@@ -1,0 +1,29 @@
+import os
+import subprocess
+import sys
+
+CODE = """
+import numpy as np, tdmpc_opt
+from tdmpc_opt.errors import MissingDependencyError
+env = tdmpc_opt.make_env("cartpole-balance", 0, render_mode="rgb_array")
+env.reset()
+try:
+    picture = env.render()
+    assert picture.shape == (384, 384, 3) and picture.dtype == np.uint8 and picture.std() > 1
+except MissingDependencyError as error:
+    assert "MUJOCO_GL" in str(error)
+"""
+
+
+def test_a_machine_without_a_display_renders_or_says_what_is_missing():
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL", "PYOPENGL_PLATFORM")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    run = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", CODE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "GLFW" not in run.stderr
