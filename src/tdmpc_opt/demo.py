@@ -31,7 +31,7 @@ from tdmpc_opt.training.loop import train
 TEACHER = "demo-teacher"
 STUDENT_SIZE: Size = "0.3"
 # The teacher's own episodes and noisy ones: noise, episodes per task.
-_MIX = ((0.0, 12), (0.2, 12))
+_MIX = ((0.0, 12), (0.3, 12))
 _PATHS = ("data", "output", "start")
 
 
@@ -69,7 +69,7 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> list[DemoRow]:
         size=STUDENT_SIZE,
         updates=config.updates,
         batch_size=128,
-        weights=LossWeights(behaviour=3.0),
+        weights=LossWeights(behaviour=20.0),
         lr=1e-3,
         encoder_lr_scale=1.0,
         log_every=100,
