@@ -43,3 +43,34 @@ def test_each_result_file_says_where_it_comes_from(path):
     assert content["versions"]["tdmpc_opt"]
     assert content["machine"]["cores"]
     assert not re.search(r'"/(work|root|home|tmp)', path.read_text())
+
+
+def test_the_commands_of_the_readme_distil_a_teacher(tmp_path, monkeypatch):
+    """The five lines of shell as they stand, but for a smaller teacher and budget."""
+    from tdmpc_opt import cli, zoo
+
+    block = README.split("Five lines of shell")[1].split("```sh\n")[1].split("```")[0]
+    lines = [line.split()[1:] for line in block.strip().splitlines()]
+    assert len(lines) == 5
+    monkeypatch.chdir(tmp_path)
+    Path("teacher.pt").write_bytes(zoo.path("demo-teacher").read_bytes())
+    small = {"--episodes": "1", "--updates": "2"}
+    extra = {
+        "collect": ["--tasks", "cartpole-balance", "--workers", "1"],
+        "distill": ["--batch-size", "8", "--size", "0.3"],
+        "evaluate": ["--episodes", "1", "--workers", "1"],
+    }
+    for words in lines:
+        pairs = zip(["", *words], words, strict=False)
+        words = [small.get(before, word) for before, word in pairs] + extra.get(words[0], [])
+        assert cli.main(words) == 0
+    assert json.loads(Path("student.json").read_text())["complete"]
+
+
+def test_the_python_of_the_readme_compiles_and_acts():
+    blocks = [part.split("```")[0] for part in README.split("```python\n")[1:]]
+    assert len(blocks) == 2
+    distil, act = blocks
+    assert len([line for line in distil.splitlines() if line and "import" not in line]) <= 10
+    exec(compile(distil, "README", "exec"), {"__name__": "readme"})
+    exec(compile(act.replace("student.safetensors", "demo-teacher"), "README", "exec"), {})
