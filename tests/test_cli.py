@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tdmpc_opt
-from tdmpc_opt import atomic
+from tdmpc_opt import atomic, cli, configs
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
@@ -325,3 +325,14 @@ def test_an_interrupt_exits_with_status_130_and_says_how_to_go_on(run, tmp_path,
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
     assert json.loads(out.read_text())["complete"]
+
+
+def test_a_missing_library_is_answered_with_the_extra_that_brings_it(monkeypatch, capsys):
+    def without_scipy(config):
+        raise ModuleNotFoundError("No module named 'scipy'", name="scipy.stats")
+
+    monkeypatch.setitem(cli._COMMANDS, configs.TasksConfig, without_scipy)
+    assert cli.main(["tasks"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert 'pip install "tdmpc-opt[train]"' in error

@@ -29,6 +29,13 @@ Command = (
     | Annotated[configs.DemoConfig, tyro.conf.subcommand("demo")]
 )
 
+# Libraries that only some commands need, and the extra that brings each.
+_EXTRAS = {
+    **dict.fromkeys(("torch", "tensordict", "lightning_fabric", "tensorboard"), "train"),
+    **dict.fromkeys(("jaxtyping", "scipy", "matplotlib"), "train"),
+    **dict.fromkeys(("gymnasium", "dm_control", "mujoco"), "envs"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
@@ -36,27 +43,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         _console().print(f"tdmpc-opt {tdmpc_opt.__version__}", highlight=False)
         return 0
-    if arguments[:1] == ["data"]:
-        name = next((word for word in arguments[1:2] if not word.startswith("-")), "info")
-        arguments[: 1 + (name in arguments[1:2])] = [f"data {name}"]
+    status = 0
     try:
-        config = tyro.cli(
-            Command,
-            args=arguments,
-            prog="tdmpc-opt",
-            description=tdmpc_opt.__doc__,
-        )
+        config = _parse(arguments)
         _COMMANDS[type(config)](config)
     except TdmpcOptError as error:
-        sys.stderr.write(f"tdmpc-opt: {error}\n")
-        return 1
+        status = _fail(str(error))
+    except ModuleNotFoundError as error:
+        status = _fail(_missing(error))
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "tdmpc-opt: interrupted; what was finished is kept, and the same command goes on "
-            "from there\n"
-        )
-        return 130
-    return 0
+        done = "interrupted; what was finished is kept, and the same command goes on from there"
+        status = _fail(done, 130)
+    return status
+
+
+def _parse(arguments: list[str]) -> Any:
+    if arguments[:1] == ["data"]:  # its commands are two words, one name to the parser
+        name = next((word for word in arguments[1:2] if not word.startswith("-")), "info")
+        arguments[: 1 + (name in arguments[1:2])] = [f"data {name}"]
+    return tyro.cli(Command, args=arguments, prog="tdmpc-opt", description=tdmpc_opt.__doc__)
+
+
+def _fail(message: str, status: int = 1) -> int:
+    sys.stderr.write(f"tdmpc-opt: {message}\n")
+    return status
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    extra = _EXTRAS.get((error.name or "").partition(".")[0])
+    if extra is None:
+        raise error
+    return f'this command needs {error.name}: pip install "tdmpc-opt[{extra}]"'
 
 
 def _console() -> Console:
@@ -82,16 +99,14 @@ def _tasks(config: configs.TasksConfig) -> None:
 
 def _zoo(config: configs.ZooConfig) -> None:
     from tdmpc_opt import zoo
-    from tdmpc_opt.checkpoints.summary import describe
 
     table = _table("Bundled checkpoints", "name", "parameters", "bytes", "tasks")
-    for name in zoo.names():
-        summary = describe(name)
+    for entry in zoo.entries():
         table.add_row(
-            name,
-            f"{summary.parameters:,}",
-            f"{summary.size_bytes:,}",
-            ", ".join(summary.tasks) if len(summary.tasks) < 10 else str(len(summary.tasks)),
+            entry.name,
+            f"{entry.parameters:,}",
+            f"{entry.size_bytes:,}",
+            ", ".join(entry.tasks) if len(entry.tasks) < 10 else str(len(entry.tasks)),
         )
     _console().print(table)
 
