@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build, from_model
-from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.configs import ModelConfig, QuantizeConfig
@@ -39,6 +39,15 @@ def checkpoint() -> Checkpoint:
 def source(tmp_path, checkpoint) -> Path:
     write_native(tmp_path / "full.safetensors", checkpoint)
     return tmp_path / "full.safetensors"
+
+
+def test_quantizing_twice_gives_the_same_file(source, tmp_path):
+    digests = set()
+    for _ in range(8):  # safetensors draws the order of the metadata anew each time
+        output = tmp_path / "small.safetensors"
+        quantize(QuantizeConfig(checkpoint=str(source), output=output))
+        digests.add(sha256(output))
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("name", ["fp16", "bf16"])

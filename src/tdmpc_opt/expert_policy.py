@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.errors import CheckpointError, InputError
+from tdmpc_opt.stable_safetensors import sort_metadata
 
 KIND = "expert"
 SCHEMA = "1"
@@ -94,6 +95,7 @@ class ExpertNetwork:
         }
         with replace_when_done(path) as temporary:
             save_file(tensors, temporary, metadata)
+            sort_metadata(temporary)
 
     @classmethod
     def load(cls, path: Path) -> "ExpertNetwork":

@@ -15,6 +15,7 @@ from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, validate
 from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.stable_safetensors import sort_metadata
 from tdmpc_opt.task_table import Task, TaskTable
 
 FORMAT = "tdmpc-opt"
@@ -44,6 +45,7 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
     try:
         with replace_when_done(path) as temporary:
             save_file(_storable(checkpoint.tensors), temporary, metadata)
+            sort_metadata(temporary)
     except (OSError, SafetensorError) as error:
         # safetensors wraps the system's own error, such as a full disk, in its type.
         reason = getattr(error, "strerror", None) or str(error)
