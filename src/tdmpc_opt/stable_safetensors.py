@@ -9,7 +9,7 @@ _LENGTH_BYTES = 8
 def sort_metadata(path: Path) -> None:
     """Sort the metadata of a safetensors file in place; the library writes it in random order.
 
-    Result files name checkpoints by their SHA-256, so the same weights have to give the same file.
+    Result files name checkpoints by their SHA-256, so equal weights have to give equal files.
 
     Args:
         path: File that the library has just written.
