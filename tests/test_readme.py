@@ -67,10 +67,23 @@ def test_the_commands_of_the_readme_distil_a_teacher(tmp_path, monkeypatch):
     assert json.loads(Path("student.json").read_text())["complete"]
 
 
-def test_the_python_of_the_readme_compiles_and_acts():
+def test_the_python_of_the_readme_distils_and_acts(tmp_path, monkeypatch):
+    """The blocks as they stand, but for a smaller teacher and budget."""
+    from tdmpc_opt import zoo
+
     blocks = [part.split("```")[0] for part in README.split("```python\n")[1:]]
     assert len(blocks) == 2
     distil, act = blocks
     assert len([line for line in distil.splitlines() if line and "import" not in line]) <= 10
-    exec(compile(distil, "README", "exec"), {"__name__": "readme"})
+    monkeypatch.chdir(tmp_path)
+    Path("teacher.pt").write_bytes(zoo.path("demo-teacher").read_bytes())
+    for text, small in (
+        ("episodes=20,", 'episodes=1, workers=1, tasks="cartpole-balance",'),
+        ("updates=100_000,", 'updates=2, batch_size=8, size="0.3",'),
+        ('mode="policy",', 'mode="policy", episodes=1, workers=1,'),
+    ):
+        assert text in distil
+        distil = distil.replace(text, small)
+    exec(compile(distil, "README", "exec"), {"__name__": "__main__"})
+    assert json.loads(Path("score.json").read_text())["complete"]
     exec(compile(act.replace("student.safetensors", "demo-teacher"), "README", "exec"), {})
