@@ -1,8 +1,10 @@
 """Drives a policy through a batch of episodes of one task."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 from tdmpc_opt.data.episodes import Episode
 from tdmpc_opt.policies import Policy, Stream
@@ -48,3 +50,14 @@ def rollout(
         env.close()
     columns = (np.stack(part, axis=1) for part in (observations, actions, rewards))
     return [Episode(task, seed, *row) for seed, *row in zip(seeds, *columns, strict=True)]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: sums split over threads round differently elsewhere."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

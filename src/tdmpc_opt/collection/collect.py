@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.executor import run_parallel
 from tdmpc_opt.policies import NoisyPolicy, PolicySource
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.rollout import rollout
+from tdmpc_opt.rollout import one_thread, rollout
 from tdmpc_opt.task_table import MT30
 
 
@@ -76,15 +74,10 @@ def _shard_name(task: str, config: CollectConfig, sha: str | None) -> str:
 
 
 def _collect_task(work: _TaskWork) -> list[Episode]:
-    threads = torch.get_num_threads()
-    # One thread always, as in evaluation: the same episodes on every machine of a kind.
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         task_id = MT30.index(work.task)
         first = COLLECTION_SEED + work.seed
         seeds = range(first, first + work.episodes)
         streams = [(first, task_id, k) for k in range(work.episodes)]
         policy = NoisyPolicy(work.policy.load(), work.noise)
         return rollout(policy, work.task, seeds, streams)
-    finally:
-        torch.set_num_threads(threads)

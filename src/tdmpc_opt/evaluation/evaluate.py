@@ -4,8 +4,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from tdmpc_opt.agent import best_device
 from tdmpc_opt.configs import EvaluateConfig
 from tdmpc_opt.errors import ResultError
@@ -14,7 +12,7 @@ from tdmpc_opt.executor import run_parallel
 from tdmpc_opt.planning.presets import budget as preset_budget
 from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.rollout import rollout
+from tdmpc_opt.rollout import one_thread, rollout
 from tdmpc_opt.task_table import MT30, TaskTable
 
 
@@ -82,17 +80,12 @@ def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) ->
 
 
 def _evaluate_task(work: _TaskWork) -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    # One thread always: sums split over threads would round differently on other machines.
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         start = time.perf_counter()
         task_id = MT30.index(work.task)
         seeds = range(work.seed, work.seed + work.episodes)
         streams = [(work.seed, task_id, k) for k in range(work.episodes)]
         episodes = rollout(work.policy.load(), work.task, seeds, streams)
-    finally:
-        torch.set_num_threads(threads)
     returns = [episode.total_reward for episode in episodes]
     return {
         "returns": returns,

@@ -147,7 +147,7 @@ def policy_losses(
     """Score the policy by the Q ensemble on latents of the rollout, and update the scale.
 
     Gradients reach the Q ensemble and the embedding as well; the caller steps the policy
-    network alone (`policy_parameters`).
+    network alone.
 
     Source:
         TD-MPC2, arXiv:2310.16828, equation 6; the behaviour term as in TD3+BC,
