@@ -3,15 +3,20 @@ import multiprocessing
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from tdmpc_opt.collection import experts
+from tdmpc_opt.collection.expert_learner import WARM_UP_SEED, warm_up
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.tasks.dmcontrol import make_env
+
+EXPERTS = Path(__file__).parents[1] / "experts"
 
 METADATA = {
     "kind": "expert",
@@ -38,7 +43,13 @@ def _network(seed: int = 0, returns: tuple[float, ...] = (1.5, 2.0)) -> ExpertNe
 
 def _config(output: Path, **changes: object) -> ExpertsConfig:
     config = ExpertsConfig(
-        tasks="pendulum-swingup", steps=1500, output=output, hidden=16, episodes=1, workers=1
+        tasks="pendulum-swingup",
+        steps=1500,
+        output=output,
+        hidden=16,
+        episodes=1,
+        envs=2,
+        workers=1,
     )
     return replace(config, **changes)
 
@@ -138,7 +149,7 @@ def test_missing_sbx_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def _pretend_finished(config: ExpertsConfig) -> None:
     task = "pendulum-swingup"
     _network().save(expert_path(config.output, task))
-    record = {"kind": "expert", "config": experts._identity(config, task)}
+    record = {"kind": "expert", "config": experts._identity(config, task), "steps": 1500}
     (config.output / f"{task}.json").write_text(json.dumps(record))
 
 
@@ -158,7 +169,7 @@ def test_finished_tasks_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_results_of_another_config_are_refused(tmp_path: Path) -> None:
     _pretend_finished(_config(tmp_path))
     with pytest.raises(RunError, match="belongs to another config") as caught:
-        experts.train_experts(_config(tmp_path, steps=99))
+        experts.train_experts(_config(tmp_path, seed=99))
     assert "\n" not in str(caught.value)
 
 
@@ -172,17 +183,85 @@ def test_damaged_results_are_refused(tmp_path: Path, name: str) -> None:
         experts.train_experts(_config(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"save_every": 0}, "at least 1"),
+        ({"update_ratio": 0.3}, "whole number of updates, got 0.6"),
+        ({"warm_up_episodes": 5}, r"multiple of envs \(2\)"),
+    ],
+)
+def test_counts_that_cannot_be_run_are_refused(
+    tmp_path: Path, changes: dict[str, float], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        _config(tmp_path, **changes)
+
+
+class _Buffer:
+    """What a warm-up asks of the library's model: a buffer, and a count of steps."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+        self.replay_buffer = self
+        self.num_timesteps = 0
+
+    def add(self, *row: Any) -> None:
+        self.rows.append(row)
+
+
+def test_warm_up_fills_the_buffer_with_the_drivers_transitions(tmp_path: Path) -> None:
+    config = _config(
+        tmp_path, warm_up=str(EXPERTS), warm_up_task="walker-stand", warm_up_episodes=4
+    )
+    model = _Buffer()
+    assert warm_up(model, config, "walker-run") == model.num_timesteps == 2000
+    assert len(model.rows) == 1000
+    env = make_env("walker-run", WARM_UP_SEED + 1)
+    env.reset()
+    for obs, next_obs, action, reward, done, infos in model.rows[:500]:
+        np.testing.assert_array_equal(obs.shape, (2, 24))
+        expected, expected_reward, _, truncated, _ = env.step(action[1])
+        np.testing.assert_array_equal(next_obs[1], expected)
+        assert reward[1] == np.float32(expected_reward)
+        assert done.tolist() == [truncated] * 2
+        assert infos[1] == {"TimeLimit.truncated": truncated}
+    assert not np.array_equal(model.rows[0][0], model.rows[500][0])  # other seeds
+
+
 @pytest.mark.usefixtures("_sbx_present")
-def test_counts_below_one_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="at least 1"):
-        experts.train_experts(_config(tmp_path, save_every=0))
+def test_warm_up_is_part_of_what_a_run_is(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    _pretend_finished(config)
+    other = replace(config, warm_up=str(EXPERTS), warm_up_task="pendulum-spin")
+    with pytest.raises(RunError, match="belongs to another config"):
+        experts.train_experts(other)
+
+
+@pytest.mark.usefixtures("_sbx_present")
+def test_more_steps_need_the_state(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    _pretend_finished(config)
+    with pytest.raises(RunError, match=r"cannot go on to 9,000, for .* is gone"):
+        experts.train_experts(replace(config, steps=9000))
+
+
+def _trained(config: ExpertsConfig) -> dict[str, Any]:
+    worker = multiprocessing.get_context("spawn").Process(
+        target=experts.train_experts, args=(config,)
+    )
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    record: dict[str, Any] = json.loads((config.output / f"{config.tasks}.json").read_text())
+    return record
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["sac", "tqc", "crossq"])
 def test_killed_training_goes_on_from_its_saved_state(tmp_path: Path, algorithm: str) -> None:
     pytest.importorskip("sbx", reason="sbx-rl is not installed")
-    config = _config(tmp_path, steps=2500, save_every=1500, algorithm=algorithm)
+    config = _config(tmp_path, steps=5000, save_every=3000, algorithm=algorithm)
     context = multiprocessing.get_context("spawn")
     state = tmp_path / "state" / "pendulum-swingup.npz"
     first = context.Process(target=experts.train_experts, args=(config,))
@@ -196,17 +275,22 @@ def test_killed_training_goes_on_from_its_saved_state(tmp_path: Path, algorithm:
     assert not (tmp_path / "pendulum-swingup.json").exists()
     saved_step = experts.read_progress(state).step
 
-    second = context.Process(target=experts.train_experts, args=(config,))
-    second.start()
-    second.join(180)
-    assert second.exitcode == 0
-    record = json.loads((tmp_path / "pendulum-swingup.json").read_text())
-    assert saved_step == 1500
-    assert [step for step, _ in record["learning_curve"]] == [500, 1000, 1500, 2000, 2500]
+    record = _trained(config)
+    assert saved_step == 3000
+    steps = [step for step, _ in record["learning_curve"]]
+    assert steps == [step for step in range(1000, 6000, 1000) for _ in range(2)]
     assert record["config"]["algorithm"] == algorithm
-    assert not state.exists()
     policy = ExpertNetwork.load(expert_path(tmp_path, "pendulum-swingup"))
     early = ExpertNetwork.load(expert_path(tmp_path, "pendulum-swingup.early"))
-    assert (early.steps, policy.steps) == (500, 2500)
+    assert (early.steps, policy.steps) == (1000, 5000)
     assert list(policy.returns) == record["returns"]
     assert policy.mean(np.zeros((2, 3), np.float32)).shape == (2, 1)
+
+    third = context.Process(target=experts.train_experts, args=(replace(config, steps=6000),))
+    third.start()
+    third.join(180)
+    assert third.exitcode == 0
+    extended = json.loads((tmp_path / "pendulum-swingup.json").read_text())
+    assert extended["steps"] == 6000
+    assert extended["learning_curve"][:10] == record["learning_curve"]
+    assert ExpertNetwork.load(expert_path(tmp_path, "pendulum-swingup.early")).steps == 1000

@@ -229,12 +229,40 @@ class ExpertsConfig:
     """Seed of networks and exploration."""
     hidden: int = 256
     """Width of the two hidden layers."""
+    envs: int = 4
+    """Episodes driven in step with each other; more of them cost less time per agent step."""
+    update_ratio: float = 0.5
+    """Gradient updates per agent step."""
+    n_steps: int = 1
+    """Rewards summed before the value of a state is asked for."""
+    warm_up: str | None = None
+    """Who drives the first episodes instead of random actions: a checkpoint or zoo name, or a
+    folder of experts. Finds rewards that random actions do not."""
+    warm_up_task: str | None = None
+    """Task of the same body that this driver knows; none means the trained task itself."""
+    warm_up_episodes: int = 20
+    """Episodes that it drives, a multiple of `envs`."""
     episodes: int = 10
     """Episodes that measure the finished policy."""
     save_every: int = 25_000
     """Agent steps between saved states; a killed run loses at most these."""
     workers: int = 0
     """Tasks trained at once, one process each; 0 takes one per CPU core."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that cannot be run."""
+        counts = (self.steps, self.hidden, self.episodes, self.save_every, self.envs)
+        if min(*counts, self.n_steps) < 1:
+            raise InputError(
+                "steps, hidden, episodes, save_every, envs and n_steps must be at least 1"
+            )
+        updates = self.envs * self.update_ratio
+        if updates < 1 or updates != round(updates):
+            raise InputError(
+                f"envs * update_ratio must be a whole number of updates, got {updates:g}"
+            )
+        if self.warm_up_episodes < self.envs or self.warm_up_episodes % self.envs:
+            raise InputError(f"warm_up_episodes must be a multiple of envs ({self.envs})")
 
 
 @dataclass(frozen=True, kw_only=True)

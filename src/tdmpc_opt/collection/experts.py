@@ -15,6 +15,12 @@ from numpy.typing import NDArray
 
 from tdmpc_opt import provenance
 from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.collection.expert_learner import (
+    build_learner,
+    read_network,
+    warm_up,
+    warm_up_source,
+)
 from tdmpc_opt.collection.expert_state import (
     Progress,
     read_progress,
@@ -22,7 +28,7 @@ from tdmpc_opt.collection.expert_state import (
     save_state,
 )
 from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
-from tdmpc_opt.errors import InputError, MissingDependencyError, RunError
+from tdmpc_opt.errors import MissingDependencyError, RunError
 from tdmpc_opt.executor import run_parallel
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.task_table import MT30
@@ -35,9 +41,7 @@ FINAL_SEED = COLLECTION_SEED + 500_000
 """First environment seed of the episodes that measure a finished policy."""
 
 _EPISODE = 500
-_WARM_UP = 2_500  # agent steps of random actions before the first update
 _REPORT_SECONDS = 30.0
-_BUFFER_LIMIT = 1_000_000
 _ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
     "NPROC": "1",  # XLA's thread pool
@@ -51,12 +55,10 @@ def train_experts(config: ExpertsConfig) -> None:
 
     Raises:
         UnknownTaskError: A task that MT30 does not have.
-        InputError: Counts that cannot be run.
+        CheckpointError: A warm-up policy that cannot be read.
         MissingDependencyError: sbx-rl or the simulator is not installed.
         RunError: The folder holds results of another config, or a damaged state.
     """
-    if min(config.steps, config.hidden, config.episodes, config.save_every) < 1:
-        raise InputError("steps, hidden, episodes and save_every must be at least 1")
     if importlib.util.find_spec("sbx") is None:
         raise MissingDependencyError(
             "training experts needs sbx-rl, which is not installed; run: "
@@ -84,63 +86,32 @@ def train_expert(config: ExpertsConfig, task: str) -> None:
     if state.exists():
         progress = read_progress(state)
         _refuse_other(state, progress.identity, config, task)
-    model = _build(config, task, first_episode=len(progress.curve))
+    model = build_learner(config, task, first_episode=len(progress.curve))
     if state.exists():
         restore_model(state, model, progress)
         rich.print(f"{task}: goes on from step {progress.step:,}")
+    else:
+        progress.step = warm_up(model, config, task)
     _learn(model, config, task, progress)
-    _finish(_network(model, config, task, progress.step), config, progress)
-    state.unlink(missing_ok=True)
-
-
-def _build(config: ExpertsConfig, task: str, first_episode: int) -> Any:
-    """Return the library's model; the seeds of a resumed run differ from those it used."""
-    import sbx
-    import torch
-    from stable_baselines3.common.logger import Logger
-
-    torch.set_num_threads(1)
-    algorithm: Any = {"sac": sbx.SAC, "tqc": sbx.TQC, "crossq": sbx.CrossQ}[config.algorithm]
-    policy: dict[str, Any] = {"net_arch": [config.hidden, config.hidden]}
-    if config.algorithm == "crossq":
-        policy["batch_norm_actor"] = False  # so that the actor is a plain MLP to store
-    env_seed = COLLECTION_SEED + config.seed + first_episode
-    model = algorithm(
-        "MlpPolicy",
-        make_env(task, env_seed),
-        learning_rate=1e-3 if config.algorithm == "crossq" else 3e-4,
-        buffer_size=min(config.steps + 1, _BUFFER_LIMIT),
-        learning_starts=min(_WARM_UP, config.steps // 2),
-        batch_size=256,
-        gamma=MT30[task].discount,
-        train_freq=1,
-        gradient_steps=1,
-        # The episodes only ever time out: the value of the state after them counts.
-        replay_buffer_kwargs={"handle_timeout_termination": True},
-        policy_kwargs=policy,
-        seed=config.seed + first_episode,
-    )
-    model.env.seed(env_seed)  # the library has just seeded it with its own seed
-    model.set_logger(Logger(folder=None, output_formats=[]))
-    return model
+    save_state(state, model, progress)  # kept: a later run may ask for more steps
+    _finish(read_network(model, config, task, progress.step), config, progress)
 
 
 def _learn(model: Any, config: ExpertsConfig, task: str, progress: Progress) -> None:
-    """Train episode by episode, so that a resumed run never continues half an episode."""
+    """Train by whole episodes, so that a resumed run never continues half of one."""
     early = int(EARLY_FRACTION * config.steps)
+    half_trained = expert_path(config.output, f"{task}.early")
     started, start, reported = time.monotonic(), progress.step, time.monotonic()
     spent = progress.seconds
     while progress.step < config.steps:
         before = progress.step
-        chunk = min(_EPISODE, config.steps - before)
-        model.learn(chunk, reset_num_timesteps=False, log_interval=None)
+        model.learn(_EPISODE * config.envs, reset_num_timesteps=False, log_interval=None)
         progress.step = model.num_timesteps
         progress.seconds = spent + time.monotonic() - started
-        if chunk == _EPISODE:
-            progress.curve.append((progress.step, float(model.ep_info_buffer[-1]["r"])))
-        if before < early <= progress.step:
-            network = _network(model, config, task, progress.step)
-            network.save(expert_path(config.output, f"{task}.early"))
+        finished = list(model.ep_info_buffer)[-config.envs :]
+        progress.curve.extend((progress.step, float(episode["r"])) for episode in finished)
+        if progress.step >= early and not half_trained.exists():
+            read_network(model, config, task, progress.step).save(half_trained)
         if before // config.save_every < progress.step // config.save_every:
             save_state(_state_path(config, task), model, progress)
         if time.monotonic() - reported > _REPORT_SECONDS:
@@ -150,26 +121,11 @@ def _learn(model: Any, config: ExpertsConfig, task: str, progress: Progress) -> 
 
 
 def _report(config: ExpertsConfig, task: str, progress: Progress, speed: float) -> str:
-    recent = np.mean([value for _, value in progress.curve[-5:]]) if progress.curve else np.nan
+    recent = np.mean([value for _, value in progress.curve[-8:]]) if progress.curve else np.nan
     minutes = (config.steps - progress.step) / speed / 60
     return (
         f"{task}: step {progress.step:,} of {config.steps:,}, {speed:.0f} steps/s, "
         f"recent return {recent:.0f}, {minutes:.0f} min left"
-    )
-
-
-def _network(model: Any, config: ExpertsConfig, task: str, step: int) -> ExpertNetwork:
-    params = model.policy.actor_state.params
-    params = params.get("params", params)
-    # Flax numbers the layers in order; the last one is the log std beside the mean.
-    layers = [params[f"Dense_{index}"] for index in range(3)]
-    return ExpertNetwork(
-        task=task,
-        algorithm=config.algorithm,
-        steps=step,
-        returns=(),
-        weights=tuple(np.asarray(layer["kernel"]).T for layer in layers),
-        biases=tuple(np.asarray(layer["bias"]) for layer in layers),
     )
 
 
@@ -183,6 +139,7 @@ def _finish(network: ExpertNetwork, config: ExpertsConfig, progress: Progress) -
     record = {
         "kind": "expert",
         "config": progress.identity,
+        "steps": progress.step,
         "learning_curve": progress.curve,
         "returns": returns,
         "final_seed": FINAL_SEED,
@@ -212,18 +169,26 @@ def measure(network: ExpertNetwork, seed: int) -> float:
 
 
 def _is_finished(config: ExpertsConfig, task: str) -> bool:
-    """Tell whether the task is done, refusing results of another config."""
+    """Tell whether the task has all its steps, refusing results of another config."""
     state, record = _state_path(config, task), _record_path(config, task)
     if not record.exists():
         if state.exists():
             _refuse_other(state, read_progress(state).identity, config, task)
         return False
     try:
-        identity = json.loads(record.read_text())["config"]
+        content = json.loads(record.read_text())
+        identity, steps = content["config"], int(content["steps"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{record} is damaged ({error!r}); delete it to train again") from error
     _refuse_other(record, identity, config, task)
     if not expert_path(config.output, task).exists():
+        return False
+    if steps < config.steps:
+        if not state.exists():
+            raise RunError(
+                f"{record} has {steps:,} steps and cannot go on to {config.steps:,}, for "
+                f"{state} is gone; delete the record to train from the start"
+            )
         return False
     rich.print(f"{task}: already finished, skipped")
     return True
@@ -239,14 +204,19 @@ def _refuse_other(path: Path, found: dict[str, Any], config: ExpertsConfig, task
 
 
 def _identity(config: ExpertsConfig, task: str) -> dict[str, Any]:
-    return {
-        "task": task,
-        "algorithm": config.algorithm,
-        "steps": config.steps,
-        "seed": config.seed,
-        "hidden": config.hidden,
-        "episodes": config.episodes,
-    }
+    """Describe what results depend on; the steps are left out, for a run may be extended."""
+    fields = ("algorithm", "seed", "hidden", "envs", "update_ratio", "n_steps", "episodes")
+    identity: dict[str, Any] = {"task": task} | {name: getattr(config, name) for name in fields}
+    found = warm_up_source(config, task)
+    if found is not None:
+        source, known_as = found
+        name = source.identity(MT30.subset([known_as]))
+        identity["warm_up"] = {
+            "policy": name,
+            "task": known_as,
+            "episodes": config.warm_up_episodes,
+        }
+    return identity
 
 
 def _state_path(config: ExpertsConfig, task: str) -> Path:

@@ -1,0 +1,130 @@
+"""The library's learner for one expert: how it is built, warmed up and read out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
+from tdmpc_opt.expert_policy import ExpertNetwork
+from tdmpc_opt.policies import Array, NoisyPolicy, Policy, PolicySource, Stream
+from tdmpc_opt.rollout import rollout
+from tdmpc_opt.task_table import MT30
+from tdmpc_opt.tasks.dmcontrol import make_env
+
+WARM_UP_SEED = COLLECTION_SEED + 400_000
+"""First environment seed of the episodes that a warm-up policy drives."""
+
+_WARM_UP = 2_500  # agent steps of random actions before the first update
+_WARM_UP_NOISE = 0.3  # of a warm-up policy's actions: the learner needs more than one path
+_BUFFER_LIMIT = 1_000_000
+
+
+def build_learner(config: ExpertsConfig, task: str, first_episode: int) -> Any:
+    """Return the library's model on fresh environments.
+
+    Args:
+        config: What to train and how.
+        task: Task name.
+        first_episode: Episodes done before: a resumed run takes other seeds than it had.
+    """
+    import sbx
+    import torch
+    from stable_baselines3.common.logger import Logger
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+
+    torch.set_num_threads(1)
+    algorithm: Any = {"sac": sbx.SAC, "tqc": sbx.TQC, "crossq": sbx.CrossQ}[config.algorithm]
+    policy: dict[str, Any] = {"net_arch": [config.hidden, config.hidden]}
+    if config.algorithm == "crossq":
+        policy["batch_norm_actor"] = False  # so that the actor is a plain MLP to store
+    episode = MT30[task].episode_length
+    env_seed = COLLECTION_SEED + config.seed + first_episode
+    envs = DummyVecEnv([lambda: make_env(task, env_seed) for _ in range(config.envs)])
+    model = algorithm(
+        "MlpPolicy",
+        VecMonitor(envs),
+        learning_rate=1e-3 if config.algorithm == "crossq" else 3e-4,
+        buffer_size=min(config.steps + config.envs * episode, _BUFFER_LIMIT),
+        learning_starts=0 if config.warm_up else min(_WARM_UP, config.steps // 2),
+        batch_size=256,
+        gamma=MT30[task].discount,
+        train_freq=1,
+        gradient_steps=round(config.envs * config.update_ratio),
+        n_steps=config.n_steps,
+        # The episodes only ever time out: the value of the state after them counts.
+        replay_buffer_kwargs={"handle_timeout_termination": True},
+        policy_kwargs=policy,
+        seed=config.seed + first_episode,
+    )
+    model.env.seed(env_seed)  # the library has just seeded it with its own seed
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    return model
+
+
+def warm_up_source(config: ExpertsConfig, task: str) -> tuple[PolicySource, str] | None:
+    """Return the policy that drives the first episodes and the task it believes to be in."""
+    if config.warm_up is None:
+        return None
+    return PolicySource(source=config.warm_up, noise=True), config.warm_up_task or task
+
+
+def warm_up(model: Any, config: ExpertsConfig, task: str) -> int:
+    """Fill the replay buffer with episodes that another policy drives, and return their steps.
+
+    What pays only after a long way is found sooner by a policy that knows part of it: that of
+    a related task of the same body, or a half-good one.
+    """
+    found = warm_up_source(config, task)
+    if found is None:
+        return 0
+    source, known_as = found
+    policy = NoisyPolicy(_KnownAs(source.load(), known_as), _WARM_UP_NOISE)
+    steps = 0
+    for first in range(0, config.warm_up_episodes, config.envs):
+        seeds = [WARM_UP_SEED + config.seed + first + row for row in range(config.envs)]
+        streams = [(seed, MT30.index(task)) for seed in seeds]
+        episodes = rollout(policy, task, seeds, streams)
+        length = len(episodes[0].action)
+        for t in range(1, length):
+            model.replay_buffer.add(
+                np.stack([episode.obs[t - 1] for episode in episodes]),
+                np.stack([episode.obs[t] for episode in episodes]),
+                np.stack([episode.action[t] for episode in episodes]),
+                np.array([episode.reward[t] for episode in episodes]),
+                np.full(config.envs, t == length - 1),
+                [{"TimeLimit.truncated": t == length - 1}] * config.envs,
+            )
+        steps += (length - 1) * config.envs
+    model.num_timesteps = steps
+    return steps
+
+
+class _KnownAs:
+    """A policy that takes every task for one of its own."""
+
+    def __init__(self, policy: Policy, task: str) -> None:
+        self._policy = policy
+        self._task = task
+
+    def start(self, task: str, streams: Sequence[Stream]) -> None:
+        self._policy.start(self._task, streams)
+
+    def act(self, obs: Array) -> Array:
+        return self._policy.act(obs)
+
+
+def read_network(model: Any, config: ExpertsConfig, task: str, step: int) -> ExpertNetwork:
+    """Return the deterministic policy that the model has learnt so far."""
+    params = model.policy.actor_state.params
+    params = params.get("params", params)
+    # Flax numbers the layers in order; the last one is the log std beside the mean.
+    layers = [params[f"Dense_{index}"] for index in range(3)]
+    return ExpertNetwork(
+        task=task,
+        algorithm=config.algorithm,
+        steps=step,
+        returns=(),
+        weights=tuple(np.asarray(layer["kernel"]).T for layer in layers),
+        biases=tuple(np.asarray(layer["bias"]) for layer in layers),
+    )
