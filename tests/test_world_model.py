@@ -263,13 +263,20 @@ def test_mish_equals_its_definition(function: Callable[[Tensor], Tensor]):
     assert float(error.max()) < 2e-6
 
 
-def test_the_fast_mish_equals_that_of_torch():
-    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 5
+def test_the_fast_mish_and_its_slope_equal_those_of_torch():
+    drawn = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 5
+    x = torch.cat([drawn, torch.tensor([-120.0, -20.0, 0.0, 20.0, 120.0])]).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    slow = functional.mish(exact)
+    upstream = torch.linspace(-1, 1, len(x))
+    (wanted,) = torch.autograd.grad(slow, exact, upstream.double())
+    value = mish(x)
+    (slope,) = torch.autograd.grad(value, x, upstream)
     with torch.no_grad():
         fast = mish(x)
-    slow = mish(x.requires_grad_())
-    assert torch.equal(slow, functional.mish(x))
-    torch.testing.assert_close(fast, slow.detach(), rtol=2e-6, atol=2e-6)
+    for found in (value, fast):
+        torch.testing.assert_close(found.double(), slow, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(slope.double(), wanted, rtol=2e-6, atol=2e-6)
 
 
 def test_simnorm_makes_groups_that_sum_to_one():

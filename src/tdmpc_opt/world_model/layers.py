@@ -1,10 +1,11 @@
 """Layers of the world model: linear, LayerNorm and activation, alone or as an ensemble."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 Activation = Literal["mish", "simnorm", "none"]
@@ -87,17 +88,43 @@ class Dense(nn.Module):
 def mish(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Return `x * tanh(log(1 + exp(x)))`.
 
-    Without gradients on a CPU it is written with one exponential, which took a third of the
-    time of torch's kernel here and differs by rounding only.
+    On a CPU it is written with one exponential for value and slope together, which took less than
+    half the time of torch's kernels here and differs from them by rounding only.
 
     Source:
         Mish, arXiv:1908.08681.
     """
-    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
+    if x.device.type != "cpu" or x.dtype != torch.float32:
         return functional.mish(x)
+    if torch.is_grad_enabled() and x.requires_grad:
+        result: Tensor = _Mish.apply(x)
+        return result
     # tanh(log(t)) = 1 - 2 / (t * t + 1) with t = 1 + exp(x); an infinite t * t gives x itself.
     t = x.exp().add_(1.0)
     return torch.addcdiv(x, x, t.mul_(t).add_(1.0), value=-2)
+
+
+class _Mish(torch.autograd.Function):
+    """Mish that computes its slope on the way forward, from the same exponential."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        # With e = exp(x), n = e (e + 2) and r = 1 / (n + 2): y = x n r, and
+        # dy/dx = r (n + 4 (n - e) x r). Beyond 20 both are those of x in fp32.
+        e = x.clamp(max=20.0).exp_()
+        n = torch.add(e, 2.0).mul_(e)
+        r = torch.add(n, 2.0).reciprocal_()
+        xr = x * r
+        slope = e.sub_(n).mul_(xr).mul_(-4.0).add_(n).mul_(r)
+        ctx.save_for_backward(slope)
+        return xr.mul_(n)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        product: Tensor = gradient * slope
+        return product
 
 
 def simnorm(x: Float[Tensor, "*batch dim"], group: int) -> Float[Tensor, "*batch dim"]:
