@@ -281,7 +281,7 @@ def test_killed_training_goes_on_from_its_saved_state(tmp_path: Path, algorithm:
     assert steps == [step for step in range(1000, 6000, 1000) for _ in range(2)]
     assert record["config"]["algorithm"] == algorithm
     policy = ExpertNetwork.load(expert_path(tmp_path, "pendulum-swingup"))
-    early = ExpertNetwork.load(expert_path(tmp_path, "pendulum-swingup.early"))
+    early = ExpertNetwork.load(expert_path(tmp_path / "early", "pendulum-swingup"))
     assert (early.steps, policy.steps) == (1000, 5000)
     assert list(policy.returns) == record["returns"]
     assert policy.mean(np.zeros((2, 3), np.float32)).shape == (2, 1)
@@ -293,4 +293,4 @@ def test_killed_training_goes_on_from_its_saved_state(tmp_path: Path, algorithm:
     extended = json.loads((tmp_path / "pendulum-swingup.json").read_text())
     assert extended["steps"] == 6000
     assert extended["learning_curve"][:10] == record["learning_curve"]
-    assert ExpertNetwork.load(expert_path(tmp_path, "pendulum-swingup.early")).steps == 1000
+    assert ExpertNetwork.load(expert_path(tmp_path / "early", "pendulum-swingup")).steps == 1000

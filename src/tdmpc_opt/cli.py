@@ -20,6 +20,7 @@ Command = (
     | Annotated[configs.ConvertConfig, tyro.conf.subcommand("convert")]
     | Annotated[configs.EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[configs.CompareConfig, tyro.conf.subcommand("compare")]
+    | Annotated[configs.AblationConfig, tyro.conf.subcommand("ablation")]
     | Annotated[configs.ExpertsConfig, tyro.conf.subcommand("experts")]
     | Annotated[configs.CollectConfig, tyro.conf.subcommand("collect")]
     | Annotated[configs.DataInfoConfig, tyro.conf.subcommand("data info")]
@@ -175,6 +176,23 @@ def _compare(config: configs.CompareConfig) -> None:
     )
 
 
+def _ablation(config: configs.AblationConfig) -> None:
+    from tdmpc_opt.evaluation.ablation import ablation
+    from tdmpc_opt.report.plots import plot_scores
+
+    rows = ablation(config.results)
+    table = _table("Ablation at equal budget", "run", "seeds", "score", "95% CI")
+    for row in rows:
+        interval = row.score.ci95
+        shown = f"[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "-"
+        table.add_row(row.label, str(len(row.seeds)), f"{row.score.mean:.2f}", shown)
+    console = _console()
+    console.print(table)
+    if config.plot is not None:
+        plot_scores({row.label: (row.score.mean, row.score.ci95) for row in rows}, config.plot)
+        console.print(f"plot: {config.plot}")
+
+
 def _experts(config: configs.ExpertsConfig) -> None:
     from tdmpc_opt.collection.experts import train_experts
 
@@ -267,6 +285,7 @@ _COMMANDS: dict[type, Callable[[Any], None]] = {
     configs.ConvertConfig: _convert,
     configs.EvaluateConfig: _evaluate,
     configs.CompareConfig: _compare,
+    configs.AblationConfig: _ablation,
     configs.ExpertsConfig: _experts,
     configs.CollectConfig: _collect,
     configs.DataInfoConfig: _data_info,

@@ -214,6 +214,17 @@ class CompareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AblationConfig:
+    """Show what training runs of equal budget scored, grouped by what they differ in."""
+
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Result files of `tdmpc-opt evaluate`, one per run; runs that differ in their seed alone
+    become one row."""
+    plot: Path | None = None
+    """PNG of the scores with their intervals; none draws none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExpertsConfig:
     """Train one single-task policy per task with a library's SAC family."""
 
@@ -222,7 +233,8 @@ class ExpertsConfig:
     steps: int = 250_000
     """Agent steps per task."""
     output: Path
-    """Folder for fp16 policies, learning curves and the state to resume from."""
+    """Folder for fp16 policies (half-trained ones in `early/`), learning curves and the state to
+    resume from."""
     algorithm: Literal["sac", "tqc", "crossq"] = "sac"
     """Algorithm of sbx-rl."""
     seed: int = 0

@@ -1,10 +1,11 @@
 """Everything that can drive a task: agents, experts and random actions, behind one protocol."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -75,6 +76,19 @@ class PolicySource:
         for name in tasks.names:
             digest.update(sha256(_existing_expert(path, name)).encode())
         return {"name": path.resolve().name, "sha256": digest.hexdigest()}
+
+    def training(self) -> dict[str, Any] | None:
+        """Return the config of the run that made a checkpoint of this project, else None.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read.
+        """
+        if not self.is_agent:
+            return None
+        extra = read_checkpoint(self._file()).extra
+        if "run" not in extra:
+            return None
+        return json.loads(extra["run"]) | {"updates": int(extra["updates"])}  # those done
 
     def tasks(self, chosen: str | None) -> TaskTable:
         """Return the tasks to drive.

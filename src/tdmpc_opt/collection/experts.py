@@ -100,7 +100,7 @@ def train_expert(config: ExpertsConfig, task: str) -> None:
 def _learn(model: Any, config: ExpertsConfig, task: str, progress: Progress) -> None:
     """Train by whole episodes, so that a resumed run never continues half of one."""
     early = int(EARLY_FRACTION * config.steps)
-    half_trained = expert_path(config.output, f"{task}.early")
+    half_trained = expert_path(config.output / "early", task)
     started, start, reported = time.monotonic(), progress.step, time.monotonic()
     spent = progress.seconds
     while progress.step < config.steps:

@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         device=config.device,
     )
     tasks = policy.tasks(config.tasks)
-    result = EvaluationFile(config.output, _identity(config, policy, tasks))
+    result = EvaluationFile(config.output, _identity(config, policy, tasks), policy.training())
     work = [
         _TaskWork(policy, name, config.episodes, config.seed)
         for name in tasks.names

@@ -21,14 +21,18 @@ class EvaluationFile:
     Args:
         path: File to write; if it exists its finished tasks are kept.
         config: What is evaluated and how; an existing file must hold the same.
+        training: How the agent was trained, if it says so.
 
     Raises:
         ResultError: The existing file is damaged or of another configuration.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, Any], training: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
         self._config = dict(config)
+        self._training = training
         self._versions = provenance.versions()
         self.tasks: dict[str, dict[str, Any]] = {}
         _require_writable(path)
@@ -62,6 +66,7 @@ class EvaluationFile:
             "score": {"mean": score.mean, "ci95": score.ci95},
             "tasks": {name: self.tasks[name] for name in order},
             "config": self._config,
+            "training": self._training,
             "versions": self._versions,
             "machine": provenance.machine(),
         }

@@ -88,7 +88,7 @@ class Dense(nn.Module):
 def mish(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Return `x * tanh(log(1 + exp(x)))`.
 
-    On a CPU it is written with one exponential for value and slope together, which took less than
+    On a CPU it is written with one exponential for value and slope together, which took under
     half the time of torch's kernels here and differs from them by rounding only.
 
     Source:
@@ -97,7 +97,7 @@ def mish(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return functional.mish(x)
     if torch.is_grad_enabled() and x.requires_grad:
-        result: Tensor = _Mish.apply(x)
+        result: Tensor = _Mish.apply(x)  # type: ignore[no-untyped-call]
         return result
     # tanh(log(t)) = 1 - 2 / (t * t + 1) with t = 1 + exp(x); an infinite t * t gives x itself.
     t = x.exp().add_(1.0)
@@ -120,7 +120,7 @@ class _Mish(torch.autograd.Function):
         return xr.mul_(n)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (slope,) = ctx.saved_tensors
         product: Tensor = gradient * slope
