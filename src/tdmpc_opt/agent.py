@@ -40,6 +40,10 @@ class Agent:
     ) -> None:
         if mode not in ("planner", "policy"):
             raise InputError(f"mode must be planner or policy, got {mode!r}")
+        if mode == "planner" and not world_model.can_plan:
+            raise InputError(
+                "this agent holds encoder and policy alone and cannot plan; use the policy mode"
+            )
         self.world_model = world_model
         self.tasks = world_model.tasks
         self.mode = mode
@@ -232,5 +236,6 @@ def load_agent(
         InputError: An unknown preset, mode or device.
     """
     checkpoint = read_checkpoint(path_or_name)
-    model = build(checkpoint, device=best_device(str(device)), dtype=dtype)
+    where = best_device(str(device))
+    model = build(checkpoint, device=where, dtype=dtype, policy_will_do=True)
     return Agent(model, mode=mode, budget=preset_budget(preset))

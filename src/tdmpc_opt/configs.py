@@ -163,8 +163,12 @@ class QuantizeConfig:
     """Checkpoint file of any known layout, or a zoo name."""
     output: Path
     """File to write."""
-    format: Literal["fp16", "bf16"] = "fp16"
+    format: Literal["fp32", "fp16", "bf16"] = "fp16"
     """Number format of the stored weights."""
+    policy_only: bool = False
+    """Keep encoder and policy alone: a file that acts but cannot plan."""
+    task: str | None = None
+    """Keep one task alone, with its embedding folded into the biases and no padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,8 +237,8 @@ class ExpertsConfig:
     steps: int = 250_000
     """Agent steps per task."""
     output: Path
-    """Folder for fp16 policies (half-trained ones in `early/`), learning curves and the state to
-    resume from."""
+    """Folder for fp16 policies (half-trained ones in `early/`), learning curves and the states
+    to resume from."""
     algorithm: Literal["sac", "tqc", "crossq"] = "sac"
     """Algorithm of sbx-rl."""
     seed: int = 0

@@ -21,6 +21,9 @@ Layout = Literal[
 TARGET_PREFIX = "target_q_ensemble."
 """Start of the names of the target Qs, which only training needs."""
 
+POLICY_PREFIXES = ("task_embedding.", "encoder.", "policy_head.")
+"""Starts of the names of what acts without planning."""
+
 _ONLINE_PREFIX = "q_ensemble."
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -44,6 +47,11 @@ class Checkpoint:
     def has_targets(self) -> bool:
         """True where the target Qs are stored."""
         return any(name.startswith(TARGET_PREFIX) for name in self.tensors)
+
+    @property
+    def has_world_model(self) -> bool:
+        """False where only encoder and policy are stored."""
+        return not all(name.startswith(POLICY_PREFIXES) for name in self.tensors)
 
     @property
     def parameters(self) -> int:
@@ -110,7 +118,9 @@ def _headed(
 
 
 def validate(checkpoint: Checkpoint) -> None:
-    """Check names, shapes, number formats and values; target Qs may be absent as a whole.
+    """Check names, shapes, number formats and values.
+
+    Target Qs may be absent as a whole, and so may all but encoder and policy.
 
     Raises:
         CheckpointError: The task table does not fit the widths, or a tensor is missing,
@@ -127,6 +137,8 @@ def validate(checkpoint: Checkpoint) -> None:
     expected = expected_shapes(checkpoint.config)
     if not checkpoint.has_targets:
         expected = {k: v for k, v in expected.items() if not k.startswith(TARGET_PREFIX)}
+    if not checkpoint.has_world_model:
+        expected = {k: v for k, v in expected.items() if k.startswith(POLICY_PREFIXES)}
     _validate_names(tensors, expected)
     for name, shape in expected.items():
         _validate_tensor(name, tensors[name], shape)
@@ -170,6 +182,7 @@ def build(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    policy_will_do: bool = False,
 ) -> WorldModel:
     """Return a world model with these weights, in evaluation mode.
 
@@ -180,21 +193,29 @@ def build(
         checkpoint: Weights, of whatever number format.
         device: Where to put the model.
         dtype: Number format to compute in; half precision is slower than float32 on most CPUs.
+        policy_will_do: Take a file that holds encoder and policy alone; its model cannot plan.
 
     Raises:
-        CheckpointError: Weights that `validate` refuses.
+        CheckpointError: Weights that `validate` refuses, or the policy alone where it won't do.
     """
     validate(checkpoint)
+    if not (checkpoint.has_world_model or policy_will_do):
+        raise CheckpointError(
+            "the file holds encoder and policy alone, without a world model; it can act by its "
+            "policy, not plan, teach or be trained: name the file it was taken from"
+        )
     tensors = {
         name: tensor.to(device=device, dtype=dtype, copy=True)
         for name, tensor in checkpoint.tensors.items()
     }
-    if not checkpoint.has_targets:
+    if checkpoint.has_world_model and not checkpoint.has_targets:
         for name in [name for name in tensors if name.startswith(_ONLINE_PREFIX)]:
             tensors[TARGET_PREFIX + name.removeprefix(_ONLINE_PREFIX)] = tensors[name].clone()
     # On the meta device nothing is drawn or stored, so a 317M model is not filled twice.
     with torch.device("meta"), _Undrawn():
         model = WorldModel(checkpoint.config, checkpoint.tasks)
+    if not checkpoint.has_world_model:
+        model.forget_all_but_policy()
     model.load_state_dict(tensors, assign=True)
     model.to(device=device, dtype=dtype)  # the buffers; the weights are there already
     model.renormalize_task_embedding()

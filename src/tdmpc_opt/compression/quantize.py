@@ -1,4 +1,4 @@
-"""Storing an agent's weights in half precision."""
+"""Storing an agent, or the part of it that a device needs, in fewer bytes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,10 +10,11 @@ from torch import Tensor
 from tdmpc_opt.checkpoints.convert import with_origin
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
 from tdmpc_opt.checkpoints.native import write_native
+from tdmpc_opt.compression.extract import one_task, policy_only
 from tdmpc_opt.configs import QuantizeConfig
 from tdmpc_opt.errors import CheckpointError
 
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +38,24 @@ class QuantizeReport:
 
 
 def quantize(config: QuantizeConfig) -> QuantizeReport:
-    """Write a half-precision copy without target Qs, which acting does not need.
+    """Write a smaller copy without target Qs, which acting does not need.
 
     Raises:
+        UnknownTaskError: A task that the agent does not know.
         CheckpointError: A source that cannot be read, a weight too large for the format, or a
             file that cannot be written.
     """
     source = resolve(config.checkpoint)
     checkpoint = read_checkpoint(source)
     source_bytes = source.stat().st_size  # before writing: the output may be the same file
-    full = checkpoint.without_targets()
+    part = replace(with_origin(checkpoint, source), tensors=checkpoint.without_targets())
+    if config.policy_only:
+        part = policy_only(part)
+    if config.task is not None:
+        part = one_task(part, config.task)
+    full = part.tensors
     rounded = round_weights(full, _DTYPES[config.format])
-    small = with_origin(replace(checkpoint, tensors=rounded), source)
+    small = replace(part, tensors=rounded)
     write_native(config.output, small)
     return QuantizeReport(
         source=source,

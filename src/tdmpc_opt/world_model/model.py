@@ -104,8 +104,17 @@ class WorldModel(nn.Module):
         if self.task_embedding is None:
             return
         weight = self.task_embedding.weight
-        norm = weight.norm(dim=-1, keepdim=True)
-        weight.mul_(torch.where(norm > 1, 1 / (norm + 1e-7), torch.ones_like(norm)))
+        weight.copy_(unit_rows(weight))
+
+    def forget_all_but_policy(self) -> None:
+        """Drop the networks that only planning and training need."""
+        self.dynamics = self.reward_head = nn.Sequential()
+        self.q_ensemble = self.target_q_ensemble = nn.Sequential()
+
+    @property
+    def can_plan(self) -> bool:
+        """False where only encoder and policy are left."""
+        return len(self.dynamics) > 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -200,6 +209,12 @@ class WorldModel(nn.Module):
     ) -> Float[Tensor, "*batch"]:
         """Return the cross-entropy of two-hot logits against raw scalars, in nats."""
         return two_hot.soft_cross_entropy(logits, target.squeeze(-1), self.bins)
+
+
+def unit_rows(x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+    """Return `x` with the rows that are longer than 1 scaled down to 1."""
+    norm = x.norm(dim=-1, keepdim=True)
+    return x * torch.where(norm > 1, 1 / (norm + 1e-7), torch.ones_like(norm))
 
 
 def _encoder(config: ModelConfig) -> nn.Sequential:

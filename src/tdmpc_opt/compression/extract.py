@@ -1,0 +1,92 @@
+"""Taking out of an agent what one device needs: its policy alone, one task alone."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tdmpc_opt.checkpoints.checkpoint import POLICY_PREFIXES, Checkpoint
+from tdmpc_opt.configs import ModelConfig
+from tdmpc_opt.task_table import Task, TaskTable
+from tdmpc_opt.world_model.model import unit_rows
+
+_EMBEDDING = "task_embedding.weight"
+_ENSEMBLES = ("q_ensemble", "target_q_ensemble")
+
+
+def policy_only(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the encoder and the policy; what is left acts but cannot plan."""
+    kept = {
+        name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith(POLICY_PREFIXES)
+    }
+    return replace(checkpoint, tensors=kept)
+
+
+def one_task(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """Return a single-task agent that acts and plans as the whole one does in this task.
+
+    The task embedding's share of each first layer becomes part of its bias; columns of padded
+    observations and actions and rows of padded actions are left out.
+
+    Args:
+        checkpoint: A multi-task agent, whole or its policy alone.
+        name: The task.
+
+    Raises:
+        UnknownTaskError: The agent does not know the task.
+    """
+    index = checkpoint.tasks.index(name)
+    task, config = checkpoint.tasks.tasks[index], checkpoint.config
+    single = replace(
+        config,
+        obs_dim=task.obs_dim,
+        action_dim=task.action_dim,
+        num_tasks=1,
+        task_dim=0,
+    )
+    tensors = {key: t for key, t in checkpoint.tensors.items() if key != _EMBEDDING}
+    embedding = torch.zeros(0, dtype=torch.float64)
+    if config.task_dim:
+        row = checkpoint.tensors[_EMBEDDING][index].double()
+        embedding = unit_rows(row)
+    for part in ("encoder", "dynamics", "reward_head", "policy_head", *_ENSEMBLES):
+        if f"{part}.0.weight" in tensors:
+            tensors |= _fold(part, tensors, config, task, embedding)
+    return replace(
+        checkpoint,
+        config=single,
+        tasks=TaskTable((task,)),
+        tensors=tensors | _live_actions(tensors, config, task),
+    )
+
+
+def _fold(
+    part: str, tensors: dict[str, Tensor], config: ModelConfig, task: Task, embedding: Tensor
+) -> dict[str, Tensor]:
+    """Return a first layer without the columns that are constant or always zero."""
+    weight, bias = tensors[f"{part}.0.weight"], tensors[f"{part}.0.bias"]
+    state = config.obs_dim if part == "encoder" else config.latent_dim
+    of_state, of_task, of_action = weight.split(
+        [state, config.task_dim, weight.shape[-1] - state - config.task_dim], dim=-1
+    )
+    if part == "encoder":
+        of_state = of_state[..., : task.obs_dim]
+    live = torch.cat([of_state, of_action[..., : task.action_dim]], dim=-1)
+    folded = bias.double() + of_task.double() @ embedding
+    return {
+        f"{part}.0.weight": live.contiguous(),
+        f"{part}.0.bias": folded.float(),
+    }
+
+
+def _live_actions(
+    tensors: dict[str, Tensor], config: ModelConfig, task: Task
+) -> dict[str, Tensor]:
+    """Return the policy's last layer with the means and log stds of real actions alone."""
+    last = max(int(key.split(".")[1]) for key in tensors if key.startswith("policy_head."))
+    real = torch.arange(task.action_dim)
+    rows = torch.cat([real, real + config.action_dim])
+    names = (f"policy_head.{last}.weight", f"policy_head.{last}.bias")
+    return {name: tensors[name][rows].contiguous() for name in names}

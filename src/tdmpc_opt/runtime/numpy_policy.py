@@ -1,0 +1,128 @@
+"""Encoder and policy in numpy, for one task at a time."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdmpc_opt.runtime.weights import Weights
+
+Array = NDArray[np.float32]
+_EPS = np.float32(1e-5)  # of torch's LayerNorm
+
+
+class NumpyPolicy:
+    """The mean action of the policy prior in one task.
+
+    The embedding's share of each first layer is part of its bias, and padding is left out, so
+    that an action costs what the task's own network costs.
+
+    Args:
+        weights: The agent.
+        task: Task id.
+
+    Source:
+        TD-MPC2, arXiv:2310.16828, section 3.
+    """
+
+    def __init__(self, weights: Weights, task: int) -> None:
+        own = weights.tasks.tasks[task]
+        tensors, embedding = weights.tensors, np.zeros(0, np.float32)
+        if "task_embedding.weight" in tensors:
+            embedding = _unit(tensors["task_embedding.weight"][task])
+        self._encoder = _layers("encoder", tensors, own.obs_dim, embedding)
+        self._head = _layers("policy_head", tensors, weights.latent_dim, embedding)
+        self._group = weights.simnorm_dim
+        last = self._head[-1]
+        last.keep_rows(own.action_dim)
+
+    def __call__(self, obs: Array) -> Array:
+        """Map observations [obs] or [B, obs] of the task to mean actions in [-1, 1]."""
+        x = obs
+        for layer in self._encoder[:-1]:
+            x = _mish(layer.normed(x))
+        x = _simnorm(self._encoder[-1].normed(x), self._group)
+        for layer in self._head[:-1]:
+            x = _mish(layer.normed(x))
+        action: Array = np.tanh(self._head[-1].product(x))
+        return action
+
+
+class _Layer:
+    """Linear layer, and LayerNorm where it has one."""
+
+    def __init__(
+        self, weight: Array, bias: Array, scale: Array | None, shift: Array | None
+    ) -> None:
+        # Centred over the outputs, the product has mean 0 and LayerNorm need not subtract it.
+        if scale is not None:
+            weight, bias = weight - weight.mean(0), bias - bias.mean()
+        self._weight = np.ascontiguousarray(weight.T)
+        self._bias = bias
+        self._scale, self._shift = scale, shift
+        self._share = np.float32(1 / len(bias))
+
+    def keep_rows(self, rows: int) -> None:
+        """Drop the outputs from `rows` on."""
+        self._weight = np.ascontiguousarray(self._weight[:, :rows])
+        self._bias = self._bias[:rows]
+
+    def product(self, x: Array) -> Array:
+        """Return the linear part."""
+        y: Array = x @ self._weight
+        y += self._bias
+        return y
+
+    def normed(self, x: Array) -> Array:
+        """Return the linear part through LayerNorm."""
+        assert self._scale is not None
+        assert self._shift is not None
+        y = self.product(x)
+        if y.ndim == 1:
+            y *= 1 / np.sqrt(y.dot(y) * self._share + _EPS)
+        else:
+            power = np.einsum("...i,...i->...", y, y) * self._share
+            y *= (1 / np.sqrt(power + _EPS))[..., None]
+        y *= self._scale
+        y += self._shift
+        return y
+
+
+def _layers(
+    part: str, tensors: dict[str, Array], columns: int, embedding: Array
+) -> Sequence[_Layer]:
+    layers: list[_Layer] = []
+    while f"{part}.{len(layers)}.weight" in tensors:
+        name = f"{part}.{len(layers)}"
+        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+        if not layers:
+            of_task = weight[:, weight.shape[1] - len(embedding) :]
+            bias = bias + of_task @ embedding
+            weight = weight[:, :columns]
+        norm = (tensors.get(f"{name}.norm.{kind}") for kind in ("weight", "bias"))
+        layers.append(_Layer(weight, bias, *norm))
+    return layers
+
+
+def _unit(row: Array) -> Array:
+    norm = np.linalg.norm(row)
+    return row / (norm + np.float32(1e-7)) if norm > 1 else row
+
+
+def _mish(x: Array) -> Array:
+    # With e = exp(x) and n = e (e + 2): x n / (n + 2); beyond 20 that is x in fp32.
+    e = np.exp(np.minimum(x, np.float32(20)))
+    n = e + np.float32(2)
+    n *= e
+    x = x * n
+    n += np.float32(2)
+    x /= n
+    return x
+
+
+def _simnorm(x: Array, group: int) -> Array:
+    # LayerNorm bounds the inputs, so their exponentials do not overflow.
+    e = np.exp(x).reshape(*x.shape[:-1], -1, group)
+    e /= e.sum(-1, keepdims=True)
+    latent: Array = e.reshape(x.shape)
+    return latent

@@ -1,0 +1,178 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from tdmpc_opt import make_env, zoo
+from tdmpc_opt.agent import Agent as TorchAgent
+from tdmpc_opt.checkpoints.checkpoint import build
+from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.checkpoints.native import write_native
+from tdmpc_opt.compression.extract import one_task, policy_only
+from tdmpc_opt.errors import CheckpointError, InputError, TdmpcOptError, UnknownTaskError
+from tdmpc_opt.runtime import Agent, load
+
+TEACHER = zoo.path("demo-teacher")
+
+
+def _observations(task: str, count: int = 40) -> np.ndarray:
+    """Return real observations along an episode of random actions."""
+    env = make_env(task, 3)
+    rng = np.random.default_rng(3)
+    actions = rng.uniform(-1, 1, (count - 1, *env.action_space.shape)).astype(np.float32)
+    return np.stack([env.reset()[0], *(env.step(action)[0] for action in actions)])
+
+
+def _torch_agent(path: Path) -> TorchAgent:
+    model = build(read_checkpoint(path), policy_will_do=True, dtype=torch.float64)
+    return TorchAgent(model, mode="policy")
+
+
+def test_actions_equal_those_of_torch_on_real_observations() -> None:
+    agent, reference = load(TEACHER), _torch_agent(TEACHER)
+    for name in agent.tasks.names:
+        obs = _observations(name)
+        found = agent.act(obs, name)
+        wanted = reference.act(obs, name)
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
+        np.testing.assert_allclose(agent.act(obs[7], name), found[7], atol=2e-6)
+        assert found.dtype == np.float32
+        assert found.shape == (40, agent.tasks[name].action_dim)
+
+
+def test_the_released_student_acts_alike_on_every_task(
+    tmp_path: Path, reference_dir: Path
+) -> None:
+    path = reference_dir / "checkpoints" / "mt30_1M_steps_045dist_fp16.pt"
+    checkpoint = policy_only(read_checkpoint(path))
+    reference = TorchAgent(
+        build(checkpoint, policy_will_do=True, dtype=torch.float64), mode="policy"
+    )
+    write_native(tmp_path / "policy.safetensors", checkpoint)
+    agent = load(tmp_path / "policy.safetensors")
+    for name in checkpoint.tasks.names:
+        obs = np.random.default_rng(0).normal(size=(50, checkpoint.tasks[name].obs_dim))
+        single = one_task(checkpoint, name)
+        torch_single = TorchAgent(
+            build(single, policy_will_do=True, dtype=torch.float64), mode="policy"
+        )
+        wanted = reference.act(obs, name)
+        np.testing.assert_allclose(torch_single.act(obs), wanted, atol=5e-6)
+        np.testing.assert_allclose(agent.act(obs, name), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_number_format_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    checkpoint = policy_only(read_checkpoint(TEACHER))
+    tensors = {name: tensor.to(dtype) for name, tensor in checkpoint.tensors.items()}
+    path = tmp_path / "policy.safetensors"
+    write_native(path, replace(checkpoint, tensors=tensors))
+    obs = _observations("walker-stand")
+    wanted = _torch_agent(path).act(obs, "walker-stand")
+    np.testing.assert_allclose(load(path).act(obs, "walker-stand"), wanted, atol=2e-5)
+
+
+def test_one_task_files_need_no_task_and_hold_no_padding(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    write_native(path, one_task(policy_only(read_checkpoint(TEACHER)), "cup-catch"))
+    agent, obs = load(path), _observations("cup-catch")
+    np.testing.assert_allclose(agent.act(obs), load(TEACHER).act(obs, "cup-catch"), atol=1e-4)
+    assert (agent.tasks.obs_dim, agent.tasks.action_dim) == (8, 2)
+    assert path.stat().st_size < 0.8 * TEACHER.stat().st_size
+
+
+def test_one_task_agents_plan_as_the_whole_one(tmp_path: Path) -> None:
+    whole = read_checkpoint(TEACHER)
+    models = [
+        build(whole, dtype=torch.float64),
+        build(one_task(whole, "walker-stand"), dtype=torch.float64),
+    ]
+    obs = torch.from_numpy(_observations("walker-stand")).double()
+    actions = [
+        TorchAgent(model).act(
+            obs[5], "walker-stand", generator=torch.Generator().manual_seed(1)
+        )
+        for model in models
+    ]
+    torch.testing.assert_close(actions[0], actions[1], atol=1e-6, rtol=0)
+
+
+def test_bad_input_is_refused_in_one_line() -> None:
+    agent = load(TEACHER)
+    cases: list[tuple[type[TdmpcOptError], str, np.ndarray, str | int | None]] = [
+        (UnknownTaskError, "did you mean cup-catch", np.zeros(8), "cup-cach"),
+        (UnknownTaskError, "name a task; known: ", np.zeros(8), None),
+        (UnknownTaskError, "task ids are 0..", np.zeros(8), 99),
+        (InputError, r"\[8\] or \[B, 8\]; got shape \[9\]", np.zeros(9), "cup-catch"),
+        (InputError, r"got shape \[2, 3, 8\]", np.zeros((2, 3, 8)), "cup-catch"),
+        (InputError, "check the sensors", np.full(8, np.nan), "cup-catch"),
+    ]
+    for kind, message, obs, task in cases:
+        with pytest.raises(kind, match=message) as caught:
+            agent.act(obs, task)
+        assert "\n" not in str(caught.value)
+
+
+def _rewritten(path: Path, **changes: str) -> Path:
+    checkpoint = policy_only(read_checkpoint(TEACHER))
+    metadata = {
+        "format": "tdmpc-opt",
+        "schema": "1",
+        "config": json.dumps({"latent_dim": 128, "simnorm_dim": 8}),
+        "tasks": json.dumps(checkpoint.tasks.to_json()),
+    }
+    tensors = {name: tensor.numpy() for name, tensor in checkpoint.tensors.items()}
+    save_file(tensors, path, metadata | changes)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "pt"}, "of another program"),
+        ({"schema": "7"}, "newer version .its schema is 7"),
+        ({"schema": "x"}, "damaged: its schema number is 'x'"),
+        ({"config": "{}"}, "is damaged: KeyError"),
+        ({"tasks": "[{}]"}, "is damaged: TypeError"),
+    ],
+)
+def test_foreign_and_damaged_metadata_is_refused(
+    tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load(_rewritten(tmp_path / "policy.safetensors", **changes))
+    load(_rewritten(tmp_path / "policy.safetensors"))
+
+
+def test_missing_and_truncated_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "policy.safetensors"
+    with pytest.raises(CheckpointError, match=r"cannot read .*No such file"):
+        load(path)
+    content = TEACHER.read_bytes()
+    for length in (0, 5, 300, len(content) - 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match="no safetensors file, or damaged"):
+            load(path)
+
+
+def test_a_policy_file_cannot_plan_teach_or_be_trained(tmp_path: Path) -> None:
+    path = tmp_path / "policy.safetensors"
+    write_native(path, policy_only(read_checkpoint(TEACHER)))
+    with pytest.raises(CheckpointError, match="encoder and policy alone"):
+        build(read_checkpoint(path))
+    with pytest.raises(InputError, match="cannot plan; use the policy mode"):
+        TorchAgent(build(read_checkpoint(path), policy_will_do=True))
+
+
+def test_a_policy_drives_a_real_task() -> None:
+    agent: Agent = load(TEACHER)
+    env = make_env("cartpole-balance", 0)
+    obs, total, done = env.reset()[0], 0.0, False
+    while not done:
+        obs, reward, _, done, _ = env.step(agent.act(obs, "cartpole-balance"))
+        total += float(reward)
+    assert total > 500
