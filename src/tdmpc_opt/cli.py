@@ -197,13 +197,15 @@ def _data_info(config: configs.DataInfoConfig) -> None:
     dataset = EpisodeDataset.open(config.data)
     dataset.check()
     table = _table(
-        str(config.data), "task", "episodes", "transitions", "return mean", "min", "max"
+        *(str(config.data), "task", "episodes", "transitions", "labelled"),
+        *("return mean", "min", "max"),
     )
     for row in summarize(dataset):
         table.add_row(
             row.task,
             f"{row.episodes:,}",
             f"{row.transitions:,}",
+            f"{row.labelled:,}",
             f"{row.return_mean:.1f}",
             f"{row.return_min:.1f}",
             f"{row.return_max:.1f}",

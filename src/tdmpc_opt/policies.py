@@ -200,21 +200,14 @@ class ExpertPolicy:
         return self._network.mean(obs)
 
 
-class NoisyPolicy:
-    """Another policy with Gaussian noise on its actions."""
+class ActionNoise:
+    """Gaussian noise on actions; each episode's comes from a stream of its own."""
 
-    def __init__(self, policy: Policy, std: float) -> None:
-        self._policy = policy
+    def __init__(self, std: float, streams: Sequence[Stream]) -> None:
         self._std = std
-        self._generators: list[np.random.Generator] = []
-
-    def start(self, task: str, streams: Sequence[Stream]) -> None:
-        """Begin one episode per stream; the noise has a stream of its own."""
-        self._policy.start(task, streams)
         self._generators = [np.random.default_rng((*stream, 1)) for stream in streams]
 
-    def act(self, obs: Array) -> Array:
-        """Map observations [B, obs] to noisy actions [B, action], clipped to [-1, 1]."""
-        action = self._policy.act(obs)
+    def add(self, action: Array) -> Array:
+        """Return actions [B, action] with the noise of one step, clipped to [-1, 1]."""
         noise = [source.standard_normal(action.shape[1]) for source in self._generators]
         return np.clip(action + self._std * np.array(noise), -1, 1).astype(np.float32)
