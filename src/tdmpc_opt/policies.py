@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tdmpc_opt.agent import Agent, load_agent
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.configs import Device, Mode
-from tdmpc_opt.errors import CheckpointError, UnknownTaskError
+from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.task_table import MT30, UNNAMED, TaskTable
 
@@ -102,6 +102,23 @@ class PolicySource:
             else:
                 known.index(name)
         return tasks
+
+    def require_labels(self, tasks: TaskTable) -> None:
+        """Make sure that the source can say what to imitate in these tasks.
+
+        Raises:
+            InputError: It has nothing to imitate, or cannot plan as it is asked to.
+            UnknownTaskError: A task that it was not made for.
+            CheckpointError: There is no such source.
+        """
+        if self.source == "random":
+            raise InputError("random actions are nothing to imitate; label with a policy")
+        self.tasks(",".join(tasks.names))
+        if self.mode == "planner" and not self.is_agent:
+            raise InputError(
+                f"{self.source} is a folder of experts, which cannot plan; leave out the "
+                "planner as label mode, or label with a checkpoint"
+            )
 
     def _known_tasks(self) -> TaskTable:
         if self.source == "random":

@@ -6,7 +6,6 @@ from typing import Any
 
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
-from tdmpc_opt.errors import InputError
 from tdmpc_opt.executor import run_parallel
 from tdmpc_opt.policies import PolicySource, RandomPolicy
 from tdmpc_opt.progress import Progress, Silent
@@ -75,14 +74,7 @@ def _labeller(config: CollectConfig, tasks: TaskTable) -> PolicySource | None:
     if config.label is None:
         return None
     labeller = PolicySource(source=config.label, mode=config.label_mode, device=config.device)
-    if config.label == "random":
-        raise InputError("random actions are nothing to imitate; label with a policy")
-    labeller.tasks(",".join(tasks.names))
-    if config.label_mode == "planner" and not labeller.is_agent:
-        raise InputError(
-            f"{config.label} is a folder of experts, which cannot plan; leave out the planner "
-            "as label mode, or label with a checkpoint"
-        )
+    labeller.require_labels(tasks)
     return labeller
 
 
