@@ -17,6 +17,7 @@ from tdmpc_opt.task_table import MT30, Task, TaskTable
 
 TRAIN = ("--size", "0.3", "--updates", "2", "--batch-size", "8", "--device", "cpu")
 ONE_TASK = ("--tasks", "pendulum-swingup", "--episodes", "1", "--workers", "1")
+ROUND = ("--rounds", "1", *TRAIN, *ONE_TASK)
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_help_names_every_command(run):
     assert status == 0
     for command in (
         *("tasks", "zoo", "inspect", "convert", "evaluate", "compare", "experts", "collect"),
-        *("data info", "train", "distill", "quantize", "demo"),
+        *("data info", "train", "distill", "dagger", "quantize", "demo"),
     ):
         assert command in out
 
@@ -77,7 +78,12 @@ def test_help_names_every_command(run):
         ["evaluate", "random", "--output", "x.json", "--episodes", "none"],
         ["evaluate", "random", "--output", "x.json", "--seed", "1000000"],
         ["collect", "--policy", "random", "--output", "x", "--noise", "-1"],
+        ["collect", "--policy", "random", "--output", "x", "--label-mode", "planner"],
         ["train", "--data", "d", "--output", "o", "--updates", "0"],
+        ["train", "--data", "--output", "o", "--updates", "1"],
+        ["train", "--data", "d", "--output", "o", "--updates", "1", "--on-policy-share", "1"],
+        ["dagger", "--data", "d", "--teacher", "t", "--output", "o", *ROUND],
+        ["dagger", "--data", "d", "--teacher", "t", "--start", "s", *ROUND, "--noise", "-1"],
     ],
 )
 def test_wrong_usage_exits_with_status_2_and_leaves_nothing(
@@ -175,6 +181,20 @@ def test_train_and_distill_write_checkpoints(run, dataset_dir, checkpoint_file, 
     assert read_checkpoint(tmp_path / "d" / "model.safetensors").extra["updates"] == "2"
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_dagger_shows_its_rounds(run, dataset_dir, checkpoint_file, tmp_path):
+    command = _dagger(dataset_dir, tmp_path / "out", checkpoint_file)
+    status, out, _ = run(*command, "--weights.behaviour", "5", "--score-episodes", "1")
+    assert status == 0
+    assert "mean return on the way" in out
+    record = json.loads((tmp_path / "out" / "rounds.json").read_text())
+    assert record["config"]["weights"]["behaviour"] == 5
+    assert f"{record['rounds'][0]['score']:.2f}" in out
+    student = tmp_path / "out" / "model.safetensors"
+    assert f"wrote {student}" in out.replace("\n", "")
+    assert read_checkpoint(student).extra["updates"] == "2"
+
+
 def _commands_on_a_checkpoint(path: Path, folder: Path, data: Path) -> list[tuple]:
     out = folder / "out"
     return [
@@ -185,10 +205,12 @@ def _commands_on_a_checkpoint(path: Path, folder: Path, data: Path) -> list[tupl
         ("collect", "--policy", path, *ONE_TASK, "--output", out),
         ("train", "--data", data, "--output", out, *TRAIN, "--start", path),
         ("distill", "--data", data, "--output", out, *TRAIN, "--teacher", path),
+        ("collect", "--policy", "random", *ONE_TASK, "--output", out, "--label", path),
+        _dagger(data, out, path),
     ]
 
 
-@pytest.mark.parametrize("command", range(7))
+@pytest.mark.parametrize("command", range(9))
 @pytest.mark.parametrize("fault", ["missing", "folder", "foreign", "text", "truncated"])
 def test_checkpoints_that_cannot_be_read_are_refused(
     refused, checkpoint_file, dataset_dir, tmp_path, fault, command
@@ -223,6 +245,21 @@ def test_unknown_tasks_are_refused_with_near_matches(refused, checkpoint_file, t
     assert not out.exists()
 
 
+def test_labellers_that_cannot_label_are_refused(
+    refused, checkpoint_file, dataset_dir, tmp_path
+):
+    out, experts = tmp_path / "out", Path(__file__).parents[1] / "experts"
+    drive = ("collect", "--policy", "random", *ONE_TASK, "--output", out)
+    assert "no expert for pendulum-swingup" in refused(*drive, "--label", experts)
+    assert "nothing to imitate" in refused(*drive, "--label", "random")
+    ready = (*drive[:3], "--tasks", "cup-catch", "--output", out, "--label", experts)
+    assert "cannot plan" in refused(*ready, "--label-mode", "planner")
+    correct = _dagger(dataset_dir, out, checkpoint_file)
+    assert "no expert for pendulum-swingup" in refused(*correct, "--label", experts)
+    assert "nothing to imitate" in refused(*correct, "--teacher", "random")
+    assert not out.exists()
+
+
 def test_data_of_another_task_set_is_refused(refused, dataset_dir, make_model, tmp_path):
     start = tmp_path / "start.safetensors"
     write_native(start, from_model(make_model(TaskTable((Task("odd", 3, 1), Task("b", 3, 1))))))
@@ -239,6 +276,7 @@ def test_missing_data_is_refused(refused, checkpoint_file, tmp_path):
         ("data", "info", data),
         ("train", "--data", data, "--output", out, *TRAIN),
         ("distill", "--data", data, "--output", out, *TRAIN, "--teacher", checkpoint_file),
+        _dagger(data, out, checkpoint_file),
     ):
         assert f"no dataset at {data}" in refused(*command)
     assert list(tmp_path.iterdir()) == []
@@ -258,6 +296,11 @@ def test_nan_in_the_data_is_refused(refused, dataset_dir, tmp_path):
     assert not (data / "returns.png").exists()
 
 
+def _dagger(data: Path, out: Path, student: Path) -> tuple:
+    start = ("--start", student, "--teacher", student)
+    return ("dagger", "--data", data, "--output", out, *start, *ROUND)
+
+
 def _commands_that_write(out: Path, checkpoint: Path, data: Path) -> list[tuple]:
     return [
         ("convert", checkpoint, "--output", out),
@@ -267,10 +310,11 @@ def _commands_that_write(out: Path, checkpoint: Path, data: Path) -> list[tuple]
         ("data", "info", data, "--plot", out),
         ("train", "--data", data, "--output", out, *TRAIN),
         ("distill", "--data", data, "--output", out, *TRAIN, "--teacher", checkpoint),
+        _dagger(data, out, checkpoint),
     ]
 
 
-@pytest.mark.parametrize("command", range(7))
+@pytest.mark.parametrize("command", range(8))
 def test_an_output_below_a_file_is_refused(
     refused, checkpoint_file, dataset_dir, tmp_path, command
 ):
@@ -281,7 +325,7 @@ def test_an_output_below_a_file_is_refused(
     assert (tmp_path / "file").read_text() == "kept"
 
 
-@pytest.mark.parametrize("command", range(7))
+@pytest.mark.parametrize("command", range(8))
 def test_a_full_disk_is_reported_and_leaves_nothing_half_written(
     refused, checkpoint_file, dataset_dir, tmp_path, monkeypatch, command
 ):

@@ -4,11 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tdmpc_opt.agent import Agent, load_agent
 from tdmpc_opt.collection.collect import collect
-from tdmpc_opt.configs import CollectConfig
+from tdmpc_opt.configs import CollectConfig, PlannerBudget
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, DataError, InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.policies import AgentPolicy, ExpertPolicy
+from tdmpc_opt.rollout import rollout
 from tdmpc_opt.tasks.dmcontrol import make_env
 
 
@@ -136,6 +139,88 @@ def test_noise_changes_the_actions_and_stays_within_bounds(tmp_path, experts):
     np.testing.assert_allclose(plain.action[1:], network.mean(plain.obs[:-1]), atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def cartpole() -> Path:
+    """The committed experts, among them one of cartpole-balance."""
+    return Path(__file__).parents[1] / "experts"
+
+
+def _expert(folder: Path, task: str) -> ExpertNetwork:
+    return ExpertNetwork.load(expert_path(folder, task))
+
+
+def test_labels_are_the_experts_actions_without_the_noise(tmp_path, cartpole):
+    config = _config(tmp_path / "d", policy=str(cartpole), tasks="cartpole-balance", noise=0.3)
+    dataset = collect(config)
+    dataset.check()
+    assert dataset.shards[0].labelled
+    assert "label" not in dataset.shards[0].source
+    for episode in _episodes(dataset):
+        assert np.isnan(episode.label[0]).all()
+        clean = _expert(cartpole, "cartpole-balance").mean(episode.obs[:-1])
+        np.testing.assert_allclose(episode.label[1:], clean, atol=1e-5)
+        assert np.abs(episode.action[1:] - clean).mean() > 0.1
+
+
+def test_random_actions_have_no_labels(dataset_dir):
+    dataset = EpisodeDataset.open(dataset_dir)
+    assert all(shard.labelled for shard in dataset.shards)
+    assert all(np.isnan(episode.label).all() for episode in _episodes(dataset))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("driver", ["random", "agent"])
+def test_a_labeller_says_what_it_would_do_where_another_policy_goes(
+    tmp_path, cartpole, checkpoint_file, driver
+):
+    policy = str(checkpoint_file) if driver == "agent" else driver
+    config = _config(tmp_path / "d", policy=policy, tasks="cartpole-balance", noise=0.1)
+    collect(config)
+    dataset = collect(replace(config, label=str(cartpole)))
+    (plain, shard), episodes = dataset.shards, _episodes(dataset)
+    for alone, labelled in zip(episodes[:2], episodes[2:], strict=True):
+        np.testing.assert_array_equal(labelled.obs, alone.obs)
+        np.testing.assert_array_equal(labelled.action, alone.action)
+        np.testing.assert_array_equal(labelled.reward, alone.reward)
+        expected = _expert(cartpole, "cartpole-balance").mean(labelled.obs[:-1])
+        np.testing.assert_allclose(labelled.label[1:], expected, atol=1e-5)
+        assert not np.allclose(labelled.label[1:], labelled.action[1:], atol=0.05)
+    sha = shard.source["label"]["policy"]["sha256"]
+    assert shard.source["label"] == {
+        "policy": {"name": "experts", "sha256": sha},
+        "mode": "policy",
+    }
+    assert shard.name == f"{plain.name}-label-{sha[:12]}-policy"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_planner_labels_with_its_warm_start_along_the_way(checkpoint_file, cartpole):
+    """Row by row the labels are those of an agent that is shown one episode, step by step."""
+    task, seeds, streams = "cartpole-balance", (5, 6), [(0, 5), (0, 6)]
+    budget = PlannerBudget(horizon=2, iterations=1, samples=6, policy_samples=1, elites=3)
+
+    def planner() -> AgentPolicy:
+        model = load_agent(checkpoint_file).world_model
+        return AgentPolicy(Agent(model, mode="planner", budget=budget))
+
+    expert = ExpertPolicy(cartpole)
+    episodes = rollout(expert, task, seeds, streams, noise=0.1, labeller=planner())
+    alone = rollout(expert, task, seeds, streams, noise=0.1)
+    for episode, same, stream in zip(episodes, alone, streams, strict=True):
+        np.testing.assert_array_equal(episode.action, same.action)
+        assert np.isnan(same.label).all()
+        shown, forgetful = planner(), planner()
+        for policy in (shown, forgetful):
+            policy.start(task, [(*stream, 2)])
+        said, fresh = [], []
+        for obs in episode.obs[:20]:
+            forgetful.agent.reset()
+            said.append(shown.act(obs[None])[0])
+            fresh.append(forgetful.act(obs[None])[0])
+        np.testing.assert_allclose(episode.label[1:21], said, atol=1e-4)
+        assert not np.allclose(said, fresh, atol=0.05)
+
+
 def test_noise_has_the_asked_spread(tmp_path, experts):
     config = _config(tmp_path / "d", policy=str(experts), episodes=1, noise=0.1)
     (episode,) = _episodes(collect(config))
@@ -166,6 +251,25 @@ def test_experts_that_are_missing_are_named(tmp_path, experts):
         CheckpointError, match="holds no expert; make some with tdmpc-opt experts"
     ):
         collect(_config(tmp_path / "d", policy=str(tmp_path / "empty")))
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_labeller_that_cannot_is_refused_and_leaves_nothing(
+    tmp_path, experts, checkpoint_file
+):
+    config = _config(tmp_path / "d", label=str(experts))
+    with pytest.raises(UnknownTaskError, match="no expert for cartpole-balance; train it"):
+        collect(replace(config, tasks="cartpole-balance"))
+    with pytest.raises(UnknownTaskError, match="unknown task 'walker-walk'"):
+        collect(replace(config, tasks="walker-walk", label=str(checkpoint_file)))
+    with pytest.raises(InputError, match="a folder of experts, which cannot plan"):
+        collect(replace(config, label_mode="planner"))
+    with pytest.raises(InputError, match="random actions are nothing to imitate"):
+        collect(replace(config, label="random"))
+    with pytest.raises(CheckpointError, match="nowhere is neither a file"):
+        collect(replace(config, label=str(tmp_path / "nowhere")))
+    with pytest.raises(InputError, match="name it with --label"):
+        replace(config, label=None, label_mode="planner")
     assert not (tmp_path / "d").exists()
 
 

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,14 @@ def _episode(task: str, seed: int) -> Episode:
     action[0], reward[0] = np.nan, np.nan
     obs = rng.normal(size=(9, sizes.obs_dim)).astype(np.float32)
     return Episode(task, seed, obs, action, reward)
+
+
+def _labelled(task: str, seed: int) -> Episode:
+    """An episode whose rows 3 and 4 nobody labelled."""
+    episode = _episode(task, seed)
+    label = np.random.default_rng(seed + 50).uniform(-1, 1, episode.action.shape)
+    label[[0, 3, 4]] = np.nan
+    return replace(episode, label=label.astype(np.float32))
 
 
 def _episodes(task: str, count: int = 3) -> list[Episode]:
@@ -55,6 +64,84 @@ def test_episodes_come_back_bit_for_bit(dataset):
             np.testing.assert_array_equal(found.obs, written.obs)
             np.testing.assert_array_equal(found.action, written.action)
             np.testing.assert_array_equal(found.reward, written.reward)
+
+
+def test_labels_come_back_bit_for_bit_beside_shards_without(dataset):
+    written = [_labelled("thin", seed) for seed in range(2)]
+    dataset.append_shard("thin-1", written, {})
+    opened = EpisodeDataset.open(dataset.path)
+    assert [shard.labelled for shard in opened.shards] == [False, False, True]
+    for found, episode in zip(opened.episodes(opened.shards[2]), written, strict=True):
+        np.testing.assert_array_equal(found.label, episode.label)
+        np.testing.assert_array_equal(found.action, episode.action)
+    assert all(episode.label is None for episode in opened.episodes(opened.shards[1]))
+    assert opened.arrays(opened.shards[1]).label is None
+    opened.check()
+    loaded = TensorDict.load_memmap(dataset.path / "thin-1")["label"]
+    assert (loaded.shape, loaded.dtype) == ((2, 9, 3), torch.float32)
+
+
+def test_a_dataset_from_before_there_were_labels_opens(dataset):
+    listing = dataset.path / "dataset.json"
+    record = json.loads(listing.read_text())
+    for shard in record["shards"]:
+        del shard["labelled"]
+    listing.write_text(json.dumps(record))
+    opened = EpisodeDataset.open(dataset.path)
+    assert opened.shards == dataset.shards
+    opened.check()
+    opened.append_shard("thin-1", [_labelled("thin", 0)], {})
+    assert [s.labelled for s in EpisodeDataset.open(dataset.path).shards][1:] == [False, True]
+
+
+def test_a_missing_or_truncated_label_file_is_named(dataset):
+    dataset.append_shard("thin-1", [_labelled("thin", 0)], {})
+    file = dataset.path / "thin-1" / "label.memmap"
+    os.truncate(file, 100)
+    with pytest.raises(DataError, match=r"thin-1/label\.memmap holds 100 bytes where 108 were"):
+        EpisodeDataset.open(dataset.path)
+    file.unlink()
+    with pytest.raises(DataError, match=r"cannot read .*label\.memmap: No such file"):
+        EpisodeDataset.open(dataset.path)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_labels_that_are_no_action_and_not_missing_are_refused(dataset, value):
+    episode = _labelled("wide", 0)
+    episode.label[6, 1] = value
+    with pytest.raises(
+        DataError, match=r"episode 1 \(wide\): label holds infinity, or NaN in a"
+    ):
+        dataset.append_shard("new", [_labelled("wide", 1), episode], {})
+    with pytest.raises(DataError, match="episode 1: some episodes have labels, some have none"):
+        dataset.append_shard("new", [_labelled("wide", 1), _episode("wide", 0)], {})
+    assert not (dataset.path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ((1, 5, 0), np.inf, "episode 1 .*label holds infinity"),
+        ((0, 2, 1), np.nan, "episode 0 .*label holds .*NaN in a part"),
+        ((1, 8, 2), 0.5, "episode 1 .*label is not zero in its padding"),
+    ],
+)
+def test_check_finds_damaged_labels(dataset, place, value, message):
+    two = Task("two", 2, 2, episode_length=8)
+    tasks = TaskTable((two, *TASKS.tasks))
+    dataset = EpisodeDataset.create(dataset.path / "more", tasks)
+    episodes = [replace(_labelled("wide", seed), task="two") for seed in range(2)]
+    episodes = [
+        replace(e, obs=e.obs[:, :2], action=e.action[:, :2], label=e.label[:, :2])
+        for e in episodes
+    ]
+    dataset.append_shard("two-0", episodes, {})
+    dataset.check()
+    values = np.memmap(dataset.path / "two-0/label.memmap", "<f4", "r+", shape=(2, 9, 3))
+    values[place] = value
+    values.flush()
+    with pytest.raises(DataError, match=f"shard two-0, {message}"):
+        dataset.check()
 
 
 def test_a_dataset_is_of_mt30_unless_told(tmp_path):
@@ -94,7 +181,10 @@ def test_the_summary_counts_each_task(dataset):
     wide, thin = summarize(dataset)
     assert (wide.task, wide.shards, wide.episodes, wide.transitions) == ("wide", 2, 4, 32)
     assert wide.sources == ("random", "?")
-    returns = dataset.returns()["thin"]
+    assert (wide.labelled, thin.labelled) == (0, 0)
+    dataset.append_shard("thin-1", [_labelled("thin", 3)], {})
+    assert summarize(dataset)[1].labelled == 6
+    returns = dataset.returns()["thin"][:2]
     assert (thin.return_min, thin.return_max) == (min(returns), max(returns))
     assert thin.return_mean == pytest.approx(np.mean(returns))
 

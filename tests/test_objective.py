@@ -41,7 +41,7 @@ def batch() -> Batch:
     obs[:, task == 1, 4:] = 0
     action[:, task == 1, 2:] = 0
     reward = torch.rand(3, 4, 1, generator=source) * 2
-    return Batch(obs=obs, action=action, reward=reward, task=task)
+    return Batch(obs=obs, action=action, label=action.clone(), reward=reward, task=task)
 
 
 def _generator() -> torch.Generator:
@@ -199,18 +199,89 @@ def test_the_behaviour_term_reaches_the_encoder_where_it_has_a_weight(model, bat
     losses, zs = _terms(model, batch, weights=LossWeights(behaviour=1.0))
     own = model.policy(zs[:-1], batch.task, torch.zeros(3, 4, 3)).mean
     mask = model.mask(batch.task)
-    distance = ((own - batch.action) ** 2 * mask).sum(-1) / mask.sum(-1)
+    distance = ((own - batch.label) ** 2 * mask).sum(-1) / mask.sum(-1)
     expected = (torch.tensor([1.0, 0.5, 0.25]) * distance.mean(1)).mean()
     torch.testing.assert_close(losses.behaviour, expected)
     losses.behaviour.backward()
     assert model.encoder[0].weight.grad.any()
 
 
+def _behaviour(model: WorldModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The term of the model's loss and of the policy's."""
+    losses, zs = _terms(model, batch, weights=LossWeights(behaviour=1.0))
+    return losses.behaviour, _policy_behaviour(model, zs.detach(), batch)
+
+
+def _policy_behaviour(model: WorldModel, zs: Tensor, batch: Batch) -> Tensor:
+    noise = torch.ones(4, len(batch.task), 3)
+    args = (zs, batch, _scale(), LossWeights(), _generator(), noise)
+    return policy_losses(model, *args).behaviour
+
+
+def _gradient(model: WorldModel, loss: Tensor) -> Tensor:
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_the_behaviour_term_imitates_labels_and_not_actions(model, batch):
+    zs = _terms(model, batch)[1].detach()
+    before = _policy_behaviour(model, zs, batch)
+    noisy = replace(batch, action=batch.action + 0.3)
+    assert torch.equal(before, _policy_behaviour(model, zs, noisy))
+    labelled = replace(batch, label=batch.label + 0.3)
+    assert not torch.allclose(before, _policy_behaviour(model, zs, labelled))
+
+
+def test_slices_without_labels_take_no_part_in_the_behaviour_term(model, batch):
+    """Neither the loss nor a gradient may know that they were in the batch."""
+    label, kept = batch.label.clone(), [0, 3]
+    label[:, [1, 2]] = torch.nan
+    alone = Batch(
+        obs=batch.obs[:, kept],
+        action=batch.action[:, kept],
+        label=batch.label[:, kept],
+        reward=batch.reward[:, kept],
+        task=batch.task[kept],
+    )
+    masked = _behaviour(model, replace(batch, label=label))
+    for loss, expected in zip(masked, _behaviour(model, alone), strict=True):
+        torch.testing.assert_close(loss, expected)
+        assert loss > 0
+        torch.testing.assert_close(_gradient(model, loss), _gradient(model, expected))
+
+
+def test_single_steps_without_labels_take_no_part(model, batch):
+    label = batch.label.clone()
+    label[1, 2, :] = label[2, 1, :2] = torch.nan
+    before = _behaviour(model, replace(batch, label=label))
+    known = label.isfinite().all(-1)
+    own = model.policy(_terms(model, batch)[1][:-1], batch.task, torch.zeros(3, 4, 3)).mean
+    expected = sum(
+        0.5**t * ((own[t, b] - batch.label[t, b])[: (3, 2)[b % 2]] ** 2).mean()
+        for t in range(3)
+        for b in range(4)
+        if known[t, b]
+    ) / int(known.sum())
+    assert int(known.sum()) == 10
+    for loss in before:
+        torch.testing.assert_close(loss, expected)
+        assert _gradient(model, loss).isfinite().all()
+
+
+def test_a_batch_without_any_label_leaves_the_behaviour_term_zero(model, batch):
+    for loss in _behaviour(
+        model, replace(batch, label=torch.full_like(batch.label, torch.nan))
+    ):
+        assert float(loss.detach()) == 0
+        assert not _gradient(model, loss).any()
+
+
 def test_the_behaviour_term_ignores_padded_actions(model, batch):
     _, zs = _terms(model, batch)
     args = (zs.detach(), batch, _scale(), LossWeights(), _generator(), torch.ones(4, 4, 3))
     before = policy_losses(model, *args).behaviour
-    batch.action[:, batch.task == 1, 2] = 9.0
+    batch.label[:, batch.task == 1, 2] = 9.0
     assert torch.equal(before, policy_losses(model, *args).behaviour)
 
 
@@ -337,7 +408,7 @@ def test_embedding_rows_stay_within_one(fabric, learner, batch):
 
 def _sampler(dataset_dir: Path, model: WorldModel) -> SliceSampler:
     dataset = EpisodeDataset.open(dataset_dir)
-    return SliceSampler(dataset, model.tasks, horizon=3, batch_size=32, seed=0)
+    return SliceSampler([dataset], model.tasks, horizon=3, batch_size=32, seed=0)
 
 
 def test_a_teacher_stays_as_it_is_bit_for_bit(fabric, make_model, checkpoint_file, dataset_dir):

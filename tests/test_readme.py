@@ -65,6 +65,12 @@ def test_the_commands_of_the_readme_distil_a_teacher(tmp_path, monkeypatch):
         words = [small.get(before, word) for before, word in pairs] + extra.get(words[0], [])
         assert cli.main(words) == 0
     assert json.loads(Path("student.json").read_text())["complete"]
+    block = README.split("(DAgger).")[1].split("```sh\n")[1].split("```")[0]
+    words = block.replace("\\\n", "").split()[1:]
+    for option in ("--rounds", "--episodes", "--updates"):
+        words[words.index(option) + 1] = "1"
+    assert cli.main([*words, "--batch-size", "8", "--workers", "1"]) == 0
+    assert Path("runs/corrected/model.safetensors").is_file()
 
 
 def test_the_python_of_the_readme_distils_and_acts(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
-from tdmpc_opt.data.sampler import SliceSampler
+from tdmpc_opt.data.sampler import SliceSampler, joint_tasks
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.task_table import Task, TaskTable
 
@@ -15,14 +16,21 @@ WIDE, THIN = Task("wide", 4, 3, episode_length=STEPS), Task("thin", 2, 1, episod
 TASKS = TaskTable((WIDE, THIN))
 
 
-def _counting(task: Task, number: int) -> Episode:
+def _counting(task: Task, number: int, steps: int = STEPS) -> Episode:
     """Episode `number`, whose every value tells its step: action and reward t lead to t + 1."""
-    step = np.arange(STEPS + 1, dtype=np.float32)
+    step = np.arange(steps + 1, dtype=np.float32)
     obs = np.repeat((100 * number + step)[:, None], task.obs_dim, axis=1)
     done = 100 * number + step - 1
     done[0] = np.nan
     action = np.repeat(done[:, None], task.action_dim, axis=1)
     return Episode(task.name, number, obs, action / 1000, done)
+
+
+def _with_labels(episode: Episode) -> Episode:
+    """Labels that are minus the action, but for the step 5, which nobody labelled."""
+    label = -episode.action
+    label[6] = np.nan  # row t holds what belongs to step t - 1
+    return replace(episode, label=label)
 
 
 @pytest.fixture
@@ -37,7 +45,7 @@ def dataset(tmp_path: Path) -> EpisodeDataset:
 
 def _sampler(dataset: EpisodeDataset, tasks: TaskTable = TASKS, **change: int) -> SliceSampler:
     sizes = {"horizon": 3, "batch_size": 64, "seed": 0, **change}
-    return SliceSampler(dataset, tasks, **sizes)
+    return SliceSampler([dataset], tasks, **sizes)
 
 
 def test_a_slice_pairs_each_action_and_reward_with_the_step_it_was_taken_in(dataset):
@@ -71,6 +79,83 @@ def test_every_slice_of_every_episode_is_as_likely(dataset):
     assert set(found.tolist()) == expected
     chi_square = ((counts - 1000) ** 2 / 1000).sum()
     assert chi_square < 74.7  # 99.9th percentile at 41 degrees of freedom
+
+
+def test_labels_belong_to_their_steps_and_default_to_the_action(dataset):
+    dataset.append_shard("d", [_with_labels(_counting(THIN, number)) for number in (7, 8)], {})
+    batch = _sampler(dataset, batch_size=400).sample()
+    step, number = batch.obs[:-1, :, 0] % 100, batch.obs[0, :, 0] // 100
+    labelled = number >= 7
+    assert 0 < labelled.sum() < 400
+    assert torch.equal(batch.label[:, ~labelled], batch.action[:, ~labelled])
+    unknown = labelled & (step == 5)
+    assert unknown.any()
+    assert torch.equal(batch.label[..., 0].isnan(), unknown)
+    known = labelled & (step != 5)
+    assert torch.equal(batch.label[known][:, 0], -batch.action[known][:, 0])
+    assert (batch.label[:, labelled][..., 1:] == 0).all()
+    assert batch.action.isfinite().all()
+
+
+def test_infinite_labels_are_refused(dataset):
+    dataset.append_shard("d", [_with_labels(_counting(THIN, 7))], {})
+    values = np.memmap(dataset.path / "d/label.memmap", "<f4", "r+", shape=(1, 9, 3))
+    values[0, 4, 0] = np.inf
+    values.flush()
+    with pytest.raises(DataError, match=r"shard d, episode 0 \(thin\): label holds"):
+        _sampler(dataset, batch_size=256).sample()
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> EpisodeDataset:
+    """Two episodes of 16 steps, in a dataset of their own."""
+    task = Task("thin", 2, 1, episode_length=2 * STEPS)
+    dataset = EpisodeDataset.create(tmp_path / "long", TaskTable((task,)))
+    dataset.append_shard("a", [_counting(THIN, number, 2 * STEPS) for number in (8, 9)], {})
+    return dataset
+
+
+def _together(*datasets: EpisodeDataset, **change) -> SliceSampler:
+    sizes = {"horizon": 3, "batch_size": 1000, "seed": 0, **change}
+    return SliceSampler(datasets, TASKS, **sizes)
+
+
+def test_slices_of_several_datasets_are_as_likely_however_long_the_episodes(dataset, long):
+    sampler = _together(dataset, long)
+    firsts = torch.cat([sampler.sample().obs[0, :, 0] for _ in range(70)]).numpy()
+    found, counts = np.unique(firsts, return_counts=True)
+    expected = {100 * number + start for number in range(7) for start in range(6)}
+    expected |= {100 * number + start for number in (8, 9) for start in range(14)}
+    assert set(found.tolist()) == expected
+    chi_square = ((counts - 1000) ** 2 / 1000).sum()
+    assert chi_square < 111.1  # 99.9th percentile at 69 degrees of freedom
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_last_dataset_gives_its_share_of_each_batch(dataset, long, share):
+    sampler = _together(dataset, long, batch_size=40, last_share=share)
+    numbers = torch.stack([sampler.sample().obs[0, :, 0] // 100 for _ in range(50)])
+    assert ((numbers >= 8).sum(dim=1) == round(40 * share)).all()
+    if 0 < share < 1:
+        assert set(numbers.unique().tolist()) == {*range(7), 8, 9}
+
+
+def test_the_order_in_which_shards_were_added_does_not_matter(dataset, tmp_path):
+    other = EpisodeDataset.create(tmp_path / "other", TASKS)
+    for name in ("c", "a", "b"):
+        shard = next(shard for shard in dataset.shards if shard.name == name)
+        other.append_shard(name, list(dataset.episodes(shard)), {})
+    assert torch.equal(_sampler(dataset).sample().obs, _sampler(other).sample().obs)
+
+
+def test_the_tasks_of_several_datasets_follow_the_first_table(dataset, long, tmp_path):
+    more = TaskTable((Task("new", 3, 3, episode_length=STEPS), THIN))
+    third = EpisodeDataset.create(tmp_path / "third", more)
+    assert joint_tasks([third]) == more
+    third.append_shard("a", [_counting(more["new"], 0)], {})
+    assert joint_tasks([dataset, long]) == TASKS
+    assert joint_tasks([long, dataset]).names == ("thin", "wide")
+    assert joint_tasks([dataset, third]).names == ("wide", "thin", "new")
 
 
 def test_the_longest_horizon_takes_whole_episodes(dataset):
@@ -124,7 +209,7 @@ def test_a_resumed_sampler_draws_what_the_first_would_have(dataset):
     second.load_state_dict(state)
     for batch in expected:
         again = second.sample()
-        for field in ("obs", "action", "reward", "task"):
+        for field in ("obs", "action", "label", "reward", "task"):
             assert torch.equal(getattr(again, field), getattr(batch, field))
     with pytest.raises(DataError, match="saved state is damaged"):
         second.load_state_dict({"generator": "{}"})

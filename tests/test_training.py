@@ -295,19 +295,85 @@ def test_a_dataset_that_changed_is_refused(config, tmp_path):
     shutil.copytree(config.data, data)
     short = replace(config, data=data, updates=1)
     train(short)
-    collect(
-        CollectConfig(
-            policy="random",
-            tasks="pendulum-swingup",
-            episodes=1,
-            seed=50,
-            output=data,
-            device="cpu",
-            workers=1,
-        )
-    )
+    _collect(data)
     with pytest.raises(RunError, match="holds another run: its data is"):
         train(short)
+
+
+def _collect(data: Path, **changes: object) -> Path:
+    config = CollectConfig(
+        policy="random",
+        tasks="pendulum-swingup",
+        episodes=1,
+        seed=50,
+        output=data,
+        device="cpu",
+        workers=1,
+    )
+    collect(replace(config, **changes))
+    return data
+
+
+def test_several_datasets_are_trained_on_and_none_may_change(config, tmp_path):
+    more = _collect(tmp_path / "more", tasks="cup-catch")
+    both = replace(config, data=(config.data, more), updates=1)
+    path = train(both)
+    names = {"pendulum-swingup", "cartpole-balance", "cup-catch"}
+    assert set(read_checkpoint(path).tasks.names) == names
+    record = json.loads((config.output / "config.json").read_text())
+    assert [data["name"] for data in record["config"]["data"]] == ["random", "more"]
+    _collect(more)
+    with pytest.raises(RunError, match="holds another run: its data is"):
+        train(both)
+
+
+def test_on_policy_data_may_grow_between_calls(config, tmp_path):
+    data = _collect(tmp_path / "data")
+    growing = replace(config, on_policy=data)
+    train(replace(growing, updates=3))
+    _collect(data, seed=51)
+    grown = train(growing)
+    assert _state(config.output)["update"] == 6
+    fixed = train(replace(growing, output=tmp_path / "fixed"))
+    assert not _same_weights(grown, fixed)  # the first three updates saw less
+    other = _collect(tmp_path / "other")
+    with pytest.raises(RunError, match="holds another run: its on_policy is"):
+        train(replace(growing, on_policy=other))
+
+
+def test_on_policy_data_gives_its_share_of_each_batch(config, tmp_path):
+    """With a share of 1 not a row of the other data is read, be it as bad as can be."""
+    bad = _with_nan(config.data, tmp_path / "bad")
+    data = _collect(tmp_path / "data")
+    alone = replace(config, data=bad, on_policy=data, on_policy_share=1.0)
+    train(alone)
+    with pytest.raises(DataError, match="reward holds NaN"):
+        train(replace(alone, on_policy_share=0.5, output=tmp_path / "half"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"on_policy_share": 0.5},
+        {"on_policy": Path("data"), "on_policy_share": 1.5},
+        {"data": ()},
+    ],
+)
+def test_data_that_cannot_be_mixed_as_asked_is_refused(config, changes):
+    with pytest.raises(InputError, match=r"on_policy_share is from|name a dataset"):
+        replace(config, **changes)
+
+
+def test_a_run_of_before_there_were_several_datasets_goes_on(config):
+    train(replace(config, updates=1))
+    path = config.output / "config.json"
+    record = json.loads(path.read_text())
+    for key in ("on_policy", "on_policy_share"):
+        del record["config"][key]
+    assert record["config"]["data"]["episodes"] == 4
+    path.write_text(json.dumps(record))
+    train(config)
+    assert _state(config.output)["update"] == 6
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"kind": "run"}', "3"])

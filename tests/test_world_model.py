@@ -82,7 +82,13 @@ def _forward(model: WorldModel, d: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _training(model: WorldModel, d: dict[str, Tensor]) -> dict[str, Tensor]:
-    batch = Batch(obs=d["obs"], action=d["action"], reward=d["reward"], task=d["task"])
+    batch = Batch(
+        obs=d["obs"],
+        action=d["action"],
+        label=d["action"],
+        reward=d["reward"],
+        task=d["task"],
+    )
     weights = LossWeights()
     with torch.no_grad():
         next_z = model.encode(batch.obs[1:], batch.task)

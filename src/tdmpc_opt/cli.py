@@ -10,6 +10,7 @@ from rich.table import Table
 
 import tdmpc_opt
 from tdmpc_opt import configs
+from tdmpc_opt.dagger_config import DaggerConfig
 from tdmpc_opt.errors import TdmpcOptError
 from tdmpc_opt.progress import ConsoleProgress
 
@@ -26,6 +27,7 @@ Command = (
     | Annotated[configs.DataInfoConfig, tyro.conf.subcommand("data info")]
     | Annotated[configs.TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[configs.DistillConfig, tyro.conf.subcommand("distill")]
+    | Annotated[DaggerConfig, tyro.conf.subcommand("dagger")]
     | Annotated[configs.QuantizeConfig, tyro.conf.subcommand("quantize")]
     | Annotated[configs.DemoConfig, tyro.conf.subcommand("demo")]
 )
@@ -215,13 +217,15 @@ def _data_info(config: configs.DataInfoConfig) -> None:
     dataset = EpisodeDataset.open(config.data)
     dataset.check()
     table = _table(
-        str(config.data), "task", "episodes", "transitions", "return mean", "min", "max"
+        *(str(config.data), "task", "episodes", "transitions", "labelled"),
+        *("return mean", "min", "max"),
     )
     for row in summarize(dataset):
         table.add_row(
             row.task,
             f"{row.episodes:,}",
             f"{row.transitions:,}",
+            f"{row.labelled:,}",
             f"{row.return_mean:.1f}",
             f"{row.return_min:.1f}",
             f"{row.return_max:.1f}",
@@ -247,6 +251,26 @@ def _distill(config: configs.DistillConfig) -> None:
     with ConsoleProgress("distill") as progress:
         path = distill(config, progress)
     _console().print(f"wrote {path}")
+
+
+def _dagger(config: DaggerConfig) -> None:
+    from tdmpc_opt.dagger import dagger
+
+    with ConsoleProgress("dagger") as progress:
+        rounds = dagger(config, progress)
+    table = _table(
+        *(str(config.output), "round", "updates", "episodes"),
+        *("mean return on the way", "score afterwards"),
+    )
+    for row in rounds:
+        mean = sum(row.returns.values()) / len(row.returns)
+        score = "-" if row.score is None else f"{row.score:.2f}"
+        table.add_row(
+            str(row.round), f"{row.updates:,}", f"{row.episodes:,}", f"{mean:.1f}", score
+        )
+    console = _console()
+    console.print(table)
+    console.print(f"wrote {config.output / 'model.safetensors'}")
 
 
 def _quantize(config: configs.QuantizeConfig) -> None:
@@ -291,6 +315,7 @@ _COMMANDS: dict[type, Callable[[Any], None]] = {
     configs.DataInfoConfig: _data_info,
     configs.TrainConfig: _train,
     configs.DistillConfig: _distill,
+    DaggerConfig: _dagger,
     configs.QuantizeConfig: _quantize,
     configs.DemoConfig: _demo,
 }

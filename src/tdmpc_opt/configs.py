@@ -283,7 +283,7 @@ class ExpertsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig:
-    """Roll out a policy into a dataset on disk."""
+    """Roll out a policy into a dataset on disk, with labels to imitate."""
 
     policy: str
     """Checkpoint file or zoo name, a folder of experts, or the word random."""
@@ -297,6 +297,11 @@ class CollectConfig:
     """Offset of the environment seeds, which start at 1,000,000."""
     mode: Mode = "policy"
     """How a checkpoint acts: by its policy network, or by planning."""
+    label: str | None = None
+    """Checkpoint file, zoo name or folder of experts whose actions in the states on the way are
+    stored for imitation; none means the policy's own actions without the noise."""
+    label_mode: Mode = "policy"
+    """How a checkpoint labels: by its policy network, or by planning."""
     output: Path
     """Dataset folder; a new run adds to what is there."""
     device: Device = "auto"
@@ -308,6 +313,8 @@ class CollectConfig:
         """Refuse counts and noise that cannot be run."""
         if self.episodes < 1 or self.seed < 0 or self.noise < 0:
             raise InputError("episodes must be at least 1; seed and noise at least 0")
+        if self.label is None and self.label_mode == "planner":
+            raise InputError("a label mode needs to know who labels; name it with --label")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,8 +340,9 @@ class LossWeights:
     entropy: float = 1e-4
     """Weight of the policy's log-probability in the policy loss."""
     behaviour: float = 0.0
-    """Weight of the squared distance between the policy's mean and the dataset's action, which
-    trains the policy and, through the latents, the encoder and the dynamics."""
+    """Weight of the squared distance between the policy's mean and the dataset's label (its
+    action, where it has no labels), which trains the policy and, through the latents, the
+    encoder and the dynamics."""
     rho: float = 0.5
     """Factor by which each further step of the horizon counts less."""
 
@@ -343,8 +351,13 @@ class LossWeights:
 class TrainConfig:
     """Train a world model on a dataset, without a teacher."""
 
-    data: Path
-    """Dataset folder."""
+    data: Annotated[Path | tuple[Path, ...], tyro.conf.arg(metavar="PATH [PATH ...]")]
+    """Dataset folder, or several whose episodes are drawn from as one."""
+    on_policy: Path | None = None
+    """Further dataset folder, of what the student visited itself: collected with labels between
+    two calls of the same run, it may grow where `data` must stay as it is."""
+    on_policy_share: float | None = None
+    """Share of each batch that `on_policy` gives; none draws uniformly from all data."""
     output: Path
     """Run folder: model.safetensors, metrics.csv, config.json; the same command resumes it."""
     size: Size = "1"
@@ -384,8 +397,18 @@ class TrainConfig:
     wandb: bool = False
     """Log to Weights & Biases as well; needs its package and login."""
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The dataset folders that must not change during a run."""
+        return (self.data,) if isinstance(self.data, Path) else self.data
+
     def __post_init__(self) -> None:
-        """Refuse counts that cannot be run."""
+        """Refuse counts and shares that cannot be run."""
+        if not self.folders:
+            raise InputError("name a dataset folder at least with --data")
+        share = self.on_policy_share
+        if share is not None and (self.on_policy is None or not 0 <= share <= 1):
+            raise InputError("on_policy_share is from 0 to 1, and needs --on-policy")
         counts = (self.updates, self.batch_size, self.horizon, self.log_every, self.save_every)
         if min(counts) < 1:
             raise InputError(

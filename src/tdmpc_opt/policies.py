@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tdmpc_opt.agent import Agent, load_agent
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.configs import Device, Mode
-from tdmpc_opt.errors import CheckpointError, UnknownTaskError
+from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.task_table import MT30, UNNAMED, TaskTable
 
@@ -117,6 +117,23 @@ class PolicySource:
                 known.index(name)
         return tasks
 
+    def require_labels(self, tasks: TaskTable) -> None:
+        """Make sure that the source can say what to imitate in these tasks.
+
+        Raises:
+            InputError: It has nothing to imitate, or cannot plan as it is asked to.
+            UnknownTaskError: A task that it was not made for.
+            CheckpointError: There is no such source.
+        """
+        if self.source == "random":
+            raise InputError("random actions are nothing to imitate; label with a policy")
+        self.tasks(",".join(tasks.names))
+        if self.mode == "planner" and not self.is_agent:
+            raise InputError(
+                f"{self.source} is a folder of experts, which cannot plan; leave out the "
+                "planner as label mode, or label with a checkpoint"
+            )
+
     def _known_tasks(self) -> TaskTable:
         if self.source == "random":
             return MT30
@@ -214,21 +231,14 @@ class ExpertPolicy:
         return self._network.mean(obs)
 
 
-class NoisyPolicy:
-    """Another policy with Gaussian noise on its actions."""
+class ActionNoise:
+    """Gaussian noise on actions; each episode's comes from a stream of its own."""
 
-    def __init__(self, policy: Policy, std: float) -> None:
-        self._policy = policy
+    def __init__(self, std: float, streams: Sequence[Stream]) -> None:
         self._std = std
-        self._generators: list[np.random.Generator] = []
-
-    def start(self, task: str, streams: Sequence[Stream]) -> None:
-        """Begin one episode per stream; the noise has a stream of its own."""
-        self._policy.start(task, streams)
         self._generators = [np.random.default_rng((*stream, 1)) for stream in streams]
 
-    def act(self, obs: Array) -> Array:
-        """Map observations [B, obs] to noisy actions [B, action], clipped to [-1, 1]."""
-        action = self._policy.act(obs)
+    def add(self, action: Array) -> Array:
+        """Return actions [B, action] with the noise of one step, clipped to [-1, 1]."""
         noise = [source.standard_normal(action.shape[1]) for source in self._generators]
         return np.clip(action + self._std * np.array(noise), -1, 1).astype(np.float32)

@@ -7,13 +7,19 @@ import numpy as np
 import torch
 
 from tdmpc_opt.data.episodes import Episode
-from tdmpc_opt.policies import Policy, Stream
+from tdmpc_opt.policies import ActionNoise, Policy, Stream
 from tdmpc_opt.task_table import MT30
 from tdmpc_opt.tasks.dmcontrol import make_env
 
 
 def rollout(
-    policy: Policy, task: str, seeds: Sequence[int], streams: Sequence[Stream]
+    policy: Policy,
+    task: str,
+    seeds: Sequence[int],
+    streams: Sequence[Stream],
+    *,
+    noise: float = 0.0,
+    labeller: Policy | None = None,
 ) -> list[Episode]:
     """Run one whole episode per seed, all in step with each other.
 
@@ -22,33 +28,44 @@ def rollout(
         task: Task name.
         seeds: Environment seeds; an episode is the first after building with its seed.
         streams: Seeds of the policy's own randomness, one per episode.
+        noise: Standard deviation of Gaussian noise on its actions.
+        labeller: Says in each state what it would do, which changes nothing: another policy,
+            or the acting one itself for its actions without the noise. None labels with NaN.
 
     Returns:
         Finished episodes in the order of the seeds.
 
     Raises:
-        UnknownTaskError: A task the simulator or the policy does not know.
+        UnknownTaskError: A task the simulator or a policy does not know.
     """
     envs = [make_env(task, seed) for seed in seeds]
     policy.start(task, streams)
+    if labeller is not None and labeller is not policy:
+        labeller.start(task, [(*stream, 2) for stream in streams])
+    disturbance = ActionNoise(noise, streams)
     obs = np.stack([env.reset()[0] for env in envs])
-    width = MT30[task].action_dim
-    observations = [obs]
-    actions = [np.full((len(envs), width), np.nan, np.float32)]
-    rewards = [np.full(len(envs), np.nan, np.float32)]
+    nothing = np.full((len(envs), MT30[task].action_dim), np.nan, np.float32)
+    observations, actions, labels = [obs], [nothing], [nothing]
+    rewards = [nothing[:, 0]]
     done = False
     while not done:
-        action = policy.act(obs)
+        clean = policy.act(obs)
+        action = disturbance.add(clean) if noise else clean
+        label = nothing
+        if labeller is not None:
+            label = clean if labeller is policy else labeller.act(obs)
         steps = [env.step(row) for env, row in zip(envs, action, strict=True)]
         obs = np.stack([step[0] for step in steps])
         # All episodes of a task have one length, so the batch ends as one.
         done = any(step[2] or step[3] for step in steps)
         observations.append(obs)
         actions.append(action)
+        labels.append(label)
         rewards.append(np.array([step[1] for step in steps], np.float32))
     for env in envs:
         env.close()
-    columns = (np.stack(part, axis=1) for part in (observations, actions, rewards))
+    parts = (observations, actions, rewards, labels)
+    columns = (np.stack(part, axis=1) for part in parts)
     return [Episode(task, seed, *row) for seed, *row in zip(seeds, *columns, strict=True)]
 
 

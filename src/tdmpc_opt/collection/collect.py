@@ -1,19 +1,23 @@
 """Rolls policies out into a dataset on disk."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.executor import run_parallel
-from tdmpc_opt.policies import NoisyPolicy, PolicySource
+from tdmpc_opt.policies import PolicySource, RandomPolicy
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import one_thread, rollout
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.task_table import MT30, TaskTable
 
 
 @dataclass(frozen=True)
 class _TaskWork:
     policy: PolicySource
+    labeller: PolicySource | None
+    """None: the acting policy labels."""
     task: str
     episodes: int
     noise: float
@@ -21,36 +25,37 @@ class _TaskWork:
 
 
 def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeDataset:
-    """Add episodes of a policy to a dataset, one shard per task.
+    """Add episodes of a policy to a dataset, one shard per task, with labels to imitate.
 
-    The same call again adds nothing twice: shards that are there already are skipped, so an
-    interrupted collection goes on where it stopped. Several calls mix several sources.
+    A label is the policy's own action without the noise, or what another policy would have
+    done in the same state; random actions have none of their own. The same call again adds
+    nothing twice: shards that are there already are skipped, so an interrupted collection goes
+    on where it stopped. Several calls mix several sources.
 
     Returns:
         The dataset.
 
     Raises:
         CheckpointError: A policy that cannot be read.
-        UnknownTaskError: A task that the policy does not know.
+        UnknownTaskError: A task that the policy or the labeller does not know.
+        InputError: A labeller that cannot do what is asked.
         DataError: A folder that holds something else, or a full disk.
+
+    Source:
+        DAgger, arXiv:1011.0686, for labels in states that a student visits; DART,
+        arXiv:1703.09327, for an expert's own labels under noise.
     """
     progress = progress or Silent()
     policy = PolicySource(source=config.policy, mode=config.mode, device=config.device)
     tasks = policy.tasks(config.tasks)
+    labeller = _labeller(config, tasks)
     dataset = EpisodeDataset.open_or_create(config.output)
     names, sources = {}, {}
     for name in tasks.names:
-        identity = policy.identity(MT30.subset([name]))
-        sources[name] = {
-            "policy": identity,
-            "mode": config.mode,
-            "noise": config.noise,
-            "seed": config.seed,
-            "episodes": config.episodes,
-        }
-        names[name] = _shard_name(name, config, identity["sha256"])
+        sources[name] = _source(name, config, policy, labeller)
+        names[name] = _shard_name(name, sources[name])
     work = [
-        _TaskWork(policy, name, config.episodes, config.noise, config.seed)
+        _TaskWork(policy, labeller, name, config.episodes, config.noise, config.seed)
         for name in tasks.names
         if not dataset.has_shard(names[name])
     ]
@@ -64,20 +69,55 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     return dataset
 
 
-def _shard_name(task: str, config: CollectConfig, sha: str | None) -> str:
-    """Name a shard by all that decides its content."""
-    source = sha[:12] if sha else "random"
-    return (
-        f"{task}-{source}-{config.mode}-noise{config.noise:g}-seed{config.seed}"
-        f"-n{config.episodes}"
+def _labeller(config: CollectConfig, tasks: TaskTable) -> PolicySource | None:
+    """Return who labels if not the policy itself, once it is known that it can."""
+    if config.label is None:
+        return None
+    labeller = PolicySource(source=config.label, mode=config.label_mode, device=config.device)
+    labeller.require_labels(tasks)
+    return labeller
+
+
+def _source(
+    task: str, config: CollectConfig, policy: PolicySource, labeller: PolicySource | None
+) -> dict[str, Any]:
+    """Tell all that decides the content of a task's shard, as JSON values."""
+    one = MT30.subset([task])
+    record: dict[str, Any] = {
+        "policy": policy.identity(one),
+        "mode": config.mode,
+        "noise": config.noise,
+        "seed": config.seed,
+        "episodes": config.episodes,
+    }
+    if labeller is not None:
+        record["label"] = {"policy": labeller.identity(one), "mode": labeller.mode}
+    return record
+
+
+def _shard_name(task: str, source: Mapping[str, Any]) -> str:
+    sha = source["policy"]["sha256"]
+    name = (
+        f"{task}-{sha[:12] if sha else 'random'}-{source['mode']}-noise{source['noise']:g}"
+        f"-seed{source['seed']}-n{source['episodes']}"
     )
+    if "label" in source:
+        label = source["label"]
+        name += f"-label-{label['policy']['sha256'][:12]}-{label['mode']}"
+    return name
 
 
 def _collect_task(work: _TaskWork) -> list[Episode]:
     with one_thread():
         task_id = MT30.index(work.task)
         first = COLLECTION_SEED + work.seed
-        seeds = range(first, first + work.episodes)
-        streams = [(first, task_id, k) for k in range(work.episodes)]
-        policy = NoisyPolicy(work.policy.load(), work.noise)
-        return rollout(policy, work.task, seeds, streams)
+        policy = work.policy.load()
+        own = None if isinstance(policy, RandomPolicy) else policy
+        return rollout(
+            policy,
+            work.task,
+            seeds=range(first, first + work.episodes),
+            streams=[(first, task_id, k) for k in range(work.episodes)],
+            noise=work.noise,
+            labeller=work.labeller.load() if work.labeller else own,
+        )

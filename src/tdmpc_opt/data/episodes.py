@@ -22,12 +22,13 @@ from tdmpc_opt.data.shard_files import (
     ShardArrays,
     ShardShape,
     bad_episode,
+    bad_values,
     check_files,
     open_shard,
     write_shard,
 )
 from tdmpc_opt.errors import DataError, UnknownTaskError
-from tdmpc_opt.task_table import MT30, TaskTable
+from tdmpc_opt.task_table import MT30, Task, TaskTable
 
 __all__ = ["FORMAT", "SCHEMA", "Episode", "EpisodeDataset", "Shard", "ShardArrays"]
 
@@ -51,6 +52,8 @@ class Shard:
     """Environment seed of each episode."""
     source: Mapping[str, Any]
     """Where the episodes come from: policy, its sha256, noise, seed, mode (JSON values)."""
+    labelled: bool = False
+    """Whether the shard says what a labelling policy would have done."""
 
 
 class EpisodeDataset:
@@ -81,7 +84,7 @@ class EpisodeDataset:
         """
         dataset = _read_listing(path)
         for shard in dataset.shards:
-            check_files(path / shard.name, dataset.shape(shard.episodes))
+            check_files(path / shard.name, dataset.shape(shard.episodes, shard.labelled))
         return dataset
 
     @classmethod
@@ -143,9 +146,10 @@ class EpisodeDataset:
         """Tell whether a shard of this name was added."""
         return any(shard.name == name for shard in self.shards)
 
-    def shape(self, episodes: int) -> ShardShape:
-        """Return the sizes of a shard of so many episodes."""
-        return ShardShape(episodes, self.length, self.tasks.obs_dim, self.tasks.action_dim)
+    def shape(self, episodes: int, labelled: bool = False) -> ShardShape:
+        """Return the sizes of a shard of so many episodes, with a file of labels or without."""
+        widths = (self.tasks.obs_dim, self.tasks.action_dim)
+        return ShardShape(episodes, self.length, *widths, labelled)
 
     def append_shard(
         self, name: str, episodes: Sequence[Episode], source: Mapping[str, Any]
@@ -156,7 +160,7 @@ class EpisodeDataset:
 
         Args:
             name: New folder for them: letters, digits, `.`, `_`, `+` and `-`.
-            episodes: Episodes of one task, of the dataset's length.
+            episodes: Episodes of one task, of the dataset's length, all with labels or none.
             source: Where they come from, as JSON values.
 
         Raises:
@@ -170,9 +174,14 @@ class EpisodeDataset:
                 f"shard {name} of {self.path} would be empty; add an episode at least"
             )
         for index, episode in enumerate(episodes):
-            self._refuse_unfit(episode, f"shard {name}, episode {index}", episodes[0].task)
+            self._refuse_unfit(episode, f"shard {name}, episode {index}", episodes[0])
         shard = Shard(
-            name, episodes[0].task, len(episodes), tuple(e.seed for e in episodes), dict(source)
+            name=name,
+            task=episodes[0].task,
+            episodes=len(episodes),
+            seeds=tuple(episode.seed for episode in episodes),
+            source=dict(source),
+            labelled=episodes[0].label is not None,
         )
         with _locked(self.path):
             self.shards = _read_listing(self.path).shards  # another process may have added some
@@ -180,16 +189,17 @@ class EpisodeDataset:
                 raise DataError(f"{self.path} already has a shard {name}; choose another name")
             _remove_leftovers(self.path)
             task_id = self.tasks.index(shard.task)
-            write_shard(self.path / name, episodes, self.shape(len(episodes)), task_id)
+            shape = self.shape(len(episodes), shard.labelled)
+            write_shard(self.path / name, episodes, shape, task_id)
             self._write_listing(shard)
 
     def arrays(self, shard: Shard) -> ShardArrays:
-        """Map a shard's padded fields read-only, with NaN in row 0 of action and reward.
+        """Map a shard's padded fields read-only, with NaN in row 0 of all but obs.
 
         Raises:
             DataError: A file that is missing or truncated.
         """
-        return open_shard(self.path / shard.name, self.shape(shard.episodes))
+        return open_shard(self.path / shard.name, self.shape(shard.episodes, shard.labelled))
 
     def episodes(self, shard: Shard) -> Iterator[Episode]:
         """Yield a shard's episodes without padding, as copies.
@@ -198,6 +208,7 @@ class EpisodeDataset:
             DataError: A file that is missing or truncated.
         """
         task, arrays = self.tasks[shard.task], self.arrays(shard)
+        label = arrays.label
         for index, seed in enumerate(shard.seeds):
             yield Episode(
                 task=shard.task,
@@ -205,6 +216,7 @@ class EpisodeDataset:
                 obs=arrays.obs[index, :, : task.obs_dim].copy(),
                 action=arrays.action[index, :, : task.action_dim].copy(),
                 reward=arrays.reward[index].copy(),
+                label=None if label is None else label[index, :, : task.action_dim].copy(),
             )
 
     def returns(self) -> dict[str, list[float]]:
@@ -231,14 +243,24 @@ class EpisodeDataset:
                     f"{fault[1]}; take the shard out of dataset.json and collect it anew"
                 )
 
-    def _refuse_unfit(self, episode: Episode, where: str, task_name: str) -> None:
-        if episode.task != task_name:
-            raise DataError(f"{where} is of {episode.task}, the first is of {task_name}")
+    def _refuse_unfit(self, episode: Episode, where: str, first: Episode) -> None:
+        if episode.task != first.task:
+            raise DataError(f"{where} is of {episode.task}, the first is of {first.task}")
+        if (episode.label is None) != (first.label is None):
+            raise DataError(
+                f"{where}: some episodes have labels, some have none; "
+                "add them as two shards, or give those NaN labels"
+            )
         try:
             task = self.tasks[episode.task]
         except UnknownTaskError as error:
             raise DataError(f"{where}: {error}") from None
+        self._refuse_values(episode, where, task)
+
+    def _refuse_values(self, episode: Episode, where: str, task: Task) -> None:
         widths = {"obs": (task.obs_dim,), "action": (task.action_dim,), "reward": ()}
+        if episode.label is not None:
+            widths["label"] = (task.action_dim,)
         for field, width in widths.items():
             values, expected = getattr(episode, field), (self.length, *width)
             if values.shape != expected:
@@ -246,8 +268,9 @@ class EpisodeDataset:
                     f"{where} ({task.name}): {field} has shape {list(values.shape)}, "
                     f"expected {list(expected)}"
                 )
-            if not np.isfinite(values if field == "obs" else values[1:]).all():
-                raise DataError(f"{where} ({task.name}): {field} holds NaN or infinity")
+            fault = bad_values(field, values)
+            if fault is not None:
+                raise DataError(f"{where} ({task.name}): {fault}")
 
     def _write_listing(self, *added: Shard) -> None:
         shards = (*self.shards, *added)
@@ -333,6 +356,7 @@ def _from_record(path: Path, record: dict[str, Any]) -> EpisodeDataset:
             episodes=int(entry["episodes"]),
             seeds=tuple(entry["seeds"]),
             source=dict(entry["source"]),
+            labelled=bool(entry.get("labelled", False)),  # absent before there were labels
         )
         for entry in record["shards"]
     )

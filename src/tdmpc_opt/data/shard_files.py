@@ -21,7 +21,7 @@ BLOCK = 64
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One finished episode: row t holds obs_t, action_{t-1} and reward_{t-1}."""
+    """One finished episode: row t holds obs_t, action_{t-1}, reward_{t-1} and label_{t-1}."""
 
     task: str
     """Name of the task."""
@@ -33,6 +33,9 @@ class Episode:
     """Actions without padding, in [-1, 1]; row 0 is NaN."""
     reward: Float32[np.ndarray, " rows"]
     """Rewards; row 0 is NaN."""
+    label: Float32[np.ndarray, "rows action"] | None = None
+    """What the labelling policy would have done in obs_{t-1}, in [-1, 1]; a row is NaN where
+    nobody labelled, as row 0 is. None: the actions are all there is to imitate."""
 
     @property
     def total_reward(self) -> float:
@@ -51,16 +54,20 @@ class ShardShape:
     """Padded width of an observation."""
     action_dim: int
     """Padded width of an action."""
+    labelled: bool = False
+    """Whether there is a file of labels."""
 
     def fields(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Return each field's shape and number format, those of the official datasets."""
+        """Return each field's shape and number format; all but the label are as published."""
         lead = (self.episodes, self.length)
-        return {
+        action = ((*lead, self.action_dim), torch.float32)
+        fields = {
             "obs": ((*lead, self.obs_dim), torch.float32),
-            "action": ((*lead, self.action_dim), torch.float32),
+            "action": action,
             "reward": (lead, torch.float32),
             "task": (lead, torch.int32),
         }
+        return fields | {"label": action} if self.labelled else fields
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +77,8 @@ class ShardArrays:
     obs: Float32[np.ndarray, "episodes rows obs"]
     action: Float32[np.ndarray, "episodes rows action"]
     reward: Float32[np.ndarray, "episodes rows"]
+    label: Float32[np.ndarray, "episodes rows action"] | None
+    """None where the shard has no labels."""
 
 
 def _file(folder: Path, field: str) -> Path:
@@ -123,7 +132,7 @@ def _make_files(folder: Path, shape: ShardShape) -> None:
 
 def _fill(folder: Path, episodes: Sequence[Episode], shape: ShardShape, task_id: int) -> None:
     """Write the values through plain files: into a map, a full disk would kill the process."""
-    for field in ("obs", "action", "reward"):
+    for field in [name for name in shape.fields() if name != "task"]:
         with _file(folder, field).open("r+b") as file:
             for start in range(0, len(episodes), BLOCK):
                 file.write(_padded(episodes[start : start + BLOCK], field, shape).tobytes())
@@ -190,6 +199,7 @@ def open_shard(folder: Path, shape: ShardShape) -> ShardArrays:
         obs=_map(folder, "obs", shape),
         action=_map(folder, "action", shape),
         reward=_map(folder, "reward", shape),
+        label=_map(folder, "label", shape) if shape.labelled else None,
     )
 
 
@@ -223,8 +233,35 @@ def bad_episode(arrays: ShardArrays, width: tuple[int, int]) -> tuple[int, str] 
             "obs is not zero in its padding": obs[..., width[0] :].any(axis=(1, 2)),
             "action is not zero in its padding": action[..., width[1] :].any(axis=(1, 2)),
         }
+        if arrays.label is not None:
+            faults |= _label_faults(arrays.label[part, 1:], width[1])
         wrong = np.stack(list(faults.values()))
         if wrong.any():
             episode = int(wrong.any(axis=0).argmax())
             return start + episode, list(faults)[int(wrong[:, episode].argmax())]
     return None
+
+
+def _label_faults(
+    label: Float32[np.ndarray, "episodes steps action"], width: int
+) -> dict[str, NDArray[np.bool_]]:
+    unfit = np.array([not _are_labels(rows[:, :width]) for rows in label])
+    padded = np.array([bool(rows[:, width:].any()) for rows in label])
+    return {_LABEL_FAULT: unfit, "label is not zero in its padding": padded}
+
+
+_LABEL_FAULT = "label holds infinity, or NaN in a part of a row"
+
+
+def bad_values(field: str, values: NDArray[np.float32]) -> str | None:
+    """Say what is wrong with one field of an episode without padding, or None."""
+    if field == "label":
+        return None if _are_labels(values[1:]) else _LABEL_FAULT
+    finite = np.isfinite(values if field == "obs" else values[1:]).all()
+    return None if finite else f"{field} holds NaN or infinity"
+
+
+def _are_labels(rows: Float32[np.ndarray, "steps action"]) -> bool:
+    """Tell whether each row is a whole action or wholly NaN."""
+    nan = np.isnan(rows)
+    return not np.isinf(rows).any() and bool((nan.any(axis=1) == nan.all(axis=1)).all())

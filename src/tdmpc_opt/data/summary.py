@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class TaskSummary:
     """Number of episodes."""
     transitions: int
     """Number of steps in them."""
+    labelled: int
+    """Steps of them for which a policy said what it would have done."""
     return_mean: float
     """Mean episode return."""
     return_min: float
@@ -45,6 +47,7 @@ def summarize(dataset: EpisodeDataset) -> list[TaskSummary]:
                 shards=len(shards),
                 episodes=len(returns),
                 transitions=len(returns) * (dataset.length - 1),
+                labelled=sum(_labelled(dataset, shard) for shard in shards),
                 return_mean=float(np.mean(returns)),
                 return_min=min(returns),
                 return_max=max(returns),
@@ -52,3 +55,9 @@ def summarize(dataset: EpisodeDataset) -> list[TaskSummary]:
             )
         )
     return rows
+
+
+def _labelled(dataset: EpisodeDataset, shard: Shard) -> int:
+    label = dataset.arrays(shard).label
+    # A row is wholly NaN or not at all, so that its first number tells.
+    return 0 if label is None else int(np.isfinite(label[:, 1:, 0]).sum())

@@ -13,12 +13,11 @@ from torch.nn import functional
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import DistillConfig
-from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.task_table import TaskTable
-from tdmpc_opt.training.loop import TeacherReward, run_training
+from tdmpc_opt.training.loop import TeacherReward, open_data, run_training
 
 
 class RewardTeacher:
@@ -74,5 +73,6 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> Path:
     def teacher(tasks: TaskTable, device: torch.device) -> TeacherReward:
         return RewardTeacher(config.teacher, tasks, device)
 
-    dataset = EpisodeDataset.open(config.data)
-    return run_training(config, dataset, progress or Silent(), teacher, config.reward_weight)
+    return run_training(
+        config, open_data(config), progress or Silent(), teacher, config.reward_weight
+    )

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import TrainConfig, model_config
 from tdmpc_opt.data.episodes import EpisodeDataset
-from tdmpc_opt.data.sampler import Batch, SliceSampler
+from tdmpc_opt.data.sampler import Batch, SliceSampler, joint_tasks
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.policies import AgentPolicy
@@ -48,13 +48,22 @@ def train(config: TrainConfig, progress: Progress | None = None) -> Path:
         RunError: The folder holds another run, or a loss became NaN.
         CheckpointError: A checkpoint that cannot be read or written.
     """
-    dataset = EpisodeDataset.open(config.data)
-    return run_training(config, dataset, progress or Silent())
+    return run_training(config, open_data(config), progress or Silent())
+
+
+def open_data(config: TrainConfig) -> list[EpisodeDataset]:
+    """Open the datasets of a run, the one that may grow last.
+
+    Raises:
+        DataError: One is missing or damaged.
+    """
+    growing = () if config.on_policy is None else (config.on_policy,)
+    return [EpisodeDataset.open(folder) for folder in (*config.folders, *growing)]
 
 
 def run_training(
     config: TrainConfig,
-    dataset: EpisodeDataset,
+    datasets: Sequence[EpisodeDataset],
     progress: Progress,
     teacher: Callable[[TaskTable, torch.device], TeacherReward] | None = None,
     reward_weight: float = 0.0,
@@ -63,7 +72,7 @@ def run_training(
 
     Args:
         config: What to train and how.
-        dataset: Open dataset.
+        datasets: What `open_data` opened.
         progress: Takes losses and speed.
         teacher: Builds the teacher's reward function for the student's tasks.
         reward_weight: Weight d of the distance to the teacher's rewards.
@@ -74,16 +83,17 @@ def run_training(
     device = best_device(config.device)
     fabric = Fabric(accelerator=device.type, devices=1, precision=config.precision)
     torch.manual_seed(config.seed)
-    model = _initial_model(config, dataset)
+    model = _initial_model(config, datasets)
     sampler = SliceSampler(
-        dataset,
+        datasets,
         model.tasks,
         horizon=config.horizon,
         batch_size=config.batch_size,
         seed=config.seed,
+        last_share=config.on_policy_share,
     )
     rewards = teacher(model.tasks, fabric.device) if teacher else None
-    run = Run(config, dataset)
+    run = Run(config, datasets)
     learner = build_learner(fabric, model, config)
     run.restore(learner, sampler)
     metrics = MetricsWriter(run.folder, learner.update, wandb=config.wandb)
@@ -96,10 +106,10 @@ def run_training(
     return run.model_path
 
 
-def _initial_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
+def _initial_model(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> WorldModel:
     if config.start:
         return build(read_checkpoint(config.start))
-    tasks = dataset.tasks.subset(dataset.task_names) if len(dataset) else dataset.tasks
+    tasks = joint_tasks(datasets)
     generator = torch.Generator().manual_seed(config.seed)
     return WorldModel(model_config(config.size, tasks), tasks, generator)
 
@@ -147,6 +157,7 @@ def _to_device(fabric: Fabric, batch: Batch) -> Batch:
     return Batch(
         obs=move(batch.obs),
         action=move(batch.action),
+        label=move(batch.label),
         reward=move(batch.reward),
         task=move(batch.task),
     )

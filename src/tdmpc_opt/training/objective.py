@@ -40,7 +40,7 @@ class PolicyLosses:
     objective: Float[Tensor, ""]
     """Entropy and scaled Q, to be minimised."""
     behaviour: Float[Tensor, ""]
-    """Squared distance of the policy's mean to the dataset's action."""
+    """Squared distance of the policy's mean to the dataset's label, where there is one."""
 
     def total(self, weights: LossWeights) -> Float[Tensor, ""]:
         """Return the weighted sum that is minimised."""
@@ -177,8 +177,12 @@ def _action_distance(
     model: WorldModel, mean: Float[Tensor, "horizon batch action"], batch: Batch, rho: float
 ) -> Float[Tensor, ""]:
     mask = model.mask(batch.task)
-    distance = ((mean - batch.action) ** 2 * mask).sum(-1) / mask.sum(-1)
-    return (_decay(rho, len(batch.action), mean) * distance.mean(1)).mean()
+    known = batch.label.isfinite().all(-1)
+    # Before any arithmetic: NaN times zero is NaN, in the gradient too.
+    label = torch.where(known.unsqueeze(-1), batch.label, 0.0)
+    distance = ((mean - label) ** 2 * mask).sum(-1) / mask.sum(-1)
+    weight = known * _decay(rho, len(known), mean).unsqueeze(-1)
+    return (weight * distance).sum() / known.sum().clamp(min=1)
 
 
 class RunningScale:

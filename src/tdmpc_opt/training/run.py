@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,18 @@ class Run:
 
     Args:
         config: What to train; an existing run must have been started with the same.
-        dataset: What it trains on; must not have changed either.
+        datasets: What it trains on, as the config names them; all but those of `on_policy` must
+            not have changed either.
 
     Raises:
         RunError: The folder holds another run, or cannot be written.
     """
 
-    def __init__(self, config: TrainConfig, dataset: EpisodeDataset) -> None:
+    def __init__(self, config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> None:
         self.folder = config.output
         self.model_path = config.output / "model.safetensors"
         self._state_path = config.output / "state.pt"
-        self._identity = _identity(config, dataset)
+        self._identity = _identity(config, datasets)
         path = config.output / "config.json"
         try:
             if path.exists():
@@ -104,20 +105,26 @@ class Run:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
 
 
-def _identity(config: TrainConfig, dataset: EpisodeDataset) -> dict[str, Any]:
+def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[str, Any]:
     """Describe the run by values alone: files by name and hash, so that no path matters."""
-    listing = (dataset.path / "dataset.json").read_bytes()
     values = asdict(config)
-    values["data"] = {
-        "name": dataset.path.resolve().name,
-        "episodes": len(dataset),
-        "sha256": hashlib.sha256(listing).hexdigest(),
-    }
+    fixed = [_dataset(dataset) for dataset in datasets[: len(config.folders)]]
+    values["data"] = fixed[0] if len(fixed) == 1 else fixed
+    values["on_policy"] = config.on_policy and config.on_policy.resolve().name
     values["output"] = config.output.resolve().name
     values["start"] = _file(config.start) if config.start else None
     if isinstance(config, DistillConfig):
         values["teacher"] = _file(config.teacher)
     return values
+
+
+def _dataset(dataset: EpisodeDataset) -> dict[str, Any]:
+    listing = (dataset.path / "dataset.json").read_bytes()
+    return {
+        "name": dataset.path.resolve().name,
+        "episodes": len(dataset),
+        "sha256": hashlib.sha256(listing).hexdigest(),
+    }
 
 
 def _file(path_or_name: str) -> dict[str, str]:

@@ -1,0 +1,253 @@
+"""On-policy correction: the student drives, the teacher labels, the training goes on.
+
+Source: DAgger, arXiv:1011.0686, with the student alone at the wheel in every round.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tdmpc_opt import provenance
+from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
+from tdmpc_opt.collection.collect import collect
+from tdmpc_opt.configs import CollectConfig, DistillConfig, EvaluateConfig, TrainConfig
+from tdmpc_opt.dagger_config import DaggerConfig
+from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.data.sampler import SliceSampler
+from tdmpc_opt.errors import RunError
+from tdmpc_opt.evaluation.evaluate import evaluate
+from tdmpc_opt.policies import PolicySource
+from tdmpc_opt.progress import Progress, Silent, Stage
+from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.training.distillation import distill
+from tdmpc_opt.training.loop import PERIODIC_SEED, train
+
+FIRST_SEED = 1_000_000
+"""Collection seed of the first round, far above those that other datasets begin with."""
+
+# What may differ between a call and the one that goes on with it.
+_FREE = (
+    *("output", "on_policy", "rounds", "device", "workers"),
+    *("log_every", "save_every", "eval_every", "wandb"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round brought."""
+
+    round: int
+    """Number of the round, from 1."""
+    updates: int
+    """Gradient updates so far."""
+    episodes: int
+    """On-policy episodes so far, over all tasks."""
+    returns: dict[str, float]
+    """Mean return by task of the student that drove: the one before this round's updates."""
+    score: float | None
+    """Normalised score of the student after this round's updates; None where not asked for."""
+
+
+def dagger(config: DaggerConfig, progress: Progress | None = None) -> list[Round]:
+    """Correct a student in rounds of driving, labelling and training.
+
+    It is one training run, whose on-policy dataset grows each time so many updates are done.
+    The same call goes on with an interrupted run, to the same result, and may ask for more
+    rounds. The output folder holds that run, the dataset that grows, the student after each
+    round, and `rounds.json`.
+
+    Returns:
+        What each round brought, as `rounds.json` says too.
+
+    Raises:
+        RunError: The folder holds another run, or a loss became NaN.
+        CheckpointError: Student or teacher cannot be read, or a checkpoint not be written.
+        UnknownTaskError: The teacher does not know a task of the student.
+        DataError: A dataset that is missing, damaged, foreign or holds NaN, or a full disk.
+        InputError: A labeller that cannot do what is asked.
+    """
+    progress = progress or Silent()
+    tasks = _refuse_early(config)
+    file = _RoundsFile(config.output / "rounds.json", _identity(config, tasks))
+    for number in range(len(file.rounds) + 1, config.rounds + 1):
+        file.add(_round(config, tasks, number, progress))
+    return file.rounds
+
+
+def _round(config: DaggerConfig, tasks: TaskTable, number: int, progress: Progress) -> Round:
+    """Drive, label, train and score; each part skips what an interrupted call has done."""
+    stage = f"round {number} of {config.rounds}"
+    seed = FIRST_SEED + (number - 1) * config.episodes
+    drive = CollectConfig(
+        policy=config.start if number == 1 else str(_student(config, number - 1)),
+        tasks=",".join(tasks.names),
+        label=config.label or config.teacher,
+        label_mode=config.label_mode,
+        episodes=config.episodes,
+        noise=config.noise,
+        seed=seed,
+        output=config.on_policy,
+        device=config.device,
+        workers=config.workers,
+    )
+    dataset = collect(drive, Stage(progress, f"{stage}, collect"))
+    model = _train(config, number * config.updates, Stage(progress, f"{stage}, train"))
+    student = _student(config, number)
+    try:
+        with replace_when_done(student) as temporary:
+            shutil.copyfile(model, temporary)
+    except OSError as error:
+        raise RunError(f"cannot write {student}: {error.strerror}") from error
+    return Round(
+        round=number,
+        updates=number * config.updates,
+        episodes=number * config.episodes * len(tasks),
+        returns=_returns(dataset, seed, tasks),
+        score=_score(config, tasks, number, Stage(progress, f"{stage}, score")),
+    )
+
+
+def _student(config: DaggerConfig, number: int) -> Path:
+    """Return where the student after a round is kept, which drives in the next."""
+    return config.output / "students" / f"round-{number}.safetensors"
+
+
+def _train(config: DaggerConfig, updates: int, progress: Progress) -> Path:
+    """Go on with the one run of all rounds, on the data there are by now."""
+    if Path(config.teacher).is_dir():
+        return train(TrainConfig(**_values(config, TrainConfig, updates)), progress)
+    return distill(DistillConfig(**_values(config, DistillConfig, updates)), progress)
+
+
+def _values(config: DaggerConfig, kind: type[TrainConfig], updates: int) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(kind)} | {"updates": updates}
+
+
+def _returns(dataset: EpisodeDataset, seed: int, tasks: TaskTable) -> dict[str, float]:
+    totals: dict[str, list[float]] = {name: [] for name in tasks.names}
+    for shard in dataset.shards:
+        if shard.source["seed"] == seed:
+            totals[shard.task] += [e.total_reward for e in dataset.episodes(shard)]
+    return {name: sum(found) / len(found) for name, found in totals.items()}
+
+
+def _score(
+    config: DaggerConfig, tasks: TaskTable, number: int, progress: Progress
+) -> float | None:
+    if not config.score_episodes:
+        return None
+    asked = EvaluateConfig(
+        checkpoint=str(_student(config, number)),
+        tasks=",".join(tasks.names),
+        episodes=config.score_episodes,
+        seed=PERIODIC_SEED,
+        mode="policy",
+        output=config.output / "scores" / f"round-{number}.json",
+        device=config.device,
+        workers=config.workers,
+    )
+    return float(evaluate(asked, progress)["score"]["mean"])
+
+
+def _refuse_early(config: DaggerConfig) -> TaskTable:
+    """Find out before hours of work whether student, teacher and data fit each other.
+
+    Returns:
+        The tasks to drive.
+    """
+    known = read_checkpoint(config.start).tasks
+    tasks = PolicySource(source=config.start).tasks(config.tasks)
+    PolicySource(source=config.label or config.teacher, mode=config.label_mode).require_labels(
+        tasks
+    )
+    if not Path(config.teacher).is_dir():
+        teacher = read_checkpoint(config.teacher).tasks
+        for name in known.names:
+            teacher.index(name)
+    SliceSampler(
+        [EpisodeDataset.open(folder) for folder in config.folders],
+        known,
+        horizon=config.horizon,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    return tasks
+
+
+def _identity(config: DaggerConfig, tasks: TaskTable) -> dict[str, Any]:
+    """Describe the run by values alone: files by name and hash, so that no path matters."""
+    values = {name: value for name, value in asdict(config).items() if name not in _FREE}
+    values["data"] = [
+        {"name": folder.resolve().name, "sha256": sha256(folder / "dataset.json")}
+        for folder in config.folders
+    ]
+    for name in ("start", "teacher", "label"):
+        source = values[name]
+        values[name] = source and PolicySource(source=source).identity(tasks)
+    values["tasks"] = list(tasks.names)
+    return values
+
+
+class _RoundsFile:
+    """The rounds that are done, and the run they belong to.
+
+    Args:
+        path: JSON file; if it exists its rounds are kept.
+        identity: What is run and how; an existing file must hold the same.
+
+    Raises:
+        RunError: The file is damaged, of another run, or cannot be written.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self._path = path
+        self._identity = json.loads(json.dumps(identity))
+        self.rounds: list[Round] = []
+        if path.exists():
+            self._read()
+        self._write()  # before any work: what is collected belongs to this run alone
+
+    def add(self, done: Round) -> None:
+        """Add a finished round."""
+        self.rounds.append(done)
+        self._write()
+
+    def _read(self) -> None:
+        try:
+            content = json.loads(self._path.read_text())
+            found = dict(content["config"])
+            self.rounds = [Round(**row) for row in content["rounds"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{self._path} is damaged ({error!r}); choose another --output or delete it"
+            ) from error
+        for key in sorted({*found, *self._identity}):
+            if found.get(key) != self._identity.get(key):
+                raise RunError(
+                    f"{self._path.parent} holds another run: its {key} is {found.get(key)}, "
+                    f"asked is {self._identity.get(key)}; choose another --output or delete it"
+                )
+        if self.rounds and not (self._path.parent / "state.pt").exists():
+            raise RunError(
+                f"{self._path.parent} has lost state.pt, without which its rounds cannot go "
+                "on; choose another --output, and --start from the last student there"
+            )
+
+    def _write(self) -> None:
+        content = {
+            "kind": "dagger",
+            "schema": 1,
+            "rounds": [asdict(row) for row in self.rounds],
+            "config": self._identity,
+            "versions": provenance.versions(),
+            "machine": provenance.machine(),
+        }
+        try:
+            with replace_when_done(self._path) as temporary:
+                temporary.write_text(json.dumps(content, indent=1) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write {self._path}: {error.strerror}") from error

@@ -1,0 +1,53 @@
+"""The knobs of on-policy correction, which needs neither torch nor a simulator to be read."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tdmpc_opt.configs import DistillConfig, LossWeights, Mode
+from tdmpc_opt.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaggerConfig(DistillConfig):
+    """Correct a student where it goes itself, round by round (DAgger, arXiv:1011.0686).
+
+    Each round the student drives, the teacher labels the states on the way, and the training
+    goes on with these episodes beside the data.
+    """
+
+    start: str = field()
+    """Checkpoint of the student to correct."""
+    teacher: str
+    """Who labels: checkpoint file, zoo name or folder of experts. A checkpoint is distilled
+    from as well, as by `distill`; experts label only."""
+    label: str | None = None
+    """Who labels instead of the teacher: checkpoint file, zoo name or folder of experts."""
+    label_mode: Mode = "policy"
+    """How a checkpoint labels: by its policy network, or by planning."""
+    rounds: int
+    """Rounds in all, those before a resume included."""
+    updates: int
+    """Gradient updates of each round."""
+    weights: LossWeights = field(default_factory=lambda: LossWeights(behaviour=20.0))
+    """Weights of the objective; that of behaviour decides how much the labels count."""
+    tasks: str | None = None
+    """Tasks to drive, joined by commas; none means all that the student knows."""
+    episodes: int = 4
+    """Episodes per task and round."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise on the student's actions, in action units."""
+    score_episodes: int = 0
+    """Episodes per task that score the student after each round; 0 scores never."""
+    workers: int = 0
+    """Processes that share the tasks; 0 takes one per CPU core."""
+    on_policy: Path = field(init=False)
+    """The dataset that grows: `data` in the output folder."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that cannot be run."""
+        object.__setattr__(self, "on_policy", self.output / "data")
+        super().__post_init__()
+        if min(self.rounds, self.episodes) < 1 or min(self.noise, self.score_episodes) < 0:
+            raise InputError(
+                "rounds and episodes must be at least 1; noise and score_episodes at least 0"
+            )
