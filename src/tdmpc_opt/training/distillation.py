@@ -120,9 +120,11 @@ class _Opener:
             expert_tasks = first.known
             members.append(self._member(first, self._terms & POLICY_TERMS, first.known))
         for source, tasks in self._shares():
-            terms = self._terms if tasks - expert_tasks else self._terms - POLICY_TERMS
+            left = tasks - expert_tasks
+            terms = self._terms if left else self._terms - POLICY_TERMS
             if terms:
-                members.append(self._member(source, terms, tasks))
+                heard = tasks if terms - POLICY_TERMS else left
+                members.append(self._member(source, terms, heard))
         return members
 
     def _policy_source(self, name: str) -> _Source:

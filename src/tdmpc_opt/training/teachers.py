@@ -83,7 +83,7 @@ class WorldModelTeacher:
         self.model = build(checkpoint)
         self._bins = self.model.bins.to(device)  # in half precision they would move
         self._forget_unread(question.terms)
-        self.model.to(device=device, dtype=dtype).requires_grad_(False)
+        self.model.to(device=device, dtype=dtype).requires_grad_(False).eval()
         self._question = question
         known = checkpoint.tasks.names
         ids = [known.index(name) if name in known else -1 for name in tasks.names]
