@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -377,6 +378,28 @@ def test_the_command_line_sets_schedules_and_teachers(run, capsys):
     rows = _rows(run.output)
     assert [float(row["weight_policy_mse"]) for row in rows] == pytest.approx([2.0, 1.9])
     assert all(row["distill_reward_mse"] == "" for row in rows)
+
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "distillation.md").read_text()
+
+
+@pytest.mark.parametrize("block", GUIDE.split("```sh\n")[1:])
+def test_the_commands_of_the_guide_run(block, run, make_model, tmp_path, monkeypatch):
+    """As they stand, but for the budget."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run.data, "data")
+    (tmp_path / "experts").symlink_to(EXPERTS)
+    names = {"teacher.pt": TASKS, "walkers.safetensors": MT30.subset(["cartpole-balance"])}
+    names["pendulums.safetensors"] = MT30.subset(["pendulum-swingup"])
+    for name, tasks in names.items():
+        write_native(tmp_path / name, from_model(make_model(tasks)))
+    words = block.split("```")[0].replace("\\\n", " ").split()[1:]
+    words[words.index("--updates") + 1] = "1"
+    small = ["--size", "0.3", "--batch-size", "8", "--device", "cpu", "--log-every", "1"]
+    assert main([*words, *small]) == 0
+    row = _rows(Path("runs/student"))[0]
+    for option, weight in re.findall(r"--terms\.(\S+) ([\d.]+)", block):
+        assert float(row["weight_" + option.replace("-", "_")]) == float(weight)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])

@@ -355,7 +355,7 @@ class DistillConfig(TrainConfig):
     """Train a student on a dataset with frozen teachers (TD-MPC-Opt, arXiv:2507.01823)."""
 
     teacher: str
-    """Checkpoint file of the teacher, or a zoo name; a folder of experts knows policies."""
+    """Checkpoint file of the teacher, or a zoo name; or experts, for `policy_mse` alone."""
     more_teachers: tuple[str, ...] = ()
     """Further teachers; each answers for the tasks that none before it knows."""
     policy_teacher: str | None = None
@@ -368,7 +368,7 @@ class DistillConfig(TrainConfig):
     temperature: float = 1.0
     """Divides the two-hot logits of student and teacher in `reward_kl` and `value_kl`."""
     teacher_precision: Literal["32-true", "bf16-true"] = "32-true"
-    """Number format in which teachers compute."""
+    """Number format in which teachers compute; half precision is slower on most CPUs."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""

@@ -152,7 +152,10 @@ def _columns(lesson: Lesson | None, losses: Losses) -> dict[str, Tensor]:
     weights = lesson.weights if lesson is not None else {}
     return {
         **{f"distill_{name}": loss.detach() for name, loss in losses.items()},
-        **{f"weight_{name}": torch.tensor(weight) for name, weight in weights.items()},
+        **{
+            f"weight_{name}": torch.tensor(w, dtype=torch.float64)
+            for name, w in weights.items()
+        },
     }
 
 
