@@ -175,7 +175,7 @@ def test_train_and_distill_write_checkpoints(run, dataset_dir, checkpoint_file, 
     assert record["config"]["weights"]["reward"] == 0.2
     status, out, _ = run(
         *("distill", "--data", dataset_dir, "--output", tmp_path / "d", *TRAIN),
-        *("--teacher", checkpoint_file, "--reward-weight", "0.45"),
+        *("--teacher", checkpoint_file, "--terms.reward-mse", "0.45"),
     )
     assert status == 0
     assert read_checkpoint(tmp_path / "d" / "model.safetensors").extra["updates"] == "2"
@@ -267,7 +267,7 @@ def test_data_of_another_task_set_is_refused(refused, dataset_dir, make_model, t
     assert "which the model does not know" in refused("train", *arguments, "--start", start)
     assert not (tmp_path / "out").exists()
     line = refused("distill", *arguments, "--teacher", start)
-    assert "unknown task 'pendulum-swingup'" in line
+    assert "no teacher knows cartpole-balance, pendulum-swingup" in line
 
 
 def test_missing_data_is_refused(refused, checkpoint_file, tmp_path):

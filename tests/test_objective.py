@@ -8,10 +8,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from tdmpc_opt.configs import LossWeights, TrainConfig
-from tdmpc_opt.data.episodes import EpisodeDataset
-from tdmpc_opt.data.sampler import Batch, SliceSampler
-from tdmpc_opt.training.distillation import RewardTeacher
+from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.training.objective import (
+    ModelLosses,
     RunningScale,
     model_losses,
     policy_losses,
@@ -49,15 +48,13 @@ def _generator() -> torch.Generator:
 
 
 def _terms(
-    model: WorldModel,
-    batch: Batch,
-    teacher: Tensor | None = None,
-    weights: LossWeights = PUBLISHED,
-):
+    model: WorldModel, batch: Batch, weights: LossWeights = PUBLISHED
+) -> tuple[ModelLosses, Tensor]:
     with torch.no_grad():
         next_z = model.encode(batch.obs[1:], batch.task)
     target = td_target(model, next_z, batch.reward, batch.task, _generator())
-    return model_losses(model, batch, next_z, target, weights, teacher)
+    losses, rollout = model_losses(model, batch, next_z, target, weights)
+    return losses, rollout.zs
 
 
 def _weights(part: torch.nn.Module) -> dict[str, Tensor]:
@@ -112,14 +109,13 @@ def test_each_step_meets_its_own_action_and_reward(model, batch):
 
 @pytest.mark.parametrize("name", ["consistency", "reward", "value", "entropy", "behaviour"])
 def test_each_weight_changes_the_total(name, model, batch):
-    teacher = torch.ones(4, 1)
-    losses, zs = _terms(model, batch, teacher, LossWeights(behaviour=0.1))
+    losses, zs = _terms(model, batch, LossWeights(behaviour=0.1))
 
     def totals(weights: LossWeights) -> Tensor:
-        policy = policy_losses(
+        policy, _ = policy_losses(
             model, zs.detach(), batch, _scale(), weights, _generator(), torch.ones(4, 4, 3)
         )
-        return torch.stack([losses.total(weights, 0.4), policy.total(weights)])
+        return torch.stack([losses.total(weights), policy.total(weights)])
 
     weights = LossWeights(behaviour=0.1)
     before = totals(weights)
@@ -140,27 +136,9 @@ def test_rho_weighs_later_steps(model, batch):
 
 
 def test_the_total_is_the_weighted_sum_of_the_published_equation(model, batch):
-    losses, _ = _terms(model, batch, torch.ones(4, 1))
-    expected = (
-        20 * losses.consistency
-        + 0.1 * losses.reward
-        + 0.1 * losses.value
-        + 0.45 * losses.distill
-    )
-    torch.testing.assert_close(losses.total(LossWeights(), 0.45), expected)
-
-
-def test_distilling_is_the_squared_distance_of_decoded_rewards(model, batch):
-    assert float(_terms(model, batch)[0].distill) == 0
-    teacher = torch.tensor([[0.3], [1.0], [2.0], [0.0]])
-    own = model.decode(
-        model.reward(model.encode(batch.obs[0], batch.task), batch.action[0], batch.task)
-    )
-    distill = _terms(model, batch, teacher)[0].distill
-    torch.testing.assert_close(distill, ((own - teacher) ** 2).mean())
-    distill.backward()
-    assert model.reward_head[0].weight.grad.any()
-    assert model.encoder[0].weight.grad.any()
+    losses, _ = _terms(model, batch)
+    expected = 20 * losses.consistency + 0.1 * losses.reward + 0.1 * losses.value
+    torch.testing.assert_close(losses.total(LossWeights()), expected)
 
 
 def _scale() -> RunningScale:
@@ -170,7 +148,7 @@ def _scale() -> RunningScale:
 def test_the_policy_loss_is_that_of_the_paper(model, batch):
     _, zs = _terms(model, batch)
     scale, weights, noise = _scale(), LossWeights(entropy=0.3), torch.ones(4, 4, 3)
-    got = policy_losses(model, zs.detach(), batch, scale, weights, _generator(), noise)
+    got, _ = policy_losses(model, zs.detach(), batch, scale, weights, _generator(), noise)
     expected = 0.0
     for t in range(4):
         out = model.policy(zs[t], batch.task, noise[t])
@@ -186,7 +164,7 @@ def test_the_behaviour_term_pulls_the_mean_to_the_data(model, batch):
     for _ in range(150):
         loss = policy_losses(
             model, zs.detach(), batch, _scale(), LossWeights(), _generator(), None
-        ).behaviour
+        )[0].behaviour
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -196,7 +174,7 @@ def test_the_behaviour_term_pulls_the_mean_to_the_data(model, batch):
 
 def test_the_behaviour_term_reaches_the_encoder_where_it_has_a_weight(model, batch):
     assert float(_terms(model, batch)[0].behaviour) == 0
-    losses, zs = _terms(model, batch, weights=LossWeights(behaviour=1.0))
+    losses, zs = _terms(model, batch, LossWeights(behaviour=1.0))
     own = model.policy(zs[:-1], batch.task, torch.zeros(3, 4, 3)).mean
     mask = model.mask(batch.task)
     distance = ((own - batch.label) ** 2 * mask).sum(-1) / mask.sum(-1)
@@ -280,9 +258,9 @@ def test_a_batch_without_any_label_leaves_the_behaviour_term_zero(model, batch):
 def test_the_behaviour_term_ignores_padded_actions(model, batch):
     _, zs = _terms(model, batch)
     args = (zs.detach(), batch, _scale(), LossWeights(), _generator(), torch.ones(4, 4, 3))
-    before = policy_losses(model, *args).behaviour
+    before = policy_losses(model, *args)[0].behaviour
     batch.label[:, batch.task == 1, 2] = 9.0
-    assert torch.equal(before, policy_losses(model, *args).behaviour)
+    assert torch.equal(before, policy_losses(model, *args)[0].behaviour)
 
 
 def test_the_scale_follows_the_percentile_range_and_stays_above_one():
@@ -391,7 +369,7 @@ def test_target_qs_move_by_tau(fabric, learner, batch):
 
 
 def test_a_step_reports_finite_scalars_and_counts(fabric, learner, batch):
-    terms = train_step(fabric, learner, batch, CONFIG, torch.zeros(4, 1), 0.4)
+    terms = train_step(fabric, learner, batch, CONFIG)
     assert learner.update == 1
     for name, value in terms.items():
         assert value.shape == (), name
@@ -404,62 +382,3 @@ def test_embedding_rows_stay_within_one(fabric, learner, batch):
         learner.model.task_embedding.weight.fill_(0.5)
     train_step(fabric, learner, batch, replace(CONFIG, lr=0.3))
     assert float(learner.model.task_embedding.weight.detach().norm(dim=-1).max()) <= 1 + 1e-6
-
-
-def _sampler(dataset_dir: Path, model: WorldModel) -> SliceSampler:
-    dataset = EpisodeDataset.open(dataset_dir)
-    return SliceSampler([dataset], model.tasks, horizon=3, batch_size=32, seed=0)
-
-
-def test_a_teacher_stays_as_it_is_bit_for_bit(fabric, make_model, checkpoint_file, dataset_dir):
-    dataset = EpisodeDataset.open(dataset_dir)
-    tasks = dataset.tasks.subset(dataset.task_names)
-    teacher = RewardTeacher(str(checkpoint_file), tasks, torch.device("cpu"))
-    before = _weights(teacher.model)
-    learner = build_learner(fabric, make_model(tasks, seed=4), CONFIG)
-    sampler = _sampler(dataset_dir, learner.model)
-    for _ in range(3):
-        batch = sampler.sample()
-        train_step(fabric, learner, batch, CONFIG, teacher(batch), 0.4)
-    assert _changed(before, teacher.model) == set()
-    assert not any(module.training for module in teacher.model.modules())
-    assert not any(p.requires_grad for p in teacher.model.parameters())
-
-
-def test_a_teacher_maps_its_own_ids_and_widths(make_model, tmp_path, batch):
-    """The teacher knows the tasks in another order, and pads them wider."""
-    from tdmpc_opt.checkpoints.checkpoint import from_model
-    from tdmpc_opt.checkpoints.native import write_native
-    from tdmpc_opt.task_table import Task, TaskTable
-
-    wide = TaskTable((Task("wide", 9, 4), Task("two", 4, 2), Task("one", 5, 3)))
-    model = make_model(wide)
-    write_native(tmp_path / "wide.safetensors", from_model(model))
-    student_tasks = make_model().tasks
-    teacher = RewardTeacher(
-        str(tmp_path / "wide.safetensors"), student_tasks, torch.device("cpu")
-    )
-    obs = torch.nn.functional.pad(batch.obs[0], (0, 4))
-    action = torch.nn.functional.pad(batch.action[0], (0, 1))
-    ids = torch.tensor([2, 1, 2, 1])
-    with torch.no_grad():
-        expected = model.decode(model.reward(model.encode(obs, ids), action, ids))
-    torch.testing.assert_close(teacher(batch), expected)
-
-
-def test_the_loss_falls_within_50_steps(fabric, make_model, dataset_dir, checkpoint_file):
-    dataset = EpisodeDataset.open(dataset_dir)
-    tasks = dataset.tasks.subset(dataset.task_names)
-    teacher = RewardTeacher(str(checkpoint_file), tasks, torch.device("cpu"))
-    config = replace(CONFIG, lr=1e-3)
-    learner = build_learner(fabric, make_model(tasks, seed=4), config)
-    sampler = _sampler(dataset_dir, learner.model)
-    curves = []
-    for _ in range(50):
-        batch = sampler.sample()
-        curves.append(train_step(fabric, learner, batch, config, teacher(batch), 0.4))
-    for name in ("loss", "reward", "distill"):
-        first, last = (
-            sum(float(row[name]) for row in part) for part in (curves[:5], curves[-5:])
-        )
-        assert last < first, name

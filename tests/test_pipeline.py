@@ -24,7 +24,7 @@ def test_collect_train_distill_quantize_evaluate_and_compare(tmp_path, capsys):
     )
     _run(
         *("distill", "--data", data, "--output", student, *TRAIN, "--updates", 30),
-        *("--teacher", teacher / "model.safetensors", "--reward-weight", 0.4),
+        *("--teacher", teacher / "model.safetensors", "--terms.reward-mse", 0.4),
     )
     small = tmp_path / "small.safetensors"
     _run("quantize", student / "model.safetensors", "--output", small)
@@ -46,7 +46,7 @@ def test_collect_train_distill_quantize_evaluate_and_compare(tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [row["update"] for row in rows] == ["10", "20", "30"]
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
-    assert float(rows[-1]["distill"]) > 0
+    assert float(rows[-1]["distill_reward_mse"]) > 0
     assert small.stat().st_size < (student / "model.safetensors").stat().st_size / 2
     assert (data / "returns.png").is_file()
     assert not list(tmp_path.rglob("*.tmp"))

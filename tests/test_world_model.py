@@ -13,6 +13,8 @@ from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.planning.mppi import sequence_values
 from tdmpc_opt.task_table import MT30, Task, TaskTable
 from tdmpc_opt.training.objective import RunningScale, model_losses, policy_losses
+from tdmpc_opt.training.teachers import TeacherTargets
+from tdmpc_opt.training.terms import Lesson, model_terms
 from tdmpc_opt.world_model import two_hot
 from tdmpc_opt.world_model.layers import mish, simnorm
 from tdmpc_opt.world_model.model import WorldModel
@@ -92,15 +94,17 @@ def _training(model: WorldModel, d: dict[str, Tensor]) -> dict[str, Tensor]:
     weights = LossWeights()
     with torch.no_grad():
         next_z = model.encode(batch.obs[1:], batch.task)
-    losses, zs = model_losses(
-        model, batch, next_z, d["td_target"], weights, d["teacher_reward"]
-    )
-    total = losses.total(weights, 0.45)
+    losses, rollout = model_losses(model, batch, next_z, d["td_target"], weights)
+    targets = TeacherTargets(reward=d["teacher_reward"].unsqueeze(0))
+    lesson = Lesson(targets, {"reward_mse": 0.45}, 1.0)
+    distilled = model_terms(model, rollout, batch, lesson, None)
+    total = losses.total(weights) + lesson.total(distilled)
     total.backward()
     grad_norm = _grad_norm(model)
     scale = RunningScale(0.01, torch.device("cpu"))
-    policy = policy_losses(
-        model, zs.detach(), batch, scale, weights, torch.Generator(), d["policy_eps"]
+    zs = rollout.zs.detach()
+    policy, _ = policy_losses(
+        model, zs, batch, scale, weights, torch.Generator(), d["policy_eps"]
     )
     policy.objective.backward()
     policy_grad_norm = _grad_norm(model.policy_head)
@@ -109,8 +113,8 @@ def _training(model: WorldModel, d: dict[str, Tensor]) -> dict[str, Tensor]:
         "consistency_loss": losses.consistency,
         "reward_loss": losses.reward,
         "value_loss": losses.value,
-        "distill_loss": losses.distill,
-        "model_loss": losses.total(weights, 0.0),
+        "distill_loss": distilled["reward_mse"],
+        "model_loss": losses.total(weights),
         "total_loss": total,
         "grad_norm": grad_norm,
         "policy_scale": scale.value,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from tdmpc_opt.distill_weights import DistillWeights
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.task_table import TaskTable
 
@@ -418,12 +419,29 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(TrainConfig):
-    """Train a student on a dataset with a frozen teacher (TD-MPC-Opt, arXiv:2507.01823)."""
+    """Train a student on a dataset with frozen teachers (TD-MPC-Opt, arXiv:2507.01823)."""
 
     teacher: str
-    """Checkpoint file of the teacher, or a zoo name."""
-    reward_weight: float = 0.4
-    """Weight d of the squared distance to the teacher's decoded reward."""
+    """Checkpoint file of the teacher, or a zoo name; or experts, for `policy_mse` alone."""
+    more_teachers: tuple[str, ...] = ()
+    """Further teachers; each answers for the tasks that none before it knows."""
+    policy_teacher: str | None = None
+    """Folder of experts or checkpoint that is asked for policies first; the others answer for
+    tasks it does not know. None asks the others alone."""
+    terms: DistillWeights = field(default_factory=DistillWeights)
+    """Weights of the distillation terms."""
+    reward_steps: Literal["first", "all"] = "first"
+    """Steps of a slice at which the reward terms compare; the paper's is the first alone."""
+    temperature: float = 1.0
+    """Divides the two-hot logits of student and teacher in `reward_kl` and `value_kl`."""
+    teacher_precision: Literal["32-true", "bf16-true"] = "32-true"
+    """Number format in which teachers compute; half precision is slower on most CPUs."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        super().__post_init__()
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(f"temperature must be above 0, got {self.temperature}")
 
 
 @dataclass(frozen=True, kw_only=True)

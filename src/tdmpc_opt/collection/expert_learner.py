@@ -7,7 +7,7 @@ import numpy as np
 
 from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
 from tdmpc_opt.expert_policy import ExpertNetwork
-from tdmpc_opt.policies import Array, NoisyPolicy, Policy, PolicySource, Stream
+from tdmpc_opt.policies import Array, Policy, PolicySource, Stream
 from tdmpc_opt.rollout import rollout
 from tdmpc_opt.task_table import MT30
 from tdmpc_opt.tasks.dmcontrol import make_env
@@ -79,12 +79,12 @@ def warm_up(model: Any, config: ExpertsConfig, task: str) -> int:
     if found is None:
         return 0
     source, known_as = found
-    policy = NoisyPolicy(_KnownAs(source.load(), known_as), _WARM_UP_NOISE)
+    policy = _KnownAs(source.load(), known_as)
     steps = 0
     for first in range(0, config.warm_up_episodes, config.envs):
         seeds = [WARM_UP_SEED + config.seed + first + row for row in range(config.envs)]
         streams = [(seed, MT30.index(task)) for seed in seeds]
-        episodes = rollout(policy, task, seeds, streams)
+        episodes = rollout(policy, task, seeds, streams, noise=_WARM_UP_NOISE)
         length = len(episodes[0].action)
         for t in range(1, length):
             model.replay_buffer.add(

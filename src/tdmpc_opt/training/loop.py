@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -25,16 +24,14 @@ from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.policies import AgentPolicy
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import rollout
-from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.training.metrics import MetricsWriter
 from tdmpc_opt.training.run import Run
 from tdmpc_opt.training.step import Learner, build_learner, train_step
+from tdmpc_opt.training.terms import Distillation
 from tdmpc_opt.world_model.model import WorldModel
 
 PERIODIC_SEED = 900_000
 """First environment seed of evaluations while training; `evaluate` starts from 0."""
-
-TeacherReward = Callable[[Batch], Float[Tensor, "batch 1"]]
 
 
 def train(config: TrainConfig, progress: Progress | None = None) -> Path:
@@ -65,8 +62,7 @@ def run_training(
     config: TrainConfig,
     datasets: Sequence[EpisodeDataset],
     progress: Progress,
-    teacher: Callable[[TaskTable, torch.device], TeacherReward] | None = None,
-    reward_weight: float = 0.0,
+    open_teachers: Callable[[WorldModel, torch.device], Distillation | None] | None = None,
 ) -> Path:
     """Train with or without a teacher.
 
@@ -74,8 +70,7 @@ def run_training(
         config: What to train and how.
         datasets: What `open_data` opened.
         progress: Takes losses and speed.
-        teacher: Builds the teacher's reward function for the student's tasks.
-        reward_weight: Weight d of the distance to the teacher's rewards.
+        open_teachers: Loads what a student learns from besides the data.
 
     Returns:
         The checkpoint that was written.
@@ -92,15 +87,14 @@ def run_training(
         seed=config.seed,
         last_share=config.on_policy_share,
     )
-    rewards = teacher(model.tasks, fabric.device) if teacher else None
+    distillation = open_teachers(model, fabric.device) if open_teachers else None
     run = Run(config, datasets)
-    learner = build_learner(fabric, model, config)
+    projection = distillation.projection if distillation else None
+    learner = build_learner(fabric, model, config, projection)
     run.restore(learner, sampler)
     metrics = MetricsWriter(run.folder, learner.update, wandb=config.wandb)
     try:
-        _loop(
-            fabric, learner, sampler, run, metrics, config, (rewards, reward_weight, progress)
-        )
+        _loop(fabric, learner, sampler, run, metrics, config, (distillation, progress))
     finally:
         metrics.close()
     return run.model_path
@@ -121,15 +115,15 @@ def _loop(
     run: Run,
     metrics: MetricsWriter,
     config: TrainConfig,
-    rest: tuple[TeacherReward | None, float, Progress],
+    rest: tuple[Distillation | None, Progress],
 ) -> None:
-    teacher, reward_weight, progress = rest
+    distillation, progress = rest
     window = _Window(learner.update)
     with _interrupt_between_updates() as interrupted:
         while learner.update < config.updates:
             batch = _to_device(fabric, sampler.sample())
-            rewards = teacher(batch) if teacher else None
-            terms = train_step(fabric, learner, batch, config, rewards, reward_weight)
+            lesson = distillation.lesson(batch, learner.update) if distillation else None
+            terms = train_step(fabric, learner, batch, config, lesson)
             window.add(terms)
             stop = bool(interrupted)  # once: a signal from here on waits for the next update
             last = learner.update == config.updates or stop
@@ -176,7 +170,8 @@ class _Window:
         self._time = time.perf_counter()
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        self._sums = {name: self._sums.get(name, 0) + value for name, value in terms.items()}
+        for name, value in terms.items():  # a term may be missing while its weight is 0
+            self._sums[name] = self._sums.get(name, 0) + value
 
     def check(self, update: int, run: Run) -> None:
         """Make sure that no term became NaN or infinite since the last row.

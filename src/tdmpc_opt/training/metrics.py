@@ -9,6 +9,7 @@ from typing import Any
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.distill_weights import TERMS
 from tdmpc_opt.errors import MissingDependencyError, RunError
 
 COLUMNS = (
@@ -17,15 +18,17 @@ COLUMNS = (
     "consistency",
     "reward",
     "value",
-    "distill",
     "policy",
     "behaviour",
     "grad_norm",
     "policy_grad_norm",
     "q_scale",
+    *(f"distill_{name}" for name in TERMS),
+    *(f"weight_{name}" for name in TERMS),
     "updates_per_second",
     "score",
 )
+"""A column that has nothing to say in a run, or in a row, is empty."""
 
 
 class MetricsWriter:

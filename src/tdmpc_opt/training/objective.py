@@ -8,29 +8,41 @@ from torch import Tensor
 
 from tdmpc_opt.configs import LossWeights
 from tdmpc_opt.data.sampler import Batch
-from tdmpc_opt.world_model.model import WorldModel
+from tdmpc_opt.world_model.model import PolicyOutput, WorldModel
 
 
 @dataclass(frozen=True, slots=True)
 class ModelLosses:
-    """Terms of the model's loss, scalars: consistency and distill squared, the others nats."""
+    """Terms of the model's loss: consistency and behaviour squared, the others in nats."""
 
     consistency: Float[Tensor, ""]
     reward: Float[Tensor, ""]
     value: Float[Tensor, ""]
-    distill: Float[Tensor, ""]
     behaviour: Float[Tensor, ""]
     """As the policy's, on latents with their graph: it shapes what the encoder keeps."""
 
-    def total(self, weights: LossWeights, distill_weight: float) -> Float[Tensor, ""]:
-        """Return the weighted sum that is minimised (TD-MPC-Opt, arXiv:2507.01823, eq. 1)."""
+    def total(self, weights: LossWeights) -> Float[Tensor, ""]:
+        """Return the weighted sum that is minimised (arXiv:2310.16828, equation 3)."""
         return (
             weights.consistency * self.consistency
             + weights.reward * self.reward
             + weights.value * self.value
-            + distill_weight * self.distill
             + weights.behaviour * self.behaviour
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What a student says along the slices of a batch, with its graph."""
+
+    zs: Float[Tensor, "rows batch latent"]
+    """Latents z_0..z_H: the first encoded, the others predicted."""
+    reward_logits: Float[Tensor, "rows-1 batch bins"]
+    """Of (z_t, a_t)."""
+    q_logits: Float[Tensor, "heads rows-1 batch bins"]
+    """Of (z_t, a_t), one set per member of the ensemble."""
+    decay: Float[Tensor, " rows"]
+    """rho^t: how much step t counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +96,7 @@ def model_losses(
     next_z: Float[Tensor, "horizon batch latent"],
     target: Float[Tensor, "horizon batch 1"],
     weights: LossWeights,
-    teacher_reward: Float[Tensor, "batch 1"] | None = None,
-) -> tuple[ModelLosses, Float[Tensor, "horizon+1 batch latent"]]:
+) -> tuple[ModelLosses, Rollout]:
     """Roll the dynamics through a batch of slices and compare with what happened.
 
     Args:
@@ -94,16 +105,16 @@ def model_losses(
         next_z: Encoded real observations 1..H, without gradient.
         target: TD targets of the Q ensemble, in environment units.
         weights: Its rho; a behaviour weight of 0 leaves that term uncomputed.
-        teacher_reward: Decoded teacher rewards at (s_0, a_0); None turns the term to zero.
 
     Returns:
-        The losses, and the latents z_0..z_H with their graph.
+        The losses, and what they were computed from.
 
     Source:
-        TD-MPC2, arXiv:2310.16828, equation 3; TD-MPC-Opt, arXiv:2507.01823, section 3.
+        TD-MPC2, arXiv:2310.16828, equation 3.
     """
     horizon = batch.action.shape[0]
-    decay = _decay(weights.rho, horizon, batch.obs)
+    decays = _decay(weights.rho, horizon + 1, batch.obs)
+    decay = decays[:-1]
     latents = [model.encode(batch.obs[0], batch.task)]
     for t in range(horizon):
         latents.append(model.next(latents[t], batch.action[t], batch.task))
@@ -117,22 +128,11 @@ def model_losses(
         consistency=(decay * squared).mean(),
         reward=(decay * reward_ce).mean(),
         value=(decay * value_ce.mean(2)).mean(),
-        distill=_reward_distance(model, reward_logits[0], teacher_reward),
         behaviour=_imitation(model, zs, batch, weights)
         if weights.behaviour
         else zs.new_zeros(()),
     )
-    return losses, zs
-
-
-def _reward_distance(
-    model: WorldModel,
-    logits: Float[Tensor, "batch bins"],
-    teacher_reward: Float[Tensor, "batch 1"] | None,
-) -> Float[Tensor, ""]:
-    if teacher_reward is None:
-        return logits.new_zeros(())
-    return torch.nn.functional.mse_loss(model.decode(logits), teacher_reward)
+    return losses, Rollout(zs, reward_logits, q_logits, decays)
 
 
 def policy_losses(
@@ -143,11 +143,14 @@ def policy_losses(
     weights: LossWeights,
     generator: torch.Generator,
     noise: Float[Tensor, "rows batch action"] | None = None,
-) -> PolicyLosses:
+) -> tuple[PolicyLosses, PolicyOutput]:
     """Score the policy by the Q ensemble on latents of the rollout, and update the scale.
 
     Gradients reach the Q ensemble and the embedding as well; the caller steps the policy
     network alone.
+
+    Returns:
+        The losses, and the policy's output that they were computed from.
 
     Source:
         TD-MPC2, arXiv:2310.16828, equation 6; the behaviour term as in TD3+BC,
@@ -162,7 +165,7 @@ def policy_losses(
     per_step = (weights.entropy * output.log_prob - q / scale.value).mean(dim=(1, 2))
     objective = (_decay(weights.rho, len(zs), zs) * per_step).mean()
     behaviour = _action_distance(model, output.mean[:-1], batch, weights.rho)
-    return PolicyLosses(objective, behaviour)
+    return PolicyLosses(objective, behaviour), output
 
 
 def _imitation(

@@ -17,8 +17,11 @@ from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.training_state import load_training_state, save_training_state
 from tdmpc_opt.configs import DistillConfig, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
-from tdmpc_opt.data.sampler import SliceSampler
+from tdmpc_opt.data.sampler import SliceSampler, joint_tasks
 from tdmpc_opt.errors import RunError
+from tdmpc_opt.expert_policy import expert_path
+from tdmpc_opt.policies import PolicySource
+from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.training.step import Learner
 
 # What may differ between a run and its resumption without changing the weights.
@@ -82,6 +85,8 @@ class Run:
             "cuda_rng": cuda,
             "sampler": sampler.state_dict(),
         }
+        if learner.projection is not None:
+            state["projection"] = learner.projection.state_dict()
         save_training_state(self._state_path, state)
 
     def restore(self, learner: Learner, sampler: SliceSampler) -> None:
@@ -95,6 +100,8 @@ class Run:
         state = load_training_state(self._state_path, torch.device("cpu"))
         learner.update = state["update"]
         learner.model.load_state_dict(state["model"])
+        if learner.projection is not None:
+            learner.projection.load_state_dict(state["projection"])
         learner.model_optimizer.load_state_dict(state["model_optimizer"])
         learner.policy_optimizer.load_state_dict(state["policy_optimizer"])
         learner.scale.value = state["scale"].to(learner.scale.value.device)
@@ -114,7 +121,11 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
     values["output"] = config.output.resolve().name
     values["start"] = _file(config.start) if config.start else None
     if isinstance(config, DistillConfig):
-        values["teacher"] = _file(config.teacher)
+        tasks = joint_tasks(datasets)
+        values["teacher"] = _teacher(config.teacher, tasks)
+        values["more_teachers"] = [_teacher(name, tasks) for name in config.more_teachers]
+        policy = config.policy_teacher
+        values["policy_teacher"] = _teacher(policy, tasks) if policy is not None else None
     return values
 
 
@@ -130,6 +141,15 @@ def _dataset(dataset: EpisodeDataset) -> dict[str, Any]:
 def _file(path_or_name: str) -> dict[str, str]:
     path = resolve(path_or_name)
     return {"name": path.name, "sha256": sha256(path)}
+
+
+def _teacher(source: str, tasks: TaskTable) -> dict[str, str | None]:
+    """Name a teacher; of a folder of experts, those of the run's tasks count."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return {**_file(source)}
+    known = [name for name in tasks.names if expert_path(folder, name).is_file()]
+    return PolicySource(source=source).identity(tasks.subset(known))
 
 
 def _require_same(path: Path, asked: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,6 +18,8 @@ from tdmpc_opt.training.objective import (
     policy_losses,
     td_target,
 )
+from tdmpc_opt.training.terms import Lesson, Losses, model_terms, policy_terms
+from tdmpc_opt.world_model.layers import Dense
 from tdmpc_opt.world_model.model import WorldModel
 
 
@@ -34,12 +35,23 @@ class Learner:
     scale: RunningScale
     generator: torch.Generator
     """Source of policy noise and of the choice of Qs; dropout uses torch's own."""
+    projection: Dense | None = None
+    """From the model's latents to its teacher's; the model's optimiser owns it, no file of
+    weights holds it."""
     update: int = 0
     """Updates done."""
 
 
-def build_learner(fabric: Fabric, model: WorldModel, config: TrainConfig) -> Learner:
+def build_learner(
+    fabric: Fabric, model: WorldModel, config: TrainConfig, projection: Dense | None = None
+) -> Learner:
     """Put the model on its device and give it optimisers.
+
+    Args:
+        fabric: The device.
+        model: What is trained.
+        config: Learning rates.
+        projection: Trained with the model, for the latent distillation term.
 
     Source:
         TD-MPC2, arXiv:2310.16828, hyper-parameters: Adam, a smaller rate for the encoder, and
@@ -50,6 +62,8 @@ def build_learner(fabric: Fabric, model: WorldModel, config: TrainConfig) -> Lea
     encoder = list(model.encoder.parameters())
     apart = {id(p) for part in (model.encoder, model.policy_head) for p in part.parameters()}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
+    if projection is not None:
+        rest += fabric.to_device(projection).parameters()
     groups: list[dict[str, Any]] = [
         {"params": rest},
         {"params": encoder, "lr": config.lr * config.encoder_lr_scale},
@@ -62,6 +76,7 @@ def build_learner(fabric: Fabric, model: WorldModel, config: TrainConfig) -> Lea
         policy_optimizer=_set_up(fabric, policy_adam),
         scale=RunningScale(config.tau, fabric.device),
         generator=torch.Generator().manual_seed(config.seed),
+        projection=projection,
     )
 
 
@@ -75,8 +90,7 @@ def train_step(
     learner: Learner,
     batch: Batch,
     config: TrainConfig,
-    teacher_reward: Float[Tensor, "batch 1"] | None = None,
-    reward_weight: float = 0.0,
+    lesson: Lesson | None = None,
 ) -> dict[str, Tensor]:
     """Update the model, then its policy, then the target Qs.
 
@@ -85,8 +99,7 @@ def train_step(
         learner: Changed in place.
         batch: Slices of the horizon's length, on the model's device.
         config: Weights and rates.
-        teacher_reward: Decoded teacher rewards at (s_0, a_0).
-        reward_weight: Weight d of the distance to them.
+        lesson: What teachers say of the batch; None trains without.
 
     Returns:
         Loss terms and gradient norms before clipping, as detached scalars.
@@ -99,14 +112,22 @@ def train_step(
         next_z = model.encode(batch.obs[1:], batch.task)
         target = td_target(model, next_z, batch.reward, batch.task, learner.generator)
     with fabric.autocast():
-        losses, zs = model_losses(model, batch, next_z, target, config.weights, teacher_reward)
-        total = losses.total(config.weights, reward_weight)
+        losses, rollout = model_losses(model, batch, next_z, target, config.weights)
+        total = losses.total(config.weights)
+        distilled: Losses = {}
+        if lesson is not None:
+            distilled = model_terms(model, rollout, batch, lesson, learner.projection)
+            total = total + lesson.total(distilled)
     norm = _descend(fabric, model, learner.model_optimizer, total, config.grad_clip)
     with fabric.autocast(), _only(model, model.policy_head):
-        policy = policy_losses(
-            model, zs.detach(), batch, learner.scale, config.weights, learner.generator
+        policy, output = policy_losses(
+            model, rollout.zs.detach(), batch, learner.scale, config.weights, learner.generator
         )
         policy_total = policy.total(config.weights)
+        if lesson is not None:
+            mask = model.mask(batch.task)
+            taught = policy_terms(output, mask, lesson, rollout.decay)
+            policy_total = policy_total + lesson.total(taught)
     policy_norm = _descend(
         fabric, model, learner.policy_optimizer, policy_total, config.grad_clip
     )
@@ -118,12 +139,23 @@ def train_step(
         "consistency": losses.consistency.detach(),
         "reward": losses.reward.detach(),
         "value": losses.value.detach(),
-        "distill": losses.distill.detach(),
         "policy": policy.objective.detach(),
         "behaviour": policy.behaviour.detach(),
         "grad_norm": norm,
         "policy_grad_norm": policy_norm,
         "q_scale": learner.scale.value,
+        **_columns(lesson, distilled),
+    }
+
+
+def _columns(lesson: Lesson | None, losses: Losses) -> dict[str, Tensor]:
+    weights = lesson.weights if lesson is not None else {}
+    return {
+        **{f"distill_{name}": loss.detach() for name, loss in losses.items()},
+        **{
+            f"weight_{name}": torch.tensor(w, dtype=torch.float64)
+            for name, w in weights.items()
+        },
     }
 
 

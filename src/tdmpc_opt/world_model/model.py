@@ -28,6 +28,8 @@ class PolicyOutput(NamedTuple):
     """Sampled action in [-1, 1]; 0 in padded dimensions."""
     log_prob: Float[Tensor, "*batch 1"]
     """Log-probability of `action` as the public code scales it, in nats."""
+    location: Float[Tensor, "*batch action"]
+    """Mean before tanh; 0 in padded dimensions."""
 
 
 class WorldModel(nn.Module):
@@ -198,7 +200,7 @@ class WorldModel(nn.Module):
         squash = torch.log(torch.relu(1 - action**2) + 1e-6).sum(-1, keepdim=True)
         # The public code multiplies by the number of action dimensions; kept to match it.
         log_prob = gaussian * mask.sum(-1, keepdim=True) - squash
-        return PolicyOutput(torch.tanh(mean), log_std, action, log_prob)
+        return PolicyOutput(torch.tanh(mean), log_std, action, log_prob, mean)
 
     def decode(self, logits: Float[Tensor, "*batch bins"]) -> Float[Tensor, "*batch 1"]:
         """Turn two-hot logits of reward or Q into scalars in environment units."""

@@ -1,0 +1,198 @@
+"""What frozen teachers say of a student's batch, for the distillation terms to compare with."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
+from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.world_model import two_hot
+
+POLICY_TERMS = frozenset({"policy_mse", "policy_kl"})
+"""Terms that ask for the teacher's policy."""
+TWO_HOT_TERMS = frozenset({"reward_kl", "value_kl"})
+"""Terms that compare distributions over bins, which must then be the same bins."""
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherTargets:
+    """What teachers say along the real observations of a batch; None where no term asked.
+
+    In float32, and padded to the student's widths but for the latents. Policies and latents
+    have a row per observation, values and rewards one per transition; where the reward terms
+    compare the first step alone, rewards have that one row.
+    """
+
+    reward: Float[Tensor, "steps batch 1"] | None = None
+    """Decoded rewards of (s_t, a_t), in environment units."""
+    reward_logits: Float[Tensor, "steps batch bins"] | None = None
+    """Two-hot rewards of (s_t, a_t)."""
+    value_logits: Float[Tensor, "horizon batch bins"] | None = None
+    """Log of the mean of the ensemble's two-hot probabilities of the return of (s_t, a_t)."""
+    policy_location: Float[Tensor, "rows batch action"] | None = None
+    """Mean actions before tanh; 0 in padded dimensions."""
+    policy_log_std: Float[Tensor, "rows batch action"] | None = None
+    """Log standard deviations before tanh; 0 in padded dimensions."""
+    latent: Float[Tensor, "rows batch latent"] | None = None
+    """Latents, at the teacher's width."""
+
+
+Teacher = Callable[[Tensor, Tensor, Tensor], TeacherTargets]
+"""Maps observations [H+1, B, obs], actions [H, B, action] and the student's task ids [B]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a teacher is asked for."""
+
+    terms: frozenset[str]
+    """Names of the distillation terms that need its answer."""
+    first_reward_only: bool
+    """Whether the reward terms compare the first step alone."""
+
+
+class WorldModelTeacher:
+    """A frozen world model; only the networks that the question needs stay in memory.
+
+    Args:
+        checkpoint: The teacher's weights.
+        tasks: The student's tasks; it must not be asked about those the teacher does not know.
+        question: What to answer.
+        device: Where it computes.
+        dtype: Number format it computes in; decoding and what follows is in float32.
+
+    Raises:
+        CheckpointError: Weights that do not fit together.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tasks: TaskTable,
+        question: Question,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.config = checkpoint.config
+        self.model = build(checkpoint)
+        self._bins = self.model.bins.to(device)  # in half precision they would move
+        self._forget_unread(question.terms)
+        self.model.to(device=device, dtype=dtype).requires_grad_(False).eval()
+        self._question = question
+        known = checkpoint.tasks.names
+        ids = [known.index(name) if name in known else -1 for name in tasks.names]
+        self._ids = torch.tensor(ids, device=device)
+        self._action_dim = tasks.action_dim
+
+    def _forget_unread(self, terms: frozenset[str]) -> None:
+        model = self.model
+        model.dynamics = model.target_q_ensemble = nn.Sequential()
+        if not terms & {"reward_mse", "reward_kl"}:
+            model.reward_head = nn.Sequential()
+        if "value_kl" not in terms:
+            model.q_ensemble = nn.Sequential()
+        if not terms & POLICY_TERMS:
+            model.policy_head = nn.Sequential()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        obs: Float[Tensor, "rows batch obs"],
+        action: Float[Tensor, "horizon batch action"],
+        task: Int[Tensor, " batch"],
+    ) -> TeacherTargets:
+        """Answer the question for a batch of the student's."""
+        terms, model = self._question.terms, self.model
+        ids = self._ids[task]
+        action = _fit(action, self.config.action_dim).to(model.dtype)
+        obs = _fit(obs[: self._observations(len(action))], self.config.obs_dim)
+        z = model.encode(obs.to(model.dtype), ids)
+        found: dict[str, Tensor] = {}
+        if terms & {"reward_mse", "reward_kl"}:
+            steps = 1 if self._question.first_reward_only else len(action)
+            logits = model.reward(z[:steps], action[:steps], ids).float()
+            if "reward_mse" in terms:
+                found["reward"] = two_hot.decode(logits, self._bins).unsqueeze(-1)
+            if "reward_kl" in terms:
+                found["reward_logits"] = logits
+        if "value_kl" in terms:
+            logits = model.q_values(z[: len(action)], action, ids).float()
+            found["value_logits"] = _log_of_mean(logits)
+        if terms & POLICY_TERMS:
+            found |= self._policy(z, ids)
+        if "latent" in terms:
+            found["latent"] = z.float()
+        return TeacherTargets(**found)
+
+    def _observations(self, horizon: int) -> int:
+        """Return how many of the observations 0..H the terms look at."""
+        terms = self._question.terms
+        if terms & {*POLICY_TERMS, "latent"}:
+            return horizon + 1
+        return 1 if self._question.first_reward_only and "value_kl" not in terms else horizon
+
+    def _policy(self, z: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        still = z.new_zeros(*z.shape[:-1], self.config.action_dim)
+        output = self.model.policy(z, ids, still)
+        found = {"policy_location": _fit(output.location.float(), self._action_dim)}
+        if "policy_kl" in self._question.terms:
+            found["policy_log_std"] = _fit(output.log_std.float(), self._action_dim)
+        return found
+
+
+def _fit(x: Float[Tensor, "*batch dim"], width: int) -> Float[Tensor, "*batch width"]:
+    # Padding beyond a task's own width is zero in every table, so cutting it loses nothing.
+    return functional.pad(x, (0, width - x.shape[-1]))
+
+
+def _log_of_mean(logits: Float[Tensor, "heads *batch bins"]) -> Float[Tensor, "*batch bins"]:
+    return functional.log_softmax(logits, dim=-1).logsumexp(0) - math.log(len(logits))
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A teacher of a panel."""
+
+    teacher: Teacher
+    answers: Bool[Tensor, " tasks"]
+    """Which of the student's tasks it is asked about."""
+
+
+class Panel:
+    """Several teachers that share the rows of a batch by task.
+
+    Args:
+        members: Where two answer the same for the same task, the one named first is heard.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = tuple(members)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> TeacherTargets:
+        """Return what the members say of a batch."""
+        if len(self.members) == 1:  # it knows every task: no rows to pick, no wait for a GPU
+            return self.members[0].teacher(batch.obs, batch.action, batch.task)
+        found: dict[str, Tensor] = {}
+        for member in reversed(self.members):
+            rows = member.answers[batch.task].nonzero().squeeze(1)
+            if len(rows):
+                part = member.teacher(
+                    batch.obs[:, rows], batch.action[:, rows], batch.task[rows]
+                )
+                _put(part, rows, found, len(batch.task))
+        return TeacherTargets(**found)
+
+
+def _put(part: TeacherTargets, rows: Tensor, found: dict[str, Tensor], batch: int) -> None:
+    for field in fields(part):
+        values: Tensor | None = getattr(part, field.name)
+        if values is not None:
+            empty = values.new_zeros(len(values), batch, values.shape[-1])
+            found.setdefault(field.name, empty)[:, rows] = values

@@ -1,0 +1,281 @@
+"""The distillation terms: how far a student is from what its teachers say, as pure functions.
+
+Each takes what the student says at some steps of its rollout, what the teacher says at the same
+steps of the real episode, and rho^t for at least as many steps; each returns a scalar.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.distill_weights import DistillWeights
+from tdmpc_opt.training.objective import Rollout
+from tdmpc_opt.training.teachers import TeacherTargets
+from tdmpc_opt.world_model.layers import Dense
+from tdmpc_opt.world_model.model import PolicyOutput, WorldModel
+
+Losses = dict[str, Tensor]
+"""Distillation losses by the names of `DistillWeights`, scalars."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What the teachers say of one batch, and how much each term counts in this update."""
+
+    targets: TeacherTargets | None
+    """None where every weight is 0 in this update."""
+    weights: Mapping[str, float]
+    """Weights in force, by term; a term that is off all along is left out."""
+    temperature: float
+
+    def total(self, losses: Losses) -> Tensor | float:
+        """Return the weighted sum of losses that is minimised (arXiv:2507.01823, eq. 1)."""
+        return sum((self.weights[name] * loss for name, loss in losses.items()), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """How a student learns from its teachers."""
+
+    teachers: Callable[[Batch], TeacherTargets]
+    """What they say of a batch, without gradients."""
+    weights: DistillWeights
+    temperature: float
+    projection: Dense | None
+    """Trained with the student and thrown away: from its latents to the teacher's."""
+
+    def lesson(self, batch: Batch, update: int) -> Lesson:
+        """Ask the teachers about a batch; nobody is asked while every weight is 0.
+
+        Args:
+            batch: On the teachers' device.
+            update: Updates done.
+        """
+        weights = self.weights.at(update)
+        targets = self.teachers(batch) if any(weights.values()) else None
+        return Lesson(targets, weights, self.temperature)
+
+
+def model_terms(
+    model: WorldModel, rollout: Rollout, batch: Batch, lesson: Lesson, projection: Dense | None
+) -> Losses:
+    """Return the terms that train the model: all that have a weight.
+
+    Args:
+        model: The student in training.
+        rollout: What it says along the batch.
+        batch: What the teachers were asked about.
+        lesson: What they say.
+        projection: Maps the student's latents to the teacher's; only `latent` needs it.
+    """
+    targets, weights, decay = lesson.targets, lesson.weights, rollout.decay
+    losses: Losses = {}
+    if targets is None:
+        return losses
+    if "reward_mse" in weights:
+        teacher = _given(targets.reward)
+        own = _decode(model, rollout.reward_logits[: len(teacher)])
+        losses["reward_mse"] = reward_mse(own, teacher, decay)
+    if "reward_kl" in weights:
+        teacher = _given(targets.reward_logits)
+        own = rollout.reward_logits[: len(teacher)]
+        losses["reward_kl"] = reward_kl(own, teacher, lesson.temperature, decay)
+    if "value_kl" in weights:
+        teacher = _given(targets.value_logits)
+        losses["value_kl"] = value_kl(rollout.q_logits, teacher, lesson.temperature, decay)
+    if "policy_mse" in weights or "policy_kl" in weights:
+        still = rollout.zs.new_zeros(*rollout.zs.shape[:-1], batch.action.shape[-1])
+        output = model.policy(rollout.zs, batch.task, still)
+        losses |= policy_terms(output, model.mask(batch.task), lesson, decay)
+    if "latent" in weights:
+        assert projection is not None, "the latent term needs a projection"
+        own = projection(rollout.zs)
+        losses["latent"] = latent_kl(own, _given(targets.latent), projection.simnorm_dim, decay)
+    return losses
+
+
+def policy_terms(
+    output: PolicyOutput,
+    mask: Float[Tensor, "batch action"],
+    lesson: Lesson,
+    decay: Float[Tensor, " rows"],
+) -> Losses:
+    """Return the terms that train the policy, those of them that have a weight.
+
+    Args:
+        output: What the student's policy says along the rollout.
+        mask: 1 for real action dimensions.
+        lesson: What the teachers say.
+        decay: rho^t.
+    """
+    targets = lesson.targets
+    losses: Losses = {}
+    if targets is None:
+        return losses
+    if "policy_mse" in lesson.weights:
+        goal = _given(targets.policy_location)
+        losses["policy_mse"] = policy_mse(output.mean, goal, mask, decay)
+    if "policy_kl" in lesson.weights:
+        goals = _given(targets.policy_location), _given(targets.policy_log_std)
+        own = output.location, output.log_std
+        losses["policy_kl"] = policy_kl(own, goals, mask, decay)
+    return losses
+
+
+def reward_mse(
+    student: Float[Tensor, "steps batch 1"],
+    teacher: Float[Tensor, "steps batch 1"],
+    decay: Float[Tensor, " rows"],
+) -> Float[Tensor, ""]:
+    """Return the squared distance of decoded rewards, in environment units squared.
+
+    Source:
+        TD-MPC-Opt, arXiv:2507.01823, section 3, where the only step is the first.
+    """
+    return _over_steps((student - teacher).square().mean(-1), decay)
+
+
+def reward_kl(
+    student: Float[Tensor, "steps batch bins"],
+    teacher: Float[Tensor, "steps batch bins"],
+    temperature: float,
+    decay: Float[Tensor, " rows"],
+) -> Float[Tensor, ""]:
+    """Return KL(teacher || student) of two-hot rewards in nats, times temperature^2.
+
+    Source:
+        Distilling the knowledge in a neural network, arXiv:1503.02531, section 2, and the
+        reason for the square there: the gradient keeps its size at any temperature.
+    """
+    return _over_steps(_softened_kl(student, teacher, temperature), decay)
+
+
+def value_kl(
+    student: Float[Tensor, "heads steps batch bins"],
+    teacher: Float[Tensor, "steps batch bins"],
+    temperature: float,
+    decay: Float[Tensor, " rows"],
+) -> Float[Tensor, ""]:
+    """Return KL(teacher || student) of return distributions, the mean over the student's Qs.
+
+    Args:
+        student: Logits of each Q.
+        teacher: Logarithm of the mean of the probabilities of the teacher's Qs.
+        temperature: Divides both.
+        decay: rho^t.
+
+    Source:
+        As `reward_kl`, arXiv:1503.02531; an ensemble taught by its mean is section 1 there.
+    """
+    return _over_steps(_softened_kl(student, teacher, temperature).mean(0), decay)
+
+
+def policy_mse(
+    student: Float[Tensor, "rows batch action"],
+    teacher_location: Float[Tensor, "rows batch action"],
+    mask: Float[Tensor, "batch action"],
+    decay: Float[Tensor, " rows"],
+) -> Float[Tensor, ""]:
+    """Return the squared distance of mean actions in [-1, 1], per real action dimension.
+
+    Args:
+        student: Means after tanh.
+        teacher_location: Means before tanh.
+        mask: 1 for real action dimensions.
+        decay: rho^t.
+
+    Source:
+        Regression onto the teacher's action as in DAgger, arXiv:1011.0686.
+    """
+    squared = (student.float() - torch.tanh(teacher_location)).square()
+    return _over_steps((squared * mask).sum(-1) / mask.sum(-1), decay)
+
+
+def policy_kl(
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    mask: Float[Tensor, "batch action"],
+    decay: Float[Tensor, " rows"],
+) -> Float[Tensor, ""]:
+    """Return KL(teacher || student) of the policies in nats, per real action dimension.
+
+    Of the Gaussians before tanh: a map that both go through and that can be undone leaves the
+    divergence as it is. Per dimension, so that tasks with many actuators count like the others.
+
+    Args:
+        student: Locations and log standard deviations before tanh, [rows, batch, action] each.
+        teacher: The same.
+        mask: 1 for real action dimensions.
+        decay: rho^t.
+
+    Source:
+        Policy distillation, arXiv:1511.06295, section 3.
+    """
+    (mean, log_std), (goal, goal_log_std) = (
+        (a.float(), b.float()) for a, b in (student, teacher)
+    )
+    ratio = torch.exp(2 * (goal_log_std - log_std))
+    distance = (goal - mean).square() * torch.exp(-2 * log_std)
+    divergence = log_std - goal_log_std + 0.5 * (ratio + distance - 1)
+    return _over_steps((divergence * mask).sum(-1) / mask.sum(-1), decay)
+
+
+def latent_kl(
+    projected: Float[Tensor, "rows batch latent"],
+    teacher: Float[Tensor, "rows batch latent"],
+    group: int,
+    decay: Float[Tensor, " rows"],
+) -> Float[Tensor, ""]:
+    """Return KL(teacher || student) of latents in nats, the mean over their simplices.
+
+    A teacher's latent is a row of simplices (SimNorm), so the student's is projected to as many
+    softmaxes and compared as distributions. A squared distance would lose its gradient where a
+    softmax is sure and wrong, and shrink with the length of a simplex; a cosine would ignore
+    that each simplex sums to 1.
+
+    Args:
+        projected: Learned projection of the student's latents, before the softmax.
+        teacher: The teacher's latents of the real observations.
+        group: Length of one simplex of the teacher's.
+        decay: rho^t.
+
+    Source:
+        SimNorm of TD-MPC2, arXiv:2310.16828, section 3.1. TD-MPC-Opt, arXiv:2507.01823, tried
+        latents with a projection that was never trained.
+    """
+    ours = functional.log_softmax(projected.float().unflatten(-1, (-1, group)), dim=-1)
+    theirs = teacher.float().unflatten(-1, (-1, group))
+    divergence = functional.kl_div(ours, theirs, reduction="none").sum(-1)
+    return _over_steps(divergence.mean(-1), decay)
+
+
+def _softened_kl(
+    student: Float[Tensor, "*lead bins"],
+    teacher: Float[Tensor, "*some bins"],
+    temperature: float,
+) -> Float[Tensor, "*lead"]:
+    ours = functional.log_softmax(student.float() / temperature, dim=-1)
+    theirs = functional.log_softmax(teacher.float() / temperature, dim=-1)
+    return temperature**2 * (theirs.exp() * (theirs - ours)).sum(-1)
+
+
+def _over_steps(
+    distance: Float[Tensor, "steps batch"], decay: Float[Tensor, " rows"]
+) -> Float[Tensor, ""]:
+    return (decay[: len(distance)] * distance.mean(1)).mean()
+
+
+def _given(target: Tensor | None) -> Tensor:
+    assert target is not None, "the teachers were not asked for a term that has a weight"
+    return target
+
+
+def _decode(model: WorldModel, logits: Float[Tensor, "steps batch bins"]) -> Tensor:
+    # bf16 rounds the bins by up to 0.025, and with them rewards below 2 by up to 0.02.
+    with torch.autocast(logits.device.type, enabled=False):
+        return model.decode(logits.float())
