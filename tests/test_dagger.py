@@ -18,9 +18,8 @@ from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.training_state import load_training_state
 from tdmpc_opt.collection.collect import collect
-from tdmpc_opt.configs import CollectConfig
+from tdmpc_opt.configs import CollectConfig, DaggerConfig
 from tdmpc_opt.dagger import Round, dagger
-from tdmpc_opt.dagger_config import DaggerConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import (
     CheckpointError,

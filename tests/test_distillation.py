@@ -17,10 +17,16 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.training_state import load_training_state
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import DistillConfig, LossWeights, TrainConfig
+from tdmpc_opt.configs import (
+    TERMS,
+    DistillConfig,
+    DistillWeights,
+    LossWeights,
+    Schedule,
+    TrainConfig,
+)
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
-from tdmpc_opt.distill_weights import TERMS, DistillWeights, Schedule
 from tdmpc_opt.errors import InputError, RunError
 from tdmpc_opt.task_table import MT30
 from tdmpc_opt.training.distillation import distill, open_distillation

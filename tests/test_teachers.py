@@ -11,10 +11,9 @@ from torch import Tensor
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.configs import DistillConfig, TrainConfig
+from tdmpc_opt.configs import TERMS, DistillConfig, DistillWeights, Schedule, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
-from tdmpc_opt.distill_weights import TERMS, DistillWeights, Schedule
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.task_table import MT30, Task, TaskTable

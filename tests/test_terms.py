@@ -16,9 +16,8 @@ from torch.distributions import (
 )
 
 from tdmpc_opt.checkpoints.checkpoint import from_model
-from tdmpc_opt.configs import LossWeights
+from tdmpc_opt.configs import TERMS, DistillWeights, LossWeights, Schedule
 from tdmpc_opt.data.sampler import Batch
-from tdmpc_opt.distill_weights import TERMS, DistillWeights, Schedule
 from tdmpc_opt.training import terms
 from tdmpc_opt.training.objective import model_losses
 from tdmpc_opt.training.teachers import Question, TeacherTargets, WorldModelTeacher

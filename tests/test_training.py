@@ -22,9 +22,15 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.training_state import load_training_state
 from tdmpc_opt.collection.collect import collect
-from tdmpc_opt.configs import CollectConfig, DistillConfig, LossWeights, TrainConfig
+from tdmpc_opt.configs import (
+    CollectConfig,
+    DistillConfig,
+    DistillWeights,
+    LossWeights,
+    Schedule,
+    TrainConfig,
+)
 from tdmpc_opt.data.episodes import EpisodeDataset
-from tdmpc_opt.distill_weights import DistillWeights, Schedule
 from tdmpc_opt.errors import (
     CheckpointError,
     DataError,

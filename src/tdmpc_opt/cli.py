@@ -10,7 +10,6 @@ from rich.table import Table
 
 import tdmpc_opt
 from tdmpc_opt import configs
-from tdmpc_opt.dagger_config import DaggerConfig
 from tdmpc_opt.errors import TdmpcOptError
 from tdmpc_opt.progress import ConsoleProgress
 
@@ -27,7 +26,7 @@ Command = (
     | Annotated[configs.DataInfoConfig, tyro.conf.subcommand("data info")]
     | Annotated[configs.TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[configs.DistillConfig, tyro.conf.subcommand("distill")]
-    | Annotated[DaggerConfig, tyro.conf.subcommand("dagger")]
+    | Annotated[configs.DaggerConfig, tyro.conf.subcommand("dagger")]
     | Annotated[configs.QuantizeConfig, tyro.conf.subcommand("quantize")]
     | Annotated[configs.DemoConfig, tyro.conf.subcommand("demo")]
 )
@@ -253,7 +252,7 @@ def _distill(config: configs.DistillConfig) -> None:
     _console().print(f"wrote {path}")
 
 
-def _dagger(config: DaggerConfig) -> None:
+def _dagger(config: configs.DaggerConfig) -> None:
     from tdmpc_opt.dagger import dagger
 
     with ConsoleProgress("dagger") as progress:
@@ -315,7 +314,7 @@ _COMMANDS: dict[type, Callable[[Any], None]] = {
     configs.DataInfoConfig: _data_info,
     configs.TrainConfig: _train,
     configs.DistillConfig: _distill,
-    DaggerConfig: _dagger,
+    configs.DaggerConfig: _dagger,
     configs.QuantizeConfig: _quantize,
     configs.DemoConfig: _demo,
 }

@@ -14,8 +14,13 @@ from tdmpc_opt import provenance
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.collection.collect import collect
-from tdmpc_opt.configs import CollectConfig, DistillConfig, EvaluateConfig, TrainConfig
-from tdmpc_opt.dagger_config import DaggerConfig
+from tdmpc_opt.configs import (
+    CollectConfig,
+    DaggerConfig,
+    DistillConfig,
+    EvaluateConfig,
+    TrainConfig,
+)
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from tdmpc_opt.configs import DistillWeights
 from tdmpc_opt.data.sampler import Batch
-from tdmpc_opt.distill_weights import DistillWeights
 from tdmpc_opt.training.objective import Rollout
 from tdmpc_opt.training.teachers import TeacherTargets
 from tdmpc_opt.world_model.layers import Dense

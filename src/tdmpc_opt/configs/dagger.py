@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tdmpc_opt.configs import DistillConfig, LossWeights, Mode
+from tdmpc_opt.configs.common import Mode
+from tdmpc_opt.configs.training import DistillConfig, LossWeights
 from tdmpc_opt.errors import InputError
 
 

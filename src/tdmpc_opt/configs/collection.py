@@ -1,0 +1,109 @@
+"""Commands that make experts and data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tdmpc_opt.configs.common import Device, Mode
+from tdmpc_opt.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """Train one single-task policy per task with a library's SAC family."""
+
+    tasks: str = "mt30"
+    """`mt30`, or task names joined by commas."""
+    steps: int = 250_000
+    """Agent steps per task."""
+    output: Path
+    """Folder for fp16 policies (half-trained ones in `early/`), learning curves and the states
+    to resume from."""
+    algorithm: Literal["sac", "tqc", "crossq"] = "sac"
+    """Algorithm of sbx-rl."""
+    seed: int = 0
+    """Seed of networks and exploration."""
+    hidden: int = 256
+    """Width of the two hidden layers."""
+    envs: int = 4
+    """Episodes driven in step with each other; more of them cost less time per agent step."""
+    update_ratio: float = 0.5
+    """Gradient updates per agent step."""
+    n_steps: int = 1
+    """Rewards summed before the value of a state is asked for."""
+    warm_up: str | None = None
+    """Who drives the first episodes instead of random actions: a checkpoint or zoo name, or a
+    folder of experts. Finds rewards that random actions do not."""
+    warm_up_task: str | None = None
+    """Task of the same body that this driver knows; none means the trained task itself."""
+    warm_up_episodes: int = 20
+    """Episodes that it drives, a multiple of `envs`."""
+    episodes: int = 10
+    """Episodes that measure the finished policy."""
+    save_every: int = 25_000
+    """Agent steps between saved states; a killed run loses at most these."""
+    workers: int = 0
+    """Tasks trained at once, one process each; 0 takes one per CPU core."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that cannot be run."""
+        counts = (self.steps, self.hidden, self.episodes, self.save_every, self.envs)
+        if min(*counts, self.n_steps) < 1:
+            raise InputError(
+                "steps, hidden, episodes, save_every, envs and n_steps must be at least 1"
+            )
+        updates = self.envs * self.update_ratio
+        if updates < 1 or updates != round(updates):
+            raise InputError(
+                f"envs * update_ratio must be a whole number of updates, got {updates:g}"
+            )
+        if self.warm_up_episodes < self.envs or self.warm_up_episodes % self.envs:
+            raise InputError(f"warm_up_episodes must be a multiple of envs ({self.envs})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """Roll out a policy into a dataset on disk, with labels to imitate."""
+
+    policy: str
+    """Checkpoint file or zoo name, a folder of experts, or the word random."""
+    tasks: str | None = None
+    """Task names joined by commas, or `mt30`; none means every task of the policy."""
+    episodes: int = 20
+    """Episodes per task."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise added to the actions, in action units."""
+    seed: int = 0
+    """Offset of the environment seeds, which start at 1,000,000."""
+    mode: Mode = "policy"
+    """How a checkpoint acts: by its policy network, or by planning."""
+    label: str | None = None
+    """Checkpoint file, zoo name or folder of experts whose actions in the states on the way are
+    stored for imitation; none means the policy's own actions without the noise."""
+    label_mode: Mode = "policy"
+    """How a checkpoint labels: by its policy network, or by planning."""
+    output: Path
+    """Dataset folder; a new run adds to what is there."""
+    device: Device = "auto"
+    """Where the networks run."""
+    workers: int = 0
+    """Processes that share the tasks; 0 takes one per CPU core."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts and noise that cannot be run."""
+        if self.episodes < 1 or self.seed < 0 or self.noise < 0:
+            raise InputError("episodes must be at least 1; seed and noise at least 0")
+        if self.label is None and self.label_mode == "planner":
+            raise InputError("a label mode needs to know who labels; name it with --label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfoConfig:
+    """Show what a dataset holds, and draw its returns."""
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """Dataset folder."""
+    plot: Path | None = None
+    """PNG of return histograms; none writes `returns.png` into the dataset folder."""

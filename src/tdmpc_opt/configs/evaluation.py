@@ -1,0 +1,67 @@
+"""Commands that score agents and compare scores."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tdmpc_opt.configs.common import COLLECTION_SEED, Device, Mode
+from tdmpc_opt.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score a policy on real tasks and write a result file."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """Checkpoint file or zoo name, a folder of experts, or the word random."""
+    tasks: str | None = None
+    """`mt30`, or task names joined by commas; none means every task of the policy."""
+    episodes: int = 10
+    """Episodes per task."""
+    seed: int = 0
+    """Episode k of every task starts from environment seed `seed + k`."""
+    mode: Mode = "planner"
+    """Act by planning, or by the policy network alone."""
+    preset: str | None = None
+    """Planner budget by name; none means the full published budget."""
+    noise: bool = False
+    """Keep exploration noise on, as the published scores did."""
+    output: Path
+    """Result file (JSON); an interrupted run goes on from it."""
+    device: Device = "auto"
+    """Where the networks run."""
+    workers: int = 0
+    """Processes that share the tasks; 0 takes one per CPU core."""
+
+    def __post_init__(self) -> None:
+        """Refuse seeds that data collection may have seen."""
+        if self.episodes < 1 or self.seed < 0:
+            raise InputError("episodes must be at least 1 and seed at least 0")
+        if self.seed + self.episodes > COLLECTION_SEED:
+            raise InputError(
+                f"evaluation seeds stay below {COLLECTION_SEED:,}, where those of data "
+                f"collection begin; got {self.seed} + {self.episodes} episodes"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Show the paired difference of two result files with its interval."""
+
+    first: Annotated[Path, tyro.conf.Positional]
+    """Result file A."""
+    second: Annotated[Path, tyro.conf.Positional]
+    """Result file B; the difference shown is B - A."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationConfig:
+    """Show what training runs of equal budget scored, grouped by what they differ in."""
+
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Result files of `tdmpc-opt evaluate`, one per run; runs that differ in their seed alone
+    become one row."""
+    plot: Path | None = None
+    """PNG of the scores with their intervals; none draws none."""

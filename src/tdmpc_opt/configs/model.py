@@ -1,0 +1,117 @@
+"""Sizes of world models and budgets of their planner."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tdmpc_opt.task_table import TaskTable
+
+Size = Literal["0.3", "1", "5", "19", "48", "317"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Widths of one world model (TD-MPC2, arXiv:2310.16828, table of model sizes)."""
+
+    obs_dim: int
+    """Padded observation width."""
+    action_dim: int
+    """Padded action width."""
+    num_tasks: int
+    """Rows of the task embedding; 1 for a single-task model, which has none."""
+    enc_dim: int
+    """Width of the encoder's hidden layers."""
+    mlp_dim: int
+    """Width of the hidden layers of dynamics, reward, policy and Q."""
+    latent_dim: int
+    """Width of the latent state z; a multiple of `simnorm_dim`."""
+    num_enc_layers: int
+    """Encoder layers, the SimNorm layer included; one hidden layer at least is built."""
+    num_q: int
+    """Members of the Q ensemble."""
+    task_dim: int
+    """Width of the task embedding; 0 for a single-task model without one."""
+    simnorm_dim: int = 8
+    """Length of one SimNorm simplex."""
+    num_bins: int = 101
+    """Bins of the two-hot regression of reward and value."""
+    bin_limit: float = 10.0
+    """Symlog value of the last bin; the first is its negative."""
+    dropout: float = 0.01
+    """Dropout rate after the first linear layer of each Q, in training only."""
+
+    def __post_init__(self) -> None:
+        """Refuse widths that cannot be built."""
+        if self.latent_dim % self.simnorm_dim:
+            raise ValueError(
+                f"latent_dim must be a multiple of simnorm_dim, got {self.latent_dim} and "
+                f"{self.simnorm_dim}"
+            )
+        if min(self.obs_dim, self.action_dim, self.num_tasks, self.num_q) < 1:
+            raise ValueError(f"dimensions must be positive, got {self}")
+
+
+@dataclass(frozen=True)
+class _Widths:
+    enc_dim: int
+    mlp_dim: int
+    latent_dim: int
+    num_enc_layers: int
+    num_q: int
+    task_dim: int
+
+
+_SIZES: dict[str, _Widths] = {
+    "0.3": _Widths(128, 160, 64, 2, 2, 32),  # ours, for quick trials; the others are published
+    "1": _Widths(256, 384, 128, 2, 2, 96),
+    "5": _Widths(256, 512, 512, 2, 5, 64),
+    "19": _Widths(1024, 1024, 512, 3, 5, 64),  # latent 512 as in the MT30 release, else 768
+    "48": _Widths(1792, 1792, 768, 4, 5, 64),
+    "317": _Widths(4096, 4096, 1376, 5, 8, 96),
+}
+
+
+def model_config(size: Size, tasks: TaskTable) -> ModelConfig:
+    """Return the widths of a size (millions of parameters) for these tasks."""
+    widths = _SIZES[size]
+    return ModelConfig(
+        obs_dim=tasks.obs_dim,
+        action_dim=tasks.action_dim,
+        num_tasks=len(tasks),
+        enc_dim=widths.enc_dim,
+        mlp_dim=widths.mlp_dim,
+        latent_dim=widths.latent_dim,
+        num_enc_layers=widths.num_enc_layers,
+        num_q=widths.num_q,
+        task_dim=widths.task_dim,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerBudget:
+    """What one MPPI plan may spend (TD-MPC2, arXiv:2310.16828, appendix on planning)."""
+
+    horizon: int = 3
+    """Latent steps of each sampled action sequence."""
+    iterations: int = 6
+    """Refinements of the sampling distribution."""
+    samples: int = 512
+    """Action sequences per iteration, those of the policy prior included."""
+    policy_samples: int = 24
+    """Sequences per iteration that the policy prior proposes."""
+    elites: int = 64
+    """Best sequences that refit the distribution."""
+    temperature: float = 0.5
+    """Inverse temperature on the elites' values."""
+    min_std: float = 0.05
+    """Lower clip of the sampling standard deviation."""
+    max_std: float = 2.0
+    """Upper clip of the sampling standard deviation, and its start."""
+
+    def __post_init__(self) -> None:
+        """Refuse budgets that cannot be run."""
+        if not 0 <= self.policy_samples < self.samples:
+            raise ValueError("policy_samples must be at least 0 and below samples")
+        if not 0 < self.elites <= self.samples:
+            raise ValueError("elites must be between 1 and samples")
+        if self.horizon < 1 or self.iterations < 1:
+            raise ValueError("horizon and iterations must be at least 1")

@@ -1,0 +1,142 @@
+"""Commands that train, with a teacher or without."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tdmpc_opt.configs.common import Device
+from tdmpc_opt.configs.distill_weights import DistillWeights
+from tdmpc_opt.configs.model import Size
+from tdmpc_opt.errors import InputError
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weights of the terms of the objective (TD-MPC2, arXiv:2310.16828, equation 3)."""
+
+    consistency: float = 20.0
+    """Weight of the latent consistency loss."""
+    reward: float = 0.1
+    """Weight of the reward's soft cross-entropy."""
+    value: float = 0.1
+    """Weight of the value's soft cross-entropy."""
+    entropy: float = 1e-4
+    """Weight of the policy's log-probability in the policy loss."""
+    behaviour: float = 0.0
+    """Weight of the squared distance between the policy's mean and the dataset's label (its
+    action, where it has no labels), which trains the policy and, through the latents, the
+    encoder and the dynamics."""
+    rho: float = 0.5
+    """Factor by which each further step of the horizon counts less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a world model on a dataset, without a teacher."""
+
+    data: Annotated[Path | tuple[Path, ...], tyro.conf.arg(metavar="PATH [PATH ...]")]
+    """Dataset folder, or several whose episodes are drawn from as one."""
+    on_policy: Path | None = None
+    """Further dataset folder, of what the student visited itself: collected with labels between
+    two calls of the same run, it may grow where `data` must stay as it is."""
+    on_policy_share: float | None = None
+    """Share of each batch that `on_policy` gives; none draws uniformly from all data."""
+    output: Path
+    """Run folder: model.safetensors, metrics.csv, config.json; the same command resumes it."""
+    size: Size = "1"
+    """Size of the model in millions of parameters: the published ones, and 0.3 of our own."""
+    updates: int
+    """Gradient updates in all, those before a resume included."""
+    seed: int = 0
+    """Seed of initial weights, sampling, dropout and policy noise."""
+    batch_size: int = 256
+    """Slices per update."""
+    horizon: int = 3
+    """Latent steps of a slice."""
+    weights: LossWeights = field(default_factory=LossWeights)
+    """Weights of the objective."""
+    lr: float = 3e-4
+    """Adam's learning rate."""
+    encoder_lr_scale: float = 0.3
+    """Factor on the learning rate of the encoder."""
+    grad_clip: float = 20.0
+    """Largest gradient norm of each of the two optimisers."""
+    tau: float = 0.01
+    """Step of the target Qs and of the running value scale towards the newest."""
+    start: str | None = None
+    """Checkpoint whose weights the training starts from; none starts from random ones."""
+    device: Device = "auto"
+    """Where to train."""
+    precision: Precision = "32-true"
+    """Lightning Fabric's precision."""
+    log_every: int = 50
+    """Updates between rows of metrics.csv."""
+    save_every: int = 500
+    """Updates between checkpoints."""
+    eval_every: int = 0
+    """Updates between evaluations by the policy alone; 0 evaluates never."""
+    eval_episodes: int = 2
+    """Episodes per task of such an evaluation."""
+    wandb: bool = False
+    """Log to Weights & Biases as well; needs its package and login."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The dataset folders that must not change during a run."""
+        return (self.data,) if isinstance(self.data, Path) else self.data
+
+    def __post_init__(self) -> None:
+        """Refuse counts and shares that cannot be run."""
+        if not self.folders:
+            raise InputError("name a dataset folder at least with --data")
+        share = self.on_policy_share
+        if share is not None and (self.on_policy is None or not 0 <= share <= 1):
+            raise InputError("on_policy_share is from 0 to 1, and needs --on-policy")
+        counts = (self.updates, self.batch_size, self.horizon, self.log_every, self.save_every)
+        if min(counts) < 1:
+            raise InputError(
+                "updates, batch_size, horizon, log_every and save_every must be at least 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(TrainConfig):
+    """Train a student on a dataset with frozen teachers (TD-MPC-Opt, arXiv:2507.01823)."""
+
+    teacher: str
+    """Checkpoint file of the teacher, or a zoo name; or experts, for `policy_mse` alone."""
+    more_teachers: tuple[str, ...] = ()
+    """Further teachers; each answers for the tasks that none before it knows."""
+    policy_teacher: str | None = None
+    """Folder of experts or checkpoint that is asked for policies first; the others answer for
+    tasks it does not know. None asks the others alone."""
+    terms: DistillWeights = field(default_factory=DistillWeights)
+    """Weights of the distillation terms."""
+    reward_steps: Literal["first", "all"] = "first"
+    """Steps of a slice at which the reward terms compare; the paper's is the first alone."""
+    temperature: float = 1.0
+    """Divides the two-hot logits of student and teacher in `reward_kl` and `value_kl`."""
+    teacher_precision: Literal["32-true", "bf16-true"] = "32-true"
+    """Number format in which teachers compute; half precision is slower on most CPUs."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        super().__post_init__()
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(f"temperature must be above 0, got {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Distil the bundled teacher on this machine and show what it bought."""
+
+    output: Path = Path("demo-output")
+    """Folder for data, runs, result files and plots."""
+    updates: int = 1500
+    """Gradient updates of each student."""
+    episodes: int = 10
+    """Evaluation episodes per task."""
