@@ -359,6 +359,7 @@ def test_each_teacher_counts_by_its_content(run, make_model, tmp_path):
     assert record["policy_teacher"]["name"] == "experts"
     assert record["more_teachers"][0]["name"] == "cartpole-balance.safetensors"
     assert str(tmp_path) not in text
+    assert record["terms"] == {"reward_mse": "0.4", "policy_mse": "1.0"}
     shutil.copy(EXPERTS / "cup-catch.safetensors", experts)
     distill(taught)
     early = EXPERTS / "early" / "cartpole-balance.safetensors"

@@ -293,7 +293,7 @@ def test_a_folder_of_another_run_is_refused_and_kept(config, changes, key):
 
 def test_training_and_distilling_do_not_share_a_folder(config, distillation):
     train(replace(config, updates=1))
-    with pytest.raises(RunError, match="holds another run: its more_teachers is None"):
+    with pytest.raises(RunError, match="holds another run: its reward_steps is None"):
         distill(distillation)
 
 

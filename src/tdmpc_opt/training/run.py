@@ -123,9 +123,14 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
     if isinstance(config, DistillConfig):
         tasks = joint_tasks(datasets)
         values["teacher"] = _teacher(config.teacher, tasks)
-        values["more_teachers"] = [_teacher(name, tasks) for name in config.more_teachers]
+        values["more_teachers"] = [
+            _teacher(name, tasks) for name in config.more_teachers
+        ] or None
         policy = config.policy_teacher
         values["policy_teacher"] = _teacher(policy, tasks) if policy is not None else None
+        values["terms"] = {
+            name: str(getattr(config.terms, name)) for name in config.terms.at(0)
+        }
     return values
 
 
