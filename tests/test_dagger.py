@@ -235,7 +235,7 @@ def test_a_checkpoint_labels_and_is_distilled_from(short, make_model, tmp_path, 
     write_native(teacher, from_model(model))
     dagger(replace(short, teacher=str(teacher), label=label))
     with (short.output / "metrics.csv").open(newline="") as file:
-        assert all(float(row["distill"]) > 0 for row in csv.DictReader(file))
+        assert all(float(row["distill_reward_mse"]) > 0 for row in csv.DictReader(file))
     source = EpisodeDataset.open(short.on_policy).shards[0].source["label"]
     assert source["policy"]["name"] == ("experts" if label else "teacher.safetensors")
 

@@ -193,7 +193,7 @@ def _behaviour(model: WorldModel, batch: Batch) -> tuple[Tensor, Tensor]:
 def _policy_behaviour(model: WorldModel, zs: Tensor, batch: Batch) -> Tensor:
     noise = torch.ones(4, len(batch.task), 3)
     args = (zs, batch, _scale(), LossWeights(), _generator(), noise)
-    return policy_losses(model, *args).behaviour
+    return policy_losses(model, *args)[0].behaviour
 
 
 def _gradient(model: WorldModel, loss: Tensor) -> Tensor:

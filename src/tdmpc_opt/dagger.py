@@ -30,6 +30,7 @@ from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.training.distillation import distill
 from tdmpc_opt.training.loop import PERIODIC_SEED, train
+from tdmpc_opt.training.run import source_identity
 
 FIRST_SEED = 1_000_000
 """Collection seed of the first round, far above those that other datasets begin with."""
@@ -169,7 +170,7 @@ def _refuse_early(config: DaggerConfig) -> TaskTable:
     PolicySource(source=config.label or config.teacher, mode=config.label_mode).require_labels(
         tasks
     )
-    if not Path(config.teacher).is_dir():
+    if not (Path(config.teacher).is_dir() or config.more_teachers):
         teacher = read_checkpoint(config.teacher).tasks
         for name in known.names:
             teacher.index(name)
@@ -190,9 +191,9 @@ def _identity(config: DaggerConfig, tasks: TaskTable) -> dict[str, Any]:
         {"name": folder.resolve().name, "sha256": sha256(folder / "dataset.json")}
         for folder in config.folders
     ]
-    for name in ("start", "teacher", "label"):
-        source = values[name]
-        values[name] = source and PolicySource(source=source).identity(tasks)
+    for name in ("start", "teacher", "label", "policy_teacher"):
+        values[name] = values[name] and source_identity(values[name], tasks)
+    values["more_teachers"] = [source_identity(name, tasks) for name in config.more_teachers]
     values["tasks"] = list(tasks.names)
     return values
 

@@ -122,12 +122,14 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
     values["start"] = _file(config.start) if config.start else None
     if isinstance(config, DistillConfig):
         tasks = joint_tasks(datasets)
-        values["teacher"] = _teacher(config.teacher, tasks)
+        values["teacher"] = source_identity(config.teacher, tasks)
         values["more_teachers"] = [
-            _teacher(name, tasks) for name in config.more_teachers
+            source_identity(name, tasks) for name in config.more_teachers
         ] or None
         policy = config.policy_teacher
-        values["policy_teacher"] = _teacher(policy, tasks) if policy is not None else None
+        values["policy_teacher"] = (
+            source_identity(policy, tasks) if policy is not None else None
+        )
         values["terms"] = {
             name: str(getattr(config.terms, name)) for name in config.terms.at(0)
         }
@@ -148,8 +150,12 @@ def _file(path_or_name: str) -> dict[str, str]:
     return {"name": path.name, "sha256": sha256(path)}
 
 
-def _teacher(source: str, tasks: TaskTable) -> dict[str, str | None]:
-    """Name a teacher; of a folder of experts, those of the run's tasks count."""
+def source_identity(source: str, tasks: TaskTable) -> dict[str, str | None]:
+    """Name a checkpoint or a folder of experts by content; only experts of the tasks count.
+
+    Raises:
+        CheckpointError: A file that is missing or cannot be read.
+    """
     folder = Path(source)
     if not folder.is_dir():
         return {**_file(source)}
