@@ -72,7 +72,6 @@ def _config(base: Path, student: Path, output: Path, **changes: object) -> Dagge
         updates=4,
         episodes=1,
         noise=0.1,
-        score_episodes=1,
         batch_size=8,
         device="cpu",
         log_every=1,
@@ -98,7 +97,7 @@ def config(base, student, tmp_path) -> DaggerConfig:
 @pytest.fixture
 def short(config) -> DaggerConfig:
     """One round of one task."""
-    return replace(config, rounds=1, tasks="pendulum-spin", score_episodes=0)
+    return replace(config, rounds=1, tasks="pendulum-spin")
 
 
 def _state(folder: Path) -> dict:
@@ -164,55 +163,53 @@ def test_a_correction_leaves_a_run_its_students_and_what_it_was(whole, base):
     assert len(EpisodeDataset.open(base)) == 2
 
 
-def test_scores_are_of_seeds_that_no_dataset_and_no_evaluation_holds(whole):
-    config, rounds = whole
-    for row in rounds:
-        path = config.output / "scores" / f"round-{row.round}.json"
-        content = json.loads(path.read_text())
-        assert content["score"]["mean"] == row.score
-        assert [task["seeds"] for task in content["tasks"].values()] == [[900_000]] * 2
-
-
 def test_a_correction_that_is_killed_again_and_again_comes_to_the_same_bits(
     config, whole, monkeypatch
 ):
+    """And one that is asked for more rounds when those before are done."""
+
     def full(source, target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for stage, done in (
-        ("round 1 of 2, collect", 1),  # one task of two
-        ("round 1 of 2, collect", 2),
-        ("round 1 of 2, train", 2),  # nothing saved yet
-        ("round 1 of 2, train", 4),  # the last update, saved three updates ago
-        ("round 1 of 2, score", 1),
-        ("round 2 of 2, collect", 0),
-        ("round 2 of 2, train", 7),
+    first = replace(config, rounds=1)
+    for asked, stage, done in (
+        (first, "round 1 of 1, collect", 1),  # one task of two
+        (first, "round 1 of 1, collect", 2),
+        (first, "round 1 of 1, train", 2),  # nothing saved yet
+        (first, "round 1 of 1, train", 4),  # the last update, saved one update ago
+        (first, None, 0),
+        (config, "round 2 of 2, collect", 0),
+        (config, "round 2 of 2, train", 7),
     ):
+        if stage is None:
+            assert dagger(asked) == whole[1][:1]
+            continue
         with pytest.raises(RuntimeError, match="as if killed"):
-            dagger(config, Dies(stage, done))
+            dagger(asked, Dies(stage, done))
         torch.manual_seed(99)  # what happened in between must not matter
     with monkeypatch.context() as patch:
         patch.setattr(module.shutil, "copyfile", full)
         with pytest.raises(RunError, match=r"round-2\.safetensors: No space left"):
             dagger(config)
-    _require_equal(dagger(config), config, whole)
-
-
-def test_more_rounds_go_on_and_finished_ones_are_left_alone(config, whole):
-    dagger(replace(config, rounds=1))
-    _require_equal(dagger(config), config, whole)
-    times = {path: path.stat().st_mtime_ns for path in config.output.rglob("*.safetensors")}
-    assert dagger(config) == whole[1]
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-
-
-def _require_equal(rounds: list[Round], config: DaggerConfig, whole) -> None:
     expected, rows = whole
-    assert rounds == rows
+    assert dagger(config) == rows
     assert _same(_state(config.output), _state(expected.output))
     assert _bytes(config.output) == _bytes(expected.output)
     for name in ("model.safetensors", "students/round-1.safetensors"):
         assert (config.output / name).read_bytes() == (expected.output / name).read_bytes()
+
+
+def test_finished_rounds_are_left_alone_and_scored_on_seeds_of_their_own(short):
+    short = replace(short, score_episodes=1)
+    with pytest.raises(RuntimeError, match="as if killed"):
+        dagger(short, Dies("round 1 of 1, score", 1))
+    rounds = dagger(short)
+    content = json.loads((short.output / "scores" / "round-1.json").read_text())
+    assert content["score"]["mean"] == rounds[0].score
+    assert content["tasks"]["pendulum-spin"]["seeds"] == [900_000]
+    times = {path: path.stat().st_mtime_ns for path in short.output.rglob("*.safetensors")}
+    assert dagger(short) == rounds
+    assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
 def test_what_is_labelled_is_learned(short, student):
