@@ -14,6 +14,7 @@ from tdmpc_opt.data import shard_files
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.data.summary import summarize
 from tdmpc_opt.errors import DataError
+from tdmpc_opt.report.dataset_card import write_dataset_card
 from tdmpc_opt.report.plots import plot_returns
 from tdmpc_opt.task_table import MT30, Task, TaskTable
 
@@ -392,3 +393,20 @@ def test_the_plot_of_returns_is_a_png(dataset, tmp_path):
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     assert width > height > 100
     assert [path.name for path in file.parent.iterdir()] == ["returns.png"]
+
+
+def test_the_card_tells_sources_counts_and_returns(tmp_path, dataset_dir):
+    dataset = EpisodeDataset.open(dataset_dir)
+    path = tmp_path / "docs" / "card.md"
+    write_dataset_card(dataset, tmp_path / "plots" / "returns.png", path)
+    text = path.read_text()
+    assert "4 episodes of 2 tasks, 2,000 transitions, 0 of them with a label" in text
+    earned = [value for values in dataset.returns().values() for value in values]
+    assert f"| random | 0 | - | 2 | 4 | {np.mean(earned):.1f} |" in text
+    swings = dataset.returns()["pendulum-swingup"]
+    assert (
+        f"| pendulum-swingup | 2 | 1,000 | 0 | {np.mean(swings):.1f} | {min(swings):.1f} "
+        f"| {max(swings):.1f} |"
+    ) in text
+    assert "(../plots/returns.png)" in text
+    assert str(tmp_path) not in text

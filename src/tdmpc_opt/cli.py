@@ -211,6 +211,7 @@ def _collect(config: configs.CollectConfig) -> None:
 def _data_info(config: configs.DataInfoConfig) -> None:
     from tdmpc_opt.data.episodes import EpisodeDataset
     from tdmpc_opt.data.summary import summarize
+    from tdmpc_opt.report.dataset_card import write_dataset_card
     from tdmpc_opt.report.plots import plot_returns
 
     dataset = EpisodeDataset.open(config.data)
@@ -234,6 +235,9 @@ def _data_info(config: configs.DataInfoConfig) -> None:
     console = _console()
     console.print(table)
     console.print(f"histograms: {plot}")
+    if config.card is not None:
+        write_dataset_card(dataset, plot, config.card)
+        console.print(f"card: {config.card}")
 
 
 def _train(config: configs.TrainConfig) -> None:

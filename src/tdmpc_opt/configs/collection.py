@@ -107,3 +107,5 @@ class DataInfoConfig:
     """Dataset folder."""
     plot: Path | None = None
     """PNG of return histograms; none writes `returns.png` into the dataset folder."""
+    card: Path | None = None
+    """Markdown file that tells sources, counts and returns; none writes none."""

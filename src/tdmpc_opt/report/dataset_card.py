@@ -1,0 +1,85 @@
+"""A dataset's card: where its episodes come from and what they earned, as Markdown."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.data.summary import summarize
+from tdmpc_opt.errors import ResultError
+
+
+def write_dataset_card(dataset: EpisodeDataset, plot: Path, path: Path) -> None:
+    """Write the card.
+
+    Args:
+        dataset: What it is about.
+        plot: Picture of the returns, which the card shows by its relative path.
+        path: Markdown file to write.
+
+    Raises:
+        DataError: A shard that is missing or truncated.
+        ResultError: A file that cannot be written.
+    """
+    rows = summarize(dataset)
+    transitions = sum(row.transitions for row in rows)
+    lines = [
+        f"# Dataset {dataset.path.resolve().name}",
+        "",
+        f"{len(dataset):,} episodes of {len(rows)} tasks, {transitions:,} transitions, "
+        f"{sum(row.labelled for row in rows):,} of them with a label to imitate.",
+        "",
+        "## Sources",
+        "",
+        "| driven by | noise | labelled by | tasks | episodes | mean return |",
+        "|---|---|---|---|---|---|",
+        *_sources(dataset),
+        "",
+        "## Tasks",
+        "",
+        "| task | episodes | transitions | labelled | mean return | least | most |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {row.task} | {row.episodes:,} | {row.transitions:,} | {row.labelled:,} "
+            f"| {row.return_mean:.1f} | {row.return_min:.1f} | {row.return_max:.1f} |"
+            for row in rows
+        ),
+    ]
+    picture = os.path.relpath(plot.resolve(), path.resolve().parent)
+    lines += ["", f"![Episode returns of each task]({picture})", ""]
+    try:
+        with replace_when_done(path) as temporary:
+            temporary.write_text("\n".join(lines))
+    except OSError as error:
+        raise ResultError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _sources(dataset: EpisodeDataset) -> list[str]:
+    """Return a row for each way in which episodes were made, over all tasks."""
+    made: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for shard in dataset.shards:
+        source = shard.source
+        key = (
+            _name(source.get("policy")),
+            f"{float(source.get('noise', 0)):g}",
+            _name(source["label"]["policy"]) if "label" in source else "itself",
+        )
+        returns = [episode.total_reward for episode in dataset.episodes(shard)]
+        made.setdefault(key, {}).setdefault(shard.task, []).extend(returns)
+    rows = []
+    for (policy, noise, label), tasks in made.items():
+        earned = [value for values in tasks.values() for value in values]
+        label = "-" if policy == "random" and label == "itself" else label
+        rows.append(
+            f"| {policy} | {noise} | {label} | {len(tasks)} | {len(earned):,} "
+            f"| {np.mean(earned):.1f} |"
+        )
+    return rows
+
+
+def _name(policy: Mapping[str, Any] | None) -> str:
+    return str(policy["name"]) if policy else "?"
