@@ -1,10 +1,12 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tdmpc_opt.cli import main
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.ablation import ablation, score_over_seeds
 
@@ -113,3 +115,18 @@ def test_the_interval_covers_the_spread_of_seeds() -> None:
     assert wide[0] < 40.0
     assert wide[1] > 60.0
     assert score_over_seeds(episodes[:1, :, :1]).ci95 is None
+
+
+def test_the_command_prints_and_draws_the_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [
+        _write(tmp_path, "a", [100, 200], TRAINING),
+        _write(tmp_path, "b", [300, 500], TRAINING | TEACHER),
+    ]
+    picture = tmp_path / "ablation.png"
+    assert main(["ablation", *map(str, paths), "--plot", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"no teacher +│ +1 │ 15.00 │ \[10.00, 20.00\]", out)
+    assert re.search(r"teacher.safetensors +│ +1 │ 40.00", out)
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -12,7 +12,10 @@ from tdmpc_opt.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertsConfig:
-    """Train one single-task policy per task with a library's SAC family."""
+    """Train one single-task policy per task with a library's SAC family.
+
+    The defaults are what learnt most per hour of CPU of those tried (docs/mt30-student.md).
+    """
 
     tasks: str = "mt30"
     """`mt30`, or task names joined by commas."""
@@ -21,7 +24,7 @@ class ExpertsConfig:
     output: Path
     """Folder for fp16 policies (half-trained ones in `early/`), learning curves and the states
     to resume from."""
-    algorithm: Literal["sac", "tqc", "crossq"] = "sac"
+    algorithm: Literal["sac", "tqc", "crossq"] = "crossq"
     """Algorithm of sbx-rl."""
     seed: int = 0
     """Seed of networks and exploration."""
@@ -31,7 +34,7 @@ class ExpertsConfig:
     """Episodes driven in step with each other; more of them cost less time per agent step."""
     update_ratio: float = 0.5
     """Gradient updates per agent step."""
-    n_steps: int = 1
+    n_steps: int = 3
     """Rewards summed before the value of a state is asked for."""
     warm_up: str | None = None
     """Who drives the first episodes instead of random actions: a checkpoint or zoo name, or a
