@@ -67,7 +67,7 @@ class Problem(NamedTuple):
     """Their discounted rewards."""
 
 
-class Search(NamedTuple):
+class Refined(NamedTuple):
     """A distribution over action sequences and the elites that it was fitted to."""
 
     mean: Float[Tensor, "horizon batch action"]
@@ -80,7 +80,7 @@ class Search(NamedTuple):
 
 @runtime_checkable
 class Engine(Protocol):
-    """Computes one iteration for networks and a budget; `refine` is what all must agree with."""
+    """Computes one iteration for given networks and budget, and agrees with `refine`."""
 
     def __call__(
         self,
@@ -88,7 +88,7 @@ class Engine(Protocol):
         mean: Float[Tensor, "horizon batch action"],
         std: Float[Tensor, "horizon batch action"],
         noise: RoundNoise,
-    ) -> Search:
+    ) -> Refined:
         """Refine the distribution once."""
 
 
@@ -208,7 +208,7 @@ def refine(
     mean: Float[Tensor, "horizon batch action"],
     std: Float[Tensor, "horizon batch action"],
     noise: RoundNoise,
-) -> Search:
+) -> Refined:
     """Sample sequences, judge them, and refit the distribution to the elites."""
     sampled = (mean.unsqueeze(1) + std.unsqueeze(1) * noise.samples).clamp(-1.0, 1.0)
     sampled = sampled * problem.mask
@@ -220,7 +220,7 @@ def refine(
     weights = torch.exp(budget.temperature * (top - top[:1]))
     weights = weights / weights.sum(0)
     mean, std = _refit(elites, weights, problem.mask, budget)
-    return Search(mean, std, elites[0], weights)
+    return Refined(mean, std, elites[0], weights)
 
 
 def plan(
@@ -230,9 +230,6 @@ def plan(
     previous_mean: Float[Tensor, "horizon batch action"],
     noise: PlanNoise,
     budget: PlannerBudget,
-    *,
-    engine: Engine | None = None,
-    enough: Callable[[], bool] = lambda: False,
 ) -> Plan:
     """Refine a Gaussian over action sequences and draw an elite's first action.
 
@@ -243,24 +240,42 @@ def plan(
         previous_mean: Mean of the plan one step ago; zeros at an episode's start.
         noise: All random numbers.
         budget: Sizes of the search.
-        engine: What computes an iteration for these networks and this budget; None is `refine`.
-        enough: Asked before each iteration but the first whether to leave out the rest.
 
     Returns:
         The last distribution, and one elite's first action drawn by weight, without
         exploration noise.
     """
-    engine = engine or partial(refine, networks, budget)
     problem = prepare(networks, z, task, noise.prior)
+    engine = partial(refine, networks, budget)
+    return search(engine, problem, previous_mean, noise, budget.max_std)
+
+
+def search(
+    engine: Engine,
+    problem: Problem,
+    previous_mean: Float[Tensor, "horizon batch action"],
+    noise: PlanNoise,
+    max_std: float,
+    enough: Callable[[], bool] = lambda: False,
+) -> Plan:
+    """Let an engine iterate, as `plan` does with `refine`.
+
+    Args:
+        engine: What computes an iteration.
+        problem: What the iterations have in common.
+        previous_mean: Mean of the plan one step ago.
+        noise: All random numbers.
+        max_std: Standard deviation to start with.
+        enough: Asked before each iteration but the first whether to leave out the rest.
+    """
     mean = torch.cat([previous_mean[1:], torch.zeros_like(previous_mean[:1])])
-    std = torch.full_like(mean, budget.max_std)
-    search = engine(problem, mean, std, noise.round(0))
+    result = engine(problem, mean, torch.full_like(mean, max_std), noise.round(0))
     rounds = 1
     while rounds < len(noise.samples) and not enough():
-        search = engine(problem, search.mean, search.std, noise.round(rounds))
+        result = engine(problem, result.mean, result.std, noise.round(rounds))
         rounds += 1
-    action = _draw_elite(search.first, search.weights, noise.pick)
-    return Plan(search.mean, search.std, action, rounds)
+    action = _draw_elite(result.first, result.weights, noise.pick)
+    return Plan(result.mean, result.std, action, rounds)
 
 
 def _refit(

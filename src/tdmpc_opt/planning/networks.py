@@ -1,9 +1,9 @@
 """A world model's heads as planning calls them: what stays the same is computed once.
 
 A head's first layer sees [z, e, a]. The task embedding's share of it becomes part of its bias,
-and so does that of the latent that all sequences start from. The policy gives its action and no
-density, and of a large Q ensemble only the members that were drawn are computed. The numbers are
-those of `WorldModel`, up to rounding.
+and so does that of the latent that all sequences start from. The policy gives its action and
+no density, and of a large Q ensemble only the members that were drawn are computed. The numbers
+are those of `WorldModel`, up to rounding.
 """
 
 from typing import NamedTuple
@@ -52,8 +52,7 @@ class PlannerNetworks:
         heads = (self._dynamics, self._reward, self._policy)
         later = tuple(head.of_task(embedding) for head in heads)
         at_start = tuple(
-            functional.linear(z, head.z) + bias
-            for head, bias in zip(heads, later, strict=True)
+            functional.linear(z, head.z) + bias for head, bias in zip(heads, later, strict=True)
         )
         q = torch.stack([member.of_task(embedding) for member in self._members])
         return Shares(later, at_start, q)
@@ -161,13 +160,23 @@ class _Head(NamedTuple):
     def member(self, index: int | Int[Tensor, "1"]) -> "_Head":
         """Return one head of an ensemble."""
 
-        def pick(stacked: Tensor | None) -> Tensor | None:
-            if stacked is None or isinstance(index, int):
-                return None if stacked is None else stacked[index]
+        def pick(stacked: Tensor) -> Tensor:
+            if isinstance(index, int):
+                return stacked[index]
             return stacked.index_select(0, index)[0]
 
-        layers = tuple(_Layer(*map(pick, layer)) for layer in self.layers)
-        return _Head(*map(pick, self[:4]), layers)
+        layers = tuple(
+            _Layer(
+                pick(layer.weight),
+                pick(layer.bias),
+                None if layer.gain is None else pick(layer.gain),
+                None if layer.shift is None else pick(layer.shift),
+            )
+            for layer in self.layers
+        )
+        return _Head(
+            pick(self.z), pick(self.task), pick(self.action), pick(self.z_action), layers
+        )
 
 
 def _split(network: nn.Sequential, sizes: tuple[int, int, int]) -> _Head:
@@ -207,7 +216,8 @@ def _hidden(x: Float[Tensor, "n dim"], layer: _Layer) -> Float[Tensor, "n dim"]:
         return mish(_norm(x, layer))
     # What other engines run in the fewest passes. With y = -x and q = sigmoid(y)^2, which is
     # 1 / (1 + exp(x))^2, mish(x) = x (1 - q) / (1 + q).
-    assert layer.gain is not None and layer.shift is not None
+    assert layer.gain is not None
+    assert layer.shift is not None
     y = functional.layer_norm(x, x.shape[-1:], -layer.gain, -layer.shift)
     root = torch.sigmoid(y)
     q = root * root
