@@ -141,14 +141,18 @@ class GraphEngine:
 def _onnxruntime(graph: bytes) -> Session:
     import onnxruntime
 
+    from tdmpc_opt.planning.graph import OUTPUTS
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return partial(session.run, list(Refined._fields))
+    return partial(session.run, OUTPUTS)
 
 
 def _openvino(graph: bytes) -> Session:
     import openvino
+
+    from tdmpc_opt.planning.graph import OUTPUTS
 
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -158,11 +162,13 @@ def _openvino(graph: bytes) -> Session:
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(graph), "CPU", settings)
     request = compiled.create_infer_request()
+    used = {name for port in compiled.inputs for name in port.names}  # it drops the others
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        request.infer(inputs, share_inputs=True)
+        used_inputs = {name: value for name, value in inputs.items() if name in used}
+        request.infer(used_inputs, share_inputs=True)
         # Copies: the request writes its next results over these.
-        return [request.get_tensor(name).data.copy() for name in Refined._fields]
+        return [request.get_tensor(name).data.copy() for name in OUTPUTS]
 
     return run
 

@@ -16,6 +16,7 @@ from tdmpc_opt.planning.mppi import Problem, Refined, RoundNoise, refine
 from tdmpc_opt.planning.networks import PlannerNetworks
 
 OPSET = 20
+OUTPUTS = [f"refined.{name}" for name in Refined._fields]
 SMALLEST_INT8 = 128
 """Products of fewer inputs or outputs stay fp32: they decode values, or would not pay."""
 
@@ -45,7 +46,7 @@ def iteration_graph(
 ) -> onnx.ModelProto:
     """Trace one iteration, with the weights in it.
 
-    Its inputs are those of `arguments`, its outputs those of `Refined`. All shapes are fixed:
+    Its inputs are those of `arguments`, its outputs `OUTPUTS`. All shapes are fixed:
     those of the tensors given here, whose values do not matter.
     """
     with torch.no_grad(), _quiet_exporter():
@@ -53,7 +54,7 @@ def iteration_graph(
             _Iteration(networks, budget).eval(),
             (problem, mean, std, noise),
             input_names=list(arguments(problem, mean, std, noise)),
-            output_names=list(Refined._fields),
+            output_names=OUTPUTS,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

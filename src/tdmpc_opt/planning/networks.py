@@ -38,7 +38,7 @@ class PlannerNetworks:
 
     def __init__(self, model: WorldModel) -> None:
         self.model = model
-        sizes = (model.config.latent_dim, model.config.task_dim, model.config.action_dim)
+        sizes = (model.config.latent_dim, model.config.task_dim)
         heads = (model.dynamics, model.reward_head, model.policy_head)
         self._dynamics, self._reward, self._policy = (_split(head, sizes) for head in heads)
         self._ensemble = _split(model.q_ensemble, sizes)
@@ -159,30 +159,28 @@ class _Head(NamedTuple):
 
     def member(self, index: int | Int[Tensor, "1"]) -> "_Head":
         """Return one head of an ensemble."""
-
-        def pick(stacked: Tensor) -> Tensor:
-            if isinstance(index, int):
-                return stacked[index]
-            return stacked.index_select(0, index)[0]
-
         layers = tuple(
             _Layer(
-                pick(layer.weight),
-                pick(layer.bias),
-                None if layer.gain is None else pick(layer.gain),
-                None if layer.shift is None else pick(layer.shift),
+                _pick(layer.weight, index),
+                _pick(layer.bias, index),
+                None if layer.gain is None else _pick(layer.gain, index),
+                None if layer.shift is None else _pick(layer.shift, index),
             )
             for layer in self.layers
         )
-        return _Head(
-            pick(self.z), pick(self.task), pick(self.action), pick(self.z_action), layers
-        )
+        z, task = _pick(self.z, index), _pick(self.task, index)
+        action, z_action = _pick(self.action, index), _pick(self.z_action, index)
+        return _Head(z, task, action, z_action, layers)
 
 
-def _split(network: nn.Sequential, sizes: tuple[int, int, int]) -> _Head:
+def _pick(stacked: Tensor, index: int | Int[Tensor, "1"]) -> Tensor:
+    return stacked[index] if isinstance(index, int) else stacked.index_select(0, index)[0]
+
+
+def _split(network: nn.Sequential, sizes: tuple[int, int]) -> _Head:
     layers = tuple(_layer(dense) for dense in network)
     weight = layers[0].weight
-    latent, task, _ = sizes
+    latent, task = sizes
     z, of_task, action = weight.tensor_split([latent, latent + task], dim=-1)
     return _Head(z, of_task, action, torch.cat([z, action], dim=-1), layers)
 
