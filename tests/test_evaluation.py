@@ -8,9 +8,10 @@ import pytest
 from tdmpc_opt.configs import EvaluateConfig
 from tdmpc_opt.errors import CheckpointError, InputError, ResultError, UnknownTaskError
 from tdmpc_opt.evaluation.compare import compare
-from tdmpc_opt.evaluation.evaluate import evaluate
-from tdmpc_opt.evaluation.results import read_evaluation
+from tdmpc_opt.evaluation.evaluate import _identity, evaluate
+from tdmpc_opt.evaluation.results import EvaluationFile, read_evaluation
 from tdmpc_opt.evaluation.score import normalized_score
+from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.tasks.dmcontrol import make_env
 
 TASKS = "pendulum-swingup,cartpole-balance"
@@ -209,6 +210,45 @@ def test_another_checkpoint_or_budget_is_refused(tmp_path, checkpoint_file, make
     moved.parent.mkdir()
     moved.write_bytes(checkpoint_file.read_bytes())
     evaluate(replace(base, checkpoint=str(moved)))  # the content counts, not the place
+
+
+def _planner_config(checkpoint: Path, **changes: object) -> dict:
+    """What a result file says of a planner's evaluation."""
+    config = _config(Path("unused.json"), checkpoint=str(checkpoint), **changes)
+    policy = PolicySource(
+        source=config.checkpoint, mode=config.mode, replan_every=config.replan_every
+    )
+    return _identity(config, policy, policy.tasks(None))
+
+
+def test_the_file_says_what_planned(checkpoint_file):
+    config = _planner_config(checkpoint_file, engine="onnxruntime", precision="int8")
+    assert (config["engine"], config["precision"]) == ("onnxruntime", "int8")
+    assert config["budget"]["replan_every"] == 1
+    config = _planner_config(checkpoint_file, replan_every=2)
+    assert config["budget"]["replan_every"] == 2
+    assert config["budget"]["samples"] == 512
+    config = _planner_config(checkpoint_file, mode="policy", engine="openvino")
+    assert (config["engine"], config["precision"], config["budget"]) == (None, None, None)
+    with pytest.raises(InputError, match="replan_every must be between 1 and the horizon"):
+        _planner_config(checkpoint_file, replan_every=4)
+
+
+def test_a_file_from_before_the_engines_goes_on_as_eager(tmp_path, checkpoint_file):
+    def write(config: dict) -> Path:
+        task = {"returns": [1.0], "seeds": [0]}
+        content = {"kind": "evaluation", "config": config, "tasks": {"cartpole-balance": task}}
+        path = tmp_path / "old.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    today = _planner_config(checkpoint_file)
+    old = {name: part for name, part in today.items() if name not in ("engine", "precision")}
+    old["budget"] = {k: v for k, v in today["budget"].items() if k != "replan_every"}
+    assert EvaluationFile(write(old), today).tasks
+    for changes, name in (({"engine": "compile"}, "engine"), ({"replan_every": 2}, "budget")):
+        with pytest.raises(ResultError, match=f"another evaluation: its {name} is"):
+            EvaluationFile(write(old), _planner_config(checkpoint_file, **changes))
 
 
 def _content(record: str) -> str:

@@ -7,7 +7,8 @@ from torch import Tensor
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.planning import mppi, presets
-from tdmpc_opt.planning.mppi import Plan, draw_noise, plan, prior_actions, sequence_values
+from tdmpc_opt.planning.mppi import Plan, draw_noise, plan, prepare, sequence_values
+from tdmpc_opt.planning.networks import PlannerNetworks
 from tdmpc_opt.task_table import Task, TaskTable
 from tdmpc_opt.world_model import two_hot
 from tdmpc_opt.world_model.model import WorldModel
@@ -35,7 +36,18 @@ def _plan(
     noise = draw_noise(model, budget, _generators(*seeds))
     with torch.no_grad():
         ids = task if model.task_embedding is not None else None
-        return plan(model, model.encode(obs, ids), ids, previous, noise, budget)
+        z = model.encode(obs, ids)
+        return plan(PlannerNetworks(model), z, ids, previous, noise, budget)
+
+
+def _values(
+    model: WorldModel, z: Tensor, actions: Tensor, task: Tensor, noise: Tensor, heads: Tensor
+) -> Tensor:
+    """Values of these sequences alone, without any of the policy prior."""
+    networks = PlannerNetworks(model)
+    none = torch.zeros(len(actions), 0, *actions.shape[2:])
+    problem = prepare(networks, z, task, none)
+    return sequence_values(networks, problem, actions, noise, heads)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +94,7 @@ def test_more_iterations_find_better_plans(toy):
         with torch.no_grad():
             heads = torch.tensor([[0, 0], [1, 1]])
             noise = torch.zeros(1, 2, 3)
-            values.append(sequence_values(toy, z, mean.unsqueeze(1), task, noise, heads))
+            values.append(_values(toy, z, mean.unsqueeze(1), task, noise, heads))
     assert (values[1] > values[0]).all()
 
 
@@ -163,7 +175,7 @@ def test_values_sum_discounted_rewards_and_the_last_q(model):
         z0 = z = model.encode(torch.randn(2, 5, generator=source), task)
         actions = (torch.rand(3, 4, 2, 3, generator=source) * 2 - 1) * model.mask(task)
         noise = torch.randn(4, 2, 3, generator=source)
-        got = sequence_values(model, z0, actions, task, noise, torch.tensor([[0, 1], [1, 0]]))
+        got = _values(model, z0, actions, task, noise, torch.tensor([[0, 1], [1, 0]]))
         for sample in range(4):
             z, value = z0, torch.zeros(2, 1)
             for t in range(3):
@@ -187,7 +199,7 @@ def test_the_drawn_heads_decide_the_value(make_model):
             two_hot.two_hot(torch.tensor([0.0]), model.bins)[0].clamp(min=1e-9).log()
         )
         z = torch.zeros(3, 16)
-        value = sequence_values(
+        value = _values(
             model,
             z,
             torch.zeros(3, 1, 3, 3),
@@ -218,11 +230,15 @@ def test_the_prior_follows_the_policy_through_the_dynamics(model):
     with torch.no_grad():
         z = model.encode(torch.ones(2, 5), task)
         noise = torch.randn(3, 4, 2, 3, generator=torch.Generator().manual_seed(0))
-        actions = prior_actions(model, z, task, noise)
-        first = model.policy(z, task, noise[0, 2]).action
-        second = model.policy(model.next(z, first, task), task, noise[1, 2]).action
-    torch.testing.assert_close(actions[0, 2], first)
-    torch.testing.assert_close(actions[1, 2], second)
+        problem = prepare(PlannerNetworks(model), z, task, noise)
+        value = torch.zeros(2, 1)
+        for t in range(3):
+            action = model.policy(z, task, noise[t, 2]).action
+            torch.testing.assert_close(problem.prior_actions[t, 2], action)
+            value = value + 0.99**t * model.decode(model.reward(z, action, task))
+            z = model.next(z, action, task)
+    torch.testing.assert_close(problem.prior_latent[2], z)
+    torch.testing.assert_close(problem.prior_value[2], value.squeeze(-1))
 
 
 @pytest.mark.parametrize(("action_dim", "expected"), [(6, 6), (19, 6), (20, 8), (38, 8)])

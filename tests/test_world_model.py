@@ -10,7 +10,8 @@ from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import LossWeights, model_config
 from tdmpc_opt.data.sampler import Batch
-from tdmpc_opt.planning.mppi import sequence_values
+from tdmpc_opt.planning.mppi import prepare, sequence_values
+from tdmpc_opt.planning.networks import PlannerNetworks
 from tdmpc_opt.task_table import MT30, Task, TaskTable
 from tdmpc_opt.training.objective import RunningScale, model_losses, policy_losses
 from tdmpc_opt.training.teachers import TeacherTargets
@@ -57,7 +58,8 @@ def _forward(model: WorldModel, d: dict[str, Tensor]) -> dict[str, Tensor]:
     z = model.encode(d["obs"][0], task)
     policy = model.policy(z, task, d["pi_eps"])
     rewards, qs = model.reward(z, action, task), model.q_values(z, action, task)
-    plan_task = task[:1]
+    networks, plan_actions = PlannerNetworks(model), d["plan_actions"].unsqueeze(2)
+    problem = prepare(networks, z[:1], task[:1], plan_actions[:, :0])
     return {
         "z": z,
         "z_next": model.next(z, action, task),
@@ -73,10 +75,9 @@ def _forward(model: WorldModel, d: dict[str, Tensor]) -> dict[str, Tensor]:
         "two_hot_out": two_hot.two_hot(d["two_hot_in"][:, 0], model.bins),
         "soft_ce": model.soft_cross_entropy(d["soft_ce_logits"], d["soft_ce_target"]),
         "plan_value": sequence_values(
-            model,
-            z[:1],
-            d["plan_actions"].unsqueeze(2),
-            plan_task,
+            networks,
+            problem,
+            plan_actions,
             d["plan_pi_eps"].unsqueeze(1),
             torch.tensor([[0], [1]]),
         ),

@@ -45,6 +45,8 @@ def load_agent(
     preset: str | None = None,
     mode: Literal["planner", "policy"] = "planner",
     dtype: "torch.dtype | None" = None,
+    engine: Literal["eager", "compile", "onnxruntime", "openvino"] = "eager",
+    precision: Literal["fp32", "int8"] = "fp32",
 ) -> "Agent":
     """Load an agent from a checkpoint file or zoo name; see `tdmpc_opt.agent.load_agent`.
 
@@ -54,16 +56,21 @@ def load_agent(
         preset: Planner budget by name; None is the full published one.
         mode: `planner`, or `policy` for the policy network alone.
         dtype: Number format of the computation; None is float32.
+        engine: What computes the planner's iterations.
+        precision: Number format of the planner's large products.
 
     Raises:
         CheckpointError: The file is missing, damaged, foreign or unsafe.
-        InputError: An unknown preset, mode or device.
+        InputError: An unknown preset, mode, device or engine, or an engine that cannot do this
+            precision, device or number format.
+        MissingDependencyError: A library or compiler that the engine needs is not here.
     """
     import torch
 
     from tdmpc_opt.agent import load_agent as load
 
-    return load(path_or_name, device, preset, mode, torch.float32 if dtype is None else dtype)
+    dtype = torch.float32 if dtype is None else dtype
+    return load(path_or_name, device, preset, mode, dtype, engine, precision)
 
 
 def load_pretrained(

@@ -1,5 +1,6 @@
 """`Agent`: a world model with a planner, or its policy alone, behind one `act`."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
-from tdmpc_opt.configs import Mode, PlannerBudget
+from tdmpc_opt.configs import EngineName, EnginePrecision, Mode, PlannerBudget
 from tdmpc_opt.errors import InputError, UnknownTaskError
-from tdmpc_opt.planning.mppi import draw_noise, plan
+from tdmpc_opt.planning.planner import Planner
 from tdmpc_opt.planning.presets import budget as preset_budget
+from tdmpc_opt.planning.timing import Clock, PlanTimer
 from tdmpc_opt.world_model.model import WorldModel
 
 Observation = TypeVar("Observation", Tensor, np.ndarray)
@@ -26,9 +28,19 @@ class Agent:
     """Acts for one or many rows at once, in planner or policy mode.
 
     Args:
-        world_model: Model in eval mode; it decides device and number format.
+        world_model: Model in eval mode; it decides device and number format. A planner takes
+            its weights as they are now.
         mode: Act by planning in latent space, or by the policy network alone.
-        budget: What one plan may spend.
+        budget: What one plan may spend, and how many of its actions are executed.
+        engine: What computes the planner's iterations. All but `eager` build something at the
+            first plan of each batch size, which takes seconds.
+        precision: Number format of the planner's large products.
+        clock: Monotonic time in seconds, by which deadlines are kept.
+
+    Raises:
+        InputError: An unknown mode or engine, a model that cannot plan, or an engine that
+            cannot do this precision, device or number format.
+        MissingDependencyError: A library or compiler that the engine needs is not here.
     """
 
     def __init__(
@@ -37,6 +49,9 @@ class Agent:
         *,
         mode: Mode = "planner",
         budget: PlannerBudget | None = None,
+        engine: EngineName = "eager",
+        precision: EnginePrecision = "fp32",
+        clock: Clock = time.perf_counter,
     ) -> None:
         if mode not in ("planner", "policy"):
             raise InputError(f"mode must be planner or policy, got {mode!r}")
@@ -48,15 +63,31 @@ class Agent:
         self.tasks = world_model.tasks
         self.mode = mode
         self.budget = budget or PlannerBudget()
-        self._previous_mean: Tensor | None = None
+        self._timer = PlanTimer(clock)
+        self._planner: Planner | None = None
+        if mode == "planner":
+            self._planner = Planner(world_model, self.budget, self._timer, engine, precision)
 
-    @torch.inference_mode()  # the warm start is an inference tensor, which only this may change
+    @property
+    def deadlines(self) -> int:
+        """Number of actions that had a deadline."""
+        return self._timer.acts
+
+    @property
+    def deadline_misses(self) -> int:
+        """Number of those actions that came after their deadline."""
+        return self._timer.misses
+
+    @property
+    def iterations(self) -> int | None:
+        """Iterations of the newest plan, which a deadline may have cut; None without a plan."""
+        return self._planner.iterations if self._planner else None
+
+    @torch.inference_mode()  # plans are inference tensors, which only this may change
     def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Forget the planner's warm start of all rows, or of these, before a new episode."""
-        if rows is None:
-            self._previous_mean = None
-        elif self._previous_mean is not None:
-            self._previous_mean[:, list(rows)] = 0.0
+        """Forget the plans of all rows, or of these, before a new episode."""
+        if self._planner:
+            self._planner.reset(rows)
 
     @torch.inference_mode()
     def act(
@@ -66,6 +97,7 @@ class Agent:
         *,
         deterministic: bool = True,
         generator: Generators = None,
+        deadline_ms: float | None = None,
     ) -> Observation:
         """Choose actions.
 
@@ -76,15 +108,22 @@ class Agent:
                 added noise. Else a sample of the policy, or the elite plus the plan's noise.
             generator: Source of all randomness: one for the batch or one for each row; None
                 is torch's default generator. One per row makes a row independent of the rest.
+            deadline_ms: Milliseconds from now in which the planner should be done: it leaves
+                out iterations that would end later, judged by recent ones. The first always
+                runs.
 
         Returns:
             Actions in [-1, 1], of the kind and leading shape of `obs`: the task's own width, or
             the padded width where ids [B] were given.
 
         Raises:
-            InputError: An observation of a wrong width or with NaN, or ids of a wrong shape.
+            InputError: An observation of a wrong width or with NaN, ids of a wrong shape, or a
+                deadline that is not positive.
             UnknownTaskError: A task that this agent does not know.
         """
+        if deadline_ms is not None and not deadline_ms > 0:
+            raise InputError(f"deadline_ms must be above 0, got {deadline_ms}")
+        self._timer.begin(deadline_ms)
         model = self.world_model
         rows = _tensor(obs).to(model.bins.device, model.dtype)
         single = rows.ndim == 1
@@ -95,14 +134,19 @@ class Agent:
         rows = self._padded(rows, width)
         generators = _per_row(generator, len(rows))
         z = model.encode(rows, ids)
-        choose = self._plan if self.mode == "planner" else self._policy
-        action = choose(z, ids, generators, deterministic)
+        if self._planner:
+            action = self._planner.act(z, ids, generators, explore=not deterministic)
+        else:
+            action = self._policy(z, ids, generators, deterministic)
         if width is not None:
             action = action[:, : self.tasks.tasks[width].action_dim]
         action = action[0] if single else action
         if isinstance(obs, Tensor):
-            return action.to(obs.device, obs.dtype if obs.is_floating_point() else None)
-        return action.float().cpu().numpy()
+            result = action.to(obs.device, obs.dtype if obs.is_floating_point() else None)
+        else:
+            result = action.float().cpu().numpy()
+        self._timer.finish()
+        return result
 
     def _task_ids(self, task: TaskArgument, rows: Tensor) -> tuple[Tensor, int | None]:
         """Return ids [B], and the one id of all rows if the caller named just one."""
@@ -159,25 +203,6 @@ class Agent:
         noise = torch.stack([torch.randn(width, generator=source) for source in generators])
         return model.policy(z, ids, noise.to(z)).action
 
-    def _plan(
-        self,
-        z: Float[Tensor, "batch latent"],
-        ids: Int[Tensor, " batch"],
-        generators: Sequence[torch.Generator | None],
-        deterministic: bool,
-    ) -> Float[Tensor, "batch action"]:
-        model, budget = self.world_model, self.budget
-        shape = (budget.horizon, len(z), model.config.action_dim)
-        previous = self._previous_mean
-        if previous is None or previous.shape != shape:
-            previous = z.new_zeros(shape)
-        noise = draw_noise(model, budget, generators)
-        result = plan(model, z, ids, previous, noise, budget)
-        self._previous_mean = result.mean
-        if deterministic:
-            return result.action
-        return (result.action + result.std[0] * noise.explore).clamp(-1, 1)
-
 
 def _tensor(values: Any) -> Tensor:
     if isinstance(values, np.ndarray):
@@ -218,24 +243,32 @@ def best_device(name: str = "auto") -> torch.device:
 def load_agent(
     path_or_name: str | Path,
     device: str | torch.device = "cpu",
-    preset: str | None = None,
+    preset: str | PlannerBudget | None = None,
     mode: Mode = "planner",
     dtype: torch.dtype = torch.float32,
+    engine: EngineName = "eager",
+    precision: EnginePrecision = "fp32",
 ) -> Agent:
     """Load an agent, ready to act, from any known checkpoint.
 
     Args:
         path_or_name: File of this project or of any public TD-MPC2 layout, or a zoo name.
         device: Where it computes; `auto` chooses.
-        preset: Planner budget by name; None is the full published one.
+        preset: Planner budget, or its name; None is the full published one.
         mode: `planner`, or `policy` for the policy network alone.
         dtype: Number format of the computation, whatever the file stores.
+        engine: What computes the planner's iterations: `eager`, `compile` (torch.compile),
+            `onnxruntime` or `openvino`, the last two on a CPU.
+        precision: `int8` for the planner's large products, with `onnxruntime`.
 
     Raises:
         CheckpointError: The file is missing, damaged, foreign or unsafe.
-        InputError: An unknown preset, mode or device.
+        InputError: An unknown preset, mode, device or engine, or an engine that cannot do this
+            precision, device or number format.
+        MissingDependencyError: A library or compiler that the engine needs is not here.
     """
     checkpoint = read_checkpoint(path_or_name)
     where = best_device(str(device))
     model = build(checkpoint, device=where, dtype=dtype, policy_will_do=True)
-    return Agent(model, mode=mode, budget=preset_budget(preset))
+    budget = preset_budget(preset)
+    return Agent(model, mode=mode, budget=budget, engine=engine, precision=precision)

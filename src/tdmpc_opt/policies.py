@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from tdmpc_opt.agent import Agent, load_agent
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
-from tdmpc_opt.configs import Device, Mode
+from tdmpc_opt.configs import Device, EngineName, EnginePrecision, Mode, PlannerBudget
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.planning.presets import budget as preset_budget
 from tdmpc_opt.task_table import MT30, UNNAMED, TaskTable
 
 Array = NDArray[np.float32]
@@ -45,6 +46,18 @@ class PolicySource:
     noise: bool = False
     """Sample from the policy, or keep the planner's exploration noise on."""
     device: Device = "cpu"
+    replan_every: int = 1
+    engine: EngineName = "eager"
+    precision: EnginePrecision = "fp32"
+
+    @property
+    def budget(self) -> PlannerBudget:
+        """What a plan of this source may spend.
+
+        Raises:
+            InputError: An unknown preset, or more actions of a plan than it has.
+        """
+        return replace(preset_budget(self.preset), replan_every=self.replan_every)
 
     @property
     def is_agent(self) -> bool:
@@ -61,7 +74,14 @@ class PolicySource:
             return RandomPolicy()
         if Path(self.source).is_dir():
             return ExpertPolicy(Path(self.source))
-        agent = load_agent(self.source, self.device, self.preset, self.mode)
+        agent = load_agent(
+            self.source,
+            self.device,
+            self.budget,
+            self.mode,
+            engine=self.engine,
+            precision=self.precision,
+        )
         return AgentPolicy(agent, deterministic=not self.noise)
 
     def identity(self, tasks: TaskTable) -> dict[str, str | None]:

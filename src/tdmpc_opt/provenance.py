@@ -8,7 +8,10 @@ from pathlib import Path
 
 import tdmpc_opt
 
-_LIBRARIES = ("numpy", "torch", "mujoco", "dm_control", "gymnasium", "sbx-rl", "jax")
+_LIBRARIES = (
+    *("numpy", "torch", "mujoco", "dm_control", "gymnasium", "sbx-rl", "jax"),
+    *("onnxruntime", "openvino"),
+)
 
 
 def versions() -> dict[str, str]:

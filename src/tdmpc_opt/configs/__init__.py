@@ -1,7 +1,13 @@
 """Every knob of the project, as frozen dataclasses that need neither torch nor a simulator."""
 
 from tdmpc_opt.configs.collection import CollectConfig, DataInfoConfig, ExpertsConfig
-from tdmpc_opt.configs.common import COLLECTION_SEED, Device, Mode
+from tdmpc_opt.configs.common import (
+    COLLECTION_SEED,
+    Device,
+    EngineName,
+    EnginePrecision,
+    Mode,
+)
 from tdmpc_opt.configs.dagger import DaggerConfig
 from tdmpc_opt.configs.distill_weights import TERMS, DistillWeights, Schedule
 from tdmpc_opt.configs.evaluation import AblationConfig, CompareConfig, EvaluateConfig
@@ -34,6 +40,8 @@ __all__ = [
     "Device",
     "DistillConfig",
     "DistillWeights",
+    "EngineName",
+    "EnginePrecision",
     "EvaluateConfig",
     "ExpertsConfig",
     "InspectConfig",

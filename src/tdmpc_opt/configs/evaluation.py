@@ -6,7 +6,13 @@ from typing import Annotated
 
 import tyro
 
-from tdmpc_opt.configs.common import COLLECTION_SEED, Device, Mode
+from tdmpc_opt.configs.common import (
+    COLLECTION_SEED,
+    Device,
+    EngineName,
+    EnginePrecision,
+    Mode,
+)
 from tdmpc_opt.errors import InputError
 
 
@@ -26,6 +32,12 @@ class EvaluateConfig:
     """Act by planning, or by the policy network alone."""
     preset: str | None = None
     """Planner budget by name; none means the full published budget."""
+    replan_every: int = 1
+    """Actions executed of each plan before the next is made; up to the planner's horizon."""
+    engine: EngineName = "eager"
+    """What computes the planner: torch itself, torch.compile, ONNX Runtime or OpenVINO."""
+    precision: EnginePrecision = "fp32"
+    """Number format of the planner's large products; int8 needs the engine onnxruntime."""
     noise: bool = False
     """Keep exploration noise on, as the published scores did."""
     output: Path

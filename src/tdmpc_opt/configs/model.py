@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tdmpc_opt.errors import InputError
 from tdmpc_opt.task_table import TaskTable
 
 Size = Literal["0.3", "1", "5", "19", "48", "317"]
@@ -106,12 +107,16 @@ class PlannerBudget:
     """Lower clip of the sampling standard deviation."""
     max_std: float = 2.0
     """Upper clip of the sampling standard deviation, and its start."""
+    replan_every: int = 1
+    """Actions executed of one plan before the next is made; up to the horizon. Published: 1."""
 
     def __post_init__(self) -> None:
         """Refuse budgets that cannot be run."""
         if not 0 <= self.policy_samples < self.samples:
-            raise ValueError("policy_samples must be at least 0 and below samples")
+            raise InputError("policy_samples must be at least 0 and below samples")
         if not 0 < self.elites <= self.samples:
-            raise ValueError("elites must be between 1 and samples")
+            raise InputError("elites must be between 1 and samples")
         if self.horizon < 1 or self.iterations < 1:
-            raise ValueError("horizon and iterations must be at least 1")
+            raise InputError("horizon and iterations must be at least 1")
+        if not 1 <= self.replan_every <= self.horizon:
+            raise InputError("replan_every must be between 1 and the horizon")

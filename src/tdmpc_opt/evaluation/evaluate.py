@@ -9,7 +9,6 @@ from tdmpc_opt.configs import EvaluateConfig
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
 from tdmpc_opt.executor import run_parallel
-from tdmpc_opt.planning.presets import budget as preset_budget
 from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import one_thread, rollout
@@ -47,6 +46,9 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         preset=config.preset,
         noise=config.noise,
         device=config.device,
+        replan_every=config.replan_every,
+        engine=config.engine,
+        precision=config.precision,
     )
     tasks = policy.tasks(config.tasks)
     result = EvaluationFile(config.output, _identity(config, policy, tasks), policy.training())
@@ -73,7 +75,9 @@ def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) ->
         "episodes": config.episodes,
         "seed": config.seed,
         "mode": config.mode if policy.is_agent else None,
-        "budget": asdict(preset_budget(config.preset)) if plans else None,
+        "budget": asdict(policy.budget) if plans else None,
+        "engine": config.engine if plans else None,
+        "precision": config.precision if plans else None,
         "noise": config.noise,
         "device": best_device(config.device).type,
     }

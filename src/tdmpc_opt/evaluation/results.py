@@ -38,7 +38,7 @@ class EvaluationFile:
         _require_writable(path)
         if path.exists():
             found = read_evaluation(path)
-            _require_same(path, found["config"], self._config)
+            _require_same(path, _with_engine(found["config"]), self._config)
             self.tasks = found["tasks"]
 
     def add(self, task: str, record: Mapping[str, Any]) -> None:
@@ -80,6 +80,15 @@ def _require_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise ResultError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _with_engine(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete the config of a file from when every plan was eager and executed one action."""
+    budget = config.get("budget")
+    if budget is None:
+        return dict(config)
+    eager = {"engine": "eager", "precision": "fp32"}
+    return eager | dict(config) | {"budget": {"replan_every": 1} | budget}
 
 
 def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

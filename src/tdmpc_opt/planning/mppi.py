@@ -3,19 +3,29 @@
 Source: TD-MPC2, arXiv:2310.16828, section 3.2 and appendix; MPPI, arXiv:1509.01149.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tdmpc_opt.configs import PlannerBudget
-from tdmpc_opt.planning.folded import FoldedModel
+from tdmpc_opt.planning.networks import PlannerNetworks, Shares
 from tdmpc_opt.world_model.model import WorldModel
 
 LARGE_ACTION_DIM = 20
 """From this many action dimensions on, the published planner adds two iterations."""
+
+
+class RoundNoise(NamedTuple):
+    """Random numbers of one iteration; `PlanNoise` says what each is for."""
+
+    samples: Float[Tensor, "horizon sampled batch action"]
+    value: Float[Tensor, "samples batch action"]
+    heads: Int[Tensor, "2 batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,52 @@ class PlanNoise:
     explore: Float[Tensor, "batch action"]
     """Standard normal noise added to the action when exploring."""
 
+    def round(self, index: int) -> RoundNoise:
+        """Return the noise of one iteration."""
+        return RoundNoise(self.samples[index], self.value[index], self.heads[index])
+
+
+class Problem(NamedTuple):
+    """What a plan's iterations have in common."""
+
+    shares: Shares
+    """Biases of the heads' first layers."""
+    mask: Float[Tensor, "batch action"]
+    """1 for real action dimensions, 0 for padded ones."""
+    discount: Float[Tensor, " batch"]
+    """Discount per step."""
+    prior_actions: Float[Tensor, "horizon prior batch action"]
+    """Sequences of the policy prior."""
+    prior_latent: Float[Tensor, "prior batch latent"]
+    """Latents at which they end."""
+    prior_value: Float[Tensor, "prior batch"]
+    """Their discounted rewards."""
+
+
+class Refined(NamedTuple):
+    """A distribution over action sequences and the elites that it was fitted to."""
+
+    mean: Float[Tensor, "horizon batch action"]
+    std: Float[Tensor, "horizon batch action"]
+    first: Float[Tensor, "elites batch action"]
+    """First actions of the elites, the best one's first."""
+    weights: Float[Tensor, "elites batch"]
+    """Weights of the elites, which sum to 1."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Computes one iteration for given networks and budget, and agrees with `refine`."""
+
+    def __call__(
+        self,
+        problem: Problem,
+        mean: Float[Tensor, "horizon batch action"],
+        std: Float[Tensor, "horizon batch action"],
+        noise: RoundNoise,
+    ) -> Refined:
+        """Refine the distribution once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -43,6 +99,8 @@ class Plan:
     mean: Float[Tensor, "horizon batch action"]
     std: Float[Tensor, "horizon batch action"]
     action: Float[Tensor, "batch action"]
+    iterations: int
+    """Iterations that were run."""
 
 
 def iterations(budget: PlannerBudget, action_dim: int) -> int:
@@ -94,47 +152,79 @@ def _draw_row(
     )
 
 
-def sequence_values(
-    model: WorldModel,
-    z: Float[Tensor, "batch latent"],
-    actions: Float[Tensor, "horizon samples batch action"],
-    task: Int[Tensor, " batch"] | None,
-    noise: Float[Tensor, "samples batch action"],
-    heads: Int[Tensor, "2 batch"],
-) -> Float[Tensor, "samples batch"]:
-    """Estimate the return of action sequences: predicted rewards, then Q at the last latent."""
-    folded = FoldedModel(model, task, z)
-    discount = model.discount[0] if task is None else model.discount[task]
-    value = torch.zeros(actions.shape[1:3], device=z.device, dtype=z.dtype)
-    weight = torch.ones_like(discount)
-    for action in actions:
-        z, reward = folded.step(z, action)
-        value = value + weight * reward
-        weight = weight * discount
-    last = model.policy(z, task, noise).action
-    q = model.decode(model.q_values(z, last, task)).squeeze(-1)
-    chosen = q.gather(0, heads.unsqueeze(1).expand(-1, q.shape[1], -1))
-    return value + weight * chosen.mean(0)
-
-
-def prior_actions(
-    model: WorldModel,
+def prepare(
+    networks: PlannerNetworks,
     z: Float[Tensor, "batch latent"],
     task: Int[Tensor, " batch"] | None,
     noise: Float[Tensor, "horizon prior batch action"],
-) -> Float[Tensor, "horizon prior batch action"]:
-    """Let the policy prior act through the latent dynamics."""
-    z = z.expand(noise.shape[1], -1, -1)
-    actions = []
-    for t, step_noise in enumerate(noise):
-        actions.append(model.policy(z, task, step_noise).action)
-        if t + 1 < len(noise):
-            z = model.next(z, actions[-1], task)
-    return torch.stack(actions)
+) -> Problem:
+    """Compute what all iterations of a plan share: the policy prior acts and is judged once."""
+    model = networks.model
+    shares = networks.shares(z, task)
+    discount = (model.discount[:1] if task is None else model.discount[task]).expand(len(z))
+    mask = model.mask(task).expand(len(z), -1)
+    value = z.new_zeros(noise.shape[1:3])
+    weight = torch.ones_like(discount)
+    latent, actions = None, []
+    for step_noise in noise:
+        action = networks.act(shares, latent, step_noise, mask)
+        latent, reward = networks.step(shares, latent, action)
+        value = value + weight * reward
+        weight = weight * discount
+        actions.append(action)
+    assert latent is not None, "the horizon is at least 1"
+    return Problem(shares, mask, discount, torch.stack(actions), latent, value)
+
+
+def sequence_values(
+    networks: PlannerNetworks,
+    problem: Problem,
+    actions: Float[Tensor, "horizon sampled batch action"],
+    noise: Float[Tensor, "samples batch action"],
+    heads: Int[Tensor, "2 batch"],
+) -> Float[Tensor, "samples batch"]:
+    """Estimate the return of the prior's sequences and of these, in this order.
+
+    It is the sum of the predicted rewards and of Q at the last latent, where the policy acts.
+    """
+    z = None
+    value = problem.prior_value.new_zeros(actions.shape[1:3])
+    weight = torch.ones_like(problem.discount)
+    for action in actions:
+        z, reward = networks.step(problem.shares, z, action)
+        value = value + weight * reward
+        weight = weight * problem.discount
+    assert z is not None, "the horizon is at least 1"
+    value = torch.cat([problem.prior_value, value])
+    z = torch.cat([problem.prior_latent, z])
+    last = networks.act(problem.shares, z, noise, problem.mask)
+    return value + weight * networks.q_mean(problem.shares, z, last, heads)
+
+
+def refine(
+    networks: PlannerNetworks,
+    budget: PlannerBudget,
+    problem: Problem,
+    mean: Float[Tensor, "horizon batch action"],
+    std: Float[Tensor, "horizon batch action"],
+    noise: RoundNoise,
+) -> Refined:
+    """Sample sequences, judge them, and refit the distribution to the elites."""
+    sampled = (mean.unsqueeze(1) + std.unsqueeze(1) * noise.samples).clamp(-1.0, 1.0)
+    sampled = sampled * problem.mask
+    value = sequence_values(networks, problem, sampled, noise.value, noise.heads)
+    top, index = value.nan_to_num(0.0).topk(budget.elites, dim=0)
+    actions = torch.cat([problem.prior_actions, sampled], dim=1)
+    shape = (len(actions), -1, -1, actions.shape[-1])
+    elites = actions.gather(1, index[None, ..., None].expand(shape))
+    weights = torch.exp(budget.temperature * (top - top[:1]))
+    weights = weights / weights.sum(0)
+    mean, std = _refit(elites, weights, problem.mask, budget)
+    return Refined(mean, std, elites[0], weights)
 
 
 def plan(
-    model: WorldModel,
+    networks: PlannerNetworks,
     z: Float[Tensor, "batch latent"],
     task: Int[Tensor, " batch"] | None,
     previous_mean: Float[Tensor, "horizon batch action"],
@@ -144,7 +234,7 @@ def plan(
     """Refine a Gaussian over action sequences and draw an elite's first action.
 
     Args:
-        model: World model in eval mode.
+        networks: Heads of a world model in eval mode.
         z: Latents to plan from.
         task: Task ids; None for a single-task model.
         previous_mean: Mean of the plan one step ago; zeros at an episode's start.
@@ -155,26 +245,37 @@ def plan(
         The last distribution, and one elite's first action drawn by weight, without
         exploration noise.
     """
-    mask = model.mask(task)
-    prior = prior_actions(model, z, task, noise.prior)
+    problem = prepare(networks, z, task, noise.prior)
+    engine = partial(refine, networks, budget)
+    return search(engine, problem, previous_mean, noise, budget.max_std)
+
+
+def search(
+    engine: Engine,
+    problem: Problem,
+    previous_mean: Float[Tensor, "horizon batch action"],
+    noise: PlanNoise,
+    max_std: float,
+    enough: Callable[[], bool] = lambda: False,
+) -> Plan:
+    """Let an engine iterate, as `plan` does with `refine`.
+
+    Args:
+        engine: What computes an iteration.
+        problem: What the iterations have in common.
+        previous_mean: Mean of the plan one step ago.
+        noise: All random numbers.
+        max_std: Standard deviation to start with.
+        enough: Asked before each iteration but the first whether to leave out the rest.
+    """
     mean = torch.cat([previous_mean[1:], torch.zeros_like(previous_mean[:1])])
-    std = torch.full_like(mean, budget.max_std)
-    first, weights = mean[:1], mean[0, :, :1].T
-    for round_noise, value_noise, heads in zip(
-        noise.samples, noise.value, noise.heads, strict=True
-    ):
-        sampled = (mean.unsqueeze(1) + std.unsqueeze(1) * round_noise).clamp(-1, 1)
-        actions = torch.cat([prior, sampled], dim=1) * mask
-        value = sequence_values(model, z, actions, task, value_noise, heads).nan_to_num(0.0)
-        top, index = value.topk(budget.elites, dim=0)
-        elites = actions.gather(
-            1, index[None, ..., None].expand(len(actions), -1, -1, mask.shape[-1])
-        )
-        weights = torch.exp(budget.temperature * (top - top[0]))
-        weights = weights / weights.sum(0)
-        mean, std = _refit(elites, weights, mask, budget)
-        first = elites[0]
-    return Plan(mean, std, _draw_elite(first, weights, noise.pick))
+    result = engine(problem, mean, torch.full_like(mean, max_std), noise.round(0))
+    rounds = 1
+    while rounds < len(noise.samples) and not enough():
+        result = engine(problem, result.mean, result.std, noise.round(rounds))
+        rounds += 1
+    action = _draw_elite(result.first, result.weights, noise.pick)
+    return Plan(result.mean, result.std, action, rounds)
 
 
 def _refit(
@@ -186,7 +287,7 @@ def _refit(
     share = weights.unsqueeze(-1)
     mean = (share * elites).sum(1)
     variance = (share * (elites - mean.unsqueeze(1)) ** 2).sum(1)
-    std = variance.sqrt().clamp(budget.min_std, budget.max_std)
+    std = variance.sqrt().clamp(float(budget.min_std), float(budget.max_std))
     return mean * mask, std * mask
 
 

@@ -7,12 +7,14 @@ PRESETS = {"full": PlannerBudget()}
 """`full` is the published budget, and what no preset means."""
 
 
-def budget(preset: str | None) -> PlannerBudget:
-    """Return the budget of a preset; None is the full published one.
+def budget(preset: str | PlannerBudget | None) -> PlannerBudget:
+    """Return the budget of a preset, or the one given; None is the full published one.
 
     Raises:
         InputError: No preset of that name.
     """
+    if isinstance(preset, PlannerBudget):
+        return preset
     name = preset or "full"
     if name not in PRESETS:
         raise InputError(f"unknown planner preset {name!r}; known: {', '.join(PRESETS)}")

@@ -190,8 +190,7 @@ class WorldModel(nn.Module):
         raw = self.policy_head(torch.cat([z, self.embed(task, z)], dim=-1))
         mask = self.mask(task)
         mean, log_std = raw.chunk(2, dim=-1)
-        log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(log_std) + 1)
-        mean, log_std = mean * mask, log_std * mask
+        mean, log_std = mean * mask, log_std_of(log_std) * mask
         noise = (torch.randn_like(mean) if noise is None else noise) * mask
         action = torch.tanh(mean + noise * log_std.exp())
         gaussian = (-0.5 * noise**2 - log_std).sum(-1, keepdim=True) - 0.5 * math.log(
@@ -217,6 +216,11 @@ def unit_rows(x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
     """Return `x` with the rows that are longer than 1 scaled down to 1."""
     norm = x.norm(dim=-1, keepdim=True)
     return x * torch.where(norm > 1, 1 / (norm + 1e-7), torch.ones_like(norm))
+
+
+def log_std_of(raw: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Squash the policy's raw output into the range of the log standard deviation."""
+    return LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(raw) + 1)
 
 
 def _encoder(config: ModelConfig) -> nn.Sequential:

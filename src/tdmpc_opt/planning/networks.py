@@ -1,0 +1,222 @@
+"""A world model's heads as planning calls them: what stays the same is computed once.
+
+A head's first layer sees [z, e, a]. The task embedding's share of it becomes part of its bias,
+and so does that of the latent that all sequences start from. The policy gives its action and
+no density, and of a large Q ensemble only the members that were drawn are computed. The numbers
+are those of `WorldModel`, up to rounding.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tdmpc_opt.world_model.layers import Dense, mish, simnorm
+from tdmpc_opt.world_model.model import WorldModel, log_std_of
+from tdmpc_opt.world_model.two_hot import symexp
+
+
+class Shares(NamedTuple):
+    """Biases of the heads' first layers for each row: those of dynamics, reward and policy.
+
+    Those `at_start` hold the share of the latent that planning starts from as well.
+    """
+
+    later: tuple[Float[Tensor, "batch hidden"], ...]
+    at_start: tuple[Float[Tensor, "batch hidden"], ...]
+    q: Float[Tensor, "members batch hidden"]
+
+
+class PlannerNetworks:
+    """The heads of a world model, their weights shared with it or copied.
+
+    Args:
+        model: World model in eval mode. Later changes of its weights may not show here.
+    """
+
+    def __init__(self, model: WorldModel) -> None:
+        self.model = model
+        sizes = (model.config.latent_dim, model.config.task_dim)
+        heads = (model.dynamics, model.reward_head, model.policy_head)
+        self._dynamics, self._reward, self._policy = (_split(head, sizes) for head in heads)
+        self._ensemble = _split(model.q_ensemble, sizes)
+        self._members = [self._ensemble.member(i) for i in range(model.config.num_q)]
+
+    def shares(
+        self, z: Float[Tensor, "batch latent"], task: Int[Tensor, " batch"] | None
+    ) -> Shares:
+        """Compute what the task and the first latent add in the heads' first layers."""
+        embedding = self.model.embed(task, z)
+        heads = (self._dynamics, self._reward, self._policy)
+        later = tuple(head.of_task(embedding) for head in heads)
+        at_start = tuple(
+            functional.linear(z, head.z) + bias for head, bias in zip(heads, later, strict=True)
+        )
+        q = torch.stack([member.of_task(embedding) for member in self._members])
+        return Shares(later, at_start, q)
+
+    def step(
+        self,
+        shares: Shares,
+        z: Float[Tensor, "samples batch latent"] | None,
+        action: Float[Tensor, "samples batch action"],
+    ) -> tuple[Float[Tensor, "samples batch latent"], Float[Tensor, "samples batch"]]:
+        """Return the next latents, and the rewards in environment units.
+
+        Args:
+            shares: First-layer biases.
+            z: Latents; None where all samples of a row are at its first latent.
+            action: Actions of each sample.
+        """
+        if z is None:
+            x, biases = action, shares.at_start
+            weights = self._dynamics.action, self._reward.action
+        else:
+            x, biases = torch.cat([z, action], dim=-1), shares.later
+            weights = self._dynamics.z_action, self._reward.z_action
+        raw = self._dynamics.finish(_linear(x, weights[0], biases[0]))
+        logits = self._reward.finish(_linear(x, weights[1], biases[1]))
+        last = self._dynamics.layers[-1]
+        next_z = simnorm(_norm(raw, last), self.model.config.simnorm_dim)
+        shape = action.shape[:2]
+        return next_z.unflatten(0, shape), self._decode(logits).unflatten(0, shape)
+
+    def act(
+        self,
+        shares: Shares,
+        z: Float[Tensor, "samples batch latent"] | None,
+        noise: Float[Tensor, "samples batch action"],
+        mask: Float[Tensor, "batch action"],
+    ) -> Float[Tensor, "samples batch action"]:
+        """Sample the policy at latents; None is each row's first latent."""
+        if z is None:
+            raw = self._policy.finish(shares.at_start[2])
+        else:
+            raw = self._policy.finish(_linear(z, self._policy.z, shares.later[2]))
+        mean, log_std = raw.unflatten(0, (-1, len(mask))).chunk(2, dim=-1)
+        return torch.tanh(mean + noise * log_std_of(log_std).exp()) * mask
+
+    def q_mean(
+        self,
+        shares: Shares,
+        z: Float[Tensor, "samples batch latent"],
+        action: Float[Tensor, "samples batch action"],
+        heads: Int[Tensor, "2 batch"],
+    ) -> Float[Tensor, "samples batch"]:
+        """Average the returns that two members of the ensemble predict for each row."""
+        x = torch.cat([z, action], dim=-1)
+        count = len(self._members)
+        if count > 2 and heads.shape[1] == 1:
+            drawn = [self._ensemble.member(index) for index in heads]
+            biases = [shares.q.index_select(0, index)[0] for index in heads]
+        else:
+            drawn, biases = self._members, list(shares.q.unbind(0))
+        values = [
+            self._decode(head.finish(_linear(x, head.z_action, bias)))
+            for head, bias in zip(drawn, biases, strict=True)
+        ]
+        q = torch.stack(values).unflatten(1, action.shape[:2])
+        if len(values) > 2:
+            q = q.gather(0, heads.unsqueeze(1).expand(-1, q.shape[1], -1))
+        return q.mean(0)
+
+    def _decode(self, logits: Float[Tensor, "n bins"]) -> Float[Tensor, " n"]:
+        # A sum of products: as a product with a vector it took ONNX Runtime five times as long.
+        mean = (torch.softmax(logits, dim=-1) * self.model.bins).sum(-1)
+        return symexp(mean)
+
+
+class _Layer(NamedTuple):
+    """Weights of a dense layer; those of an ensemble have a leading axis."""
+
+    weight: Tensor
+    bias: Tensor
+    gain: Tensor | None
+    shift: Tensor | None
+
+
+class _Head(NamedTuple):
+    """A head's layers, and the first one's weights by what they multiply."""
+
+    z: Tensor
+    task: Tensor
+    action: Tensor
+    z_action: Tensor
+    layers: tuple[_Layer, ...]
+
+    def of_task(self, embedding: Float[Tensor, "batch task"]) -> Tensor:
+        """Return the first layer's bias with the task embedding's share in it."""
+        return functional.linear(embedding, self.task, self.layers[0].bias)
+
+    def finish(self, x: Float[Tensor, "n hidden"]) -> Float[Tensor, "n out"]:
+        """Apply what follows the first product, up to the last one."""
+        x = _hidden(x, self.layers[0])
+        for layer in self.layers[1:-1]:
+            x = _hidden(functional.linear(x, layer.weight, layer.bias), layer)
+        return functional.linear(x, self.layers[-1].weight, self.layers[-1].bias)
+
+    def member(self, index: int | Int[Tensor, "1"]) -> "_Head":
+        """Return one head of an ensemble."""
+        layers = tuple(
+            _Layer(
+                _pick(layer.weight, index),
+                _pick(layer.bias, index),
+                None if layer.gain is None else _pick(layer.gain, index),
+                None if layer.shift is None else _pick(layer.shift, index),
+            )
+            for layer in self.layers
+        )
+        z, task = _pick(self.z, index), _pick(self.task, index)
+        action, z_action = _pick(self.action, index), _pick(self.z_action, index)
+        return _Head(z, task, action, z_action, layers)
+
+
+def _pick(stacked: Tensor, index: int | Int[Tensor, "1"]) -> Tensor:
+    return stacked[index] if isinstance(index, int) else stacked.index_select(0, index)[0]
+
+
+def _split(network: nn.Sequential, sizes: tuple[int, int]) -> _Head:
+    layers = tuple(_layer(dense) for dense in network)
+    weight = layers[0].weight
+    latent, task = sizes
+    z, of_task, action = weight.tensor_split([latent, latent + task], dim=-1)
+    return _Head(z, of_task, action, torch.cat([z, action], dim=-1), layers)
+
+
+def _layer(dense: nn.Module) -> _Layer:
+    assert isinstance(dense, Dense)
+    weight, bias, norm = dense.weight.detach(), dense.bias.detach(), dense.norm
+    if norm is None:
+        return _Layer(weight, bias, None, None)
+    return _Layer(weight, bias, norm.weight.detach(), norm.bias.detach())
+
+
+def _linear(
+    x: Float[Tensor, "samples batch in_dim"],
+    weight: Float[Tensor, "out in_dim"],
+    bias: Float[Tensor, "batch out"],
+) -> Float[Tensor, "n out"]:
+    """Multiply and add a bias of each row's own; samples and rows become one axis."""
+    if len(bias) == 1:  # one row to plan for: the product adds it for free
+        return functional.linear(x.flatten(0, 1), weight, bias[0])
+    product = functional.linear(x.flatten(0, 1), weight)
+    return (product.unflatten(0, x.shape[:2]) + bias).flatten(0, 1)
+
+
+def _norm(x: Float[Tensor, "n dim"], layer: _Layer) -> Float[Tensor, "n dim"]:
+    return functional.layer_norm(x, x.shape[-1:], layer.gain, layer.shift)
+
+
+def _hidden(x: Float[Tensor, "n dim"], layer: _Layer) -> Float[Tensor, "n dim"]:
+    if not torch.compiler.is_compiling():
+        return mish(_norm(x, layer))
+    # What other engines run in the fewest passes. With y = -x and q = sigmoid(y)^2, which is
+    # 1 / (1 + exp(x))^2, mish(x) = x (1 - q) / (1 + q).
+    assert layer.gain is not None
+    assert layer.shift is not None
+    y = functional.layer_norm(x, x.shape[-1:], -layer.gain, -layer.shift)
+    root = torch.sigmoid(y)
+    q = root * root
+    return y * ((q - 1) / (q + 1))

@@ -1,0 +1,218 @@
+import copy
+import importlib.util
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tdmpc_opt.checkpoints.checkpoint import build
+from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.configs import PlannerBudget
+from tdmpc_opt.errors import InputError, MissingDependencyError
+from tdmpc_opt.planning import engines
+from tdmpc_opt.planning.engines import make_engine
+from tdmpc_opt.planning.mppi import Engine, Plan, draw_noise, prepare, refine, search
+from tdmpc_opt.planning.networks import PlannerNetworks
+
+# torch's exporter and compiler trip over deprecations of torch's own.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
+]
+
+TOLERANCE = 1e-4
+"""Largest difference of mean and std from the reference, except where two samples tie."""
+BUDGET = PlannerBudget(iterations=3, samples=256, policy_samples=24, elites=32)
+
+every_engine = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("compile", marks=pytest.mark.compile),
+        "onnxruntime",
+        "openvino",
+    ],
+)
+
+
+def _engine(
+    name: str, networks: PlannerNetworks, budget: PlannerBudget, precision: str = "fp32"
+) -> Engine:
+    if name != "compile":
+        pytest.importorskip(name)
+        pytest.importorskip("onnxscript")
+    return make_engine(name, precision, networks, budget)
+
+
+def _plans(
+    networks: PlannerNetworks,
+    budget: PlannerBudget,
+    obs: Tensor,
+    task: Tensor,
+    *tried: Engine,
+) -> list[Plan]:
+    """Plans of the reference and of these engines, from the same noise."""
+    model = networks.model
+    sources = [torch.Generator().manual_seed(seed) for seed in range(len(obs))]
+    with torch.inference_mode():
+        noise = draw_noise(model, budget, sources)
+        problem = prepare(networks, model.encode(obs, task), task, noise.prior)
+        previous = torch.zeros(budget.horizon, len(obs), model.config.action_dim)
+        return [
+            search(engine, problem, previous, noise, budget.max_std)
+            for engine in (partial(refine, networks, budget), *tried)
+        ]
+
+
+def _differences(reference: Plan, other: Plan) -> Tensor:
+    """Largest difference of each row's mean or std."""
+    parts = ((reference.mean, other.mean), (reference.std, other.std))
+    return torch.stack([(a - b).abs().amax(dim=(0, 2)) for a, b in parts]).amax(0)
+
+
+@pytest.fixture(scope="module")
+def student(reference_dir) -> PlannerNetworks:
+    name = "mt30_1M_steps_045dist_fp16.pt"
+    return PlannerNetworks(build(read_checkpoint(reference_dir / "checkpoints" / name)))
+
+
+@pytest.fixture(scope="module")
+def large_ensemble(make_model) -> PlannerNetworks:
+    return PlannerNetworks(make_model(num_q=5))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _each_graph_is_traced_once() -> Iterator[None]:
+    """Tracing takes seconds, and both graph engines run the same graphs."""
+    if importlib.util.find_spec("onnxscript") is None:
+        yield
+        return
+    from tdmpc_opt.planning import graph
+
+    trace, traced = graph.iteration_graph, {}
+
+    def cached(networks: PlannerNetworks, budget: PlannerBudget, *inputs: Any) -> Any:
+        key = networks, budget, inputs[1].shape
+        if key not in traced:
+            traced[key] = trace(networks, budget, *inputs)
+        return copy.deepcopy(traced[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "iteration_graph", cached)
+        yield
+
+
+@pytest.fixture(scope="module")
+def observations(reference_dir) -> tuple[Tensor, Tensor]:
+    """Real observations of several tasks, and the tasks."""
+    arrays = np.load(reference_dir / "reference" / "world_model_reference.npz")
+    rows = slice(0, 20)
+    return torch.from_numpy(arrays["obs"][0][rows]), torch.from_numpy(arrays["task"][rows])
+
+
+@every_engine
+def test_engines_agree_with_the_reference_on_real_observations(name, student, observations):
+    obs, task = observations
+    assert len(task.unique()) >= 10
+    reference, other = _plans(student, BUDGET, obs, task, _engine(name, student, BUDGET))
+    difference = _differences(reference, other)
+    # Two samples whose values tie up to rounding may swap places among the elites.
+    assert (difference < TOLERANCE).float().mean() >= 0.9
+    assert difference.max() < 0.2
+    drawn = (reference.action - other.action).abs().amax(1)
+    assert (drawn < TOLERANCE).float().mean() >= 0.9
+
+
+@every_engine
+@pytest.mark.parametrize("task", [[0], [0, 1, 1]])
+def test_engines_average_the_heads_drawn_for_each_row(name, task, large_ensemble, small_budget):
+    engine = _engine(name, large_ensemble, small_budget)
+    obs = torch.randn(len(task), 5, generator=torch.Generator().manual_seed(0))
+    plans = _plans(large_ensemble, small_budget, obs, torch.tensor(task), engine)
+    assert _differences(*plans).max() < TOLERANCE
+    assert not plans[1].mean[:, 1:, 2].any()
+
+
+def test_int8_plans_come_close(student, observations):
+    """Their values err by a fraction of what the samples' values differ among themselves."""
+    obs, task = observations
+    engine = _engine("onnxruntime", student, BUDGET, "int8")
+    reference, low = _plans(student, BUDGET, obs, task, engine)
+    start = BUDGET.max_std
+    assert (reference.mean - low.mean).abs().mean() < 0.15
+    assert (reference.std - low.std).abs().mean() < 0.1 * start
+    assert not torch.equal(reference.mean, low.mean)
+
+
+def test_int8_keeps_what_decodes_and_what_is_small_in_fp32(student, observations):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from tdmpc_opt.planning.graph import iteration_graph, quantized
+
+    graph = _graph(iteration_graph, student, observations)
+    shapes = _product_shapes(graph)
+    low = quantized(graph)
+    kinds = [node.op_type for node in low.graph.node]
+    large = [shape for shape in shapes if min(shape) >= 128]
+    assert kinds.count("MatMulInteger") == len(large) == 19
+    assert len(_product_shapes(low)) == len(shapes) - len(large)
+
+
+def _graph(trace: Callable, networks: PlannerNetworks, observations: tuple[Tensor, Tensor]):
+    obs, task = (part[:1] for part in observations)
+    model = networks.model
+    noise = draw_noise(model, BUDGET, [None])
+    with torch.no_grad():
+        problem = prepare(networks, model.encode(obs, task), task, noise.prior)
+    mean = torch.zeros(3, 1, 6)
+    return trace(networks, BUDGET, problem, mean, torch.ones_like(mean), noise.round(0))
+
+
+def _product_shapes(graph) -> list[tuple[int, ...]]:
+    """Shapes of the constant weights that fp32 products multiply with."""
+    sizes = {weight.name: tuple(weight.dims) for weight in graph.graph.initializer}
+    products = [node for node in graph.graph.node if node.op_type in ("Gemm", "MatMul")]
+    return [sizes[node.input[1]] for node in products if node.input[1] in sizes]
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "message"),
+    [
+        ("tensorrt", "fp32", "unknown engine 'tensorrt'; take eager, compile, onnxruntime"),
+        ("eager", "int8", "engine eager has no int8; take engine onnxruntime"),
+        ("openvino", "int8", "engine openvino has no int8; take engine onnxruntime"),
+    ],
+)
+def test_unknown_engines_and_precisions_are_refused(
+    name, precision, message, model, small_budget, unchecked
+):
+    with pytest.raises(InputError, match=message):
+        make_engine(name, precision, PlannerNetworks(model), small_budget)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_graph_engines_refuse_other_number_formats(name, make_model, small_budget):
+    low = PlannerNetworks(make_model().bfloat16())
+    with pytest.raises(InputError, match="runs on the CPU in float32, this agent on cpu in bf"):
+        make_engine(name, "fp32", low, small_budget)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("onnxruntime", "export"), ("openvino", "openvino")]
+)
+def test_a_missing_library_is_named_with_its_extra(
+    name, extra, model, small_budget, monkeypatch
+):
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda part: None)
+    message = rf'^engine {name} needs {name}: pip install "tdmpc-opt\[{extra}\]"$'
+    with pytest.raises(MissingDependencyError, match=message):
+        make_engine(name, "fp32", PlannerNetworks(model), small_budget)
+
+
+def test_compiling_without_a_compiler_is_refused(model, small_budget, monkeypatch):
+    monkeypatch.setattr(engines.shutil, "which", lambda program: None)
+    with pytest.raises(MissingDependencyError, match=r"needs a C\+\+ compiler: install g\+\+"):
+        make_engine("compile", "fp32", PlannerNetworks(model), small_budget)

@@ -1,0 +1,252 @@
+"""Deadlines and the reuse of plans, through the agent that offers them."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from tdmpc_opt.agent import Agent, load_agent
+from tdmpc_opt.configs import PlannerBudget
+from tdmpc_opt.errors import InputError
+from tdmpc_opt.planning import engines, planner
+from tdmpc_opt.planning.mppi import Plan
+from tdmpc_opt.world_model.model import WorldModel
+
+SIX = PlannerBudget(iterations=6, samples=24, policy_samples=4, elites=6)
+
+
+def _seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def _obs(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@dataclass
+class Clock:
+    """A clock that stands still but for the iterations, which cost what `costs` say."""
+
+    costs: list[float]
+    now: float = 100.0
+    iterations: int = 0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def iterate(self) -> None:
+        self.now += self.costs[min(self.iterations, len(self.costs) - 1)]
+        self.iterations += 1
+
+
+@pytest.fixture
+def timed(model: WorldModel, monkeypatch):
+    """Makes an agent of six iterations, and the clock that it goes by, in milliseconds."""
+
+    def make(*costs_ms: float) -> tuple[Agent, Clock]:
+        clock = Clock([cost / 1000 for cost in costs_ms])
+        refine = engines.refine
+
+        def slow(*arguments):
+            clock.iterate()
+            return refine(*arguments)
+
+        monkeypatch.setattr(engines, "refine", slow)
+        return Agent(model, budget=SIX, clock=clock), clock
+
+    return make
+
+
+def _act(agent: Agent, clock: Clock, deadline_ms: float | None, seed: int = 0) -> float:
+    """Act, and return the milliseconds that it took."""
+    start = clock.now
+    agent.act(
+        _obs(5), "one", generator=_seeded(seed), deadline_ms=deadline_ms and float(deadline_ms)
+    )
+    return 1000 * (clock.now - start)
+
+
+def test_without_a_deadline_every_iteration_runs_and_none_is_counted(timed):
+    agent, clock = timed(10)
+    assert _act(agent, clock, None) == pytest.approx(60)
+    assert agent.iterations == 6
+    assert (agent.deadlines, agent.deadline_misses) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("deadline", "iterations"), [(1000, 6), (60.1, 6), (59, 5), (35, 3), (10.1, 1)]
+)
+def test_the_planner_stops_before_an_iteration_that_would_be_late(timed, deadline, iterations):
+    agent, clock = timed(10)
+    for step in range(3):
+        assert _act(agent, clock, deadline) <= deadline
+        assert agent.iterations == iterations
+        assert (agent.deadlines, agent.deadline_misses) == (step + 1, 0)
+
+
+def test_one_iteration_always_runs_and_a_late_action_counts_as_a_miss(timed):
+    agent, clock = timed(10)
+    for step in range(3):
+        assert _act(agent, clock, 4) == pytest.approx(10)
+        assert agent.iterations == 1
+        assert (agent.deadlines, agent.deadline_misses) == (step + 1, step + 1)
+    assert _act(agent, clock, 25) == pytest.approx(20)
+    assert (agent.deadlines, agent.deadline_misses) == (4, 3)
+
+
+def test_no_action_is_later_than_its_deadline_by_more_than_one_iteration(timed):
+    costs = [10, 10, 10, 400, 10, 900, 30, 30, 2000, 30, 30, 30]  # jumps that none foresees
+    agent, clock = timed(*costs)
+    for _ in range(3):
+        before = clock.iterations
+        took = _act(agent, clock, 50)
+        assert took <= 50 + max(costs[before : clock.iterations])
+        assert 1 <= clock.iterations - before <= 6
+
+
+def test_a_plan_that_was_cut_is_the_one_of_so_many_iterations(timed, model):
+    agent, clock = timed(10)
+    cut = agent.act(_obs(5), "one", generator=_seeded(3), deadline_ms=25.0)
+    assert agent.iterations == 2
+    agent.reset()
+    whole = agent.act(_obs(5), "one", generator=_seeded(3))
+    assert not np.array_equal(cut, whole)
+    assert clock.iterations == 8
+
+
+def test_one_slow_iteration_does_not_spoil_those_after_it(timed):
+    agent, clock = timed(5000, 10)
+    assert _act(agent, clock, 100) == pytest.approx(5000)
+    assert agent.deadline_misses == 1
+    for _ in range(3):
+        assert _act(agent, clock, 70) == pytest.approx(60)
+    assert agent.deadline_misses == 1
+
+
+def test_the_planner_follows_a_change_of_pace(timed):
+    agent, clock = timed(*[10] * 6, *[40] * 12, 10)
+    assert _act(agent, clock, 65) == pytest.approx(60)
+    slow = [_act(agent, clock, 125) for _ in range(4)]
+    assert slow[-1] == pytest.approx(120)
+    fast = [_act(agent, clock, 125) for _ in range(4)]
+    assert fast[-1] == pytest.approx(60)
+
+
+@pytest.mark.parametrize("deadline", [0.0, -5.0, float("nan")])
+def test_a_deadline_must_be_positive(model, deadline):
+    agent = Agent(model, budget=SIX)
+    with pytest.raises(InputError, match="deadline_ms must be above 0"):
+        agent.act(_obs(5), "one", deadline_ms=deadline)
+
+
+def test_the_policy_alone_counts_its_misses_too(model):
+    times = iter([0.0, 0.002, 1.0, 1.1])
+    agent = Agent(model, mode="policy", clock=lambda: next(times))
+    for _ in range(2):
+        agent.act(_obs(5), "one", deadline_ms=10.0)
+    assert (agent.deadlines, agent.deadline_misses, agent.iterations) == (2, 1, None)
+
+
+@pytest.fixture
+def reusing(model) -> Agent:
+    return Agent(model, budget=replace(SIX, iterations=2, replan_every=3))
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[tuple[torch.Tensor, Plan]]:
+    """Every warm start and plan from now on."""
+    plans: list[tuple[torch.Tensor, Plan]] = []
+    search = planner.search
+
+    def recording(engine, problem, previous_mean, *rest):
+        plans.append((previous_mean, search(engine, problem, previous_mean, *rest)))
+        return plans[-1][1]
+
+    monkeypatch.setattr(planner, "search", recording)
+    return plans
+
+
+def test_a_plan_is_executed_until_the_next_one_is_due(reusing, made):
+    sources = _seeded(0, 1)
+    actions = [
+        reusing.act(_obs(2, 5, seed=step), "one", generator=sources) for step in range(7)
+    ]
+    assert len(made) == 3
+    for step, action in enumerate(actions):
+        _, plan = made[step // 3]
+        expected = plan.action if step % 3 == 0 else plan.mean[step % 3]
+        np.testing.assert_array_equal(action, expected.numpy())
+
+
+def test_the_warm_start_leaves_out_every_executed_action(reusing, made):
+    for step in range(4):
+        reusing.act(_obs(5, seed=step), "one", generator=_seeded(step))
+    previous, _ = made[1]  # the plan drops its first action itself
+    torch.testing.assert_close(previous[0], made[0][1].mean[2])
+    assert not previous[1:].any()
+
+
+def test_a_row_that_was_reset_is_planned_for_alone(reusing, made):
+    obs, ids = _obs(2, 5), [0, 1]
+    sources = _seeded(0, 1)
+    reusing.act(obs, ids, generator=sources)
+    reusing.reset([1])
+    reusing.act(obs, ids, generator=sources)
+    assert [plan.mean.shape[1] for _, plan in made] == [2, 1]
+    assert not made[1][0].any()
+    state = sources[0].get_state()
+    third = reusing.act(obs, ids, generator=sources)
+    assert len(made) == 2
+    np.testing.assert_array_equal(third[0], made[0][1].mean[2, 0].numpy())
+    np.testing.assert_array_equal(third[1], made[1][1].mean[1, 0].numpy())
+    assert torch.equal(sources[0].get_state(), state)
+    reusing.act(obs, ids, generator=sources)
+    assert [plan.mean.shape[1] for _, plan in made] == [2, 1, 1]
+
+
+def test_a_row_is_the_same_whatever_is_reset_beside_it(model):
+    budget = replace(SIX, iterations=2, replan_every=2)
+    obs = _obs(2, 5)
+
+    def first_row(reset_at: int | None) -> np.ndarray:
+        agent = Agent(model, budget=budget)
+        sources = _seeded(0, 1)
+        actions = []
+        for step in range(5):
+            if step == reset_at:
+                agent.reset([1])
+            action = agent.act(obs, [0, 1], deterministic=False, generator=sources)
+            actions.append(action[0])
+        return np.stack(actions)
+
+    np.testing.assert_allclose(first_row(None), first_row(1), atol=1e-5)
+
+
+def test_reused_actions_explore_with_their_own_spread(model):
+    tight = replace(SIX, min_std=0.2, max_std=0.2, replan_every=2)
+    actions = {}
+    for explore in (False, True):
+        agent = Agent(model, budget=tight)
+        sources = _seeded(0)
+        for _ in range(2):
+            state = sources[0].get_state()
+            actions[explore] = agent.act(
+                _obs(5), "one", deterministic=not explore, generator=sources
+            )
+    noise = torch.randn(3, generator=torch.Generator().set_state(state)).numpy()
+    expected = np.clip(actions[False] + 0.2 * noise, -1, 1)
+    np.testing.assert_allclose(actions[True], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("every", [0, 4])
+def test_no_more_actions_are_reused_than_a_plan_has(every):
+    with pytest.raises(InputError, match="replan_every must be between 1 and the horizon"):
+        replace(SIX, replan_every=every)
+
+
+def test_agents_are_loaded_with_a_budget_of_their_own(checkpoint_file):
+    budget = replace(SIX, replan_every=2)
+    assert load_agent(checkpoint_file, preset=budget).budget == budget
+    with pytest.raises(InputError, match="engine eager has no int8"):
+        load_agent(checkpoint_file, precision="int8")
