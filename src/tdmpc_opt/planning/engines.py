@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,11 @@ from torch import Tensor
 from tdmpc_opt.configs import EngineName, EnginePrecision, PlannerBudget
 from tdmpc_opt.errors import InputError, MissingDependencyError
 from tdmpc_opt.planning.mppi import Engine, Problem, Refined, RoundNoise, refine
-from tdmpc_opt.planning.networks import PlannerNetworks
+from tdmpc_opt.planning.networks import (
+    PlannerNetworks,
+    norm_mish_by_sigmoid,
+    norm_mish_operators,
+)
 
 Session = Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]
 """Runs a graph: named inputs to outputs in the order of `Refined`."""
@@ -43,13 +46,16 @@ def make_engine(
         MissingDependencyError: A library or compiler that the engine needs is not here.
     """
     check_engine(name, precision, networks.model.bins)
-    reference = partial(refine, networks, budget)
     if name == "eager":
-        return reference
+        return partial(refine, networks, budget)
+    if name == "openvino":
+        fused = networks.computed_by(norm_mish_operators)
+        return GraphEngine(fused, budget, _openvino)
+    by_sigmoid = networks.computed_by(norm_mish_by_sigmoid)
     if name == "compile":
-        compiled: Engine = torch.compile(reference, fullgraph=True)
+        compiled: Engine = torch.compile(partial(refine, by_sigmoid, budget), fullgraph=True)
         return compiled
-    return GraphEngine(networks, budget, _SESSIONS[name], quantize=precision == "int8")
+    return GraphEngine(by_sigmoid, budget, _onnxruntime, quantize=precision == "int8")
 
 
 def check_engine(name: EngineName, precision: EnginePrecision, like: Tensor) -> None:
@@ -64,13 +70,13 @@ def check_engine(name: EngineName, precision: EnginePrecision, like: Tensor) -> 
         InputError: An unknown engine, or one that cannot do this precision, device or format.
         MissingDependencyError: A library or compiler that the engine needs is not here.
     """
-    if name not in ("eager", "compile", *_SESSIONS):
+    if name not in ("eager", "compile", *_NEEDS):
         raise InputError(
             f"unknown engine {name!r}; take eager, compile, onnxruntime or openvino"
         )
     if precision == "int8" and name != "onnxruntime":
         raise InputError(f"engine {name} has no int8; take engine onnxruntime")
-    if name in _SESSIONS:
+    if name in _NEEDS:
         _check_graph_engine(name, like)
     if name == "compile" and like.device.type == "cpu" and not _has_compiler():
         raise MissingDependencyError(
@@ -171,9 +177,3 @@ def _openvino(graph: bytes) -> Session:
         return [request.get_tensor(name).data.copy() for name in OUTPUTS]
 
     return run
-
-
-_SESSIONS: dict[str, Callable[[bytes], Any]] = {
-    "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
-}

@@ -6,6 +6,8 @@ no density, and of a large Q ensemble only the members that were drawn are compu
 are those of `WorldModel`, up to rounding.
 """
 
+import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,6 +18,36 @@ from torch.nn import functional
 from tdmpc_opt.world_model.layers import Dense, mish, simnorm
 from tdmpc_opt.world_model.model import WorldModel, log_std_of
 from tdmpc_opt.world_model.two_hot import symexp
+
+Hidden = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Applies LayerNorm with a gain and a shift, then Mish."""
+
+
+def norm_mish(
+    x: Float[Tensor, "n dim"], gain: Float[Tensor, " dim"], shift: Float[Tensor, " dim"]
+) -> Float[Tensor, "n dim"]:
+    """Apply LayerNorm and Mish as torch runs them fastest."""
+    return mish(functional.layer_norm(x, x.shape[-1:], gain, shift))
+
+
+def norm_mish_operators(
+    x: Float[Tensor, "n dim"], gain: Float[Tensor, " dim"], shift: Float[Tensor, " dim"]
+) -> Float[Tensor, "n dim"]:
+    """Apply them as the two operators, for compilers that have a kernel for both."""
+    return functional.mish(functional.layer_norm(x, x.shape[-1:], gain, shift))
+
+
+def norm_mish_by_sigmoid(
+    x: Float[Tensor, "n dim"], gain: Float[Tensor, " dim"], shift: Float[Tensor, " dim"]
+) -> Float[Tensor, "n dim"]:
+    """Apply them in the fewest passes, for engines whose Mish is slow or not fused.
+
+    With y = -x and q = sigmoid(y)^2, which is 1 / (1 + exp(x))^2, it is y (q - 1) / (q + 1).
+    """
+    y = functional.layer_norm(x, x.shape[-1:], -gain, -shift)
+    root = torch.sigmoid(y)
+    q = root * root
+    return y * ((q - 1) / (q + 1))
 
 
 class Shares(NamedTuple):
@@ -34,15 +66,23 @@ class PlannerNetworks:
 
     Args:
         model: World model in eval mode. Later changes of its weights may not show here.
+        hidden: How LayerNorm and Mish of the hidden layers are computed.
     """
 
-    def __init__(self, model: WorldModel) -> None:
+    def __init__(self, model: WorldModel, hidden: Hidden | None = None) -> None:
         self.model = model
+        self._hidden = hidden or norm_mish
         sizes = (model.config.latent_dim, model.config.task_dim)
         heads = (model.dynamics, model.reward_head, model.policy_head)
         self._dynamics, self._reward, self._policy = (_split(head, sizes) for head in heads)
         self._ensemble = _split(model.q_ensemble, sizes)
         self._members = [self._ensemble.member(i) for i in range(model.config.num_q)]
+
+    def computed_by(self, hidden: Hidden) -> "PlannerNetworks":
+        """Return the same networks with another way to compute LayerNorm and Mish."""
+        other = copy.copy(self)
+        other._hidden = hidden
+        return other
 
     def shares(
         self, z: Float[Tensor, "batch latent"], task: Int[Tensor, " batch"] | None
@@ -76,10 +116,11 @@ class PlannerNetworks:
         else:
             x, biases = torch.cat([z, action], dim=-1), shares.later
             weights = self._dynamics.z_action, self._reward.z_action
-        raw = self._dynamics.finish(_linear(x, weights[0], biases[0]))
-        logits = self._reward.finish(_linear(x, weights[1], biases[1]))
-        last = self._dynamics.layers[-1]
-        next_z = simnorm(_norm(raw, last), self.model.config.simnorm_dim)
+        raw = self._dynamics.finish(_linear(x, weights[0], biases[0]), self._hidden)
+        logits = self._reward.finish(_linear(x, weights[1], biases[1]), self._hidden)
+        gain, shift = self._dynamics.layers[-1].norm
+        normed = functional.layer_norm(raw, raw.shape[-1:], gain, shift)
+        next_z = simnorm(normed, self.model.config.simnorm_dim)
         shape = action.shape[:2]
         return next_z.unflatten(0, shape), self._decode(logits).unflatten(0, shape)
 
@@ -91,10 +132,9 @@ class PlannerNetworks:
         mask: Float[Tensor, "batch action"],
     ) -> Float[Tensor, "samples batch action"]:
         """Sample the policy at latents; None is each row's first latent."""
-        if z is None:
-            raw = self._policy.finish(shares.at_start[2])
-        else:
-            raw = self._policy.finish(_linear(z, self._policy.z, shares.later[2]))
+        later = shares.later[2]
+        x = shares.at_start[2] if z is None else _linear(z, self._policy.z, later)
+        raw = self._policy.finish(x, self._hidden)
         mean, log_std = raw.unflatten(0, (-1, len(mask))).chunk(2, dim=-1)
         return torch.tanh(mean + noise * log_std_of(log_std).exp()) * mask
 
@@ -114,7 +154,7 @@ class PlannerNetworks:
         else:
             drawn, biases = self._members, list(shares.q.unbind(0))
         values = [
-            self._decode(head.finish(_linear(x, head.z_action, bias)))
+            self._decode(head.finish(_linear(x, head.z_action, bias), self._hidden))
             for head, bias in zip(drawn, biases, strict=True)
         ]
         q = torch.stack(values).unflatten(1, action.shape[:2])
@@ -133,8 +173,8 @@ class _Layer(NamedTuple):
 
     weight: Tensor
     bias: Tensor
-    gain: Tensor | None
-    shift: Tensor | None
+    norm: tuple[Tensor, ...]
+    """Gain and shift of its LayerNorm; empty where it has none."""
 
 
 class _Head(NamedTuple):
@@ -150,11 +190,11 @@ class _Head(NamedTuple):
         """Return the first layer's bias with the task embedding's share in it."""
         return functional.linear(embedding, self.task, self.layers[0].bias)
 
-    def finish(self, x: Float[Tensor, "n hidden"]) -> Float[Tensor, "n out"]:
+    def finish(self, x: Float[Tensor, "n hidden"], hidden: Hidden) -> Float[Tensor, "n out"]:
         """Apply what follows the first product, up to the last one."""
-        x = _hidden(x, self.layers[0])
+        x = hidden(x, *self.layers[0].norm)
         for layer in self.layers[1:-1]:
-            x = _hidden(functional.linear(x, layer.weight, layer.bias), layer)
+            x = hidden(functional.linear(x, layer.weight, layer.bias), *layer.norm)
         return functional.linear(x, self.layers[-1].weight, self.layers[-1].bias)
 
     def member(self, index: int | Int[Tensor, "1"]) -> "_Head":
@@ -163,8 +203,7 @@ class _Head(NamedTuple):
             _Layer(
                 _pick(layer.weight, index),
                 _pick(layer.bias, index),
-                None if layer.gain is None else _pick(layer.gain, index),
-                None if layer.shift is None else _pick(layer.shift, index),
+                tuple(_pick(part, index) for part in layer.norm),
             )
             for layer in self.layers
         )
@@ -187,10 +226,10 @@ def _split(network: nn.Sequential, sizes: tuple[int, int]) -> _Head:
 
 def _layer(dense: nn.Module) -> _Layer:
     assert isinstance(dense, Dense)
-    weight, bias, norm = dense.weight.detach(), dense.bias.detach(), dense.norm
-    if norm is None:
-        return _Layer(weight, bias, None, None)
-    return _Layer(weight, bias, norm.weight.detach(), norm.bias.detach())
+    norm = () if dense.norm is None else (dense.norm.weight, dense.norm.bias)
+    return _Layer(
+        dense.weight.detach(), dense.bias.detach(), tuple(part.detach() for part in norm)
+    )
 
 
 def _linear(
@@ -203,20 +242,3 @@ def _linear(
         return functional.linear(x.flatten(0, 1), weight, bias[0])
     product = functional.linear(x.flatten(0, 1), weight)
     return (product.unflatten(0, x.shape[:2]) + bias).flatten(0, 1)
-
-
-def _norm(x: Float[Tensor, "n dim"], layer: _Layer) -> Float[Tensor, "n dim"]:
-    return functional.layer_norm(x, x.shape[-1:], layer.gain, layer.shift)
-
-
-def _hidden(x: Float[Tensor, "n dim"], layer: _Layer) -> Float[Tensor, "n dim"]:
-    if not torch.compiler.is_compiling():
-        return mish(_norm(x, layer))
-    # What other engines run in the fewest passes. With y = -x and q = sigmoid(y)^2, which is
-    # 1 / (1 + exp(x))^2, mish(x) = x (1 - q) / (1 + q).
-    assert layer.gain is not None
-    assert layer.shift is not None
-    y = functional.layer_norm(x, x.shape[-1:], -layer.gain, -layer.shift)
-    root = torch.sigmoid(y)
-    q = root * root
-    return y * ((q - 1) / (q + 1))
