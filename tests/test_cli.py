@@ -375,7 +375,7 @@ def test_a_missing_library_is_answered_with_the_extra_that_brings_it(monkeypatch
     def without_scipy(config):
         raise ModuleNotFoundError("No module named 'scipy'", name="scipy.stats")
 
-    monkeypatch.setitem(cli._COMMANDS, configs.TasksConfig, without_scipy)
+    monkeypatch.setitem(cli._RUNS, configs.TasksConfig, without_scipy)
     assert cli.main(["tasks"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -1,0 +1,67 @@
+"""The command line: parse a config, call one function, print what came of it."""
+
+import sys
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
+
+import tyro
+
+import tdmpc_opt
+from tdmpc_opt.cli import data, files, scores, training
+from tdmpc_opt.cli.output import console
+from tdmpc_opt.errors import TdmpcOptError
+
+_COMMANDS = (*files.COMMANDS, *scores.COMMANDS, *data.COMMANDS, *training.COMMANDS)
+_RUNS = {command.config: command.run for command in _COMMANDS}
+
+# Libraries that only some commands need, and the extra that brings each.
+_EXTRAS = {
+    **dict.fromkeys(("torch", "tensordict", "lightning_fabric", "tensorboard"), "train"),
+    **dict.fromkeys(("jaxtyping", "scipy", "matplotlib"), "train"),
+    **dict.fromkeys(("gymnasium", "dm_control", "mujoco"), "envs"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        console().print(f"tdmpc-opt {tdmpc_opt.__version__}", highlight=False)
+        return 0
+    status = 0
+    try:
+        config = _parse(arguments)
+        _RUNS[type(config)](config)
+    except TdmpcOptError as error:
+        status = _fail(str(error))
+    except ModuleNotFoundError as error:
+        status = _fail(_missing(error))
+    except KeyboardInterrupt:
+        done = "interrupted; what was finished is kept, and the same command goes on from there"
+        status = _fail(done, 130)
+    return status
+
+
+def _parse(arguments: list[str]) -> Any:
+    if arguments[:1] == ["data"]:  # its commands are two words, one name to the parser
+        name = next((word for word in arguments[1:2] if not word.startswith("-")), "info")
+        arguments[: 1 + (name in arguments[1:2])] = [f"data {name}"]
+    choices = [
+        Annotated[command.config, tyro.conf.subcommand(command.name)] for command in _COMMANDS
+    ]
+    union: Any = reduce(or_, choices)
+    return tyro.cli(union, args=arguments, prog="tdmpc-opt", description=tdmpc_opt.__doc__)
+
+
+def _fail(message: str, status: int = 1) -> int:
+    sys.stderr.write(f"tdmpc-opt: {message}\n")
+    return status
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    extra = _EXTRAS.get((error.name or "").partition(".")[0])
+    if extra is None:
+        raise error
+    return f'this command needs {error.name}: pip install "tdmpc-opt[{extra}]"'

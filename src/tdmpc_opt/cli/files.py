@@ -1,0 +1,82 @@
+"""Commands that look at checkpoints or rewrite them."""
+
+from tdmpc_opt import configs
+from tdmpc_opt.cli.command import Command
+from tdmpc_opt.cli.output import console, table_of
+
+
+def _tasks(config: configs.TasksConfig) -> None:
+    from tdmpc_opt.task_table import MT30
+
+    table = table_of("MT30", "task", "id", "observation", "action", "from")
+    for index, task in enumerate(MT30.tasks):
+        origin = "custom" if task.custom else "dm_control suite"
+        table.add_row(task.name, str(index), str(task.obs_dim), str(task.action_dim), origin)
+    console().print(table)
+
+
+def _zoo(config: configs.ZooConfig) -> None:
+    from tdmpc_opt import zoo
+
+    table = table_of("Bundled checkpoints", "name", "parameters", "bytes", "tasks")
+    for entry in zoo.entries():
+        table.add_row(
+            entry.name,
+            f"{entry.parameters:,}",
+            f"{entry.size_bytes:,}",
+            ", ".join(entry.tasks) if len(entry.tasks) < 10 else str(len(entry.tasks)),
+        )
+    console().print(table)
+
+
+def _inspect(config: configs.InspectConfig) -> None:
+    from tdmpc_opt.checkpoints.summary import describe
+
+    summary = describe(config.checkpoint)
+    terminal = console()
+    facts = table_of(summary.path.name, "fact", "value")
+    facts.columns[1].justify = "left"
+    facts.add_row("layout", summary.layout)
+    facts.add_row("bytes", f"{summary.size_bytes:,}")
+    facts.add_row("sha256", summary.sha256)
+    facts.add_row("parameters (no target Qs)", f"{summary.parameters:,}")
+    for name, value in vars(summary.config).items():
+        facts.add_row(name, str(value))
+    for name, text in summary.extra.items():
+        facts.add_row(name, text)
+    facts.add_row("tasks", ", ".join(summary.tasks))
+    terminal.print(facts)
+    parts = table_of("Parts", "part", "parameters", "dtype")
+    for part, count in summary.part_parameters.items():
+        parts.add_row(part, f"{count:,}", summary.dtypes[part])
+    terminal.print(parts)
+
+
+def _convert(config: configs.ConvertConfig) -> None:
+    from tdmpc_opt.checkpoints.convert import convert
+
+    summary = convert(config)
+    console().print(
+        f"wrote {summary.path}: {summary.parameters:,} parameters, {summary.size_bytes:,} bytes"
+    )
+
+
+def _quantize(config: configs.QuantizeConfig) -> None:
+    from tdmpc_opt.compression.quantize import quantize
+
+    report = quantize(config)
+    console().print(
+        f"{report.source.name}: {report.source_bytes:,} bytes -> {report.output}: "
+        f"{report.output_bytes:,} bytes ({report.source_bytes / report.output_bytes:.2f}x "
+        f"smaller, {report.format}, largest rounding {report.max_error:.1e})",
+        highlight=False,
+    )
+
+
+COMMANDS = (
+    Command("tasks", configs.TasksConfig, _tasks),
+    Command("zoo", configs.ZooConfig, _zoo),
+    Command("inspect", configs.InspectConfig, _inspect),
+    Command("convert", configs.ConvertConfig, _convert),
+    Command("quantize", configs.QuantizeConfig, _quantize),
+)
