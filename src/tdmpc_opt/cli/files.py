@@ -46,9 +46,10 @@ def _inspect(config: configs.InspectConfig) -> None:
         facts.add_row(name, text)
     facts.add_row("tasks", ", ".join(summary.tasks))
     terminal.print(facts)
-    parts = table_of("Parts", "part", "parameters", "dtype")
+    parts = table_of("Parts", "part", "parameters", "bytes", "dtype")
     for part, count in summary.part_parameters.items():
-        parts.add_row(part, f"{count:,}", summary.dtypes[part])
+        size = f"{summary.part_bytes[part]:,}"
+        parts.add_row(part, f"{count:,}", size, summary.dtypes[part])
     terminal.print(parts)
 
 
