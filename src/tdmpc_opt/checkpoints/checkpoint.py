@@ -14,7 +14,7 @@ from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.world_model.layers import Dense
 from tdmpc_opt.world_model.model import WorldModel
-from tdmpc_opt.world_model.quantized import QuantizedDense, QuantizedWeight, groups_of
+from tdmpc_opt.world_model.quantized import QuantizedDense, QuantizedWeight
 
 Layout = Literal[
     "native", "public A (functorch)", "public B (tensordict)", "public C (sequential)"
@@ -185,7 +185,7 @@ def _validate_quantized(name: str, weight: QuantizedWeight, shape: tuple[int, ..
     if not (name.endswith(".weight") and name.count(".") == 2):
         raise CheckpointError(f"tensor {name!r} is no weight of a layer, yet quantised")
     stored = columns if weight.format == "int8" else -(-columns // 2)
-    expected = (shape, (*lead, stored), (*lead, groups_of(columns, weight.format)))
+    expected = (shape, (*lead, stored), (*lead, -(-columns // weight.group)))
     found = (weight.shape, tuple(weight.codes.shape), tuple(weight.scale.shape))
     if found != expected:
         raise CheckpointError(

@@ -23,8 +23,8 @@ from tdmpc_opt.world_model.quantized import QuantizedWeight
 FORMAT = "tdmpc-opt"
 """Mark of this project's files in their metadata."""
 SCHEMA = 2
-"""Newest schema, that of files with quantised weights; files without keep schema 1. A reader for
-each released one stays."""
+"""Newest schema, that of files with quantised weights; files without keep schema 1. A reader
+for each released one stays."""
 
 
 def write_native(path: Path, checkpoint: Checkpoint) -> None:
@@ -48,8 +48,11 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
     }
     tensors = dict(checkpoint.tensors)
     if quantized:
-        columns = {name: [weight.format, weight.columns] for name, weight in quantized.items()}
-        metadata["quantized"] = json.dumps(columns, separators=(",", ":"))
+        layout = {
+            name: [weight.format, weight.columns, weight.group]
+            for name, weight in quantized.items()
+        }
+        metadata["quantized"] = json.dumps(layout, separators=(",", ":"))
         for name, weight in quantized.items():
             tensors |= {name: weight.codes, _scale_name(name): weight.scale}
     try:
@@ -112,7 +115,7 @@ def read_native(path: Path) -> Checkpoint:
 def _quantized(name: str, entry: Any, tensors: dict[str, Tensor]) -> QuantizedWeight:
     """Take a weight's codes and scales out of the tensors of a file."""
     match entry:
-        case [("int8" | "int4") as kind, int(columns)] if columns > 0:
+        case [("int8" | "int4") as kind, int(columns), int(group)] if min(columns, group) > 0:
             pass
         case _:
             raise CheckpointError(f"its metadata says of {name!r} {str(entry)[:40]}")
@@ -125,7 +128,7 @@ def _quantized(name: str, entry: Any, tensors: dict[str, Tensor]) -> QuantizedWe
             f"quantised tensor {name!r} holds {found[0].dtype} and {found[1].dtype}, expected "
             f"{dtypes[0]} and {dtypes[1]}"
         )
-    return QuantizedWeight(found[0], found[1], columns)
+    return QuantizedWeight(found[0], found[1], columns, group)
 
 
 def _check_schema(path: Path, metadata: Mapping[str, str]) -> None:

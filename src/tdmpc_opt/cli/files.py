@@ -62,22 +62,9 @@ def _convert(config: configs.ConvertConfig) -> None:
     )
 
 
-def _quantize(config: configs.QuantizeConfig) -> None:
-    from tdmpc_opt.compression.quantize import quantize
-
-    report = quantize(config)
-    console().print(
-        f"{report.source.name}: {report.source_bytes:,} bytes -> {report.output}: "
-        f"{report.output_bytes:,} bytes ({report.source_bytes / report.output_bytes:.2f}x "
-        f"smaller, {report.format}, largest rounding {report.max_error:.1e})",
-        highlight=False,
-    )
-
-
 COMMANDS = (
     Command("tasks", configs.TasksConfig, _tasks),
     Command("zoo", configs.ZooConfig, _zoo),
     Command("inspect", configs.InspectConfig, _inspect),
     Command("convert", configs.ConvertConfig, _convert),
-    Command("quantize", configs.QuantizeConfig, _quantize),
 )

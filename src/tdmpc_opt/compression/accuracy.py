@@ -63,27 +63,19 @@ class Yardstick:
         )
 
     def value_error(self, model: WorldModel) -> float | None:
-        """Return how far the values of tried action sequences are from the original's.
+        """Return how far the ranking of tried action sequences is from the original's.
 
-        It is the root mean square of their distance as a share of their spread: a planner
-        compares sequences from one observation, so what moves all of those alike does not
-        count. None where there is no world model.
+        It is 1 less the correlation of their values, averaged over observations: a planner
+        compares sequences from one observation, so what moves or stretches all of those alike
+        does not count. None where there is no world model.
         """
         if self._tried is None:
             return None
-        distance = _centred(_values(model, self._tried)) - _centred(self._values)
-        spread = _centred(self._values)
-        task = self._tried.start.task[::_TRIALS]
-        shares = []
-        for index in task.unique():
-            own = task == index
-            shares.append(distance[own].square().mean() / spread[own].square().mean())
-        return float(torch.stack(shares).mean().sqrt())
-
-
-def _centred(values: Float[Tensor, " rows"]) -> Float[Tensor, "starts trials"]:
-    table = values.unflatten(0, (-1, _TRIALS))
-    return table - table.mean(dim=1, keepdim=True)
+        found = torch.stack([_values(model, self._tried), self._values])
+        rows = found.double().unflatten(1, (-1, _TRIALS))
+        centred = rows - rows.mean(dim=-1, keepdim=True)
+        unit = torch.nn.functional.normalize(centred, dim=-1)
+        return float(1 - unit.prod(dim=0).sum(dim=-1).mean())
 
 
 @torch.no_grad()

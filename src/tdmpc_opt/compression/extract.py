@@ -86,9 +86,7 @@ def compact_embedding(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, config=replace(config, task_dim=tasks), tensors=tensors)
 
 
-def _columns(
-    part: str, weight: Tensor, config: ModelConfig
-) -> tuple[Tensor, Tensor, Tensor]:
+def _columns(part: str, weight: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Return a first layer's columns of the state, of the task embedding and of the action."""
     state = config.obs_dim if part == "encoder" else config.latent_dim
     of_state, of_task, of_action = weight.split(

@@ -1,15 +1,16 @@
-"""Turning an agent's layers to integers one after the other, each making up for those before."""
+"""Turning an agent's layers to integers, each making up for those before it."""
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.compression.calibration import Observations, Sequences, inputs_of, try_actions
-from tdmpc_opt.compression.recipe import PARTS, LayerFormat, Recipe
+from tdmpc_opt.compression.recipe import PARTS, LayerFormat, Recipe, group_of
 from tdmpc_opt.compression.rounding import round_by_inputs, round_to_nearest
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.world_model.layers import Dense
@@ -19,7 +20,8 @@ from tdmpc_opt.world_model.quantized import QuantizedWeight, quantized_weight
 SEQUENCE_ROWS = 4096
 """Observations from which action sequences are tried to calibrate a world model."""
 _RIDGE = 0.01
-"""Pull of the original weights where the calibration says little, as a share of the variance."""
+"""Pull of the original weights, as a share of the inputs' mean variance: it decides where the
+calibration says little."""
 
 
 def to_integers(
@@ -59,6 +61,18 @@ def to_integers(
     return replace(checkpoint, tensors=tensors, quantized=quantized)
 
 
+def refuse_quantized(checkpoint: Checkpoint, source: Path) -> None:
+    """Refuse to round what is rounded already.
+
+    Raises:
+        CheckpointError: A file with quantised weights.
+    """
+    if checkpoint.quantized or "quantised" in checkpoint.extra:
+        raise CheckpointError(
+            f"{source} holds quantised weights already; name the file it was made from"
+        )
+
+
 def as_float(checkpoint: Checkpoint) -> Checkpoint:
     """Return the checkpoint in float32."""
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
@@ -90,25 +104,30 @@ def _round_part(
         seen = (x, y)
     for index, pair in enumerate(zip(*(getattr(model, part) for model in models), strict=True)):
         name, kind = f"{part}.{index}", formats[f"{part}.{index}"]
-        weight = round_layer(pair, seen, kind)
+        weight = round_layer(name, pair, seen, kind)
         if weight is not None:
             found[f"{name}.weight"] = weight
         if seen is not None:
-            seen = (_through(pair[0], seen[0]), _through(pair[1], seen[1]))
+            seen = (through(pair[0], seen[0]), through(pair[1], seen[1]))
     return found
 
 
-def _through(dense: Dense, x: Tensor) -> Tensor:
+def through(dense: Dense, x: Float[Tensor, "*rows in_dim"]) -> Float[Tensor, "*out out_dim"]:
+    """Apply a layer; what all heads of an ensemble see alike is given to each."""
     heads = dense.weight.shape[0] if dense.weight.ndim == 3 else None
     return dense(x if heads is None or x.ndim == 3 else x.expand(heads, -1, -1))
 
 
 def round_layer(
-    pair: tuple[Dense, Dense], seen: tuple[Tensor, Tensor] | None, kind: LayerFormat
+    name: str,
+    pair: tuple[Dense, Dense],
+    seen: tuple[Tensor, Tensor] | None,
+    kind: LayerFormat,
 ) -> QuantizedWeight | None:
     """Give the second layer of a pair the first one's weight in another format.
 
     Args:
+        name: Name of the layer.
         pair: The original layer, and the one that is changed.
         seen: What each of them sees, [rows, in] or, of an ensemble, [heads, rows, in]; None
             rounds each weight by itself.
@@ -119,8 +138,10 @@ def round_layer(
     """
     original, working = pair
     if kind == "fp16":
-        working.weight.copy_(_half("weight", original.weight))
+        working.weight.copy_(_half(f"{name}.weight", original.weight))
         return None
+    shape = original.weight.shape
+    group = group_of(name, kind, shape[-1])
     count = original.weight.shape[0] if original.weight.ndim == 3 else 1
     weights = original.weight.double().reshape(count, *original.weight.shape[-2:])
     biases = original.bias.double().reshape(count, -1)
@@ -128,20 +149,18 @@ def round_layer(
     for head in range(count):
         weight, shift = weights[head], torch.zeros_like(biases[head])
         if seen is None:
-            rounded = round_to_nearest(weight, kind)
+            rounded = round_to_nearest(weight, kind, group)
         else:
             x, y = (_of_head(inputs, head) for inputs in seen)
             target, covariance = _made_up(weight, x, y)
-            rounded = round_by_inputs(target, covariance, kind)
-            shift = weight @ x.mean(0) - rounded.values() @ y.mean(0)
+            rounded = round_by_inputs(target, covariance, kind, group)
+            shift = weight @ x.mean(0) - rounded.values(group) @ y.mean(0)
         codes.append(rounded.codes)
         scales.append(rounded.scale)
-        working.weight.view(count, *weight.shape)[head] = rounded.values()
+        working.weight.view(count, *weight.shape)[head] = rounded.values(group)
         working.bias.view(count, -1)[head] = (biases[head] + shift).half()
-    shape = original.weight.shape
-    return quantized_weight(
-        torch.stack(codes).reshape(shape), torch.stack(scales).reshape(*shape[:-1], -1), kind
-    )
+    scale = torch.stack(scales).reshape(*shape[:-1], -1)
+    return quantized_weight(torch.stack(codes).reshape(shape), scale, kind, group)
 
 
 def _of_head(inputs: Tensor, head: int) -> Float64[Tensor, "rows in_dim"]:

@@ -1,13 +1,14 @@
 """Rounding a weight matrix to integers, by itself or by what its inputs look like."""
 
+import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float16, Float64, Int8
+from jaxtyping import Float16, Float64, Int8
 from torch import Tensor
 
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.world_model.quantized import INT4_GROUP, IntFormat
+from tdmpc_opt.world_model.quantized import IntFormat
 
 _LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
 _SHRINKS = torch.linspace(0.5, 1.0, 26, dtype=torch.float64)
@@ -23,15 +24,16 @@ class Rounded(NamedTuple):
     codes: Int8[Tensor, "out in_dim"]
     scale: Float16[Tensor, "out groups"]
 
-    def values(self) -> Float64[Tensor, "out in_dim"]:
-        """Return codes times scales."""
-        columns = self.codes.shape[1]
-        width = columns if self.scale.shape[1] == 1 else INT4_GROUP
-        return self.codes * self.scale.double().repeat_interleave(width, dim=1)[:, :columns]
+    def values(self, group: int) -> Float64[Tensor, "out in_dim"]:
+        """Return codes times scales, which `group` neighbouring inputs share."""
+        spread = self.scale.double().repeat_interleave(group, dim=1)
+        return self.codes * spread[:, : self.codes.shape[1]]
 
 
-def round_to_nearest(weight: Float64[Tensor, "out in_dim"], kind: IntFormat) -> Rounded:
-    """Round each weight by itself.
+def round_to_nearest(
+    weight: Float64[Tensor, "out in_dim"], kind: IntFormat, group: int
+) -> Rounded:
+    """Round each weight by itself; `group` neighbouring inputs share a scale.
 
     The scale of 8 bits spans the largest weight; that of 4 bits may clip it, where that makes
     the squared error of the group smaller.
@@ -40,9 +42,8 @@ def round_to_nearest(weight: Float64[Tensor, "out in_dim"], kind: IntFormat) -> 
         CheckpointError: Weights too large for a scale in fp16.
     """
     importance = torch.ones(weight.shape[1], dtype=torch.float64)
-    width = _group(weight, kind)
     parts, scales = [], []
-    for part, share in zip(weight.split(width, 1), importance.split(width), strict=True):
+    for part, share in zip(weight.split(group, 1), importance.split(group), strict=True):
         scales.append(_scale(part, share, kind))
         parts.append(_codes(part, scales[-1], kind))
     return Rounded(torch.cat(parts, dim=1).to(torch.int8), torch.stack(scales, dim=1))
@@ -52,6 +53,7 @@ def round_by_inputs(
     weight: Float64[Tensor, "out in_dim"],
     covariance: Float64[Tensor, "in_dim in_dim"],
     kind: IntFormat,
+    group: int,
 ) -> Rounded:
     """Round a matrix so that its products change least on inputs of this covariance.
 
@@ -66,17 +68,17 @@ def round_by_inputs(
     """
     left = weight.clone()
     columns = weight.shape[1]
+    block = math.gcd(group, _BLOCK) if group < columns else _BLOCK
     damping = _DAMPING * covariance.diagonal().mean() + torch.finfo(torch.float32).tiny
     damped = covariance + damping * torch.eye(columns, dtype=torch.float64)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor = torch.linalg.cholesky(inverse, upper=True)
     importance = factor.diagonal() ** -2
-    width = _group(weight, kind)
     codes, scales = torch.zeros_like(left), []
-    for start in range(0, columns, _BLOCK):
-        end = min(start + _BLOCK, columns)
-        if start % width == 0:
-            span = slice(start, start + width)
+    for start in range(0, columns, block):
+        end = min(start + block, columns)
+        if start % group == 0:
+            span = slice(start, start + group)
             scales.append(_scale(left[:, span], importance[span], kind))
         errors = torch.zeros_like(left[:, start:end])
         for column in range(start, end):
@@ -87,10 +89,6 @@ def round_by_inputs(
             errors[:, column - start] = error
         left[:, end:] -= errors @ factor[start:end, end:]
     return Rounded(codes.to(torch.int8), torch.stack(scales, dim=1))
-
-
-def _group(weight: Tensor, kind: IntFormat) -> int:
-    return weight.shape[1] if kind == "int8" else INT4_GROUP
 
 
 def _codes(
@@ -121,7 +119,9 @@ def _scale(
 def _half_above(scale: Float64[Tensor, " out"]) -> Float16[Tensor, " out"]:
     """Return the next fp16 that is not below, so that the largest weight is not cut off."""
     half = scale.half()
-    half = torch.where(half.double() < scale, (half.view(torch.int16) + 1).view(half.dtype), half)
+    half = torch.where(
+        half.double() < scale, (half.view(torch.int16) + 1).view(half.dtype), half
+    )
     if not bool(torch.isfinite(half).all()):
         raise CheckpointError(
             f"a scale of {float(scale.max()):.3g} does not fit into fp16; use bf16 or keep the "

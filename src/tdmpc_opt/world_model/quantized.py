@@ -1,7 +1,7 @@
 """Weights of few bits, and the layer that computes with them as they are stored.
 
-A weight is an integer code times a scale: one scale per output for 8 bits, one per output and
-`INT4_GROUP` inputs for 4. What is kept in memory is what the file holds. A product turns the
+A weight is an integer code times a scale, of which each output has one or, for 4 bits, one per
+group of inputs. What is kept in memory is what the file holds. A product turns the
 codes of its own layer to floats and forgets them again: on a CPU without VNNI that took less
 time than torch's integer kernels, which also round the inputs (benchmarks/integer_kernels.py).
 """
@@ -18,9 +18,6 @@ from tdmpc_opt.world_model.layers import Dense
 
 IntFormat = Literal["int8", "int4"]
 
-INT4_GROUP = 64
-"""Inputs that share a scale where weights have 4 bits."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedWeight:
@@ -33,6 +30,8 @@ class QuantizedWeight:
     """Value of one step of the codes of a group of inputs."""
     columns: int
     """Number of inputs."""
+    group: int
+    """Neighbouring inputs that share a scale; the last group may be shorter."""
 
     @property
     def format(self) -> IntFormat:
@@ -56,22 +55,18 @@ class QuantizedWeight:
 
     def dense(self) -> Float[Tensor, "*heads out in_dim"]:
         """Return the weight in float32."""
-        return dequantize(self.codes, self.scale.float(), self.columns)
+        return dequantize(self.codes, self.scale.float(), self.columns, self.group)
 
 
 def quantized_weight(
     codes: Int8[Tensor, "*heads out in_dim"],
     scale: Float16[Tensor, "*heads out groups"],
     kind: IntFormat,
+    group: int,
 ) -> QuantizedWeight:
     """Store codes; those of int4 lie in [-8, 7]."""
-    columns = codes.shape[-1]
-    return QuantizedWeight(codes if kind == "int8" else _pack(codes), scale, columns)
-
-
-def groups_of(columns: int, kind: IntFormat) -> int:
-    """Return how many scales an output has."""
-    return 1 if kind == "int8" else -(-columns // INT4_GROUP)
+    stored = codes if kind == "int8" else _pack(codes)
+    return QuantizedWeight(stored, scale, codes.shape[-1], group)
 
 
 def _pack(codes: Int8[Tensor, "*rows in_dim"]) -> UInt8[Tensor, "*rows stored"]:
@@ -82,16 +77,22 @@ def _pack(codes: Int8[Tensor, "*rows in_dim"]) -> UInt8[Tensor, "*rows stored"]:
 
 
 def dequantize(
-    codes: Shaped[Tensor, "*rows stored"], scale: Float[Tensor, "*rows groups"], columns: int
+    codes: Shaped[Tensor, "*rows stored"],
+    scale: Float[Tensor, "*rows groups"],
+    columns: int,
+    group: int,
 ) -> Float[Tensor, "*rows in_dim"]:
     """Return codes times scales, in the number format of the scales."""
     if codes.dtype == torch.int8:
-        return codes.to(scale.dtype) * scale
-    halves = torch.cat([codes & 15, codes >> 4], dim=-1)[..., :columns]
+        values = codes.to(scale.dtype)
+    else:
+        halves = torch.cat([codes & 15, codes >> 4], dim=-1)[..., :columns]
+        values = halves.to(scale.dtype).sub_(8)
+    if scale.shape[-1] == 1:
+        return values * scale
     # Padded to whole groups, since the last one may be short.
-    whole = scale.shape[-1] * INT4_GROUP
-    values = functional.pad(halves.to(scale.dtype).sub_(8), (0, whole - columns))
-    scaled = values.unflatten(-1, (-1, INT4_GROUP)) * scale.unsqueeze(-1)
+    values = functional.pad(values, (0, scale.shape[-1] * group - columns))
+    scaled = values.unflatten(-1, (-1, group)) * scale.unsqueeze(-1)
     return scaled.flatten(-2)[..., :columns]
 
 
@@ -107,17 +108,17 @@ class QuantizedDense(Dense):
         self.norm, self.activation = dense.norm, dense.activation
         self.dropout, self.simnorm_dim = dense.dropout, dense.simnorm_dim
         self.bias = dense.bias
-        self.columns = weight.columns
+        self.columns, self.group = weight.columns, weight.group
         self.register_buffer("codes", weight.codes)
         self.register_buffer("scale", weight.scale)
 
     def full_weight(self) -> Float[Tensor, "*heads out in_dim"]:
         """Return the weight as floats: a copy, four or eight times the size."""
-        return dequantize(self.codes, self.scale, self.columns)
+        return dequantize(self.codes, self.scale, self.columns, self.group)
 
     def product(self, x: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*out out_dim"]:
         """Multiply and add the bias."""
-        if self.codes.dtype != torch.int8 or self.bias.ndim > 1:
+        if self.codes.dtype != torch.int8 or self.scale.shape[-1] > 1 or self.bias.ndim > 1:
             return super().product(x)
         # One scale per output: it is cheaper on the outputs than on the weights.
         raw = functional.linear(x, self.codes.to(x.dtype))
