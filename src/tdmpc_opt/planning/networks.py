@@ -231,7 +231,7 @@ def _layer(dense: nn.Module) -> _Layer:
     assert isinstance(dense, Dense)
     norm = () if dense.norm is None else (dense.norm.weight, dense.norm.bias)
     return _Layer(
-        dense.full_weight().detach(), dense.bias.detach(), tuple(part.detach() for part in norm)
+        dense.weight.detach(), dense.bias.detach(), tuple(part.detach() for part in norm)
     )
 
 
