@@ -13,6 +13,7 @@ from typing import Any
 from tdmpc_opt import provenance
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
+from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.collection.collect import collect
 from tdmpc_opt.configs import (
     CollectConfig,
@@ -38,7 +39,7 @@ FIRST_SEED = 1_000_000
 # What may differ between a call and the one that goes on with it.
 _FREE = (
     *("output", "on_policy", "rounds", "device", "workers"),
-    *("log_every", "save_every", "eval_every", "wandb"),
+    *("log_every", "save_every", "eval_every", "wandb", "keep", "max_skipped"),
 )
 
 
@@ -237,9 +238,9 @@ class _RoundsFile:
                     f"{self._path.parent} holds another run: its {key} is {found.get(key)}, "
                     f"asked is {self._identity.get(key)}; choose another --output or delete it"
                 )
-        if self.rounds and not (self._path.parent / "state.pt").exists():
+        if self.rounds and not StateFolder(self._path.parent).files():
             raise RunError(
-                f"{self._path.parent} has lost state.pt, without which its rounds cannot go "
+                f"{self._path.parent} has lost its states, without which its rounds cannot go "
                 "on; choose another --output, and --start from the last student there"
             )
 

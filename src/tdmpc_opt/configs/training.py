@@ -77,6 +77,11 @@ class TrainConfig:
     """Updates between rows of metrics.csv."""
     save_every: int = 500
     """Updates between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept to resume from: if the newest is damaged, the one before it serves."""
+    max_skipped: int = 10
+    """Batches with NaN or infinity in data, loss or gradient that are skipped, each with a
+    warning that names the episode; one more stops the run."""
     eval_every: int = 0
     """Updates between evaluations by the policy alone; 0 evaluates never."""
     eval_episodes: int = 2
@@ -97,9 +102,10 @@ class TrainConfig:
         if share is not None and (self.on_policy is None or not 0 <= share <= 1):
             raise InputError("on_policy_share is from 0 to 1, and needs --on-policy")
         counts = (self.updates, self.batch_size, self.horizon, self.log_every, self.save_every)
-        if min(counts) < 1:
+        if min(*counts, self.keep) < 1 or self.max_skipped < 0:
             raise InputError(
-                "updates, batch_size, horizon, log_every and save_every must be at least 1"
+                "updates, batch_size, horizon, log_every, save_every and keep must be at least "
+                "1, max_skipped at least 0"
             )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
-from tdmpc_opt.errors import DataError
+from tdmpc_opt.errors import DataError, NonFiniteError
 from tdmpc_opt.task_table import Task, TaskTable
 
 
@@ -101,16 +101,17 @@ class SliceSampler:
         self._first = np.concatenate([[0], np.cumsum(episodes * self._starts)])
         self._last_dataset = self._first[-1 - len(datasets[-1].shards)]
         self._from_last = None if last_share is None else round(last_share * batch_size)
+        self._drawn = np.zeros(0, dtype=np.int64)
 
     def sample(self) -> Batch:
         """Draw a batch.
 
         Raises:
-            DataError: NaN or infinity in the batch; the message names task, shard and episode.
+            NonFiniteError: NaN or infinity in the batch; the message names task, shard and
+                episode. The next call draws another batch.
         """
-        index = self._draw()
-        shard = np.searchsorted(self._first, index, side="right") - 1
-        episode, start = np.divmod(index - self._first[shard], self._starts[shard])
+        self._drawn = self._draw()
+        shard, episode, start = self._place(self._drawn)
         first_row = episode * self._lengths[shard] + start
         rows = self._steps[:, None] + first_row  # (horizon + 1, batch)
 
@@ -139,13 +140,31 @@ class SliceSampler:
             "label": _columns(np.isinf(label)),
         }
         if any(columns.any() for columns in wrong.values()):
-            self._name_the_fault(wrong, shard, episode)
+            self._name_the_fault(wrong)
         return Batch(
             obs=torch.from_numpy(obs),
             action=torch.from_numpy(action),
             label=torch.from_numpy(label),
             reward=torch.from_numpy(reward),
             task=torch.from_numpy(task),
+        )
+
+    def _place(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        """Return shard, episode and first row of slices, given by their numbers."""
+        shard = np.searchsorted(self._first, index, side="right") - 1
+        return shard, *np.divmod(index - self._first[shard], self._starts[shard])
+
+    def origin(self, column: int) -> str:
+        """Say where a slice of the last batch comes from, for messages about it.
+
+        Args:
+            column: Number of the slice in the batch.
+        """
+        shard, episode, start = (int(v[0]) for v in self._place(self._drawn[[column]]))
+        source = self._shards[shard]
+        return (
+            f"{source.path}: shard {source.name}, episode {episode} ({source.task_name}), "
+            f"from step {start}"
         )
 
     def _draw(self) -> NDArray[np.int64]:
@@ -174,20 +193,13 @@ class SliceSampler:
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"the sampler's saved state is damaged ({error!r})") from error
 
-    def _name_the_fault(
-        self,
-        wrong: dict[str, NDArray[np.bool_]],
-        shard: NDArray[np.int64],
-        episode: NDArray[np.int64],
-    ) -> NoReturn:
+    def _name_the_fault(self, wrong: dict[str, NDArray[np.bool_]]) -> NoReturn:
         table = np.stack(list(wrong.values()))
         column = int(table.any(axis=0).argmax())
         field = list(wrong)[int(table[:, column].argmax())]
-        source = self._shards[shard[column]]
-        raise DataError(
-            f"{source.path}: shard {source.name}, episode {episode[column]} "
-            f"({source.task_name}): {field} holds NaN or infinity; take the shard out of "
-            "dataset.json and collect it anew"
+        raise NonFiniteError(
+            f"{self.origin(column)}: {field} holds NaN or infinity (take the shard out of "
+            "dataset.json and collect it anew)"
         )
 
 

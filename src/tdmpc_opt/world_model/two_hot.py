@@ -31,7 +31,7 @@ def two_hot(
 
     Returns:
         Non-negative weights that sum to 1 on the last axis; values beyond the bins are
-        clamped to the first or last one.
+        clamped to the first or last one. NaN gives NaN.
 
     Source:
         TD-MPC2, arXiv:2310.16828; bins as in DreamerV3, arXiv:2301.04104.
@@ -42,7 +42,9 @@ def two_hot(
     # The top value belongs to the last pair of bins: there is no bin to its right.
     lower = position.floor().clamp(max=count - 2)
     upper_weight = (position - lower).unsqueeze(-1)
-    index = lower.long().unsqueeze(-1)
+    index = (
+        lower.nan_to_num(0.0).long().unsqueeze(-1)
+    )  # NaN makes no index; the weights keep it
     target = torch.zeros(*x.shape, count, device=x.device, dtype=x.dtype)
     target.scatter_(-1, index, 1 - upper_weight)
     return target.scatter_(-1, index + 1, upper_weight)
