@@ -36,6 +36,12 @@ def replace_when_done(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed processes left half-written; nobody else may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def _to_disk(path: Path) -> None:
     """Force the bytes out, so that a power cut after the move cannot leave an empty file."""
     path.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read

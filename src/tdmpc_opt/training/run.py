@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tdmpc_opt import provenance
-from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.atomic import remove_unfinished, replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import resolve, sha256
 from tdmpc_opt.checkpoints.native import write_native
@@ -54,6 +54,8 @@ class Run:
         try:
             if path.exists():
                 _require_same(path, self._identity)
+            remove_unfinished(config.output)
+            remove_unfinished(self._states.path)
             with replace_when_done(path) as temp:
                 temp.write_text(json.dumps(self._record(), indent=1) + "\n")
         except OSError as error:
