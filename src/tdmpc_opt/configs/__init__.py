@@ -26,6 +26,7 @@ from tdmpc_opt.configs.training import (
     Precision,
     TrainConfig,
 )
+from tdmpc_opt.configs.tuning import TuneConfig
 
 __all__ = [
     "COLLECTION_SEED",
@@ -55,6 +56,7 @@ __all__ = [
     "Size",
     "TasksConfig",
     "TrainConfig",
+    "TuneConfig",
     "ZooConfig",
     "model_config",
 ]

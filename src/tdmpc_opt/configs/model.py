@@ -110,9 +110,9 @@ class PlannerBudget:
     replan_every: int = 1
     """Actions executed of one plan before the next is made; up to the horizon. Published: 1."""
     warm_mean: float = 1.0
-    """Share of the last plan's mean, shifted by the steps since, to start from. Published: 1."""
+    """Share of the last plan's mean to start from, shifted by the steps since. Published: 1."""
     warm_std: float = 0.0
-    """How many of the last plan's standard deviations, shifted likewise, to start from, at most
+    """How many of the last plan's standard deviations, shifted as well, to start from, at most
     `max_std`; 0, as published, starts from `max_std`."""
     converged_std: float = 0.0
     """Leave out the iterations after one whose mean standard deviation is below this; it has an

@@ -248,7 +248,12 @@ def plan(
     problem = prepare(networks, z, task, noise.prior)
     engine = partial(refine, networks, budget)
     return search(
-        engine, problem, previous_mean, noise, budget.max_std, converged_std=budget.converged_std
+        engine,
+        problem,
+        previous_mean,
+        noise,
+        budget.max_std,
+        converged_std=budget.converged_std,
     )
 
 
