@@ -325,5 +325,5 @@ def test_rows_converge_each_for_itself(model, monkeypatch):
 
 @pytest.mark.parametrize("wrong", [{"warm_mean": 1.5}, {"warm_std": -1.0}, {"min_std": 3.0}])
 def test_starts_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(InputError, match="warm_mean is in 0..1|min_std must be"):
+    with pytest.raises(InputError, match=r"warm_mean is in 0..1|min_std must be"):
         replace(SIX, **wrong)

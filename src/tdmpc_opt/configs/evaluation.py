@@ -31,8 +31,8 @@ class EvaluateConfig:
     mode: Mode = "planner"
     """Act by planning, or by the policy network alone."""
     preset: str | None = None
-    """`full`, `balanced`, `realtime`, `policy`, or one that the checkpoint holds; none means the
-    full published budget."""
+    """`full`, `balanced`, `realtime`, `policy`, or one that the checkpoint holds; none means
+    the full published budget."""
     replan_every: int | None = None
     """Actions executed of each plan before the next is made, up to the planner's horizon; none
     leaves it to the preset."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from tdmpc_opt.configs import Mode, PlannerBudget
 from tdmpc_opt.errors import CheckpointError, InputError
@@ -16,7 +16,7 @@ class Preset:
     """A mode, and what a plan may spend in it."""
 
     mode: Mode = "planner"
-    budget: PlannerBudget = PlannerBudget()
+    budget: PlannerBudget = field(default_factory=PlannerBudget)
 
 
 PRESETS = {

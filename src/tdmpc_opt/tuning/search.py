@@ -1,4 +1,4 @@
-"""The search: score against latency over planner budgets, resumable, with its result as JSON."""
+"""The search of planner budgets for score against latency, and its result as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from tdmpc_opt import provenance
 from tdmpc_opt.agent import Agent
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
-from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
+from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.configs import PlannerBudget, TuneConfig
 from tdmpc_opt.configs.tuning import TUNING_SEED
@@ -26,7 +26,7 @@ from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.tuning.latency import cost_of
-from tdmpc_opt.tuning.space import FEWEST, starts, suggest
+from tdmpc_opt.tuning.space import starts, suggest
 
 _RETURNS, _BUDGET, _FULL_MS = "returns", "budget", "full_ms"
 _IDENTITY, _FULL_RETURNS = "identity", "full_returns"
@@ -45,12 +45,6 @@ class Trial:
     """That share of the least time that the full budget took in this search."""
     on_front: bool
     """True where no other budget is both better and faster."""
-
-    @property
-    def is_realtime(self) -> bool:
-        """True for what may be called planning: enough sequences of two steps or more."""
-        sampled = self.budget.samples - self.budget.policy_samples
-        return sampled >= FEWEST and self.budget.horizon >= 2
 
 
 def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -99,14 +93,12 @@ def choose(
 
     Where no budget is as fast as `realtime_ms`, the fastest of them is taken.
     """
-    able = [trial for trial in trials if trial.is_realtime]
     presets = {"full": Preset()}
     for name, limit in (("balanced", balanced_ms), ("realtime", realtime_ms)):
-        within = [trial for trial in able if trial.latency_ms <= limit]
-        within = within or sorted(able, key=lambda trial: trial.latency_ms)[:1]
-        if within:
-            best = max(within, key=lambda trial: (trial.score.mean, -trial.share))
-            presets[name] = Preset(budget=best.budget)
+        within = [trial for trial in trials if trial.latency_ms <= limit]
+        within = within or [min(trials, key=lambda trial: trial.share)]
+        best = max(within, key=lambda trial: (trial.score.mean, -trial.share))
+        presets[name] = Preset(budget=best.budget)
     return presets | {"policy": Preset("policy")}
 
 
@@ -173,7 +165,6 @@ def _open(config: TuneConfig, identity: Mapping[str, Any]) -> optuna.Study:
         directions=["maximize", "minimize"],
         load_if_exists=True,
     )
-    study.set_metric_names(["score", "share"])
     found = study.user_attrs.get(_IDENTITY)
     if found is None:
         study.set_user_attr(_IDENTITY, dict(identity))
@@ -183,8 +174,8 @@ def _open(config: TuneConfig, identity: Mapping[str, Any]) -> optuna.Study:
     for key, asked in identity.items():
         if found.get(key) != asked:
             raise ResultError(
-                f"{config.output} holds another search: its {key} is {found.get(key)}, asked is "
-                f"{asked}; choose another --output"
+                f"{config.output} holds another search: its {key} is {found.get(key)}, asked "
+                f"is {asked}; choose another --output"
             )
     for trial in study.get_trials(states=(TrialState.RUNNING,)):  # it was killed: once more
         study.tell(trial.number, state=TrialState.FAIL)

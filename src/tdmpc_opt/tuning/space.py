@@ -31,7 +31,7 @@ def suggest(trial: optuna.Trial, max_samples: int, max_iterations: int) -> Plann
     """Let the search draw a budget."""
     return budget_of(
         {
-            "horizon": trial.suggest_int("horizon", 1, 5),
+            "horizon": trial.suggest_int("horizon", 2, 5),
             "iterations": trial.suggest_int("iterations", 1, max_iterations),
             "samples": trial.suggest_int("samples", FEWEST, max_samples, log=True),
             "prior_share": trial.suggest_float("prior_share", 0.0, 1.0),
@@ -46,9 +46,9 @@ def suggest(trial: optuna.Trial, max_samples: int, max_iterations: int) -> Plann
 
 
 def budget_of(drawn: Mapping[str, Any]) -> PlannerBudget:
-    """Return the budget: `samples` are those of the Gaussian, the prior's share of them is added.
+    """Return the budget.
 
-    Shares, so that a choice means the same whatever the number of samples.
+    `samples` are those of the Gaussian; the policy prior's share of them comes on top. Shares, so that a choice means the same whatever the number of samples.
     """
     prior = round(drawn["prior_share"] * drawn["samples"])
     total = drawn["samples"] + prior
