@@ -1,4 +1,4 @@
-"""Commands about what planning costs."""
+"""Commands about what acting costs."""
 
 from typing import Any
 
@@ -42,6 +42,49 @@ def _tune(config: configs.TuneConfig) -> None:
         terminal.print(f"presets are stored in {config.store}")
 
 
+def _bench(config: configs.BenchConfig) -> None:
+    from tdmpc_opt.bench.measure import bench
+
+    with ConsoleProgress("bench") as progress:
+        content = bench(config, progress)
+    terminal = console()
+    for batch in config.batch:
+        table = table_of(
+            *(f"Batch {batch}", "policy", "p50 ms", "p95", "p99", "jitter", "Hz"),
+            *("peak MB", "speedup", "by CPU"),
+        )
+        for record in content["candidates"]:
+            times = record["batches"].get(str(batch))
+            table.add_row(record["name"], *(_times(times) if times else ["cannot"]))
+        terminal.print(table)
+    facts = content["config"]
+    terminal.print(
+        f"{facts['task']}; {facts['observations']}; {facts['threads']} thread(s); speedup "
+        f"against {content['reference']}, in turns; jitter is the standard deviation",
+        highlight=False,
+        markup=False,
+    )
+    if config.output is not None:
+        terminal.print(f"wrote {config.output}")
+
+
+def _times(times: dict[str, Any]) -> list[str]:
+    latencies = [times[name] for name in ("p50_ms", "p95_ms", "p99_ms", "jitter_ms")]
+    peak = times["peak_rss_bytes"]
+    ratios = [times[name] for name in ("speedup", "speedup_cpu")]
+    return [
+        *(_number(latency) for latency in latencies),
+        _number(times["hz"]),
+        f"{peak / 1e6:.0f}" if peak else "-",
+        *(f"{_number(ratio)}x" if ratio else "-" for ratio in ratios),
+    ]
+
+
+def _number(value: float) -> str:
+    """Show three digits, all of them before the point for large numbers."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _shown(budget: dict[str, Any]) -> str:
     sampled = budget["samples"] - budget["policy_samples"]
     return (
@@ -54,4 +97,7 @@ def _interval(ci95: tuple[float, float] | None) -> str:
     return f"[{ci95[0]:.1f}, {ci95[1]:.1f}]" if ci95 else "-"
 
 
-COMMANDS = (Command("tune-planner", configs.TuneConfig, _tune),)
+COMMANDS = (
+    Command("bench", configs.BenchConfig, _bench),
+    Command("tune-planner", configs.TuneConfig, _tune),
+)

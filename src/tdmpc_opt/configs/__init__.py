@@ -1,5 +1,6 @@
 """Every knob of the project, as frozen dataclasses that need neither torch nor a simulator."""
 
+from tdmpc_opt.configs.bench import BenchConfig
 from tdmpc_opt.configs.collection import CollectConfig, DataInfoConfig, ExpertsConfig
 from tdmpc_opt.configs.common import (
     COLLECTION_SEED,
@@ -32,6 +33,7 @@ __all__ = [
     "COLLECTION_SEED",
     "TERMS",
     "AblationConfig",
+    "BenchConfig",
     "CollectConfig",
     "CompareConfig",
     "ConvertConfig",

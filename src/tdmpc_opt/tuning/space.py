@@ -48,7 +48,8 @@ def suggest(trial: optuna.Trial, max_samples: int, max_iterations: int) -> Plann
 def budget_of(drawn: Mapping[str, Any]) -> PlannerBudget:
     """Return the budget.
 
-    `samples` are those of the Gaussian; the policy prior's share of them comes on top. Shares, so that a choice means the same whatever the number of samples.
+    `samples` are those of the Gaussian; the policy prior's share of them comes on top. Shares,
+    so that a choice means the same whatever the number of samples.
     """
     prior = round(drawn["prior_share"] * drawn["samples"])
     total = drawn["samples"] + prior
