@@ -190,8 +190,8 @@ def _statistics(times: Times, batch: int, reference: Times | None) -> dict[str, 
         "cpu_min_ms": float(cpu.min()),
         "timed": len(wall),
         "peak_rss_bytes": times.peak_rss_bytes,
-        "speedup": _speedup(times.wall_ms, reference and reference.wall_ms),
-        "speedup_cpu": _speedup(times.cpu_ms, reference and reference.cpu_ms),
+        "speedup": _speedup(times.wall_ms, reference.wall_ms if reference else None),
+        "speedup_cpu": _speedup(times.cpu_ms, reference.cpu_ms if reference else None),
     }
 
 

@@ -1,7 +1,7 @@
 """A process that holds one policy and times it when told to.
 
-Started as `python -m tdmpc_opt.bench.worker`, it reads and writes lines of JSON, and imports no more than its policy needs, so that its memory
-is what the policy takes on a device.
+Started as `python -m tdmpc_opt.bench.worker`, it reads and writes lines of JSON. It imports no
+more than its policy needs, so that its memory is what the policy takes on a device.
 """
 
 import json
@@ -79,7 +79,8 @@ def _time(act: Act, task: str | None, steps: Array, turn: dict[str, Any]) -> dic
     """Act for a while on observations [steps, batch, obs], and return the milliseconds."""
     for _ in range(turn["warm"]):
         act(steps[0], task)
-    wall, cpu = [], []
+    wall: list[float] = []
+    cpu: list[float] = []
     end = time.perf_counter() + turn["seconds"]
     while not wall or time.perf_counter() < end:
         obs = steps[len(wall) % len(steps)]

@@ -302,9 +302,12 @@ def _mean_std(
 def _keep(old: Refined, new: Refined, wide: Bool[Tensor, " batch"]) -> Refined:
     """Take the new results of the wide rows and the old ones of the others."""
     rows = wide.unsqueeze(-1)
-    pairs = zip(old[:3], new[:3], strict=True)
-    taken = (torch.where(rows, b, a) for a, b in pairs)
-    return Refined(*taken, torch.where(wide, new.weights, old.weights))
+    return Refined(
+        torch.where(rows, new.mean, old.mean),
+        torch.where(rows, new.std, old.std),
+        torch.where(rows, new.first, old.first),
+        torch.where(wide, new.weights, old.weights),
+    )
 
 
 def _refit(
