@@ -327,3 +327,10 @@ def test_rows_converge_each_for_itself(model, monkeypatch):
 def test_starts_that_make_no_sense_are_refused(wrong):
     with pytest.raises(InputError, match=r"warm_mean is in 0..1|min_std must be"):
         replace(SIX, **wrong)
+
+
+def test_a_plan_may_act_by_its_mean(model, made):
+    agent = Agent(model, budget=replace(SIX, iterations=1, mean_action=True))
+    action = agent.act(_obs(5), "one", generator=_seeded(0))
+    np.testing.assert_array_equal(action, made[0][1].mean[0, 0].numpy())
+    assert not np.array_equal(action, made[0][1].action[0].numpy())

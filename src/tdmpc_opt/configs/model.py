@@ -118,6 +118,10 @@ class PlannerBudget:
     """Leave out the iterations after one whose mean standard deviation is below this; it has an
     effect above `min_std` alone. Published: 0, never."""
 
+    mean_action: bool = False
+    """Act by the mean of the plan; else, as published, by one of its elites, drawn by weight.
+    After few iterations the elites are far apart still."""
+
     def __post_init__(self) -> None:
         """Refuse budgets that cannot be run."""
         if not 0 <= self.policy_samples < self.samples:

@@ -117,7 +117,8 @@ class Planner:
             self._timer.enough,
             self._budget.converged_std,
         )
-        self._sequence[:, due] = torch.cat([result.action.unsqueeze(0), result.mean[1:]])
+        first = result.mean[0] if self._budget.mean_action else result.action
+        self._sequence[:, due] = torch.cat([first.unsqueeze(0), result.mean[1:]])
         self._std[:, due] = result.std
         self.iterations = result.iterations
         for row in due:

@@ -24,6 +24,7 @@ _PUBLISHED: Parameters = {
     "warm_mean": 1.0,
     "warm_std": 0.0,
     "converged_std": 0.0,
+    "mean_action": False,
 }
 
 
@@ -41,6 +42,7 @@ def suggest(trial: optuna.Trial, max_samples: int, max_iterations: int) -> Plann
             "warm_mean": trial.suggest_categorical("warm_mean", [0.0, 1.0]),
             "warm_std": trial.suggest_categorical("warm_std", [0.0, 1.0, 2.0, 4.0]),
             "converged_std": trial.suggest_categorical("converged_std", [0.0, 0.1, 0.2, 0.4]),
+            "mean_action": trial.suggest_categorical("mean_action", [False, True]),
         }
     )
 
@@ -65,6 +67,7 @@ def budget_of(drawn: Mapping[str, Any]) -> PlannerBudget:
         warm_mean=drawn["warm_mean"],
         warm_std=drawn["warm_std"],
         converged_std=drawn["converged_std"],
+        mean_action=drawn["mean_action"],
     )
 
 
@@ -73,9 +76,10 @@ def starts(max_samples: int, max_iterations: int) -> list[Parameters]:
     small = {"horizon": 2, "iterations": 1, "samples": FEWEST, "prior_share": 0.5}
     shapes: list[Parameters] = [
         small,
-        small | {"max_std": 0.5},
-        small | {"max_std": 0.5, "warm_std": 2.0},
-        small | {"horizon": 3, "samples": 64, "iterations": 2},
+        small | {"mean_action": True},
+        small | {"mean_action": True, "temperature": 4.0},
+        small | {"horizon": 3, "samples": 64, "mean_action": True},
+        small | {"horizon": 3, "samples": 64, "iterations": 2, "mean_action": True},
         {"samples": 128, "iterations": 2, "prior_share": 24 / 128},
         {"samples": 256, "iterations": 3, "prior_share": 24 / 256},
     ]
