@@ -133,9 +133,13 @@ class Worker:
             text=True,
             env=os.environ | threads,
         )
-        self.facts = self.ask(asdict(candidate))
-        if "error" in self.facts:
-            raise InputError(f"{candidate.name}: {self.facts['error']}")
+        try:
+            self.facts = self.ask(asdict(candidate))
+            if "error" in self.facts:
+                raise InputError(f"{candidate.name}: {self.facts['error']}")
+        except BaseException:
+            self.end()
+            raise
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request and wait for its reply.
