@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tdmpc_opt import provenance
+from tdmpc_opt.checkpoints.load import resolve, sha256
 
 Times = dict[str, list[tuple[float, float]]]
 """Seconds of wall and of processor time of each turn, by contender."""
@@ -67,20 +67,7 @@ def report(
         config: Dataclass of the run, with a field `output`.
         facts: What else a reader should know.
     """
-    settings = {key: value for key, value in asdict(config).items() if key != "output"}
-    content = {
-        "kind": kind,
-        "schema": 1,
-        "unit": unit,
-        "contenders": found,
-        "config": settings,
-        **facts,
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
-    }
-    path: Path = config.output
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    save(kind, config, {"unit": unit, "contenders": found, **facts})
     table = Table(title=kind, title_justify="left")
     columns = (f"{unit}/s", "ms", "CPU ms", "speedup", "by CPU")
     table.add_column("contender")
@@ -90,9 +77,35 @@ def report(
         shown = [f"{r[key]:.4g}" if key in r else "-" for key in ("per_second", "ms", "cpu_ms")]
         shown += [f"{r[key]:.2f}x" if key in r else "-" for key in ("speedup", "speedup_cpu")]
         table.add_row(name, *shown)
-    console = Console()
-    console.print(table)
-    console.print(f"wrote {path}")
+    Console().print(table)
+
+
+def save(
+    kind: str, config: Any, facts: dict[str, Any], leave_out: Sequence[str] = ("output",)
+) -> None:
+    """Write a result file where the config says, with the config and the machine in it.
+
+    Args:
+        kind: What was measured.
+        config: Dataclass of the run, with a field `output`.
+        facts: What was found.
+        leave_out: Fields of the config that say only where things are.
+    """
+    settings = {key: value for key, value in asdict(config).items() if key not in leave_out}
+    if "checkpoint" in settings:
+        path = resolve(settings["checkpoint"])
+        settings["checkpoint"] = {"name": path.name, "sha256": sha256(path)}
+    content = {
+        "kind": kind,
+        "schema": 1,
+        **facts,
+        "config": settings,
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+    }
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    config.output.write_text(json.dumps(content, indent=1) + "\n")
+    Console().print(f"wrote {config.output}")
 
 
 def cycle(items: Sequence[Any]) -> Callable[[], Any]:

@@ -31,7 +31,7 @@ def _config(checkpoint: Path, output: Path, **changes: object) -> TuneConfig:
 
 
 def _trial(score: float, ms: float, **budget: int) -> Trial:
-    return Trial(0, PlannerBudget(**budget), Score(score, None), ms / 300, ms, True)
+    return Trial(0, PlannerBudget(**budget), Score(score, None), ms / 300, ms, on_front=True)
 
 
 def test_the_first_budgets_are_cheap_and_every_one_samples_enough():
@@ -45,15 +45,15 @@ def test_the_first_budgets_are_cheap_and_every_one_samples_enough():
 
 
 def test_presets_are_the_best_within_their_time():
-    trials = [_trial(10, 2), _trial(30, 9, horizon=2), _trial(40, 25, horizon=4)]
-    trials += [_trial(50, 90, horizon=5)]
-    presets = choose(trials, realtime_ms=10, balanced_ms=30)
+    trials = [_trial(10.0, 2.0), _trial(30.0, 9.0, horizon=2), _trial(40.0, 25.0, horizon=4)]
+    trials += [_trial(50.0, 90.0, horizon=5)]
+    presets = choose(trials, realtime_ms=10.0, balanced_ms=30.0)
     assert list(presets) == ["full", "balanced", "realtime", "policy"]
     assert presets["full"] == Preset()
     assert presets["realtime"].budget.horizon == 2
     assert presets["balanced"].budget.horizon == 4
     assert presets["policy"].mode == "policy"
-    assert choose(trials[1:], 1, 1)["realtime"].budget.horizon == 2, "the fastest there is"
+    assert choose(trials[1:], 1.0, 1.0)["realtime"].budget.horizon == 2, "the fastest there is"
 
 
 def test_stored_presets_are_chosen_by_name_and_others_stay(checkpoint_file, tmp_path):

@@ -1,7 +1,7 @@
 """The search of planner budgets for score against latency, and its result as JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,13 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]
         "engine": config.engine,
     }
     study = _open(config, identity)
-    _Search(config, policy, tasks, study, checkpoint).run(progress)
-    trials = _trials(study)
-    presets = choose(trials, config.realtime_ms, config.balanced_ms)
-    content = _content(config, identity, trials, presets)
-    full = study.user_attrs.get(_FULL_RETURNS)
-    content["full"] = None if full is None else asdict(normalized_score(full))
+    search = _Search(config, policy, tasks, study, checkpoint)
+    for _ in search.run(progress):
+        _write(config.output / "tuning.json", _content(config, identity, study))
+    content = _content(config, identity, study)
     _write(config.output / "tuning.json", content)
     if config.store is not None:
+        presets = choose(_trials(study), config.realtime_ms, config.balanced_ms)
         extra = checkpoint.extra | storable(presets)
         write_native(config.store, replace(checkpoint, extra=extra))
     return content
@@ -110,8 +109,8 @@ class _Search:
     study: optuna.Study
     checkpoint: Checkpoint
 
-    def run(self, progress: Progress) -> None:
-        """Score budgets until there are as many as asked for."""
+    def run(self, progress: Progress) -> Iterator[None]:
+        """Score budgets until there are as many as asked for, and pause after each."""
         full = self._agent(PlannerBudget())
         for _ in iter(lambda: len(_done(self.study)) >= self.config.trials, True):
             done = len(_done(self.study))
@@ -125,6 +124,7 @@ class _Search:
             self.study.tell(trial, (score, share))
             note = f"{score:.1f} at {100 * share:.1f}% of the full budget's time"
             progress.update(done + 1, self.config.trials, note)
+            yield
         if self.config.score_full and _FULL_RETURNS not in self.study.user_attrs:
             self.study.set_user_attr(_FULL_RETURNS, self._returns(PlannerBudget()))
 
@@ -207,16 +207,16 @@ def _trials(study: optuna.Study) -> list[Trial]:
 
 
 def _content(
-    config: TuneConfig,
-    identity: Mapping[str, Any],
-    trials: Sequence[Trial],
-    presets: Mapping[str, Preset],
+    config: TuneConfig, identity: Mapping[str, Any], study: optuna.Study
 ) -> dict[str, Any]:
+    trials, full = _trials(study), study.user_attrs.get(_FULL_RETURNS)
+    presets = choose(trials, config.realtime_ms, config.balanced_ms)
     limits = {"realtime_ms": config.realtime_ms, "balanced_ms": config.balanced_ms}
     return {
         "kind": "tuning",
         "schema": 1,
         "trials": [asdict(trial) for trial in trials],
+        "full": None if full is None else asdict(normalized_score(full)),
         "presets": {name: asdict(preset) for name, preset in presets.items()},
         "config": {**identity, **limits, "seed": config.seed},
         "versions": provenance.versions(),
