@@ -1,9 +1,8 @@
-"""Fill the tables of docs/planner.md from committed result files, and nothing else:
+"""Fill the tables of docs/planner.md from committed result files.
+
+A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; without its files it says so:
 
     python benchmarks/planner_page.py
-
-A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. Where its files are missing
-it says so.
 """
 
 import json
