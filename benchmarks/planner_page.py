@@ -1,6 +1,6 @@
 """Fill the tables of docs/planner.md from committed result files.
 
-A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; without its files it says so:
+A table is between `<!-- begin NAME -->` and `<!-- end NAME -->`. Without its files it says so:
 
     python benchmarks/planner_page.py
 """

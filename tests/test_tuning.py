@@ -119,14 +119,16 @@ def test_a_killed_search_goes_on_and_stores_presets(
         return evaluate_task(work)
 
     monkeypatch.setattr(search, "evaluate_task", dies_at_the_second)
-    config = _config(checkpoint_file, output)
+    config = _config(checkpoint_file, output, trials=3, episodes=1)
     with pytest.raises(KeyboardInterrupt):
         tune(config)
     tuned = tmp_path / "tuned.safetensors"
     content = tune(replace(config, store=tuned))
-    assert [work.policy.preset for work in calls[1:]] == [calls[1].policy.preset] * 2
+    first, killed, next_one, again = (work.policy.preset for work in calls)
+    assert killed == again, "what was killed is scored after what had been waiting"
+    assert first != killed != next_one
     assert {work.seed for work in calls} == {TUNING_SEED}
-    assert len(content["trials"]) == 2
+    assert len(content["trials"]) == 3
     assert content == json.loads((output / "tuning.json").read_text())
     costs = [trial["share"] for trial in content["trials"]]
     assert costs == sorted(costs)
@@ -135,10 +137,10 @@ def test_a_killed_search_goes_on_and_stores_presets(
     agent = tdmpc_opt.load_agent(tuned, preset="balanced")
     assert agent.budget == PlannerBudget(**content["presets"]["balanced"]["budget"])
     with pytest.raises(
-        ResultError, match="holds another search: its episodes is 2, asked is 1"
+        ResultError, match="holds another search: its episodes is 1, asked is 2"
     ):
-        tune(replace(config, episodes=1))
-    assert len(calls) == 3
+        tune(replace(config, episodes=2))
+    assert len(calls) == 4
 
 
 def test_an_agent_that_cannot_plan_is_not_tuned(make_model, tmp_path, capsys):
