@@ -15,7 +15,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import EngineName, EnginePrecision, Mode, PlannerBudget
 from tdmpc_opt.errors import InputError, UnknownTaskError
 from tdmpc_opt.planning.planner import Planner
-from tdmpc_opt.planning.presets import budget as preset_budget
+from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.planning.timing import Clock, PlanTimer
 from tdmpc_opt.world_model.model import WorldModel
 
@@ -254,8 +254,9 @@ def load_agent(
     Args:
         path_or_name: File of this project or of any public TD-MPC2 layout, or a zoo name.
         device: Where it computes; `auto` chooses.
-        preset: Planner budget, or its name; None is the full published one.
-        mode: `planner`, or `policy` for the policy network alone.
+        preset: Planner budget, or the name of a preset: `full`, `balanced`, `realtime`,
+            `policy` or one that the file holds; None is the full published budget.
+        mode: `planner`, or `policy` for the policy network alone, whatever the preset.
         dtype: Number format of the computation, whatever the file stores.
         engine: What computes the planner's iterations: `eager`, `compile` (torch.compile),
             `onnxruntime` or `openvino`, the last two on a CPU.
@@ -270,5 +271,6 @@ def load_agent(
     checkpoint = read_checkpoint(path_or_name)
     where = best_device(str(device))
     model = build(checkpoint, device=where, dtype=dtype, policy_will_do=True)
-    budget = preset_budget(preset)
-    return Agent(model, mode=mode, budget=budget, engine=engine, precision=precision)
+    chosen = find_preset(preset, checkpoint.extra)
+    mode = chosen.mode if mode == "planner" else mode
+    return Agent(model, mode=mode, budget=chosen.budget, engine=engine, precision=precision)

@@ -16,7 +16,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.configs import Device, EngineName, EnginePrecision, Mode, PlannerBudget
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
-from tdmpc_opt.planning.presets import budget as preset_budget
+from tdmpc_opt.planning.presets import Preset, find_preset
 from tdmpc_opt.task_table import MT30, UNNAMED, TaskTable
 
 Array = NDArray[np.float32]
@@ -42,22 +42,28 @@ class PolicySource:
     source: str
     """Checkpoint file or zoo name, a folder of experts, or `random`."""
     mode: Mode = "policy"
-    preset: str | None = None
+    preset: str | PlannerBudget | None = None
     noise: bool = False
     """Sample from the policy, or keep the planner's exploration noise on."""
     device: Device = "cpu"
-    replan_every: int = 1
+    replan_every: int | None = None
+    """Actions executed of each plan; None leaves it to the preset."""
     engine: EngineName = "eager"
     precision: EnginePrecision = "fp32"
 
-    @property
-    def budget(self) -> PlannerBudget:
-        """What a plan of this source may spend.
+    def chosen(self) -> Preset:
+        """Return how an agent acts: its mode, and what a plan of it may spend.
 
         Raises:
             InputError: An unknown preset, or more actions of a plan than it has.
+            CheckpointError: The checkpoint cannot be read.
         """
-        return replace(preset_budget(self.preset), replan_every=self.replan_every)
+        named = isinstance(self.preset, str)
+        preset = find_preset(self.preset, read_checkpoint(self._file()).extra if named else {})
+        if self.replan_every is not None:
+            budget = replace(preset.budget, replan_every=self.replan_every)
+            preset = replace(preset, budget=budget)
+        return replace(preset, mode="policy") if self.mode == "policy" else preset
 
     @property
     def is_agent(self) -> bool:
@@ -74,11 +80,12 @@ class PolicySource:
             return RandomPolicy()
         if Path(self.source).is_dir():
             return ExpertPolicy(Path(self.source))
+        chosen = self.chosen()
         agent = load_agent(
             self.source,
             self.device,
-            self.budget,
-            self.mode,
+            chosen.budget,
+            chosen.mode,
             engine=self.engine,
             precision=self.precision,
         )

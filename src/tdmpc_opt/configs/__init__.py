@@ -1,5 +1,6 @@
 """Every knob of the project, as frozen dataclasses that need neither torch nor a simulator."""
 
+from tdmpc_opt.configs.bench import BenchConfig
 from tdmpc_opt.configs.collection import CollectConfig, DataInfoConfig, ExpertsConfig
 from tdmpc_opt.configs.common import (
     COLLECTION_SEED,
@@ -26,11 +27,13 @@ from tdmpc_opt.configs.training import (
     Precision,
     TrainConfig,
 )
+from tdmpc_opt.configs.tuning import TuneConfig
 
 __all__ = [
     "COLLECTION_SEED",
     "TERMS",
     "AblationConfig",
+    "BenchConfig",
     "CollectConfig",
     "CompareConfig",
     "ConvertConfig",
@@ -55,6 +58,7 @@ __all__ = [
     "Size",
     "TasksConfig",
     "TrainConfig",
+    "TuneConfig",
     "ZooConfig",
     "model_config",
 ]

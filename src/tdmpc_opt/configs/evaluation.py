@@ -31,9 +31,11 @@ class EvaluateConfig:
     mode: Mode = "planner"
     """Act by planning, or by the policy network alone."""
     preset: str | None = None
-    """Planner budget by name; none means the full published budget."""
-    replan_every: int = 1
-    """Actions executed of each plan before the next is made; up to the planner's horizon."""
+    """`full`, `balanced`, `realtime`, `policy`, or one that the checkpoint holds; none means
+    the full published budget."""
+    replan_every: int | None = None
+    """Actions executed of each plan before the next is made, up to the planner's horizon; none
+    leaves it to the preset."""
     engine: EngineName = "eager"
     """What computes the planner: torch itself, torch.compile, ONNX Runtime or OpenVINO."""
     precision: EnginePrecision = "fp32"

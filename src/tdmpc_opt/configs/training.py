@@ -128,6 +128,9 @@ class DistillConfig(TrainConfig):
     """Divides the two-hot logits of student and teacher in `reward_kl` and `value_kl`."""
     teacher_precision: Literal["32-true", "bf16-true"] = "32-true"
     """Number format in which teachers compute; half precision is slower on most CPUs."""
+    teacher_cache: Path | None = None
+    """Folder that keeps what the teachers say of every row of the data, for this run and later
+    ones with the same teachers and data; it is filled first. None asks them at each update."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""

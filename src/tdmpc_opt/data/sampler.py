@@ -36,6 +36,9 @@ class Batch:
     """Raw rewards."""
     task: Int64[Tensor, " batch"]
     """Task ids in the model's table."""
+    row: Int64[Tensor, "rows batch"] | None = None
+    """Numbers of the observations among all rows of the shards, laid end to end in the order of
+    `ordered_shards`; on the CPU. None in batches that no sampler drew."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,12 +91,11 @@ class SliceSampler:
         self._tasks = tasks
         self._steps = np.arange(horizon + 1)
         self._generator = np.random.default_rng(seed)
-        # By name: the order in which worker processes added shards must not change the draws.
         self._shards = [
-            _rows(dataset, shard, tasks)
-            for dataset in datasets
-            for shard in sorted(dataset.shards, key=lambda shard: shard.name)
+            _rows(dataset, shard, tasks) for dataset, shard in ordered_shards(datasets)
         ]
+        rows_of = [len(shard.obs) for shard in self._shards]
+        self._first_row = np.concatenate([[0], np.cumsum(rows_of)])
         self._lengths = np.array([shard.length for shard in self._shards])
         self._starts = self._lengths - horizon
         episodes = [len(shard.obs) // shard.length for shard in self._shards]
@@ -147,6 +149,7 @@ class SliceSampler:
             label=torch.from_numpy(label),
             reward=torch.from_numpy(reward),
             task=torch.from_numpy(task),
+            row=torch.from_numpy(rows + self._first_row[shard]),
         )
 
     def _place(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
@@ -206,6 +209,18 @@ class SliceSampler:
 def _columns(bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Tell of each slice of a batch whether it holds a bad value."""
     return np.asarray(bad.any(axis=(0, 2)))
+
+
+def ordered_shards(datasets: Sequence[EpisodeDataset]) -> list[tuple[EpisodeDataset, Shard]]:
+    """Return the shards of all datasets in the order in which slices are counted.
+
+    By name: the order in which worker processes added shards must not change the draws.
+    """
+    return [
+        (dataset, shard)
+        for dataset in datasets
+        for shard in sorted(dataset.shards, key=lambda shard: shard.name)
+    ]
 
 
 def joint_tasks(datasets: Sequence[EpisodeDataset]) -> TaskTable:

@@ -16,7 +16,7 @@ from tdmpc_opt.task_table import MT30, TaskTable
 
 
 @dataclass(frozen=True)
-class _TaskWork:
+class TaskWork:
     """One task with all its episodes: the unit of work, alike in every process."""
 
     policy: PolicySource
@@ -53,12 +53,12 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     tasks = policy.tasks(config.tasks)
     result = EvaluationFile(config.output, _identity(config, policy, tasks), policy.training())
     work = [
-        _TaskWork(policy, name, config.episodes, config.seed)
+        TaskWork(policy, name, config.episodes, config.seed)
         for name in tasks.names
         if name not in result.tasks
     ]
     progress.update(len(result.tasks), len(tasks), "")
-    for item, record in run_parallel(_evaluate_task, work, config.workers):
+    for item, record in run_parallel(evaluate_task, work, config.workers):
         result.add(item.task, record)
         note = f"{item.task} {record['score']:.1f}"
         progress.update(len(result.tasks), len(tasks), note)
@@ -68,14 +68,15 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
 
 
 def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) -> dict[str, Any]:
-    plans = policy.is_agent and config.mode == "planner"
+    chosen = policy.chosen() if policy.is_agent else None
+    plans = chosen is not None and chosen.mode == "planner"
     return {
         "checkpoint": policy.identity(tasks),
         "tasks": list(tasks.names),
         "episodes": config.episodes,
         "seed": config.seed,
-        "mode": config.mode if policy.is_agent else None,
-        "budget": asdict(policy.budget) if plans else None,
+        "mode": chosen.mode if chosen else None,
+        "budget": asdict(chosen.budget) if chosen and plans else None,
         "engine": config.engine if plans else None,
         "precision": config.precision if plans else None,
         "noise": config.noise,
@@ -83,7 +84,8 @@ def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) ->
     }
 
 
-def _evaluate_task(work: _TaskWork) -> dict[str, Any]:
+def evaluate_task(work: TaskWork) -> dict[str, Any]:
+    """Run the episodes of one task and return its record in a result file."""
     with one_thread():
         start = time.perf_counter()
         task_id = MT30.index(work.task)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -121,6 +122,37 @@ def plot_curves(
         axis.plot(*zip(*points, strict=True), label=name, color=color)
     axis.set_xlabel("gradient updates")
     axis.set_ylabel(label)
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def plot_front(content: Mapping[str, Any], path: Path) -> None:
+    """Draw score against latency for the budgets of a search, its Pareto front as a line.
+
+    Args:
+        content: What `tdmpc-opt tune-planner` found.
+        path: PNG to write.
+
+    Raises:
+        ResultError: A file that cannot be written.
+    """
+    figure = Figure(figsize=(7.0, 4.0), layout="constrained")
+    axis = figure.subplots()
+    for trial in content["trials"]:
+        ms, score, front = trial["latency_ms"], trial["score"], trial["on_front"]
+        color = ORANGE if front else BLUE
+        if score["ci95"]:
+            axis.plot([ms, ms], score["ci95"], color=color, alpha=0.4, linewidth=1)
+        axis.plot(ms, score["mean"], "o", color=color, markersize=5)
+    front = [trial for trial in content["trials"] if trial["on_front"]]
+    points = [(trial["latency_ms"], trial["score"]["mean"]) for trial in front]
+    axis.step(*zip(*points, strict=True), where="post", color=ORANGE, label="Pareto front")
+    if content["full"]:
+        axis.axhline(content["full"]["mean"], color="gray", linestyle=":", label="full budget")
+    axis.set_xscale("log")
+    axis.set_xlabel("ms per action (processor time, one thread)")
+    axis.set_ylabel("score on the tuning episodes (line: 95% interval)")
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)

@@ -1,6 +1,5 @@
 """Batches that bring NaN or infinity are named and skipped; too many stop the run."""
 
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -102,5 +101,10 @@ def require_finite_weights(learner: Learner, folder: Path) -> None:
 
 def _part(batch: Batch, columns: range) -> Batch:
     chosen = slice(columns.start, columns.stop)
-    parts = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return Batch(**{k: v[chosen] if v.ndim == 1 else v[:, chosen] for k, v in parts.items()})
+    return Batch(
+        obs=batch.obs[:, chosen],
+        action=batch.action[:, chosen],
+        label=batch.label[:, chosen],
+        reward=batch.reward[:, chosen],
+        task=batch.task[chosen],
+    )

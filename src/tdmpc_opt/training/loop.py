@@ -159,6 +159,7 @@ def _to_device(fabric: Fabric, batch: Batch) -> Batch:
         label=move(batch.label),
         reward=move(batch.reward),
         task=move(batch.task),
+        row=batch.row,
     )
 
 

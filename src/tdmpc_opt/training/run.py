@@ -138,6 +138,7 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
     values["output"] = config.output.resolve().name
     values["start"] = _file(config.start) if config.start else None
     if isinstance(config, DistillConfig):
+        del values["teacher_cache"]  # it changes what a run costs, not what comes of it
         tasks = joint_tasks(datasets)
         values["teacher"] = source_identity(config.teacher, tasks)
         values["more_teachers"] = [
