@@ -284,6 +284,10 @@ def test_the_full_preset_is_the_published_budget():
     full = presets.find_preset(None)
     assert full == presets.find_preset("full") == presets.Preset("planner", PlannerBudget())
     assert (full.budget.horizon, full.budget.iterations, full.budget.samples) == (3, 6, 512)
-    assert (full.policy_samples, full.elites, full.temperature) == (24, 64, 0.5)
+    assert (full.budget.policy_samples, full.budget.elites, full.budget.temperature) == (
+        24,
+        64,
+        0.5,
+    )
     with pytest.raises(InputError, match=r"unknown planner preset 'ful'; known: .*full"):
         presets.find_preset("ful")
