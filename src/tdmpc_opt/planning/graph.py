@@ -2,9 +2,10 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -49,13 +50,35 @@ def iteration_graph(
     Its inputs are those of `arguments`, its outputs `OUTPUTS`. All shapes are fixed:
     those of the tensors given here, whose values do not matter.
     """
+    names = list(arguments(problem, mean, std, noise))
+    return traced(_Iteration(networks, budget), (problem, mean, std, noise), names, OUTPUTS)
+
+
+def traced(
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic: dict[str, Any] | None = None,
+) -> onnx.ModelProto:
+    """Trace a module, with its weights in the graph.
+
+    Args:
+        module: What the graph computes.
+        inputs: Arguments whose shapes the graph takes and whose values do not matter.
+        input_names: Names of the graph's inputs, tuples of tensors taken apart.
+        output_names: Names of its outputs.
+        dynamic: Axes that stay open, by the names of the module's arguments, in the form of
+            `torch.export`.
+    """
     with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
-            _Iteration(networks, budget).eval(),
-            (problem, mean, std, noise),
-            input_names=list(arguments(problem, mean, std, noise)),
-            output_names=OUTPUTS,
+            module.eval(),
+            inputs,
+            input_names=list(input_names),
+            output_names=list(output_names),
             opset_version=OPSET,
+            dynamic_shapes=dynamic,
             dynamo=True,
             verbose=False,
         )

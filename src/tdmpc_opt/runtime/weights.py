@@ -74,7 +74,7 @@ def _check_schema(path: Path, metadata: dict[str, str]) -> None:
     if int(schema) > SCHEMA:
         raise CheckpointError(
             f"{path} was written by a newer version (its schema is {schema}, the newest known "
-            f"here {SCHEMA}); upgrade tdmpc-opt on this device"
+            f"here {SCHEMA}); upgrade tdmpc-opt"
         )
 
 
