@@ -106,8 +106,13 @@ def test_bad_input_is_refused_in_one_line() -> None:
     cases: list[tuple[type[TdmpcOptError], str, np.ndarray, str | int | None]] = [
         (UnknownTaskError, "did you mean cup-catch", np.zeros(8), "cup-cach"),
         (UnknownTaskError, "name a task; known: ", np.zeros(8), None),
-        (UnknownTaskError, "task ids are 0..", np.zeros(8), 99),
-        (InputError, r"\[8\] or \[B, 8\]; got shape \[9\]", np.zeros(9), "cup-catch"),
+        (UnknownTaskError, r"task ids must be in 0\.\.", np.zeros(8), 99),
+        (
+            InputError,
+            r"have 8 \(or padded to 24\) numbers; got shape \[9\]",
+            np.zeros(9),
+            "cup-catch",
+        ),
         (InputError, r"got shape \[2, 3, 8\]", np.zeros((2, 3, 8)), "cup-catch"),
         (InputError, "check the sensors", np.full(8, np.nan), "cup-catch"),
     ]

@@ -18,7 +18,8 @@ def _export(config: configs.ExportConfig) -> None:
         f"here; took {report.seconds:.0f} s",
         highlight=False,
     )
-    judged = "" if report.preset is None else f", 9 of 10 within {parity.judged_error:.1e}"
+    exact = parity.judged_error == parity.max_error
+    judged = "" if exact else f", 9 of 10 within {parity.judged_error:.1e}"
     terminal.print(
         f"against torch on {parity.rows} real observations of {parity.tasks} tasks: largest "
         f"difference {parity.max_error:.1e}{judged} (tolerance {report.tolerance:.1e}), mean "

@@ -35,8 +35,8 @@ class ExportConfig:
     data: Path | None = None
     """Dataset whose observations the check uses; none drives the simulator for some."""
     tolerance: float | None = None
-    """Largest difference from torch's actions that is written; none means 1e-4, and 0.1 for
-    int8. Of planned actions 9 of 10 have to keep it."""
+    """Largest difference from torch's actions that is written; of planned and of int8 actions
+    9 of 10 have to keep it. None means 1e-4, and for int8 what `--help` cannot tell."""
 
     def __post_init__(self) -> None:
         """Refuse what no file can be."""

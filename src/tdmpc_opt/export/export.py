@@ -4,6 +4,8 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from tdmpc_opt.agent import Agent
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
@@ -12,13 +14,8 @@ from tdmpc_opt.compression.extract import one_task, policy_only
 from tdmpc_opt.configs import ExportConfig, PlannerBudget
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.export.metadata import Facts, measured_score
-from tdmpc_opt.export.observations import Observations, observations
-from tdmpc_opt.export.parity import (
-    Parity,
-    Run,
-    planner_parity,
-    policy_parity,
-)
+from tdmpc_opt.export.observations import observations
+from tdmpc_opt.export.parity import Parity, planner_parity, policy_parity
 from tdmpc_opt.export.targets import make_artifact
 from tdmpc_opt.planning.presets import budget as preset_budget
 
@@ -81,10 +78,16 @@ def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportR
         budget=budget,
         score=score,
     )
-    agent = Agent(build(checkpoint, policy_will_do=config.policy_only), mode="policy")
-    seen = observations(agent, config.data)
-    artifact = make_artifact(config, agent.world_model, facts)
-    parity = _compare(artifact.run, agent, budget, seen)
+    model = build(checkpoint, policy_will_do=config.policy_only)
+    double = build(checkpoint, policy_will_do=config.policy_only, dtype=torch.float64)
+    reference = Agent(double, mode="policy")
+    seen = observations(reference, config.data)
+    artifact = make_artifact(config, model, facts)
+    if budget is None:
+        exact = config.format != "int8"
+        parity = policy_parity(artifact.run, reference, seen, exact=exact)
+    else:
+        parity = planner_parity(artifact.run, Agent(model, mode="policy"), budget, seen)
     tolerance = config.tolerance or _TOLERANCE[config.format]
     if not parity.judged_error <= tolerance:
         raise CheckpointError(_too_far(config, parity, tolerance))
@@ -119,18 +122,11 @@ def _part(checkpoint: Checkpoint, config: ExportConfig) -> Checkpoint:
     return part
 
 
-def _compare(
-    run: Run, agent: Agent, budget: PlannerBudget | None, seen: Observations
-) -> Parity:
-    if budget is None:
-        return policy_parity(run, agent, seen)
-    return planner_parity(run, agent, budget, seen)
-
-
 def _too_far(config: ExportConfig, parity: Parity, tolerance: float) -> str:
-    whose = "actions differ" if config.policy_only else "a tenth of the plans differ"
+    exact = parity.judged_error == parity.max_error
+    how = "up to" if exact else "in one of ten by more than"
     return (
-        f"{config.output} is not written: its {whose} from torch's by up to "
+        f"{config.output} is not written: its actions differ from torch's by {how} "
         f"{parity.judged_error:.1e} (mean cosine {parity.cosine:.6f}), more than the tolerance "
         f"{tolerance:.1e}; take another --format, or allow more with --tolerance"
     )

@@ -71,8 +71,9 @@ def planner_graph(
         z = policy.encode(values[0], task)
         problem = prepare(networks, z, task, noise.prior)
     mean = noise.prior.new_zeros(budget.horizon, _TRACED_ROWS, model.config.action_dim)
+    std = torch.ones_like(mean)  # the tracer takes one tensor given twice for one input
     round_noise = RoundNoise(noise.samples[0], noise.value[0], noise.heads[0, :, 0])
-    shared = list(arguments(problem, mean, mean, round_noise))[: -2 - len(round_noise)]
+    shared = list(arguments(problem, mean, std, round_noise))[: -2 - len(round_noise)]
     start = traced(
         _Start(networks, policy),
         (noise.prior, *values),
@@ -83,7 +84,7 @@ def planner_graph(
     problem_axes, noise_axes = _open_axes(problem)
     body = traced(
         _Round(networks, budget),
-        (problem, mean, mean, round_noise, noise.pick),
+        (problem, mean, std, round_noise, noise.pick),
         [*shared, "round.mean", "round.std", *SCANNED, "pick"],
         ["round.new_mean", "round.new_std", "round.action"],
         {

@@ -1,4 +1,8 @@
-"""Does an exported file act as torch does? Asked on real observations, with equal noise."""
+"""Does an exported file act as torch does? Asked on real observations, with equal noise.
+
+Policies are compared with torch in fp64. In fp32 torch itself errs: a trained policy's steep
+outputs magnify what rounding does to them, by up to a thousand times in the released student.
+"""
 
 import time
 from collections.abc import Callable
@@ -24,18 +28,19 @@ Run = Callable[[dict[str, NDArray[Any]]], dict[str, Array]]
 _PLANNED_ROWS = 32
 """Observations that are planned from, over all tasks: each takes a plan of torch."""
 _SHARE = 0.9
-"""Of the plans this share has to keep the tolerance. Two samples whose values tie may swap
-places among the elites, and what follows from there differs."""
+"""Of plans, and of actions in int8, this share has to keep the tolerance. Two samples whose
+values tie may swap places among the elites, and what follows from there differs; a saturated
+action near its switch from -1 to 1 may switch."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How actions compare with those of torch in fp32."""
+    """How actions compare with those of torch."""
 
     max_error: float
     """Largest difference of an action."""
     judged_error: float
-    """What has to keep the tolerance: the same for a policy, a quantile for plans."""
+    """What has to keep the tolerance: the same, or what 9 of 10 observations stay below."""
     cosine: float
     """Mean cosine of the angle between the two actions of an observation."""
     rows: int
@@ -46,13 +51,14 @@ class Parity:
     """Median milliseconds of one action of the exported file here."""
 
 
-def policy_parity(run: Run, agent: Agent, observations: Observations) -> Parity:
+def policy_parity(run: Run, agent: Agent, observations: Observations, *, exact: bool) -> Parity:
     """Compare mean actions.
 
     Args:
         run: Runs the exported graph.
-        agent: In policy mode.
+        agent: In policy mode and fp64.
         observations: What to act on.
+        exact: Judge the largest error.
     """
     pairs = []
     for name, obs in observations.items():
@@ -62,10 +68,11 @@ def policy_parity(run: Run, agent: Agent, observations: Observations) -> Parity:
     errors = np.concatenate([np.abs(a - b).max(1) for a, b in pairs])
     cosines = np.concatenate([_cosines(a, b) for a, b in pairs])
     largest = float(errors.max())
+    judged = largest if exact else float(np.quantile(errors, _SHARE))
     name, obs = next(iter(observations.items()))
     act_ms = _milliseconds(run, [graph_inputs(agent, name, row[None]) for row in obs])
     cosine = float(cosines.mean())
-    return Parity(largest, largest, cosine, len(errors), len(pairs), act_ms)
+    return Parity(largest, judged, cosine, len(errors), len(pairs), act_ms)
 
 
 def planner_parity(
@@ -75,7 +82,7 @@ def planner_parity(
 
     Args:
         run: Runs the exported graph.
-        agent: Whose world model plans.
+        agent: In fp32; its world model plans.
         budget: Sizes of the search.
         observations: What to plan from; a few of each task are taken.
     """

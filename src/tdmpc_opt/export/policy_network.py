@@ -9,6 +9,8 @@ from tdmpc_opt.planning.networks import Hidden
 from tdmpc_opt.world_model.layers import Dense, simnorm
 from tdmpc_opt.world_model.model import WorldModel
 
+Task = Int[Tensor, " batch"] | None
+
 
 class PolicyNetwork(nn.Module):
     """The mean action of the policy prior.
@@ -29,69 +31,77 @@ class PolicyNetwork(nn.Module):
         super().__init__()
         config = model.config
         self._obs_dim, self._group, self._hidden = config.obs_dim, config.simnorm_dim, hidden
-        self._encoder, self._head = _dense(model.encoder), _dense(model.policy_head)
-        self._first = _Folded(self._encoder[0], config.obs_dim, model)
-        self._second = _Folded(self._head[0], config.latent_dim, model)
-        last = self._head[-1]
-        self.register_buffer("_weight", last.weight[: config.action_dim].detach().clone())
-        self.register_buffer("_bias", last.bias[: config.action_dim].detach().clone())
+        self._encoder = _layers(model.encoder, config.obs_dim, model)
+        self._head = _layers(model.policy_head, config.latent_dim, model)
+        self._actions = config.action_dim
         self.register_buffer("_mask", model.action_mask.clone())
 
     def encode(
-        self, obs: Float[Tensor, "batch width"], task: Int[Tensor, " batch"] | None
+        self, obs: Float[Tensor, "batch width"], task: Task
     ) -> Float[Tensor, "batch latent"]:
         """Map observations, padded or not, to latents."""
-        obs = functional.pad(obs, (0, self._obs_dim - obs.shape[1]))
-        x = self._norm_mish(self._encoder[0], self._first(obs, task))
-        for dense in self._encoder[1:-1]:
-            x = self._norm_mish(dense, functional.linear(x, dense.weight, dense.bias))
-        last = self._encoder[-1]
-        assert last.norm is not None, "latents are normalised"
-        return simnorm(last.norm(functional.linear(x, last.weight, last.bias)), self._group)
+        x = functional.pad(obs, (0, self._obs_dim - obs.shape[1]))
+        *hidden, last = self._encoder
+        for layer in hidden:
+            x = self._hidden(layer(x, task), layer.gain, layer.shift)
+        normed = functional.layer_norm(last(x, task), last.gain.shape, last.gain, last.shift)
+        return simnorm(normed, self._group)
 
     def forward(
-        self, obs: Float[Tensor, "batch width"], task: Int[Tensor, " batch"] | None = None
+        self, obs: Float[Tensor, "batch width"], task: Task = None
     ) -> Float[Tensor, "batch action"]:
         """Map observations, padded or not, to actions in [-1, 1]; 0 in padded dimensions."""
-        x = self._norm_mish(self._head[0], self._second(self.encode(obs, task), task))
-        for dense in self._head[1:-1]:
-            x = self._norm_mish(dense, functional.linear(x, dense.weight, dense.bias))
-        mean = functional.linear(x, self.get_buffer("_weight"), self.get_buffer("_bias"))
+        x = self.encode(obs, task)
+        *hidden, last = self._head
+        for layer in hidden:
+            x = self._hidden(layer(x, task), layer.gain, layer.shift)
+        weight, bias = last.weight[: self._actions], last.biases[0, : self._actions]
+        mean = functional.linear(x, weight, bias)
         if task is not None:
             mean = mean * self.get_buffer("_mask")[task]
         return torch.tanh(mean)
 
-    def _norm_mish(
-        self, dense: Dense, x: Float[Tensor, "batch dim"]
-    ) -> Float[Tensor, "batch dim"]:
-        assert dense.norm is not None, "hidden layers are normalised"
-        return self._hidden(x, dense.norm.weight, dense.norm.bias)
 
+class _Layer(nn.Module):
+    """The linear part of a layer, and gain and shift of its norm.
 
-class _Folded(nn.Module):
-    """A first layer of [state, task embedding] with a bias for each task."""
+    With a norm behind it, its outputs are centred: the norm would do it too, but an average
+    that is large beside what matters costs digits.
+    """
 
-    def __init__(self, dense: Dense, state: int, model: WorldModel) -> None:
+    weight: Tensor
+    biases: Tensor
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(self, dense: Dense, inputs: int, embedding: Tensor | None) -> None:
         super().__init__()
-        weight, bias = dense.weight.detach(), dense.bias.detach()
-        if model.task_embedding is None:
-            biases = bias.unsqueeze(0)
-        else:
-            embedding = model.task_embedding.weight.detach().double()
-            biases = embedding @ weight[:, state:].double().T + bias.double()
-        self.register_buffer("_weight", weight[:, :state].clone())
-        self.register_buffer("_biases", biases.to(weight.dtype))
+        weight, biases = dense.weight.detach().double(), dense.bias.detach().double()[None]
+        if embedding is not None:
+            biases = biases + embedding.double() @ weight[:, inputs:].T
+        weight = weight[:, :inputs]
+        if dense.norm is not None:
+            weight = weight - weight.mean(0)
+            biases = biases - biases.mean(1, keepdim=True)
+            self.register_buffer("gain", dense.norm.weight.detach().clone())
+            self.register_buffer("shift", dense.norm.bias.detach().clone())
+        self.register_buffer("weight", weight.to(dense.weight.dtype))
+        self.register_buffer("biases", biases.to(dense.weight.dtype))
 
     def forward(
-        self, x: Float[Tensor, "batch state"], task: Int[Tensor, " batch"] | None
+        self, x: Float[Tensor, "batch inputs"], task: Task
     ) -> Float[Tensor, "batch out"]:
-        weight, biases = self.get_buffer("_weight"), self.get_buffer("_biases")
-        if task is None:
-            return functional.linear(x, weight, biases[0])
-        return functional.linear(x, weight) + biases[task]
+        if task is None or len(self.biases) == 1:
+            return functional.linear(x, self.weight, self.biases[0])
+        return functional.linear(x, self.weight) + self.biases[task]
 
 
-def _dense(network: nn.Sequential) -> list[Dense]:
-    layers = [layer for layer in network if isinstance(layer, Dense)]
-    assert len(layers) == len(network), "heads are made of Dense"
-    return layers
+def _layers(network: nn.Sequential, inputs: int, model: WorldModel) -> nn.ModuleList:
+    layers: list[_Layer] = []
+    embedding = model.task_embedding.weight.detach() if model.task_embedding else None
+    for dense in network:
+        assert isinstance(dense, Dense), "heads are made of Dense"
+        first = not layers
+        width = inputs if first else dense.weight.shape[1]
+        layers.append(_Layer(dense, width, embedding if first else None))
+    return nn.ModuleList(layers)
