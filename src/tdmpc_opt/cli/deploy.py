@@ -20,10 +20,11 @@ def _export(config: configs.ExportConfig) -> None:
     )
     exact = parity.judged_error == parity.max_error
     judged = "" if exact else f", 9 of 10 within {parity.judged_error:.1e}"
+    own = f"; torch's own fp32 errs by {parity.torch_error:.1e}" if parity.torch_error else ""
     terminal.print(
         f"against torch on {parity.rows} real observations of {parity.tasks} tasks: largest "
         f"difference {parity.max_error:.1e}{judged} (tolerance {report.tolerance:.1e}), mean "
-        f"cosine {parity.cosine:.6f}",
+        f"cosine {parity.cosine:.6f}{own}",
         highlight=False,
     )
 

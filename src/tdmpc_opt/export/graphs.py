@@ -40,7 +40,7 @@ def policy_graph(model: WorldModel, *, quantize: bool = False) -> onnx.ModelProt
     names, values, axes = _observation(model)
     policy = PolicyNetwork(model, norm_mish_by_sigmoid)
     graph = traced(policy, values, names, ["action"], axes)
-    return quantized(graph) if quantize else graph
+    return quantized(graph, bits=8) if quantize else graph
 
 
 def planner_graph(

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -86,12 +86,16 @@ def traced(
     return program.model_proto
 
 
-def quantized(graph: onnx.ModelProto) -> onnx.ModelProto:
+def quantized(graph: onnx.ModelProto, bits: Literal[7, 8] = 7) -> onnx.ModelProto:
     """Return the graph with its large products in int8, by ONNX Runtime's quantiser.
 
-    Weights have a scale per output and 7 bits, since the 8-bit products of CPUs without VNNI
-    overflow otherwise; activations are scaled as they come. Norms, activations and what decodes
-    rewards and values stay fp32.
+    Weights have a scale per output; activations are scaled as they come. Norms, activations and
+    what decodes rewards and values stay fp32.
+
+    Args:
+        graph: What the exporter traced.
+        bits: Of the weights. On CPUs without VNNI signed products overflow from 8 bits on, so
+            8 are unsigned.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
@@ -105,8 +109,8 @@ def quantized(graph: onnx.ModelProto) -> onnx.ModelProto:
             path,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
+            reduce_range=bits == 7,
+            weight_type=QuantType.QInt8 if bits == 7 else QuantType.QUInt8,
             # It turns each Gemm into a MatMul of this name first.
             nodes_to_exclude=[*small, *(f"{name}_MatMul" for name in small)],
         )
