@@ -372,3 +372,15 @@ def test_executorch_acts_as_torch(tmp_path):
 
     says = Runtime.get().load_program(path).load_method("metadata").execute([])[0]
     assert json.loads(says)["source_sha256"] == sha256(zoo.path("demo-teacher"))
+
+
+def test_exported_files_are_evaluated_and_are_no_checkpoints(planner, tmp_path, capsys):
+    output = tmp_path / "score.json"
+    words = ["evaluate", str(planner[0]), "--tasks", "pendulum-swingup", "--episodes", "1"]
+    assert main([*words, "--workers", "1", "--output", str(output)]) == 0
+    content = json.loads(output.read_text())
+    assert content["complete"]
+    assert content["config"]["mode"] is None
+    assert content["config"]["checkpoint"]["sha256"] == sha256(planner[0])
+    assert main(["inspect", str(planner[0])]) == 1
+    assert "is an ONNX file, which holds no weights to load" in capsys.readouterr().err

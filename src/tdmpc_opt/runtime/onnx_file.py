@@ -49,6 +49,17 @@ class OnnxFile:
     """None where the file holds the policy alone."""
 
 
+def is_onnx(path: Path) -> bool:
+    """Return whether a file begins as ONNX files do; one that cannot be read does not."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False
+    # The tag of the first field; a safetensors header may have a length of that low byte.
+    return head[:1] == b"\x08" and head[8:] != b"{"
+
+
 def open_onnx(path: Path, threads: int, providers: Sequence[Provider] | None) -> OnnxFile:
     """Open a file and get it ready to run.
 
