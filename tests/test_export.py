@@ -276,7 +276,7 @@ def test_damaged_graphs_are_refused(policy, tmp_path):
     path, content = tmp_path / "damaged.onnx", policy[0].read_bytes()
     for damaged in (content[:1000], content[:-1000], b"", b"\x08" * 100, b"no graph at all"):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="is damaged, or not an ONNX") as caught:
+        with pytest.raises(CheckpointError, match="damaged") as caught:
             load(path)
         assert "\n" not in str(caught.value)
     model = onnx.load(policy[0])

@@ -160,7 +160,7 @@ def test_missing_and_truncated_files_are_refused(tmp_path: Path) -> None:
     content = TEACHER.read_bytes()
     for length in (0, 5, 300, len(content) - 7):
         path.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match="no safetensors file, or damaged"):
+        with pytest.raises(CheckpointError, match="no ONNX or safetensors file, or damaged"):
             load(path)
 
 

@@ -19,7 +19,7 @@ from tdmpc_opt.export.parity import Parity, planner_parity, policy_parity
 from tdmpc_opt.export.targets import make_artifact
 from tdmpc_opt.planning.presets import budget as preset_budget
 
-_TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.2}
+_TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.3}
 _TOLERANCE_OF_PLANS = {"fp32": 1e-4, "fp16": 0.2, "int8": 0.5}
 _OF_TORCH_ITSELF = 3.0
 """Times the error of torch's own fp32 that a policy may err, where that is the larger."""
@@ -133,9 +133,9 @@ def _usual_tolerance(config: ExportConfig, parity: Parity) -> float:
 
 def _too_far(config: ExportConfig, parity: Parity, tolerance: float) -> str:
     exact = parity.judged_error == parity.max_error
-    how = "up to" if exact else "in one of ten by more than"
+    how = "by up to" if exact else "in one of ten by more than"
     return (
-        f"{config.output} is not written: its actions differ from torch's by {how} "
+        f"{config.output} is not written: its actions differ from torch's {how} "
         f"{parity.judged_error:.1e} (mean cosine {parity.cosine:.6f}), more than the tolerance "
         f"{tolerance:.1e}; take another --format, or allow more with --tolerance"
     )

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc_opt.deadline import Clock, DeadlineTimer
-from tdmpc_opt.errors import CheckpointError, InputError
+from tdmpc_opt.errors import InputError
 from tdmpc_opt.input_checks import check_deadline, check_finite, check_shape, task_id
 from tdmpc_opt.runtime.numpy_policy import NumpyPolicy
-from tdmpc_opt.runtime.onnx_file import OnnxFile, Provider, open_onnx
+from tdmpc_opt.runtime.onnx_file import OnnxFile, Provider, is_onnx, open_onnx
 from tdmpc_opt.runtime.planner import Inputs, OnnxPlanner
 from tdmpc_opt.runtime.weights import Weights, read_weights
 from tdmpc_opt.task_table import TaskTable
@@ -125,7 +125,7 @@ def load(
     if threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
     path, timer = Path(path), DeadlineTimer(clock)
-    if _is_safetensors(path):
+    if not is_onnx(path):
         if preset is not None:
             raise InputError(_other_preset(path, preset, None))
         weights = read_weights(path)
@@ -138,15 +138,6 @@ def load(
         return Agent(file.tasks, _by_onnx(file), None, timer)
     planner = OnnxPlanner(file.session, file.plan, file.tasks.action_dim, timer)
     return Agent(file.tasks, _by_plan(file, planner), planner, timer)
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Return whether a JSON header follows the eight bytes that hold its length."""
-    try:
-        with path.open("rb") as file:
-            return file.read(9)[8:] == b"{"
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _other_preset(path: Path, asked: str | None, has: str | None) -> str:
