@@ -17,6 +17,9 @@ from tdmpc_opt.configs import Device, EngineName, EnginePrecision, Mode, Planner
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.planning.presets import Preset, find_preset
+from tdmpc_opt.runtime.agent import Agent as DeviceAgent
+from tdmpc_opt.runtime.agent import load as load_for_device
+from tdmpc_opt.runtime.onnx_file import is_onnx
 from tdmpc_opt.task_table import MT30, UNNAMED, TaskTable
 
 Array = NDArray[np.float32]
@@ -40,7 +43,7 @@ class PolicySource:
     """What to load a policy from; small, so that worker processes can take it."""
 
     source: str
-    """Checkpoint file or zoo name, a folder of experts, or `random`."""
+    """Checkpoint file or zoo name, an exported ONNX file, a folder of experts, or `random`."""
     mode: Mode = "policy"
     preset: str | PlannerBudget | None = None
     noise: bool = False
@@ -67,8 +70,9 @@ class PolicySource:
 
     @property
     def is_agent(self) -> bool:
-        """True for a checkpoint, which can plan; experts and random actions cannot."""
-        return self.source != "random" and not Path(self.source).is_dir()
+        """True for a checkpoint, whose mode and budget can be chosen."""
+        path = Path(self.source)
+        return self.source != "random" and not path.is_dir() and not is_onnx(path)
 
     def load(self) -> Policy:
         """Load the policy.
@@ -80,6 +84,8 @@ class PolicySource:
             return RandomPolicy()
         if Path(self.source).is_dir():
             return ExpertPolicy(Path(self.source))
+        if is_onnx(Path(self.source)):
+            return DevicePolicy(load_for_device(self.source))
         chosen = self.chosen()
         agent = load_agent(
             self.source,
@@ -156,9 +162,12 @@ class PolicySource:
             raise InputError("random actions are nothing to imitate; label with a policy")
         self.tasks(",".join(tasks.names))
         if self.mode == "planner" and not self.is_agent:
+            what = "an exported file, whose mode is fixed"
+            if Path(self.source).is_dir():
+                what = "a folder of experts, which cannot plan"
             raise InputError(
-                f"{self.source} is a folder of experts, which cannot plan; leave out the "
-                "planner as label mode, or label with a checkpoint"
+                f"{self.source} is {what}; leave out the planner as label mode, or label with "
+                "a checkpoint"
             )
 
     def _known_tasks(self) -> TaskTable:
@@ -166,11 +175,14 @@ class PolicySource:
             return MT30
         path = Path(self.source)
         if not path.is_dir():
-            return read_checkpoint(self._file()).tasks
+            return load_for_device(path).tasks if is_onnx(path) else self._checkpoint_tasks()
         names = [name for name in MT30.names if expert_path(path, name).is_file()]
         if not names:
             raise CheckpointError(f"{path}: holds no expert; make some with tdmpc-opt experts")
         return MT30.subset(names)
+
+    def _checkpoint_tasks(self) -> TaskTable:
+        return read_checkpoint(self._file()).tasks
 
     def _file(self) -> Path:
         try:
@@ -221,6 +233,25 @@ class AgentPolicy:
             deterministic=self._deterministic,
             generator=self._generators,
         )
+
+
+class DevicePolicy:
+    """An exported file that drives whole episodes, as the device would run it."""
+
+    def __init__(self, agent: DeviceAgent) -> None:
+        self._agent = agent
+        self._task: str | None = None
+        self._generator = np.random.default_rng()
+
+    def start(self, task: str, streams: Sequence[Stream]) -> None:
+        """Begin one episode per stream; the first stream seeds the noise of all."""
+        self._task = None if self._agent.tasks.names == (UNNAMED,) else task
+        self._generator = np.random.default_rng(streams[0])
+        self._agent.reset()
+
+    def act(self, obs: Array) -> Array:
+        """Map observations [B, obs] to actions [B, action]."""
+        return self._agent.act(obs, self._task, generator=self._generator)
 
 
 class RandomPolicy:

@@ -10,6 +10,7 @@ from tdmpc_opt.checkpoints.native import read_native
 from tdmpc_opt.checkpoints.pickled import ZIP_MAGIC
 from tdmpc_opt.checkpoints.public import read_public
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.runtime.onnx_file import is_onnx
 
 _PICKLE_MAGIC = b"\x80"
 _SAFETENSORS_BRACE = 8  # the JSON header starts after eight bytes that hold its length
@@ -53,6 +54,11 @@ def read_checkpoint(path_or_name: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is a text file, not a checkpoint; a web page or a Git LFS pointer may "
             "have been saved in its place"
+        )
+    if is_onnx(path):
+        raise CheckpointError(
+            f"{path} is an ONNX file, which holds no weights to load; act with "
+            "tdmpc_opt.runtime.load, or name the checkpoint it was exported from"
         )
     raise CheckpointError(f"{path} is not a checkpoint of any known format, or is cut off")
 

@@ -9,16 +9,17 @@ from typing import Annotated, Any
 import tyro
 
 import tdmpc_opt
-from tdmpc_opt.cli import data, files, planner, scores, training
+from tdmpc_opt.cli import data, deploy, files, planner, scores, training
 from tdmpc_opt.cli.output import console
 from tdmpc_opt.errors import TdmpcOptError
 
 _COMMANDS = (
     *files.COMMANDS,
+    *deploy.COMMANDS,
+    *planner.COMMANDS,
     *scores.COMMANDS,
     *data.COMMANDS,
     *training.COMMANDS,
-    *planner.COMMANDS,
 )
 _RUNS = {command.config: command.run for command in _COMMANDS}
 
@@ -28,6 +29,8 @@ _EXTRAS = {
     **dict.fromkeys(("jaxtyping", "scipy", "matplotlib"), "train"),
     "optuna": "tune",
     **dict.fromkeys(("gymnasium", "dm_control", "mujoco"), "envs"),
+    **dict.fromkeys(("onnx", "onnx_ir", "onnxscript", "onnxruntime"), "export"),
+    "executorch": "executorch",
 }
 
 

@@ -12,6 +12,7 @@ from tdmpc_opt.configs.common import (
 from tdmpc_opt.configs.dagger import DaggerConfig
 from tdmpc_opt.configs.distill_weights import TERMS, DistillWeights, Schedule
 from tdmpc_opt.configs.evaluation import AblationConfig, CompareConfig, EvaluateConfig
+from tdmpc_opt.configs.export import ExportConfig, ExportFormat, ExportTarget
 from tdmpc_opt.configs.files import (
     ConvertConfig,
     InspectConfig,
@@ -47,6 +48,9 @@ __all__ = [
     "EnginePrecision",
     "EvaluateConfig",
     "ExpertsConfig",
+    "ExportConfig",
+    "ExportFormat",
+    "ExportTarget",
     "InspectConfig",
     "LossWeights",
     "Mode",

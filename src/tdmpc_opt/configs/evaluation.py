@@ -21,7 +21,8 @@ class EvaluateConfig:
     """Score a policy on real tasks and write a result file."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """Checkpoint file or zoo name, a folder of experts, or the word random."""
+    """Checkpoint file or zoo name, an exported ONNX file (which plans or not as it was made),
+    a folder of experts, or the word random."""
     tasks: str | None = None
     """`mt30`, or task names joined by commas; none means every task of the policy."""
     episodes: int = 10

@@ -161,8 +161,8 @@ def prepare(
     """Compute what all iterations of a plan share: the policy prior acts and is judged once."""
     model = networks.model
     shares = networks.shares(z, task)
-    discount = (model.discount[:1] if task is None else model.discount[task]).expand(len(z))
-    mask = model.mask(task).expand(len(z), -1)
+    discount = (model.discount[:1] if task is None else model.discount[task]).expand(z.shape[0])
+    mask = model.mask(task).expand(z.shape[0], -1)
     value = z.new_zeros(noise.shape[1:3])
     weight = torch.ones_like(discount)
     latent, actions = None, []
@@ -181,7 +181,7 @@ def sequence_values(
     problem: Problem,
     actions: Float[Tensor, "horizon sampled batch action"],
     noise: Float[Tensor, "samples batch action"],
-    heads: Int[Tensor, "2 batch"],
+    heads: Int[Tensor, "2 #batch"],
 ) -> Float[Tensor, "samples batch"]:
     """Estimate the return of the prior's sequences and of these, in this order.
 
@@ -288,7 +288,7 @@ def search(
         refined = engine(problem, result.mean, result.std, noise.round(rounds))
         result = refined if wide is None else _keep(result, refined, wide)
         rounds += 1
-    action = _draw_elite(result.first, result.weights, noise.pick)
+    action = draw_elite(result.first, result.weights, noise.pick)
     return Plan(result.mean, result.std, action, rounds)
 
 
@@ -323,11 +323,12 @@ def _refit(
     return mean * mask, std * mask
 
 
-def _draw_elite(
+def draw_elite(
     first: Float[Tensor, "elites batch action"],
     weights: Float[Tensor, "elites batch"],
     pick: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch action"]:
+    """Return the first action of one elite per row, drawn by weight with a number in [0, 1)."""
     # Inverse of the cumulative weights; rounding may leave their sum a hair below `pick`.
     index = (weights.cumsum(0) <= pick).sum(0).clamp(max=len(weights) - 1)
     return first.gather(0, index[None, :, None].expand(-1, -1, first.shape[-1]))[0]
