@@ -281,9 +281,10 @@ def test_budgets_that_cannot_run_are_refused(changes):
 
 
 def test_the_full_preset_is_the_published_budget():
-    full = presets.find_preset(None)
-    assert full == presets.find_preset("full") == presets.Preset("planner", PlannerBudget())
-    assert (full.budget.horizon, full.budget.iterations, full.budget.samples) == (3, 6, 512)
+    chosen = presets.find_preset(None)
+    assert chosen == presets.find_preset("full") == presets.Preset("planner", PlannerBudget())
+    full = chosen.budget
+    assert (full.horizon, full.iterations, full.samples) == (3, 6, 512)
     assert (full.policy_samples, full.elites, full.temperature) == (24, 64, 0.5)
     with pytest.raises(InputError, match=r"unknown planner preset 'ful'; known: .*full"):
         presets.find_preset("ful")
