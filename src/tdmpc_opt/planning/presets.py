@@ -22,7 +22,17 @@ class Preset:
 PRESETS = {
     "full": Preset(),
     "balanced": Preset(),
-    "realtime": Preset(),
+    "realtime": Preset(
+        budget=PlannerBudget(
+            horizon=2,
+            iterations=1,
+            samples=48,
+            policy_samples=16,
+            elites=6,
+            temperature=4.0,
+            mean_action=True,
+        )
+    ),
     "policy": Preset("policy"),
 }
 """Those of agents without presets of their own; `full` is the published budget."""
