@@ -12,7 +12,9 @@ from torch.overrides import TorchFunctionMode
 from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.world_model.layers import Dense
 from tdmpc_opt.world_model.model import WorldModel
+from tdmpc_opt.world_model.quantized import QuantizedDense, QuantizedWeight
 
 Layout = Literal[
     "native", "public A (functorch)", "public B (tensordict)", "public C (sequential)"
@@ -42,6 +44,8 @@ class Checkpoint:
     """Layout of the file they came from."""
     extra: dict[str, str] = field(default_factory=dict)
     """Further facts such as the source file or planner presets."""
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
+    """Weights by native name that the file holds in integers."""
 
     @property
     def has_targets(self) -> bool:
@@ -51,16 +55,14 @@ class Checkpoint:
     @property
     def has_world_model(self) -> bool:
         """False where only encoder and policy are stored."""
-        return not all(name.startswith(POLICY_PREFIXES) for name in self.tensors)
+        names = {*self.tensors, *self.quantized}
+        return not all(name.startswith(POLICY_PREFIXES) for name in names)
 
     @property
     def parameters(self) -> int:
         """Number of weights, target Qs not counted."""
-        return sum(
-            tensor.numel()
-            for name, tensor in self.tensors.items()
-            if not name.startswith(TARGET_PREFIX)
-        )
+        plain = sum(tensor.numel() for tensor in self.without_targets().values())
+        return plain + sum(weight.parameters for weight in self.quantized.values())
 
     def without_targets(self) -> dict[str, Tensor]:
         """Return the weights that acting needs: all but the target Qs."""
@@ -128,7 +130,7 @@ def validate(checkpoint: Checkpoint) -> None:
             names it.
     """
     _validate_tasks(checkpoint.config, checkpoint.tasks)
-    tensors = checkpoint.tensors
+    tensors, quantized = checkpoint.tensors, checkpoint.quantized
     if checkpoint.config.num_enc_layers > len(tensors):
         # A forged layer count would make the table of expected shapes itself too large.
         raise CheckpointError(
@@ -139,9 +141,12 @@ def validate(checkpoint: Checkpoint) -> None:
         expected = {k: v for k, v in expected.items() if not k.startswith(TARGET_PREFIX)}
     if not checkpoint.has_world_model:
         expected = {k: v for k, v in expected.items() if k.startswith(POLICY_PREFIXES)}
-    _validate_names(tensors, expected)
+    _validate_names({*tensors, *quantized}, expected)
     for name, shape in expected.items():
-        _validate_tensor(name, tensors[name], shape)
+        if name in quantized:
+            _validate_quantized(name, quantized[name], shape)
+        else:
+            _validate_tensor(name, tensors[name], shape)
 
 
 def _validate_tasks(config: ModelConfig, tasks: TaskTable) -> None:
@@ -155,13 +160,11 @@ def _validate_tasks(config: ModelConfig, tasks: TaskTable) -> None:
         )
 
 
-def _validate_names(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
-) -> None:
+def _validate_names(names: set[str], expected: Mapping[str, tuple[int, ...]]) -> None:
     for name in expected:
-        if name not in tensors:
+        if name not in names:
             raise CheckpointError(f"tensor {name!r} is missing")
-    for name in tensors:
+    for name in sorted(names):
         if name not in expected:
             raise CheckpointError(f"tensor {name!r} is unknown to this world model")
 
@@ -174,6 +177,22 @@ def _validate_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tensor.dtype not in _DTYPES:
         raise CheckpointError(f"tensor {name!r} holds {tensor.dtype}, expected floating point")
     if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"tensor {name!r} holds NaN or infinity; the file is damaged")
+
+
+def _validate_quantized(name: str, weight: QuantizedWeight, shape: tuple[int, ...]) -> None:
+    *lead, columns = shape
+    if not (name.endswith(".weight") and name.count(".") == 2):
+        raise CheckpointError(f"tensor {name!r} is no weight of a layer, yet quantised")
+    stored = columns if weight.format == "int8" else -(-columns // 2)
+    expected = (shape, (*lead, stored), (*lead, -(-columns // weight.group)))
+    found = (weight.shape, tuple(weight.codes.shape), tuple(weight.scale.shape))
+    if found != expected:
+        raise CheckpointError(
+            f"quantised tensor {name!r} is {list(found[0])} with codes {list(found[1])} and "
+            f"scales {list(found[2])}, expected {[list(shape) for shape in expected]}"
+        )
+    if not bool(torch.isfinite(weight.scale).all()):
         raise CheckpointError(f"tensor {name!r} holds NaN or infinity; the file is damaged")
 
 
@@ -193,22 +212,31 @@ def build(
         checkpoint: Weights, of whatever number format.
         device: Where to put the model.
         dtype: Number format to compute in; half precision is slower than float32 on most CPUs.
-        policy_will_do: Take a file that holds encoder and policy alone; its model cannot plan.
+        policy_will_do: Take a file that can act but not learn: one that holds encoder and
+            policy alone, whose model cannot plan, or quantised weights, which stay as small in
+            memory as in the file.
 
     Raises:
-        CheckpointError: Weights that `validate` refuses, or the policy alone where it won't do.
+        CheckpointError: Weights that `validate` refuses, or such a file where it won't do.
     """
     validate(checkpoint)
+    if checkpoint.quantized and not policy_will_do:
+        raise CheckpointError(
+            "the file holds quantised weights, which cannot teach or be trained; name the file "
+            "it was made from"
+        )
     if not (checkpoint.has_world_model or policy_will_do):
         raise CheckpointError(
             "the file holds encoder and policy alone, without a world model; it can act by its "
             "policy, not plan, teach or be trained: name the file it was taken from"
         )
+    stored = checkpoint.without_targets() if checkpoint.quantized else checkpoint.tensors
     tensors = {
         name: tensor.to(device=device, dtype=dtype, copy=True)
-        for name, tensor in checkpoint.tensors.items()
+        for name, tensor in stored.items()
     }
-    if checkpoint.has_world_model and not checkpoint.has_targets:
+    learns = checkpoint.has_world_model and not checkpoint.quantized
+    if learns and not checkpoint.has_targets:
         for name in [name for name in tensors if name.startswith(_ONLINE_PREFIX)]:
             tensors[TARGET_PREFIX + name.removeprefix(_ONLINE_PREFIX)] = tensors[name].clone()
     # On the meta device nothing is drawn or stored, so a 317M model is not filled twice.
@@ -216,10 +244,30 @@ def build(
         model = WorldModel(checkpoint.config, checkpoint.tasks)
     if not checkpoint.has_world_model:
         model.forget_all_but_policy()
+    if checkpoint.quantized:
+        model.target_q_ensemble = torch.nn.Sequential()  # only learning needs it
+        tensors |= _install(model, checkpoint.quantized, device)
     model.load_state_dict(tensors, assign=True)
     model.to(device=device, dtype=dtype)  # the buffers; the weights are there already
     model.renormalize_task_embedding()
     return model.eval()
+
+
+def _install(
+    model: WorldModel, weights: Mapping[str, QuantizedWeight], device: torch.device | str
+) -> dict[str, Tensor]:
+    """Replace the layers of quantised weights, and return their new entries of the state."""
+    state: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        part, layer, _ = name.split(".")
+        network = getattr(model, part)
+        dense = network[int(layer)]
+        assert isinstance(dense, Dense)
+        network[int(layer)] = QuantizedDense(dense, weight)
+        for kind in ("codes", "scale"):
+            tensor = getattr(weight, kind).to(device=device, copy=True)
+            state[f"{part}.{layer}.{kind}"] = tensor
+    return state
 
 
 class _Undrawn(TorchFunctionMode):

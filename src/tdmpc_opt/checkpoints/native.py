@@ -7,6 +7,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,11 +18,13 @@ from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.stable_safetensors import sort_metadata
 from tdmpc_opt.task_table import Task, TaskTable
+from tdmpc_opt.world_model.quantized import QuantizedWeight
 
 FORMAT = "tdmpc-opt"
 """Mark of this project's files in their metadata."""
-SCHEMA = 1
-"""Schema that is written; a reader for each released one stays."""
+SCHEMA = 2
+"""Newest schema, that of files with quantised weights; files without keep schema 1. A reader
+for each released one stays."""
 
 
 def write_native(path: Path, checkpoint: Checkpoint) -> None:
@@ -35,21 +38,36 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
         CheckpointError: Weights that do not fit their config, or a file that cannot be written.
     """
     validate(checkpoint)
+    quantized = checkpoint.quantized
     metadata = {
         "format": FORMAT,
-        "schema": str(SCHEMA),
+        "schema": str(SCHEMA if quantized else 1),
         "config": json.dumps(asdict(checkpoint.config)),
         "tasks": json.dumps(checkpoint.tasks.to_json()),
         "extra": json.dumps(checkpoint.extra),
     }
+    tensors = dict(checkpoint.tensors)
+    if quantized:
+        layout = {
+            name: [weight.format, weight.columns, weight.group]
+            for name, weight in quantized.items()
+        }
+        metadata["quantized"] = json.dumps(layout, separators=(",", ":"))
+        for name, weight in quantized.items():
+            tensors |= {name: weight.codes, _scale_name(name): weight.scale}
     try:
         with replace_when_done(path) as temporary:
-            save_file(_storable(checkpoint.tensors), temporary, metadata)
+            save_file(_storable(tensors), temporary, metadata)
             sort_metadata(temporary)
     except (OSError, SafetensorError) as error:
         # safetensors wraps the system's own error, such as a full disk, in its type.
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"cannot write {path}: {reason}") from error
+
+
+def _scale_name(weight: str) -> str:
+    """Return the entry of the scales of a quantised weight."""
+    return weight.removesuffix("weight") + "scale"
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,16 +97,38 @@ def read_native(path: Path) -> Checkpoint:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
     try:
+        listed = _json(metadata, "quantized", dict) if "quantized" in metadata else {}
+        quantized = {name: _quantized(name, entry, tensors) for name, entry in listed.items()}
         checkpoint = Checkpoint(
             _config(_json(metadata, "config", dict)),
             _tasks(_json(metadata, "tasks", list)),
             tensors,
             extra=_extra(_json(metadata, "extra", dict)),
+            quantized=quantized,
         )
         validate(checkpoint)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return checkpoint
+
+
+def _quantized(name: str, entry: Any, tensors: dict[str, Tensor]) -> QuantizedWeight:
+    """Take a weight's codes and scales out of the tensors of a file."""
+    match entry:
+        case [("int8" | "int4") as kind, int(columns), int(group)] if min(columns, group) > 0:
+            pass
+        case _:
+            raise CheckpointError(f"its metadata says of {name!r} {str(entry)[:40]}")
+    found = tensors.pop(name, None), tensors.pop(_scale_name(name), None)
+    if found[0] is None or found[1] is None:
+        raise CheckpointError(f"quantised tensor {name!r} lacks its codes or scales")
+    dtypes = (torch.int8 if kind == "int8" else torch.uint8, torch.float16)
+    if (found[0].dtype, found[1].dtype) != dtypes:
+        raise CheckpointError(
+            f"quantised tensor {name!r} holds {found[0].dtype} and {found[1].dtype}, expected "
+            f"{dtypes[0]} and {dtypes[1]}"
+        )
+    return QuantizedWeight(found[0], found[1], columns, group)
 
 
 def _check_schema(path: Path, metadata: Mapping[str, str]) -> None:

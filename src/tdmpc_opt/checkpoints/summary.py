@@ -29,6 +29,8 @@ class CheckpointSummary:
     """Number formats of each part, `float16` or, where mixed, `float16, float32`."""
     part_parameters: dict[str, int]
     """Weights of each part, target Qs included where they are stored."""
+    part_bytes: dict[str, int]
+    """Bytes of each part's tensors."""
     parameters: int
     """Weights in all, target Qs not counted."""
     extra: dict[str, str]
@@ -52,6 +54,7 @@ def describe(path_or_name: str | Path) -> CheckpointSummary:
         tasks=checkpoint.tasks.names,
         dtypes=_dtypes(checkpoint),
         part_parameters=_part_parameters(checkpoint),
+        part_bytes=_part_bytes(checkpoint),
         parameters=checkpoint.parameters,
         extra=checkpoint.extra,
     )
@@ -60,12 +63,29 @@ def describe(path_or_name: str | Path) -> CheckpointSummary:
 def _dtypes(checkpoint: Checkpoint) -> dict[str, str]:
     names: dict[str, set[str]] = defaultdict(set)
     for key, tensor in checkpoint.tensors.items():
-        names[key.split(".", 1)[0]].add(str(tensor.dtype).removeprefix("torch."))
+        names[_part(key)].add(str(tensor.dtype).removeprefix("torch."))
+    for key, weight in checkpoint.quantized.items():
+        names[_part(key)].add(weight.format)
     return {part: ", ".join(sorted(found)) for part, found in names.items()}
 
 
 def _part_parameters(checkpoint: Checkpoint) -> dict[str, int]:
     counts: dict[str, int] = defaultdict(int)
     for key, tensor in checkpoint.tensors.items():
-        counts[key.split(".", 1)[0]] += tensor.numel()
+        counts[_part(key)] += tensor.numel()
+    for key, weight in checkpoint.quantized.items():
+        counts[_part(key)] += weight.parameters
     return dict(counts)
+
+
+def _part_bytes(checkpoint: Checkpoint) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for key, tensor in checkpoint.tensors.items():
+        counts[_part(key)] += tensor.nbytes
+    for key, weight in checkpoint.quantized.items():
+        counts[_part(key)] += weight.size_bytes
+    return dict(counts)
+
+
+def _part(name: str) -> str:
+    return name.split(".", 1)[0]

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import tyro
 
 import tdmpc_opt
-from tdmpc_opt.cli import data, deploy, files, planner, scores, training
+from tdmpc_opt.cli import compression, data, deploy, files, planner, scores, training
 from tdmpc_opt.cli.output import console
 from tdmpc_opt.errors import TdmpcOptError
 
 _COMMANDS = (
     *files.COMMANDS,
+    *compression.COMMANDS,
     *deploy.COMMANDS,
     *planner.COMMANDS,
     *scores.COMMANDS,

@@ -46,9 +46,10 @@ def _inspect(config: configs.InspectConfig) -> None:
         facts.add_row(name, text)
     facts.add_row("tasks", ", ".join(summary.tasks))
     terminal.print(facts)
-    parts = table_of("Parts", "part", "parameters", "dtype")
+    parts = table_of("Parts", "part", "parameters", "bytes", "dtype")
     for part, count in summary.part_parameters.items():
-        parts.add_row(part, f"{count:,}", summary.dtypes[part])
+        size = f"{summary.part_bytes[part]:,}"
+        parts.add_row(part, f"{count:,}", size, summary.dtypes[part])
     terminal.print(parts)
 
 
@@ -61,22 +62,9 @@ def _convert(config: configs.ConvertConfig) -> None:
     )
 
 
-def _quantize(config: configs.QuantizeConfig) -> None:
-    from tdmpc_opt.compression.quantize import quantize
-
-    report = quantize(config)
-    console().print(
-        f"{report.source.name}: {report.source_bytes:,} bytes -> {report.output}: "
-        f"{report.output_bytes:,} bytes ({report.source_bytes / report.output_bytes:.2f}x "
-        f"smaller, {report.format}, largest rounding {report.max_error:.1e})",
-        highlight=False,
-    )
-
-
 COMMANDS = (
     Command("tasks", configs.TasksConfig, _tasks),
     Command("zoo", configs.ZooConfig, _zoo),
     Command("inspect", configs.InspectConfig, _inspect),
     Command("convert", configs.ConvertConfig, _convert),
-    Command("quantize", configs.QuantizeConfig, _quantize),
 )

@@ -11,7 +11,10 @@ from tdmpc_opt.task_table import Task, TaskTable
 from tdmpc_opt.world_model.model import unit_rows
 
 _EMBEDDING = "task_embedding.weight"
-_ENSEMBLES = ("q_ensemble", "target_q_ensemble")
+_PARTS = (
+    *("encoder", "dynamics", "reward_head", "policy_head"),
+    *("q_ensemble", "target_q_ensemble"),
+)
 
 
 def policy_only(checkpoint: Checkpoint) -> Checkpoint:
@@ -51,7 +54,7 @@ def one_task(checkpoint: Checkpoint, name: str) -> Checkpoint:
     if config.task_dim:
         row = checkpoint.tensors[_EMBEDDING][index].double()
         embedding = unit_rows(row)
-    for part in ("encoder", "dynamics", "reward_head", "policy_head", *_ENSEMBLES):
+    for part in _PARTS:
         if f"{part}.0.weight" in tensors:
             tensors |= _fold(part, tensors, config, task, embedding)
     return replace(
@@ -62,15 +65,42 @@ def one_task(checkpoint: Checkpoint, name: str) -> Checkpoint:
     )
 
 
+def compact_embedding(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the same agent with an embedding no wider than there are tasks.
+
+    n rows span at most n dimensions, so wider rows can be exchanged for rows of the identity,
+    and each first layer's columns for what they make of each task: the same function with
+    fewer columns, up to rounding.
+    """
+    config, tasks = checkpoint.config, checkpoint.config.num_tasks
+    if tasks >= config.task_dim:
+        return checkpoint
+    rows = unit_rows(checkpoint.tensors[_EMBEDDING].double())
+    tensors = dict(checkpoint.tensors) | {_EMBEDDING: torch.eye(tasks)}
+    for part in _PARTS:
+        name = f"{part}.0.weight"
+        if name in tensors:
+            of_state, of_task, of_action = _columns(part, tensors[name], config)
+            of_task = (of_task.double() @ rows.T).float()
+            tensors[name] = torch.cat([of_state.float(), of_task, of_action.float()], dim=-1)
+    return replace(checkpoint, config=replace(config, task_dim=tasks), tensors=tensors)
+
+
+def _columns(part: str, weight: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a first layer's columns of the state, of the task embedding and of the action."""
+    state = config.obs_dim if part == "encoder" else config.latent_dim
+    of_state, of_task, of_action = weight.split(
+        [state, config.task_dim, weight.shape[-1] - state - config.task_dim], dim=-1
+    )
+    return of_state, of_task, of_action
+
+
 def _fold(
     part: str, tensors: dict[str, Tensor], config: ModelConfig, task: Task, embedding: Tensor
 ) -> dict[str, Tensor]:
     """Return a first layer without the columns that are constant or always zero."""
     weight, bias = tensors[f"{part}.0.weight"], tensors[f"{part}.0.bias"]
-    state = config.obs_dim if part == "encoder" else config.latent_dim
-    of_state, of_task, of_action = weight.split(
-        [state, config.task_dim, weight.shape[-1] - state - config.task_dim], dim=-1
-    )
+    of_state, of_task, of_action = _columns(part, weight, config)
     if part == "encoder":
         of_state = of_state[..., : task.obs_dim]
     live = torch.cat([of_state, of_action[..., : task.action_dim]], dim=-1)

@@ -1,20 +1,30 @@
 """Storing an agent, or the part of it that a device needs, in fewer bytes."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.convert import with_origin
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.compression.extract import one_task, policy_only
+from tdmpc_opt.compression.accuracy import Yardstick
+from tdmpc_opt.compression.calibration import Observations, read_observations
+from tdmpc_opt.compression.extract import compact_embedding, one_task, policy_only
+from tdmpc_opt.compression.integers import as_float, refuse_quantized, to_integers
+from tdmpc_opt.compression.mixed import most_accurate, smallest
+from tdmpc_opt.compression.recipe import Recipe, layers, recipe, weight_bytes
+from tdmpc_opt.compression.sensitivity import measure
 from tdmpc_opt.configs import QuantizeConfig
-from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.errors import CheckpointError, InputError
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_TRIES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +42,15 @@ class QuantizeReport:
     output_bytes: int
     """Length of the file that was written."""
     parameters: int
-    """Weights written; target Qs are left out."""
-    max_error: float
-    """Largest absolute change of a weight by rounding."""
+    """Weights written; target Qs are left out, and columns of a wide task embedding."""
+    max_error: float | None
+    """Largest absolute change of a weight by rounding; None for integers, which differ on
+    purpose where that keeps the outputs."""
+    action_error: float | None = None
+    """Root mean square change of the policy's actions on observations of the dataset that were
+    not used otherwise, in action units; None without a dataset."""
+    value_error: float | None = None
+    """1 less the correlation of planned values there; None without dataset or world model."""
 
 
 def quantize(config: QuantizeConfig) -> QuantizeReport:
@@ -42,30 +58,123 @@ def quantize(config: QuantizeConfig) -> QuantizeReport:
 
     Raises:
         UnknownTaskError: A task that the agent does not know.
-        CheckpointError: A source that cannot be read, a weight too large for the format, or a
-            file that cannot be written.
+        CheckpointError: A source that cannot be read or is quantised already, a weight too
+            large for the format, or a file that cannot be written.
+        DataError: No dataset where one is named, or none of the agent's tasks in it.
+        InputError: A budget that no mix of formats meets.
     """
     source = resolve(config.checkpoint)
     checkpoint = read_checkpoint(source)
+    refuse_quantized(checkpoint, source)
     source_bytes = source.stat().st_size  # before writing: the output may be the same file
     part = replace(with_origin(checkpoint, source), tensors=checkpoint.without_targets())
     if config.policy_only:
         part = policy_only(part)
     if config.task is not None:
         part = one_task(part, config.task)
-    full = part.tensors
-    rounded = round_weights(full, _DTYPES[config.format])
-    small = replace(part, tensors=rounded)
-    write_native(config.output, small)
-    return QuantizeReport(
+    report = QuantizeReport(
         source=source,
         output=config.output,
         format=config.format,
         source_bytes=source_bytes,
-        output_bytes=config.output.stat().st_size,
-        parameters=small.parameters,
-        max_error=_max_error(full, rounded),
+        output_bytes=0,
+        parameters=0,
+        max_error=None,
     )
+    if config.format in _DTYPES:
+        rounded = round_weights(part.tensors, _DTYPES[config.format])
+        report = replace(report, max_error=_max_error(part.tensors, rounded))
+        small = replace(part, tensors=rounded)
+    else:
+        small, report = _integers(config, part, report)
+    write_native(config.output, small)
+    return replace(
+        report, output_bytes=config.output.stat().st_size, parameters=small.parameters
+    )
+
+
+def _integers(
+    config: QuantizeConfig, part: Checkpoint, report: QuantizeReport
+) -> tuple[Checkpoint, QuantizeReport]:
+    """Return the agent in integers, and what that did to its actions and values."""
+    part = compact_embedding(part)
+    if config.data is None:
+        return to_integers(part, _recipe(config, part), None), report
+    used, held_out = read_observations(config.data, part.tasks)
+    note = f"{len(used)} observations of {config.data.resolve().name}"
+    part = replace(part, extra=part.extra | {"calibration": note})
+    yardstick = Yardstick(build(as_float(part), policy_will_do=True), held_out)
+    if config.format == "mixed":
+        small = _mixed(config, part, (used, held_out), yardstick)
+    else:
+        small = to_integers(part, _recipe(config, part), used)
+    action, value = _errors(small, yardstick)
+    return small, replace(report, action_error=action, value_error=value)
+
+
+def _recipe(config: QuantizeConfig, part: Checkpoint) -> Recipe:
+    assert config.format in ("int8", "int4"), "other formats have no recipe"
+    return recipe(config.format, part)
+
+
+def _errors(small: Checkpoint, yardstick: Yardstick) -> tuple[float, float | None]:
+    model = build(small, policy_will_do=True)
+    return yardstick.action_error(model).rms, yardstick.value_error(model)
+
+
+def _mixed(
+    config: QuantizeConfig,
+    part: Checkpoint,
+    observations: tuple[Observations, Observations],
+    yardstick: Yardstick,
+) -> Checkpoint:
+    """Return the agent with the mix of formats that the config asks for."""
+    used = observations[0]
+    rows = list(measure(part, *observations))
+    if config.budget_bytes is not None:
+        formats = most_accurate(rows, config.budget_bytes - _besides_weights(part))
+        return to_integers(part, formats, used)
+    assert config.max_action_error is not None, "the config has one of the two"
+    return _within(
+        partial(smallest, rows),
+        lambda formats: to_integers(part, formats, used),
+        (config.max_action_error, config.max_value_error),
+        yardstick,
+    )
+
+
+def _within(
+    choose: Callable[[float, float], Recipe],
+    made: Callable[[Recipe], Checkpoint],
+    limits: tuple[float, float],
+    yardstick: Yardstick,
+) -> Checkpoint:
+    """Choose formats until what is measured of the whole stays within the limits.
+
+    Errors of layers add up only roughly: a mix that misses is sought anew under tighter ones.
+    """
+    aims = limits
+    for _ in range(_TRIES):
+        small = made(choose(*aims))
+        action, value = _errors(small, yardstick)
+        excess = (action / limits[0], (value or 0.0) / limits[1])
+        if max(excess) <= 1:
+            return small
+        aims = (aims[0] / max(1.0, 1.05 * excess[0]), aims[1] / max(1.0, 1.05 * excess[1]))
+    raise InputError(
+        f"no mix of formats was found within these errors; the last one's were {action:.3g} "
+        f"(actions) and {value or 0.0:.3g} (values): allow more, or take fp16"
+    )
+
+
+def _besides_weights(part: Checkpoint) -> int:
+    """Return the bytes of a file that hold no layer's weight, at most."""
+    shapes = layers(part)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "all-int8.safetensors"
+        write_native(path, to_integers(part, dict.fromkeys(shapes, "int8"), None))
+        whole = path.stat().st_size
+    return whole - sum(weight_bytes(name, shape, "int8") for name, shape in shapes.items())
 
 
 def round_weights(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from tdmpc_opt.configs.common import (
     EnginePrecision,
     Mode,
 )
+from tdmpc_opt.configs.compression import QuantizeConfig, SensitivityConfig
 from tdmpc_opt.configs.dagger import DaggerConfig
 from tdmpc_opt.configs.distill_weights import TERMS, DistillWeights, Schedule
 from tdmpc_opt.configs.evaluation import AblationConfig, CompareConfig, EvaluateConfig
@@ -16,7 +17,6 @@ from tdmpc_opt.configs.export import ExportConfig, ExportFormat, ExportTarget
 from tdmpc_opt.configs.files import (
     ConvertConfig,
     InspectConfig,
-    QuantizeConfig,
     TasksConfig,
     ZooConfig,
 )
@@ -59,6 +59,7 @@ __all__ = [
     "Precision",
     "QuantizeConfig",
     "Schedule",
+    "SensitivityConfig",
     "Size",
     "TasksConfig",
     "TrainConfig",

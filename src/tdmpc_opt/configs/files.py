@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -33,19 +33,3 @@ class ConvertConfig:
     """Checkpoint file of any known layout, or a zoo name."""
     output: Path
     """File to write."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizeConfig:
-    """Write a smaller file of the same agent, without target Qs."""
-
-    checkpoint: Annotated[str, tyro.conf.Positional]
-    """Checkpoint file of any known layout, or a zoo name."""
-    output: Path
-    """File to write."""
-    format: Literal["fp32", "fp16", "bf16"] = "fp16"
-    """Number format of the stored weights."""
-    policy_only: bool = False
-    """Keep encoder and policy alone: a file that acts but cannot plan."""
-    task: str | None = None
-    """Keep one task alone, with its embedding folded into the biases and no padding."""

@@ -64,6 +64,9 @@ class Shares(NamedTuple):
 class PlannerNetworks:
     """The heads of a world model, their weights shared with it or copied.
 
+    Quantised weights are copied as floats: each is used hundreds of times a plan. The model
+    itself keeps them small.
+
     Args:
         model: World model in eval mode. Later changes of its weights may not show here.
         hidden: How LayerNorm and Mish of the hidden layers are computed.
@@ -228,7 +231,7 @@ def _layer(dense: nn.Module) -> _Layer:
     assert isinstance(dense, Dense)
     norm = () if dense.norm is None else (dense.norm.weight, dense.norm.bias)
     return _Layer(
-        dense.weight.detach(), dense.bias.detach(), tuple(part.detach() for part in norm)
+        dense.full_weight().detach(), dense.bias.detach(), tuple(part.detach() for part in norm)
     )
 
 

@@ -19,6 +19,7 @@ BLUE = "#0072B2"
 ORANGE = "#D55E00"
 """Marks on the bars."""
 _CURVES = (BLUE, ORANGE, "#009E73", "#CC79A7")
+_DASHES = ("-", "--", ":", "-.")
 _BINS = 20
 _COLUMNS = 5
 
@@ -59,6 +60,47 @@ def _draw_histogram(axis: Axes, task: str, values: NDArray[np.float64]) -> None:
     low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
     axis.hist(values, bins=_BINS, range=(low, high), color=BLUE)
     axis.axvline(float(values.mean()), color=ORANGE, linewidth=1.5)
+
+
+def plot_sensitivity(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what each layer's rounding alone costs, over the bits of its weights.
+
+    Args:
+        rows: Rows of a sensitivity result: layer, format, action_error, value_error, score.
+        path: PNG to write.
+
+    Raises:
+        ResultError: A file that cannot be written.
+    """
+    measures = {
+        "action_error": "action error (rms, range 2)",
+        "value_error": "value error (1 - correlation)",
+        "score": "normalized score, policy alone",
+    }
+    shown = [name for name in measures if any(row[name] is not None for row in rows)]
+    figure = Figure(figsize=(4.6 * len(shown) + 1.6, 4.2), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        _draw_sensitivity(axis, name, rows)
+        axis.set_ylabel(measures[name])
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _draw_sensitivity(axis: Axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    bits = {"fp16": 16, "int8": 8, "int4": 4}
+    for index, layer in enumerate(dict.fromkeys(row["layer"] for row in rows)):
+        points = [(bits[row["format"]], row[name]) for row in rows if row["layer"] == layer]
+        points = [point for point in points if point[1] is not None]
+        x, y = zip(*points, strict=True) if points else ((), ())
+        color, line = _CURVES[index % len(_CURVES)], _DASHES[index // len(_CURVES) % 4]
+        axis.plot(x, y, label=layer, marker=".", color=color, linestyle=line)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(list(bits.values()), [str(value) for value in bits.values()])
+    axis.set_xlabel("bits per weight")
+    if name != "score":
+        axis.set_yscale("symlog", linthresh=1e-5)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -15,7 +15,9 @@ class NumpyPolicy:
     """The mean action of the policy prior in one task.
 
     The embedding's share of each first layer is part of its bias, and padding is left out, so
-    that an action costs what the task's own network costs.
+    that an action costs what the task's own network costs. Weights are float32 whatever the
+    file holds: numpy multiplies integers slower than it would turn them to floats, and that
+    takes longer than the product.
 
     Args:
         weights: The agent.
@@ -27,11 +29,10 @@ class NumpyPolicy:
 
     def __init__(self, weights: Weights, task: int) -> None:
         own = weights.tasks.tasks[task]
-        tensors, embedding = weights.tensors, np.zeros(0, np.float32)
-        if "task_embedding.weight" in tensors:
-            embedding = _unit(tensors["task_embedding.weight"][task])
-        self._encoder = _layers("encoder", tensors, own.obs_dim, embedding)
-        self._head = _layers("policy_head", tensors, weights.latent_dim, embedding)
+        table = weights.full("task_embedding.weight")
+        embedding = np.zeros(0, np.float32) if table is None else _unit(table[task])
+        self._encoder = _layers("encoder", weights, own.obs_dim, embedding)
+        self._head = _layers("policy_head", weights, weights.latent_dim, embedding)
         self._group = weights.simnorm_dim
         last = self._head[-1]
         last.keep_rows(own.action_dim)
@@ -88,18 +89,17 @@ class _Layer:
         return y
 
 
-def _layers(
-    part: str, tensors: dict[str, Array], columns: int, embedding: Array
-) -> Sequence[_Layer]:
+def _layers(part: str, weights: Weights, columns: int, embedding: Array) -> Sequence[_Layer]:
     layers: list[_Layer] = []
-    while f"{part}.{len(layers)}.weight" in tensors:
+    while (weight := weights.full(f"{part}.{len(layers)}.weight")) is not None:
         name = f"{part}.{len(layers)}"
-        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+        bias = weights.full(f"{name}.bias")
+        assert bias is not None
         if not layers:
             of_task = weight[:, weight.shape[1] - len(embedding) :]
             bias = bias + of_task @ embedding
             weight = weight[:, :columns]
-        norm = (tensors.get(f"{name}.norm.{kind}") for kind in ("weight", "bias"))
+        norm = (weights.full(f"{name}.norm.{kind}") for kind in ("weight", "bias"))
         layers.append(_Layer(weight, bias, *norm))
     return layers
 

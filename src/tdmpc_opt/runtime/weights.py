@@ -13,16 +13,43 @@ from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.task_table import TaskTable
 
 FORMAT = "tdmpc-opt"
-SCHEMA = 1
+SCHEMA = 2
 _DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+_READ = ("encoder.", "policy_head.", "task_embedding.")
 _LENGTH = 8  # bytes of a safetensors file that hold the length of its header
+
+
+@dataclass(frozen=True, eq=False)
+class Integers:
+    """A weight in integers, as the file holds it and `world_model.quantized` tells."""
+
+    codes: NDArray[np.integer[Any]]
+    """One code per weight, or two of 4 bits."""
+    scale: NDArray[np.float16]
+    """Value of one step, [out, groups]."""
+    columns: int
+    """Number of inputs."""
+    group: int
+    """Neighbouring inputs that share a scale."""
+
+    def dense(self) -> NDArray[np.float32]:
+        """Return the weight in float32, [out, in]."""
+        if self.codes.dtype == np.int8:
+            values = self.codes.astype(np.float32)
+        else:
+            halves = np.concatenate([self.codes & 15, self.codes >> 4], axis=1)
+            values = halves[:, : self.columns].astype(np.float32)
+            values -= 8
+        for index, start in enumerate(range(0, self.columns, self.group)):
+            values[:, start : start + self.group] *= self.scale[:, index : index + 1]
+        return values
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
     """What a policy's file holds."""
 
-    tensors: dict[str, NDArray[np.float32]]
+    tensors: dict[str, NDArray[np.float32] | Integers]
     """Encoder, policy and task embedding by name; other networks are not read."""
     tasks: TaskTable
     """Tasks in the order of the embedding's rows."""
@@ -30,6 +57,11 @@ class Weights:
     """Width of the latent state."""
     simnorm_dim: int
     """Length of one of its simplices."""
+
+    def full(self, name: str) -> NDArray[np.float32] | None:
+        """Return a tensor in float32, None where there is none."""
+        tensor = self.tensors.get(name)
+        return tensor.dense() if isinstance(tensor, Integers) else tensor
 
 
 def read_weights(path: Path) -> Weights:
@@ -54,11 +86,14 @@ def read_weights(path: Path) -> Weights:
     try:
         config = json.loads(metadata["config"])
         tasks = TaskTable.from_json(json.loads(metadata["tasks"]))
-        tensors = {
-            name: _array(entry)
-            for name, entry in stored
-            if name.startswith(("encoder.", "policy_head.", "task_embedding."))
+        entries = {name: entry for name, entry in stored if name.startswith(_READ)}
+        listed = dict(json.loads(metadata.get("quantized", "{}")))
+        tensors: dict[str, NDArray[np.float32] | Integers] = {
+            name: _integers(name, layout, entries)
+            for name, layout in listed.items()
+            if name.startswith(_READ)
         }
+        tensors |= {name: _array(entry) for name, entry in entries.items()}
         return Weights(tensors, tasks, config["latent_dim"], config["simnorm_dim"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
@@ -78,6 +113,27 @@ def _check_schema(path: Path, metadata: dict[str, str]) -> None:
             f"{path} was written by a newer version (its schema is {schema}, the newest known "
             f"here {SCHEMA}); upgrade tdmpc-opt"
         )
+
+
+def _integers(name: str, layout: list[Any], entries: dict[str, dict[str, Any]]) -> Integers:
+    """Take a weight's codes and scales out of the entries of a file."""
+    kind, columns, group = layout
+    codes, scale = entries.pop(name), entries.pop(name.removesuffix("weight") + "scale")
+    if min(columns, group) < 1:
+        raise ValueError(f"{name} has {columns} columns in groups of {group}")
+    dtype, mark, stored = {
+        "int8": (np.int8, "I8", columns),
+        "int4": (np.uint8, "U8", -(-columns // 2)),
+    }[kind]
+    if (codes["dtype"], scale["dtype"]) != (mark, "F16"):
+        raise ValueError(f"{name} is not stored in {kind}")
+    rows = len(codes["data"]) // stored
+    return Integers(
+        np.frombuffer(codes["data"], dtype).reshape(rows, stored),
+        np.frombuffer(scale["data"], np.float16).reshape(rows, -(-columns // group)),
+        columns,
+        group,
+    )
 
 
 def _array(entry: dict[str, Any]) -> NDArray[np.float32]:
