@@ -19,6 +19,7 @@ from tdmpc_opt.configs.files import (
     ZooConfig,
 )
 from tdmpc_opt.configs.model import ModelConfig, PlannerBudget, Size, model_config
+from tdmpc_opt.configs.reports import ReportConfig
 from tdmpc_opt.configs.training import (
     DemoConfig,
     DistillConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "PlannerBudget",
     "Precision",
     "QuantizeConfig",
+    "ReportConfig",
     "Schedule",
     "Size",
     "TasksConfig",
