@@ -90,7 +90,7 @@ def _round(config: DaggerConfig, tasks: TaskTable, number: int, progress: Progre
     seed = FIRST_SEED + (number - 1) * config.episodes
     drive = CollectConfig(
         policy=config.start if number == 1 else str(_student(config, number - 1)),
-        tasks=",".join(tasks.names),
+        tasks=tasks.selection,
         label=config.label or config.teacher,
         label_mode=config.label_mode,
         episodes=config.episodes,
@@ -148,7 +148,7 @@ def _score(
         return None
     asked = EvaluateConfig(
         checkpoint=str(_student(config, number)),
-        tasks=",".join(tasks.names),
+        tasks=tasks.selection,
         episodes=config.score_episodes,
         seed=PERIODIC_SEED,
         mode="policy",

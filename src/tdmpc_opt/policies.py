@@ -17,7 +17,8 @@ from tdmpc_opt.configs import Device, EngineName, EnginePrecision, Mode, Planner
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.planning.presets import budget as preset_budget
-from tdmpc_opt.task_table import MT30, UNNAMED, TaskTable
+from tdmpc_opt.task_table import MT30, UNNAMED, Task, TaskTable
+from tdmpc_opt.tasks.choice import choose_tasks
 
 Array = NDArray[np.float32]
 Stream = tuple[int, ...]
@@ -64,14 +65,17 @@ class PolicySource:
         """True for a checkpoint, which can plan; experts and random actions cannot."""
         return self.source != "random" and not Path(self.source).is_dir()
 
-    def load(self) -> Policy:
+    def load(self, tasks: TaskTable = MT30) -> Policy:
         """Load the policy.
+
+        Args:
+            tasks: Those it may be asked to drive, which only random actions need to know.
 
         Raises:
             CheckpointError: A file or folder that is missing, damaged or foreign.
         """
         if self.source == "random":
-            return RandomPolicy()
+            return RandomPolicy(tasks)
         if Path(self.source).is_dir():
             return ExpertPolicy(Path(self.source))
         agent = load_agent(
@@ -114,11 +118,18 @@ class PolicySource:
         """Return the tasks to drive.
 
         Args:
-            chosen: `mt30`, or names joined by commas; None means all this source was made for.
+            chosen: What `choose_tasks` takes; None means all this source was made for.
 
         Raises:
-            UnknownTaskError: A task that MT30 does not have or this source was not made for.
+            UnknownTaskError: A task that is not known here or this source was not made for.
+            InputError: An environment of the user's that no agent here can act in.
         """
+        if chosen is not None and not self.is_agent:
+            tasks = choose_tasks(chosen)
+            if self.source != "random":
+                for task in tasks.tasks:
+                    _existing_expert(Path(self.source), task.name)
+            return tasks
         known = self._known_tasks()
         if known.names == (UNNAMED,):
             if chosen is None:
@@ -126,16 +137,33 @@ class PolicySource:
                     f"{self.source} is a single-task checkpoint that does not say which task; "
                     "name it with --tasks"
                 )
-            return MT30.select(chosen)
-        if chosen is None:  # of an MT80 agent, those with a simulator here
+            return choose_tasks(chosen)
+        if chosen is None:
+            self._refuse_unnamed(known)
+            # Of an MT80 agent, those with a simulator here.
             return MT30.subset([name for name in known.names if name in MT30.names])
-        tasks = MT30.select(chosen)
-        for name in tasks.names:
-            if Path(self.source).is_dir():
-                _existing_expert(Path(self.source), name)
-            else:
-                known.index(name)
+        tasks = choose_tasks(chosen)
+        for task in tasks.tasks:
+            self._require_known(known, task)
         return tasks
+
+    def _refuse_unnamed(self, known: TaskTable) -> None:
+        """Import no module because a file says so: of own tasks the user gives the name."""
+        own = [task for task in known.tasks if task.env]
+        if own:
+            raise UnknownTaskError(
+                f"{self.source} was made for your own {', '.join(task.name for task in own)}; "
+                f"name what may be imported: --tasks {known.selection}"
+            )
+
+    def _require_known(self, known: TaskTable, task: Task) -> None:
+        found = known[task.name]
+        if task.env and (found.obs_dim, found.action_dim) != (task.obs_dim, task.action_dim):
+            raise UnknownTaskError(
+                f"{self.source} knows a {task.name} of {found.obs_dim} observations and "
+                f"{found.action_dim} actions; {task.env} has {task.obs_dim} and "
+                f"{task.action_dim}"
+            )
 
     def require_labels(self, tasks: TaskTable) -> None:
         """Make sure that the source can say what to imitate in these tasks.
@@ -147,7 +175,7 @@ class PolicySource:
         """
         if self.source == "random":
             raise InputError("random actions are nothing to imitate; label with a policy")
-        self.tasks(",".join(tasks.names))
+        self.tasks(tasks.selection)
         if self.mode == "planner" and not self.is_agent:
             raise InputError(
                 f"{self.source} is a folder of experts, which cannot plan; leave out the "
@@ -162,7 +190,10 @@ class PolicySource:
             return read_checkpoint(self._file()).tasks
         names = [name for name in MT30.names if expert_path(path, name).is_file()]
         if not names:
-            raise CheckpointError(f"{path}: holds no expert; make some with tdmpc-opt experts")
+            raise CheckpointError(
+                f"{path} holds no expert of MT30; make some with tdmpc-opt experts, or name "
+                "tasks of your own with --tasks"
+            )
         return MT30.subset(names)
 
     def _file(self) -> Path:
@@ -219,13 +250,14 @@ class AgentPolicy:
 class RandomPolicy:
     """Uniform actions."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: TaskTable = MT30) -> None:
+        self._tasks = tasks
         self._width = 0
         self._generators: list[np.random.Generator] = []
 
     def start(self, task: str, streams: Sequence[Stream]) -> None:
         """Begin one episode per stream."""
-        self._width = MT30[task].action_dim
+        self._width = self._tasks[task].action_dim
         self._generators = [np.random.default_rng(stream) for stream in streams]
 
     def act(self, obs: Array) -> Array:

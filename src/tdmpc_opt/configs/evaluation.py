@@ -23,7 +23,8 @@ class EvaluateConfig:
     checkpoint: Annotated[str, tyro.conf.Positional]
     """Checkpoint file or zoo name, a folder of experts, or the word random."""
     tasks: str | None = None
-    """`mt30`, or task names joined by commas; none means every task of the policy."""
+    """`mt30`, or task names joined by commas, MODULE:ID for Gymnasium environments of your own;
+    none means every task of the policy."""
     episodes: int = 10
     """Episodes per task."""
     seed: int = 0

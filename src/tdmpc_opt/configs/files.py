@@ -11,6 +11,9 @@ import tyro
 class TasksConfig:
     """List the tasks with their ids and sizes."""
 
+    tasks: str = "mt30"
+    """`mt30`, or names joined by commas; MODULE:ID is a Gymnasium environment of your own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ZooConfig:

@@ -75,6 +75,7 @@ def run_training(
     Returns:
         The checkpoint that was written.
     """
+    _refuse_own_tasks(config, datasets)
     device = best_device(config.device)
     fabric = Fabric(accelerator=device.type, devices=1, precision=config.precision)
     torch.manual_seed(config.seed)
@@ -98,6 +99,16 @@ def run_training(
     finally:
         metrics.close()
     return run.model_path
+
+
+def _refuse_own_tasks(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> None:
+    """Import no module because a dataset says so, which driving the user's own tasks would."""
+    own = [task.name for task in joint_tasks(datasets).tasks if task.env]
+    if config.eval_every and own:
+        raise RunError(
+            f"--eval-every cannot drive tasks of your own ({', '.join(own)}); leave it out "
+            "and score the checkpoint with tdmpc-opt evaluate --tasks"
+        )
 
 
 def _initial_model(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> WorldModel:
