@@ -28,6 +28,7 @@ _EXTRAS = {
     **dict.fromkeys(("jaxtyping", "scipy", "matplotlib"), "train"),
     **dict.fromkeys(("gymnasium", "dm_control", "mujoco"), "envs"),
     "jinja2": "report",
+    **dict.fromkeys(("imageio_ffmpeg", "PIL"), "video"),
 }
 
 

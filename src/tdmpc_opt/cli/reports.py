@@ -3,6 +3,7 @@
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import console
+from tdmpc_opt.progress import ConsoleProgress
 
 
 def _report(config: configs.ReportConfig) -> None:
@@ -20,4 +21,16 @@ def _report(config: configs.ReportConfig) -> None:
         terminal.print(f"wrote {len(summary.figures)} pictures to {config.figures}")
 
 
-COMMANDS = (Command("report", configs.ReportConfig, _report),)
+def _video(config: configs.VideoConfig) -> None:
+    from tdmpc_opt.video import video
+
+    with ConsoleProgress("video") as progress:
+        written = video(config, progress)
+    for path in written:
+        console().print(f"wrote {path}: {path.stat().st_size / 1000:,.0f} kB", highlight=False)
+
+
+COMMANDS = (
+    Command("report", configs.ReportConfig, _report),
+    Command("video", configs.VideoConfig, _video),
+)

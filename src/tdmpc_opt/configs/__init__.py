@@ -19,7 +19,7 @@ from tdmpc_opt.configs.files import (
     ZooConfig,
 )
 from tdmpc_opt.configs.model import ModelConfig, PlannerBudget, Size, model_config
-from tdmpc_opt.configs.reports import ReportConfig
+from tdmpc_opt.configs.reports import ReportConfig, VideoConfig
 from tdmpc_opt.configs.training import (
     DemoConfig,
     DistillConfig,
@@ -57,6 +57,7 @@ __all__ = [
     "Size",
     "TasksConfig",
     "TrainConfig",
+    "VideoConfig",
     "ZooConfig",
     "model_config",
 ]
