@@ -49,10 +49,11 @@ def load_agent(
     engine: Literal["eager", "compile", "onnxruntime", "openvino"] = "eager",
     precision: Literal["fp32", "int8"] = "fp32",
 ) -> "Agent":
-    """Load an agent from a checkpoint file or zoo name; see `tdmpc_opt.agent.load_agent`.
+    """Load an agent from a file, folder, zoo name or hub id; see `tdmpc_opt.agent.load_agent`.
 
     Args:
-        path_or_name: File of this project or of any public TD-MPC2 layout, or a zoo name.
+        path_or_name: File of this project or of any public TD-MPC2 layout, model folder, zoo
+            name, or `owner/name` on the Hugging Face hub.
         device: Where it computes; `auto` chooses.
         preset: Planner budget by name; None is the full published one.
         mode: `planner`, or `policy` for the policy network alone.

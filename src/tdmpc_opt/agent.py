@@ -252,7 +252,8 @@ def load_agent(
     """Load an agent, ready to act, from any known checkpoint.
 
     Args:
-        path_or_name: File of this project or of any public TD-MPC2 layout, or a zoo name.
+        path_or_name: File of this project or of any public TD-MPC2 layout, model folder, zoo
+            name, or `owner/name` on the Hugging Face hub.
         device: Where it computes; `auto` chooses.
         preset: Planner budget, or its name; None is the full published one.
         mode: `planner`, or `policy` for the policy network alone.

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tdmpc_opt.agent import Agent, load_agent
+from tdmpc_opt.checkpoints.hub import is_model_folder
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.configs import Device, EngineName, EnginePrecision, Mode, PlannerBudget
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
@@ -41,7 +42,7 @@ class PolicySource:
     """What to load a policy from; small, so that worker processes can take it."""
 
     source: str
-    """Checkpoint file or zoo name, a folder of experts, or `random`."""
+    """Checkpoint file, model folder, zoo name or hub id, a folder of experts, or `random`."""
     mode: Mode = "policy"
     preset: str | None = None
     noise: bool = False
@@ -63,7 +64,7 @@ class PolicySource:
     @property
     def is_agent(self) -> bool:
         """True for a checkpoint, which can plan; experts and random actions cannot."""
-        return self.source != "random" and not Path(self.source).is_dir()
+        return self.source != "random" and not is_expert_folder(self.source)
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Load the policy.
@@ -76,7 +77,7 @@ class PolicySource:
         """
         if self.source == "random":
             return RandomPolicy(tasks)
-        if Path(self.source).is_dir():
+        if is_expert_folder(self.source):
             return ExpertPolicy(Path(self.source))
         agent = load_agent(
             self.source,
@@ -93,7 +94,7 @@ class PolicySource:
         if self.source == "random":
             return {"name": "random", "sha256": None}
         path = Path(self.source)
-        if not path.is_dir():
+        if self.is_agent:
             path = resolve(self.source)
             return {"name": path.name, "sha256": sha256(path)}
         digest = hashlib.sha256()
@@ -186,7 +187,7 @@ class PolicySource:
         if self.source == "random":
             return MT30
         path = Path(self.source)
-        if not path.is_dir():
+        if self.is_agent:
             return read_checkpoint(self._file()).tasks
         names = [name for name in MT30.names if expert_path(path, name).is_file()]
         if not names:
@@ -203,6 +204,11 @@ class PolicySource:
             raise CheckpointError(
                 f"{error}; a folder of experts or the word random would do as well"
             ) from None
+
+
+def is_expert_folder(source: str) -> bool:
+    """Tell whether a source is a folder that holds no model, and so experts if anything."""
+    return Path(source).is_dir() and not is_model_folder(Path(source))
 
 
 def _existing_expert(folder: Path, task: str) -> Path:

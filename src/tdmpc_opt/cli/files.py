@@ -57,8 +57,9 @@ def _inspect(config: configs.InspectConfig) -> None:
 
 def _convert(config: configs.ConvertConfig) -> None:
     from tdmpc_opt.checkpoints.convert import convert
+    from tdmpc_opt.model_folder import save_folder
 
-    summary = convert(config)
+    summary = convert(config) if config.is_file else save_folder(config)
     console().print(
         f"wrote {summary.path}: {summary.parameters:,} parameters, {summary.size_bytes:,} bytes"
     )
