@@ -1,5 +1,8 @@
+import subprocess
+
 import numpy as np
 import pytest
+from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
 from tdmpc_opt import cli
@@ -18,13 +21,11 @@ def _or_skip(function, *arguments):
         pytest.skip(str(error))
 
 
-def _frames(path):
-    """Decode a film; returns its frames, pictures [frames, height, width, 3]."""
-    import imageio_ffmpeg
-
-    reader = imageio_ffmpeg.read_frames(str(path))
-    width, height = next(reader)["size"]
-    return np.array([np.frombuffer(x, np.uint8).reshape(height, width, 3) for x in reader])
+def _frames(path, size):
+    """Decode a film into pictures [frames, height, width, 3]."""
+    words = [get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "rawvideo"]
+    run = subprocess.run([*words, "-pix_fmt", "rgb24", "-"], capture_output=True, check=True)
+    return np.frombuffer(run.stdout, np.uint8).reshape(-1, *size, 3)
 
 
 def test_two_agents_are_filmed_side_by_side(checkpoint_file, tmp_path):
@@ -37,8 +38,8 @@ def test_two_agents_are_filmed_side_by_side(checkpoint_file, tmp_path):
         sheet=tmp_path / "sheet.png",
     )
     assert _or_skip(video, config) == [config.output, config.sheet]
-    frames = _frames(config.output)
-    assert frames.shape == (13, 384 + 30 + 46, 768, 3)  # 0.5 s at 25 Hz, and the start
+    frames = _frames(config.output, (384 + 30 + 46, 768))
+    assert len(frames) == 13  # 0.5 s at 25 Hz, and the start
     moved = np.abs(frames[-1].astype(int) - frames[0]).mean(axis=2)
     assert moved[80:, :384].max() > 60
     assert moved[80:, 384:].max() > 60
