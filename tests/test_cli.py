@@ -61,7 +61,7 @@ def test_help_names_every_command(run):
     assert status == 0
     for command in (
         *("tasks", "zoo", "inspect", "convert", "evaluate", "compare", "experts", "collect"),
-        *("data info", "train", "distill", "dagger", "quantize", "demo"),
+        *("data info", "train", "distill", "dagger", "quantize", "demo", "report", "video"),
     ):
         assert command in out
 
