@@ -164,6 +164,13 @@ def test_an_environment_can_be_drawn():
         blind.render()
 
 
+def test_a_folder_of_own_experts_needs_their_tasks_named(tmp_path, capsys):
+    (tmp_path / "Point-v0.safetensors").write_bytes(b"")
+    words = ["evaluate", str(tmp_path), "--output", str(tmp_path / "x.json")]
+    assert cli.main(words) == 1
+    assert "name them with --tasks" in capsys.readouterr().err
+
+
 @pytest.mark.experts
 def test_an_expert_learns_an_own_task(tmp_path):
     experts, data = str(tmp_path / "experts"), str(tmp_path / "data")

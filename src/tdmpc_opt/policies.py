@@ -128,6 +128,7 @@ class PolicySource:
         if chosen is not None and not self.is_agent:
             tasks = choose_tasks(chosen)
             if self.source != "random":
+                _require_experts(Path(self.source))
                 for task in tasks.tasks:
                     _existing_expert(Path(self.source), task.name)
             return tasks
@@ -189,11 +190,11 @@ class PolicySource:
         path = Path(self.source)
         if self.is_agent:
             return read_checkpoint(self._file()).tasks
+        _require_experts(path)
         names = [name for name in MT30.names if expert_path(path, name).is_file()]
         if not names:
-            raise CheckpointError(
-                f"{path} holds no expert of MT30; make some with tdmpc-opt experts, or name "
-                "tasks of your own with --tasks"
+            raise UnknownTaskError(
+                f"{path} holds experts of tasks of your own alone; name them with --tasks"
             )
         return MT30.subset(names)
 
@@ -209,6 +210,11 @@ class PolicySource:
 def is_expert_folder(source: str) -> bool:
     """Tell whether a source is a folder that holds no model, and so experts if anything."""
     return Path(source).is_dir() and not is_model_folder(Path(source))
+
+
+def _require_experts(folder: Path) -> None:
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder}: holds no expert; make some with tdmpc-opt experts")
 
 
 def _existing_expert(folder: Path, task: str) -> Path:
