@@ -62,6 +62,7 @@ def test_help_names_every_command(run):
     for command in (
         *("tasks", "zoo", "inspect", "convert", "evaluate", "compare", "experts", "collect"),
         *("data info", "train", "distill", "dagger", "quantize", "export", "demo"),
+        *("report", "video", "sensitivity", "bench", "tune-planner", "ablation"),
     ):
         assert command in out
 

@@ -232,7 +232,8 @@ def load_agent(
     """Load an agent, ready to act, from any known checkpoint.
 
     Args:
-        path_or_name: File of this project or of any public TD-MPC2 layout, or a zoo name.
+        path_or_name: File of this project or of any public TD-MPC2 layout, model folder, zoo
+            name, or `owner/name` on the Hugging Face hub.
         device: Where it computes; `auto` chooses.
         preset: Planner budget, or the name of a preset: `full`, `balanced`, `realtime`,
             `policy` or one that the file holds; None is the full published budget.

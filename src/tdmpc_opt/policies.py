@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tdmpc_opt.agent import Agent, load_agent
+from tdmpc_opt.checkpoints.hub import is_model_folder
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.configs import Device, EngineName, EnginePrecision, Mode, PlannerBudget
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
@@ -20,7 +21,8 @@ from tdmpc_opt.planning.presets import Preset, find_preset
 from tdmpc_opt.runtime.agent import Agent as DeviceAgent
 from tdmpc_opt.runtime.agent import load as load_for_device
 from tdmpc_opt.runtime.onnx_file import is_onnx
-from tdmpc_opt.task_table import MT30, UNNAMED, TaskTable
+from tdmpc_opt.task_table import MT30, UNNAMED, Task, TaskTable
+from tdmpc_opt.tasks.choice import choose_tasks
 
 Array = NDArray[np.float32]
 Stream = tuple[int, ...]
@@ -43,7 +45,8 @@ class PolicySource:
     """What to load a policy from; small, so that worker processes can take it."""
 
     source: str
-    """Checkpoint file or zoo name, an exported ONNX file, a folder of experts, or `random`."""
+    """Checkpoint file, model folder, zoo name or hub id, an exported ONNX file, a folder of
+    experts, or `random`."""
     mode: Mode = "policy"
     preset: str | PlannerBudget | None = None
     noise: bool = False
@@ -71,18 +74,22 @@ class PolicySource:
     @property
     def is_agent(self) -> bool:
         """True for a checkpoint, whose mode and budget can be chosen."""
-        path = Path(self.source)
-        return self.source != "random" and not path.is_dir() and not is_onnx(path)
+        if self.source == "random" or is_expert_folder(self.source):
+            return False
+        return not is_onnx(Path(self.source))
 
-    def load(self) -> Policy:
+    def load(self, tasks: TaskTable = MT30) -> Policy:
         """Load the policy.
+
+        Args:
+            tasks: Those it may be asked to drive, which only random actions need to know.
 
         Raises:
             CheckpointError: A file or folder that is missing, damaged or foreign.
         """
         if self.source == "random":
-            return RandomPolicy()
-        if Path(self.source).is_dir():
+            return RandomPolicy(tasks)
+        if is_expert_folder(self.source):
             return ExpertPolicy(Path(self.source))
         if is_onnx(Path(self.source)):
             return DevicePolicy(load_for_device(self.source))
@@ -102,7 +109,7 @@ class PolicySource:
         if self.source == "random":
             return {"name": "random", "sha256": None}
         path = Path(self.source)
-        if not path.is_dir():
+        if self.is_agent:
             path = resolve(self.source)
             return {"name": path.name, "sha256": sha256(path)}
         digest = hashlib.sha256()
@@ -127,11 +134,19 @@ class PolicySource:
         """Return the tasks to drive.
 
         Args:
-            chosen: `mt30`, or names joined by commas; None means all this source was made for.
+            chosen: What `choose_tasks` takes; None means all this source was made for.
 
         Raises:
-            UnknownTaskError: A task that MT30 does not have or this source was not made for.
+            UnknownTaskError: A task that is not known here or this source was not made for.
+            InputError: An environment of the user's that no agent here can act in.
         """
+        if chosen is not None and not self.is_agent:
+            tasks = choose_tasks(chosen)
+            if self.source != "random":
+                _require_experts(Path(self.source))
+                for task in tasks.tasks:
+                    _existing_expert(Path(self.source), task.name)
+            return tasks
         known = self._known_tasks()
         if known.names == (UNNAMED,):
             if chosen is None:
@@ -139,16 +154,33 @@ class PolicySource:
                     f"{self.source} is a single-task checkpoint that does not say which task; "
                     "name it with --tasks"
                 )
-            return MT30.select(chosen)
-        if chosen is None:  # of an MT80 agent, those with a simulator here
+            return choose_tasks(chosen)
+        if chosen is None:
+            self._refuse_unnamed(known)
+            # Of an MT80 agent, those with a simulator here.
             return MT30.subset([name for name in known.names if name in MT30.names])
-        tasks = MT30.select(chosen)
-        for name in tasks.names:
-            if Path(self.source).is_dir():
-                _existing_expert(Path(self.source), name)
-            else:
-                known.index(name)
+        tasks = choose_tasks(chosen)
+        for task in tasks.tasks:
+            self._require_known(known, task)
         return tasks
+
+    def _refuse_unnamed(self, known: TaskTable) -> None:
+        """Import no module because a file says so: of own tasks the user gives the name."""
+        own = [task for task in known.tasks if task.env]
+        if own:
+            raise UnknownTaskError(
+                f"{self.source} was made for your own {', '.join(task.name for task in own)}; "
+                f"name what may be imported: --tasks {known.selection}"
+            )
+
+    def _require_known(self, known: TaskTable, task: Task) -> None:
+        found = known[task.name]
+        if task.env and (found.obs_dim, found.action_dim) != (task.obs_dim, task.action_dim):
+            raise UnknownTaskError(
+                f"{self.source} knows a {task.name} of {found.obs_dim} observations and "
+                f"{found.action_dim} actions; {task.env} has {task.obs_dim} and "
+                f"{task.action_dim}"
+            )
 
     def require_labels(self, tasks: TaskTable) -> None:
         """Make sure that the source can say what to imitate in these tasks.
@@ -160,7 +192,7 @@ class PolicySource:
         """
         if self.source == "random":
             raise InputError("random actions are nothing to imitate; label with a policy")
-        self.tasks(",".join(tasks.names))
+        self.tasks(tasks.selection)
         if self.mode == "planner" and not self.is_agent:
             what = "an exported file, whose mode is fixed"
             if Path(self.source).is_dir():
@@ -174,11 +206,16 @@ class PolicySource:
         if self.source == "random":
             return MT30
         path = Path(self.source)
-        if not path.is_dir():
-            return load_for_device(path).tasks if is_onnx(path) else self._checkpoint_tasks()
+        if self.is_agent:
+            return self._checkpoint_tasks()
+        if is_onnx(path):
+            return load_for_device(path).tasks
+        _require_experts(path)
         names = [name for name in MT30.names if expert_path(path, name).is_file()]
         if not names:
-            raise CheckpointError(f"{path}: holds no expert; make some with tdmpc-opt experts")
+            raise UnknownTaskError(
+                f"{path} holds experts of tasks of your own alone; name them with --tasks"
+            )
         return MT30.subset(names)
 
     def _checkpoint_tasks(self) -> TaskTable:
@@ -191,6 +228,16 @@ class PolicySource:
             raise CheckpointError(
                 f"{error}; a folder of experts or the word random would do as well"
             ) from None
+
+
+def is_expert_folder(source: str) -> bool:
+    """Tell whether a source is a folder that holds no model, and so experts if anything."""
+    return Path(source).is_dir() and not is_model_folder(Path(source))
+
+
+def _require_experts(folder: Path) -> None:
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder}: holds no expert; make some with tdmpc-opt experts")
 
 
 def _existing_expert(folder: Path, task: str) -> Path:
@@ -257,13 +304,14 @@ class DevicePolicy:
 class RandomPolicy:
     """Uniform actions."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: TaskTable = MT30) -> None:
+        self._tasks = tasks
         self._width = 0
         self._generators: list[np.random.Generator] = []
 
     def start(self, task: str, streams: Sequence[Stream]) -> None:
         """Begin one episode per stream."""
-        self._width = MT30[task].action_dim
+        self._width = self._tasks[task].action_dim
         self._generators = [np.random.default_rng(stream) for stream in streams]
 
     def act(self, obs: Array) -> Array:

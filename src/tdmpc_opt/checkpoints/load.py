@@ -1,4 +1,4 @@
-"""From a path or zoo name to a checkpoint; the content decides the format, not the suffix."""
+"""From a path or a name to a checkpoint; the content decides the format, not the suffix."""
 
 import difflib
 import hashlib
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tdmpc_opt import zoo
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint
+from tdmpc_opt.checkpoints.hub import MODEL_FILE, fetch, is_hub_id, is_model_folder
 from tdmpc_opt.checkpoints.native import read_native
 from tdmpc_opt.checkpoints.pickled import ZIP_MAGIC
 from tdmpc_opt.checkpoints.public import read_public
@@ -17,17 +18,20 @@ _SAFETENSORS_BRACE = 8  # the JSON header starts after eight bytes that hold its
 
 
 def resolve(path_or_name: str | Path) -> Path:
-    """Return the file that a path or zoo name stands for; a path that exists wins.
+    """Return the file that a path, zoo name or hub id stands for; a path that exists wins.
 
     Raises:
-        CheckpointError: Neither; the message lists the zoo's names and near matches.
+        CheckpointError: None of these; the message lists the zoo's names and near matches. Or
+            a hub id that is not in the local cache and cannot be fetched.
     """
     path = Path(path_or_name)
     if path.exists():
-        return path
+        return path / MODEL_FILE if is_model_folder(path) else path
     name, known = str(path_or_name), zoo.names()
     if name in known:
         return zoo.path(name)
+    if is_hub_id(name):
+        return fetch(name)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise CheckpointError(
@@ -40,8 +44,8 @@ def read_checkpoint(path_or_name: str | Path) -> Checkpoint:
     """Read a checkpoint of this project or of any public layout.
 
     Raises:
-        CheckpointError: Nothing there, a folder, an empty or foreign file, or one that its
-            reader refuses as damaged, unsafe or unfit.
+        CheckpointError: Nothing there, a folder without a model, an empty or foreign file, or
+            one that its reader refuses as damaged, unsafe or unfit.
     """
     path = resolve(path_or_name)
     head = _head(path)

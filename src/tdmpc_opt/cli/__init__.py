@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import tyro
 
 import tdmpc_opt
-from tdmpc_opt.cli import compression, data, deploy, files, planner, scores, training
+from tdmpc_opt.cli import (
+    compression,
+    data,
+    deploy,
+    files,
+    planner,
+    reports,
+    scores,
+    training,
+)
 from tdmpc_opt.cli.output import console
 from tdmpc_opt.errors import TdmpcOptError
 
@@ -21,6 +30,7 @@ _COMMANDS = (
     *scores.COMMANDS,
     *data.COMMANDS,
     *training.COMMANDS,
+    *reports.COMMANDS,
 )
 _RUNS = {command.config: command.run for command in _COMMANDS}
 
@@ -32,6 +42,8 @@ _EXTRAS = {
     **dict.fromkeys(("gymnasium", "dm_control", "mujoco"), "envs"),
     **dict.fromkeys(("onnx", "onnx_ir", "onnxscript", "onnxruntime"), "export"),
     "executorch": "executorch",
+    "jinja2": "report",
+    **dict.fromkeys(("imageio_ffmpeg", "PIL"), "video"),
 }
 
 

@@ -21,6 +21,7 @@ from tdmpc_opt.configs.files import (
     ZooConfig,
 )
 from tdmpc_opt.configs.model import ModelConfig, PlannerBudget, Size, model_config
+from tdmpc_opt.configs.reports import ReportConfig, VideoConfig
 from tdmpc_opt.configs.training import (
     DemoConfig,
     DistillConfig,
@@ -58,12 +59,14 @@ __all__ = [
     "PlannerBudget",
     "Precision",
     "QuantizeConfig",
+    "ReportConfig",
     "Schedule",
     "SensitivityConfig",
     "Size",
     "TasksConfig",
     "TrainConfig",
     "TuneConfig",
+    "VideoConfig",
     "ZooConfig",
     "model_config",
 ]

@@ -24,7 +24,8 @@ class EvaluateConfig:
     """Checkpoint file or zoo name, an exported ONNX file (which plans or not as it was made),
     a folder of experts, or the word random."""
     tasks: str | None = None
-    """`mt30`, or task names joined by commas; none means every task of the policy."""
+    """`mt30`, or task names joined by commas, MODULE:ID for Gymnasium environments of your own;
+    none means every task of the policy."""
     episodes: int = 10
     """Episodes per task."""
     seed: int = 0

@@ -125,7 +125,7 @@ class EpisodeDataset:
         if not (path / _LISTING).exists():
             return cls.create(path, tasks)
         dataset = cls.open(path)
-        if dataset.tasks != tasks:
+        if not {*tasks.tasks} <= {*dataset.tasks.tasks}:
             raise DataError(
                 f"{path} was made for another task table ({len(dataset.tasks)} tasks, "
                 f"{len(tasks)} wanted); name another folder"

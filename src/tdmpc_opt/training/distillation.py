@@ -14,6 +14,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import DistillConfig
 from tdmpc_opt.errors import InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork
+from tdmpc_opt.policies import is_expert_folder
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.training.expert_teacher import ExpertTeacher, load_experts
@@ -174,7 +175,7 @@ class _Opener:
 
     def _read(self, name: str) -> _Source:
         tasks = self._student.tasks
-        if Path(name).is_dir():
+        if is_expert_folder(name):
             experts = load_experts(Path(name), tasks)
             return _Source(name, frozenset(experts), experts)
         checkpoint = read_checkpoint(name)

@@ -18,7 +18,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import TrainConfig, model_config
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler, joint_tasks
-from tdmpc_opt.errors import NonFiniteError
+from tdmpc_opt.errors import NonFiniteError, RunError
 from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.policies import AgentPolicy
 from tdmpc_opt.progress import Progress, Silent
@@ -75,6 +75,7 @@ def run_training(
     Returns:
         The checkpoint that was written.
     """
+    _refuse_own_tasks(config, datasets)
     device = best_device(config.device)
     fabric = Fabric(accelerator=device.type, devices=1, precision=config.precision)
     torch.manual_seed(config.seed)
@@ -98,6 +99,16 @@ def run_training(
     finally:
         metrics.close()
     return run.model_path
+
+
+def _refuse_own_tasks(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> None:
+    """Import no module because a dataset says so, which driving the user's own tasks would."""
+    own = [task.name for task in joint_tasks(datasets).tasks if task.env]
+    if config.eval_every and own:
+        raise RunError(
+            f"--eval-every cannot drive tasks of your own ({', '.join(own)}); leave it out "
+            "and score the checkpoint with tdmpc-opt evaluate --tasks"
+        )
 
 
 def _initial_model(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> WorldModel:

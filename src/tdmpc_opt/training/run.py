@@ -20,7 +20,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler, joint_tasks
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.expert_policy import expert_path
-from tdmpc_opt.policies import PolicySource
+from tdmpc_opt.policies import PolicySource, is_expert_folder
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.training.faults import require_finite_weights
@@ -175,7 +175,7 @@ def source_identity(source: str, tasks: TaskTable) -> dict[str, str | None]:
         CheckpointError: A file that is missing or cannot be read.
     """
     folder = Path(source)
-    if not folder.is_dir():
+    if not is_expert_folder(source):
         return {**_file(source)}
     known = [name for name in tasks.names if expert_path(folder, name).is_file()]
     return PolicySource(source=source).identity(tasks.subset(known))

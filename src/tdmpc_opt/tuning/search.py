@@ -141,11 +141,11 @@ class _Search:
     def _returns(self, budget: PlannerBudget) -> dict[str, list[float]]:
         policy = replace(self.policy, preset=budget)
         work = [
-            TaskWork(policy, name, self.config.episodes, TUNING_SEED)
-            for name in self.tasks.names
+            TaskWork(policy, task, self.config.episodes, TUNING_SEED)
+            for task in self.tasks.tasks
         ]
         records = run_parallel(evaluate_task, work, self.config.workers)
-        return {item.task: record["returns"] for item, record in records}
+        return {item.task.name: record["returns"] for item, record in records}
 
     def _agent(self, budget: PlannerBudget) -> Agent:
         return Agent(build(self.checkpoint), budget=budget, engine=self.config.engine)
