@@ -18,8 +18,8 @@ MODELS = (
 FOLDER = Path(__file__).parents[1] / "public" / "models"
 CHANGE = "includes written in place, textures left out"
 NOTICE = (
-    " From dm_control 1.0.50, Copyright 2017 The dm_control Authors, under the Apache Licence 2.0 "
-    "(LICENSE.dm_control.txt beside this file); changed: {change}. "
+    " From dm_control 1.0.50, Copyright 2017 The dm_control Authors, under the Apache Licence "
+    "2.0 (LICENSE.dm_control.txt beside this file); changed: {change}. "
 )
 
 
@@ -45,10 +45,7 @@ def self_contained(xml: bytes, change: str) -> str:
 
 def models() -> dict[str, str]:
     """Return the XML of every model by name."""
-    texts = {
-        name: self_contained(common.read_model(f"{name}.xml"), CHANGE)
-        for name in MODELS
-    }
+    texts = {name: self_contained(common.read_model(f"{name}.xml"), CHANGE) for name in MODELS}
     texts["reacher_three"] = self_contained(
         three_link_reacher(), f"{CHANGE}, a third link, other lengths and joint ranges"
     )

@@ -9,11 +9,17 @@ from typing import Annotated, Any
 import tyro
 
 import tdmpc_opt
-from tdmpc_opt.cli import data, files, scores, training
+from tdmpc_opt.cli import data, files, scores, show, training
 from tdmpc_opt.cli.output import console
 from tdmpc_opt.errors import TdmpcOptError
 
-_COMMANDS = (*files.COMMANDS, *scores.COMMANDS, *data.COMMANDS, *training.COMMANDS)
+_COMMANDS = (
+    *files.COMMANDS,
+    *scores.COMMANDS,
+    *show.COMMANDS,
+    *data.COMMANDS,
+    *training.COMMANDS,
+)
 _RUNS = {command.config: command.run for command in _COMMANDS}
 
 # Libraries that only some commands need, and the extra that brings each.

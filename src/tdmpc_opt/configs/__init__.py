@@ -19,6 +19,7 @@ from tdmpc_opt.configs.files import (
     ZooConfig,
 )
 from tdmpc_opt.configs.model import ModelConfig, PlannerBudget, Size, model_config
+from tdmpc_opt.configs.show import PlayConfig
 from tdmpc_opt.configs.training import (
     DemoConfig,
     DistillConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "Mode",
     "ModelConfig",
     "PlannerBudget",
+    "PlayConfig",
     "Precision",
     "QuantizeConfig",
     "Schedule",

@@ -159,7 +159,10 @@ function mouthToTarget(sim: Simulation): number[] {
   const axes = sim.data.geom_xmat as Float64Array;
   const way = target.map((value, i) => value - (mouth[i] as number));
   return [0, 1, 2].map((column) =>
-    way.reduce((sum, value, row) => sum + value * (axes[start + 3 * row + column] as number), 0),
+    way.reduce(
+      (sum, value, row) => sum + value * (axes[start + 3 * row + column] as number),
+      0,
+    ),
   );
 }
 

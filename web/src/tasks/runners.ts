@@ -66,7 +66,11 @@ function onOneFoot(raised: string): Task["reward"] {
 }
 
 function jumping(sim: Simulation): number {
-  const still = tolerance(speed(sim), -0.5, 0.5, { margin: 0.5, atMargin: 0, falloff: "linear" });
+  const still = tolerance(speed(sim), -0.5, 0.5, {
+    margin: 0.5,
+    atMargin: 0,
+    falloff: "linear",
+  });
   const torso = height(sim, "torso");
   const foot = (name: string) => above((torso + height(sim, name)) / 2, 1.2);
   return (5 * (foot("bfoot") + foot("ffoot")) + 2 * still) / 12;
@@ -79,7 +83,9 @@ function hopper(name: string, reward: Task["reward"]): Task {
     substeps: 4,
     start: randomizeJoints,
     observe(sim) {
-      const touch = ["touch_toe", "touch_heel"].map((s) => Math.log1p(sim.sensor(s)[0] as number));
+      const touch = ["touch_toe", "touch_heel"].map((s) =>
+        Math.log1p(sim.sensor(s)[0] as number),
+      );
       return [...sim.qpos.subarray(1), ...sim.qvel, ...touch];
     },
     reward: (sim) => {

@@ -15,7 +15,12 @@ export interface Margin {
  *
  * @param options `atMargin` is the value at the distance `margin` from the interval.
  */
-export function tolerance(value: number, low: number, high: number, options: Margin = {}): number {
+export function tolerance(
+  value: number,
+  low: number,
+  high: number,
+  options: Margin = {},
+): number {
   const { margin = 0, atMargin = 0.1, falloff = "gaussian" } = options;
   if (low <= value && value <= high) return 1;
   if (margin === 0) return 0;
@@ -30,7 +35,12 @@ export function tolerance(value: number, low: number, high: number, options: Mar
 }
 
 /** Return 1 from `bound` up and, by a straight line, `atMargin` at `margin` below it. */
-export function atLeast(value: number, bound: number, margin: number, atMargin: number): number {
+export function atLeast(
+  value: number,
+  bound: number,
+  margin: number,
+  atMargin: number,
+): number {
   return tolerance(value, bound, Infinity, { margin, atMargin, falloff: "linear" });
 }
 
