@@ -17,6 +17,7 @@ from tdmpc_opt.cli import (
     planner,
     reports,
     scores,
+    show,
     training,
 )
 from tdmpc_opt.cli.output import console
@@ -31,6 +32,7 @@ _COMMANDS = (
     *data.COMMANDS,
     *training.COMMANDS,
     *reports.COMMANDS,
+    *show.COMMANDS,
 )
 _RUNS = {command.config: command.run for command in _COMMANDS}
 

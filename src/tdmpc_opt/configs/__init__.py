@@ -22,6 +22,7 @@ from tdmpc_opt.configs.files import (
 )
 from tdmpc_opt.configs.model import ModelConfig, PlannerBudget, Size, model_config
 from tdmpc_opt.configs.reports import ReportConfig, VideoConfig
+from tdmpc_opt.configs.show import PlayConfig
 from tdmpc_opt.configs.training import (
     DemoConfig,
     DistillConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "Mode",
     "ModelConfig",
     "PlannerBudget",
+    "PlayConfig",
     "Precision",
     "QuantizeConfig",
     "ReportConfig",
