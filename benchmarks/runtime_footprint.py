@@ -19,8 +19,9 @@ from rich.console import Console
 from tdmpc_opt import provenance
 from tdmpc_opt.checkpoints.load import sha256
 
-# Peak memory is in KiB on Linux.
-_BARE = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+# Peak memory in KiB, from Linux. That of getrusage would begin with the parent's.
+_PEAK = "next(int(x.split()[1]) for x in open('/proc/self/status') if x.startswith('VmHWM'))"
+_BARE = f"print({_PEAK})"
 _RUN = """
 import time
 wall, cpu = time.perf_counter(), time.process_time()
@@ -32,8 +33,8 @@ width = agent.tasks[{task!r}].obs_dim
 obs = np.linspace(-1, 1, width, dtype=np.float32)
 agent.act(obs, {task!r})
 first = time.perf_counter() - wall, time.process_time() - cpu
-import json, resource, sys
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import json, sys
+peak = {peak}
 times = []
 for _ in range({actions}):
     start = time.perf_counter(), time.process_time()
@@ -72,7 +73,9 @@ def main(config: Config) -> None:
     for _ in range(config.rounds + 1):
         bare.append(int(_child(config.python, _BARE)))
         for path, records in found.items():
-            code = _RUN.format(path=str(path), task=config.task, actions=config.actions)
+            code = _RUN.format(
+                path=str(path), task=config.task, actions=config.actions, peak=_PEAK
+            )
             records.append(json.loads(_child(config.python, code)))
     baseline = float(np.median(bare))
     content = {

@@ -176,17 +176,17 @@ class _Clock:
 def test_a_deadline_cuts_a_plan_and_is_counted(planner):
     clock = _Clock()
     agent, obs = load(planner[0], clock=clock), _observations("pendulum-swingup")[0]
-    agent.act(obs, "pendulum-swingup", deadline_ms=1000)
+    agent.act(obs, "pendulum-swingup", deadline_ms=1000.0)
     assert (agent.iterations, agent.deadlines, agent.deadline_misses) == (3, 1, 0)
-    agent.act(obs, "pendulum-swingup", deadline_ms=4)
+    agent.act(obs, "pendulum-swingup", deadline_ms=4.0)
     assert agent.iterations == 1
     clock.step = 0.1
-    agent.act(obs, "pendulum-swingup", deadline_ms=4)
+    agent.act(obs, "pendulum-swingup", deadline_ms=4.0)
     assert (agent.iterations, agent.deadlines, agent.deadline_misses) == (1, 3, 1)
     agent.act(obs, "pendulum-swingup")
     assert (agent.iterations, agent.deadlines) == (3, 3)
     with pytest.raises(InputError, match="deadline_ms must be above 0, got -1"):
-        agent.act(obs, "pendulum-swingup", deadline_ms=-1)
+        agent.act(obs, "pendulum-swingup", deadline_ms=-1.0)
 
 
 def test_plans_start_warm_until_the_reset_and_follow_the_generator(planner):

@@ -20,7 +20,7 @@ from tdmpc_opt.export.targets import make_artifact
 from tdmpc_opt.planning.presets import find_preset
 
 _TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.3}
-_TOLERANCE_OF_PLANS = {"fp32": 1e-4, "fp16": 0.2, "int8": 0.5}
+_TOLERANCE_OF_PLANS = {"fp32": 5e-3, "fp16": 0.2, "int8": 1.0}
 _OF_TORCH_ITSELF = 3.0
 """Times the error of torch's own fp32 that a policy may err, where that is the larger."""
 

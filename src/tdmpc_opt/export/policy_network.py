@@ -1,7 +1,5 @@
 """Encoder and policy as a device runs them: the task is a row of biases, nothing is sampled."""
 
-from typing import cast
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -36,14 +34,14 @@ class PolicyNetwork(nn.Module):
         self._encoder = _layers(model.encoder, config.obs_dim, model)
         self._head = _layers(model.policy_head, config.latent_dim, model)
         self._actions = config.action_dim
-        self.register_buffer("_mask", model.action_mask.clone())
+        self._mask = model.action_mask.clone()
 
     def encode(
         self, obs: Float[Tensor, "batch width"], task: Task
     ) -> Float[Tensor, "batch latent"]:
         """Map observations, padded or not, to latents."""
         x = functional.pad(obs, (0, self._obs_dim - obs.shape[1]))
-        *hidden, last = _typed(self._encoder)
+        *hidden, last = self._encoder
         for layer in hidden:
             x = self._hidden(layer(x, task), layer.gain, layer.shift)
         normed = functional.layer_norm(last(x, task), last.gain.shape, last.gain, last.shift)
@@ -54,43 +52,38 @@ class PolicyNetwork(nn.Module):
     ) -> Float[Tensor, "batch action"]:
         """Map observations, padded or not, to actions in [-1, 1]; 0 in padded dimensions."""
         x = self.encode(obs, task)
-        *hidden, last = _typed(self._head)
+        *hidden, last = self._head
         for layer in hidden:
             x = self._hidden(layer(x, task), layer.gain, layer.shift)
         weight, bias = last.weight[: self._actions], last.biases[0, : self._actions]
         mean = functional.linear(x, weight, bias)
         if task is not None:
-            mean = mean * self.get_buffer("_mask")[task]
+            mean = mean * self._mask[task]
         return torch.tanh(mean)
 
 
-class _Layer(nn.Module):
-    """The linear part of a layer, and gain and shift of its norm.
+class _Layer:
+    """The linear part of a layer, and gain and shift of its norm, 1 and 0 where it has none.
 
     With a norm behind it, its outputs are centred: the norm would do it too, but an average
     that is large beside what matters costs digits.
     """
 
-    weight: Tensor
-    biases: Tensor
-    gain: Tensor
-    shift: Tensor
-
     def __init__(self, dense: Dense, inputs: int, embedding: Tensor | None) -> None:
-        super().__init__()
         weight, biases = dense.weight.detach().double(), dense.bias.detach().double()[None]
         if embedding is not None:
             biases = biases + embedding.double() @ weight[:, inputs:].T
         weight = weight[:, :inputs]
+        self.gain, self.shift = torch.ones(1), torch.zeros(1)
         if dense.norm is not None:
             weight = weight - weight.mean(0)
             biases = biases - biases.mean(1, keepdim=True)
-            self.register_buffer("gain", dense.norm.weight.detach().clone())
-            self.register_buffer("shift", dense.norm.bias.detach().clone())
-        self.register_buffer("weight", weight.to(dense.weight.dtype))
-        self.register_buffer("biases", biases.to(dense.weight.dtype))
+            self.gain = dense.norm.weight.detach().clone()
+            self.shift = dense.norm.bias.detach().clone()
+        self.weight = weight.to(dense.weight.dtype)
+        self.biases = biases.to(dense.weight.dtype)
 
-    def forward(
+    def __call__(
         self, x: Float[Tensor, "batch inputs"], task: Task
     ) -> Float[Tensor, "batch out"]:
         if task is None or len(self.biases) == 1:
@@ -98,11 +91,7 @@ class _Layer(nn.Module):
         return functional.linear(x, self.weight) + self.biases[task]
 
 
-def _typed(layers: nn.ModuleList) -> list[_Layer]:
-    return cast(list[_Layer], list(layers))
-
-
-def _layers(network: nn.Sequential, inputs: int, model: WorldModel) -> nn.ModuleList:
+def _layers(network: nn.Sequential, inputs: int, model: WorldModel) -> list[_Layer]:
     layers: list[_Layer] = []
     embedding = model.task_embedding.weight.detach() if model.task_embedding else None
     for dense in network:
@@ -110,4 +99,4 @@ def _layers(network: nn.Sequential, inputs: int, model: WorldModel) -> nn.Module
         first = not layers
         width = inputs if first else dense.weight.shape[1]
         layers.append(_Layer(dense, width, embedding if first else None))
-    return nn.ModuleList(layers)
+    return layers
