@@ -153,6 +153,7 @@ def test_runs_of_equal_budget_become_an_ablation(tmp_path):
     for name, updates, lr, shift in (
         *(("a", 10, 1, 0.0), ("b", 10, 2, 50.0)),
         ("other-budget", 20, 1, 0.0),
+        ("quantized-a", 10, 1, -50.0),
     ):
         content = _content()
         content["training"] = {"updates": updates, "lr": lr, "seed": 0}

@@ -125,7 +125,7 @@ def _entry(result: Mapping[str, Any]) -> dict[str, Any]:
     acting = result["config"].get("mode") or "policy"
     return {
         "task": {"type": "reinforcement-learning", "name": "continuous control"},
-        "dataset": {"type": "mt30", "name": _tasks(result)},
+        "dataset": {"type": "environment", "name": _tasks(result)},
         "metrics": [
             {
                 "type": "normalized_score",
