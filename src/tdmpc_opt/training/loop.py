@@ -102,7 +102,7 @@ def run_training(
 
 def _initial_model(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> WorldModel:
     if config.start:
-        return build(read_checkpoint(config.start))
+        return build(read_checkpoint(config.start, check_values=False))
     tasks = joint_tasks(datasets)
     generator = torch.Generator().manual_seed(config.seed)
     return WorldModel(model_config(config.size, tasks), tasks, generator)
