@@ -5,13 +5,14 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.serialization import safe_globals
+from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 ZIP_MAGIC = b"PK\x03\x04"
 """First bytes of a file by torch.save since PyTorch 1.6."""
@@ -61,11 +62,7 @@ def load_outline(path: Path, stand_ins: Mapping[str, Callable[..., Any]] | None 
     Raises:
         TorchFileError: As `load_whole`; or storages that are not where the file's index says.
     """
-    names: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-        (function, name) for name, function in (stand_ins or {}).items()
-    ]
-    with safe_globals(names):
-        return _load(path, "meta", mapped=False)
+    return _load(path, "meta", stand_ins=stand_ins)
 
 
 def is_zipped(path: Path) -> bool:
@@ -81,11 +78,17 @@ def is_zipped(path: Path) -> bool:
         raise TorchFileError(f"cannot be read: {error.strerror}") from error
 
 
-def _load(path: Path, device: str, *, mapped: bool) -> Any:
+def _load(
+    path: Path,
+    device: str,
+    *,
+    mapped: bool = False,
+    stand_ins: Mapping[str, Callable[..., Any]] | None = None,
+) -> Any:
     try:
         if mapped or device == "meta":
             _refuse_compressed(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _allowed(stand_ins or {}):
             for message in _HARMLESS:  # set off by quantised entries and damaged files
                 warnings.filterwarnings("ignore", message=message, category=UserWarning)
             return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
@@ -97,6 +100,19 @@ def _load(path: Path, device: str, *, mapped: bool) -> Any:
         raise TorchFileError(f"cannot be read: {error.strerror}") from error
     except _DAMAGE as error:
         raise TorchFileError("is truncated or damaged") from error
+
+
+@contextmanager
+def _allowed(stand_ins: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Allow these beside torch's own list, and nothing that libraries put on it: theirs run."""
+    before = get_safe_globals()
+    clear_safe_globals()
+    add_safe_globals([(function, name) for name, function in stand_ins.items()])
+    try:
+        yield
+    finally:
+        clear_safe_globals()
+        add_safe_globals(before)
 
 
 def _refuse_compressed(path: Path) -> None:
@@ -138,7 +154,7 @@ class Records:
                 entries = archive.infolist()
                 orders = [e for e in entries if e.filename.endswith("/byteorder")]
                 foreign = any(archive.open(e).read(16) != b"little" for e in orders)
-                self._sizes = {_start(file, e.header_offset): e.file_size for e in entries}
+                self._entries = {_start(file, e.header_offset): e for e in entries}
         except _DAMAGE as error:
             raise TorchFileError("is truncated or damaged") from error
         if foreign:
@@ -150,14 +166,21 @@ class Records:
         Raises:
             TorchFileError: The tensor reaches beyond what is stored for it.
         """
-        storage = outline.untyped_storage()
-        start = getattr(storage, "_checkpoint_offset", None)
-        size = self._sizes.get(start, -1) if start is not None else -1
+        start = _storage_start(outline)
+        size = self._entries[start].file_size if start in self._entries else -1
         first = outline.storage_offset() * outline.element_size()
         end = first + span(outline) * outline.element_size()
-        if start is None or size < storage.nbytes() or end > size:
+        if size < outline.untyped_storage().nbytes() or end > size:
             raise TorchFileError("was packed anew or is damaged: a tensor is not in its place")
-        return start + first
+        return start + int(first)
+
+    def crc(self, outline: Tensor) -> int:
+        """Return the checksum that the file's writer stored for a tensor that has its place."""
+        return self._entries[_storage_start(outline)].CRC
+
+
+def _storage_start(outline: Tensor) -> int:
+    return getattr(outline.untyped_storage(), "_checkpoint_offset", -1)
 
 
 def _start(file: Any, header: int) -> int:

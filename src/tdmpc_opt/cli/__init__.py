@@ -21,6 +21,7 @@ _EXTRAS = {
     **dict.fromkeys(("torch", "tensordict", "lightning_fabric", "tensorboard"), "train"),
     **dict.fromkeys(("jaxtyping", "scipy", "matplotlib"), "train"),
     **dict.fromkeys(("gymnasium", "dm_control", "mujoco"), "envs"),
+    **dict.fromkeys(("minari", "h5py"), "minari"),
 }
 
 

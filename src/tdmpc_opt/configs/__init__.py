@@ -9,6 +9,7 @@ from tdmpc_opt.configs.common import (
     Mode,
 )
 from tdmpc_opt.configs.dagger import DaggerConfig
+from tdmpc_opt.configs.datasets import DataExportConfig, DataImportConfig, DataVerifyConfig
 from tdmpc_opt.configs.distill_weights import TERMS, DistillWeights, Schedule
 from tdmpc_opt.configs.evaluation import AblationConfig, CompareConfig, EvaluateConfig
 from tdmpc_opt.configs.files import (
@@ -35,7 +36,10 @@ __all__ = [
     "CompareConfig",
     "ConvertConfig",
     "DaggerConfig",
+    "DataExportConfig",
+    "DataImportConfig",
     "DataInfoConfig",
+    "DataVerifyConfig",
     "DemoConfig",
     "Device",
     "DistillConfig",

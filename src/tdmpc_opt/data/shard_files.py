@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
+from tdmpc_opt.data.maps import map_file
 from tdmpc_opt.errors import DataError
 
 BLOCK = 64
@@ -127,10 +128,8 @@ def open_shard(folder: Path, shape: ShardShape) -> ShardArrays:
 def _map(folder: Path, field: str, shape: ShardShape) -> NDArray[np.floating]:
     path = field_file(folder, field)
     size, dtype = shape.fields()[field]
-    kind = "<f2" if dtype is torch.float16 else "<f4"
     try:
-        # A plain view of the map indexes faster than numpy's memmap class.
-        return np.asarray(np.memmap(path, dtype=kind, mode="r", shape=size))
+        return map_file(path, size, dtype)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; {_REPAIR}") from error
 

@@ -86,6 +86,7 @@ def run_training(
         batch_size=config.batch_size,
         seed=config.seed,
         last_share=config.on_policy_share,
+        sampling=config.sampling,
     )
     distillation = open_teachers(model, fabric.device) if open_teachers else None
     run = Run(config, datasets)
