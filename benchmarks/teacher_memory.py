@@ -1,8 +1,8 @@
 """Measure the memory that a 317M checkpoint of each public layout takes to load.
 
-Files of random weights are written into a temporary folder, one at a time, and each is loaded in
-a fresh process, as an agent or as a teacher. The peak is what that process ever held resident;
-what the interpreter and its libraries held before is told beside it:
+Files of random weights are written into a temporary folder, one at a time, and each is loaded
+in a fresh process, as an agent or as a teacher. The peak is what that process ever held
+resident; what the interpreter and its libraries held before is told beside it:
 
     python benchmarks/teacher_memory.py
 """

@@ -269,10 +269,11 @@ def _check_shapes(outline: Mapping[str, Tensor], tasks: TaskTable) -> None:
             )
         if tensor.dtype.is_floating_point != (name in FLOATS):
             raise TorchFileError(f"is no official shard: {name} holds {tensor.dtype}")
-        if name in FLOATS and not tensor.is_contiguous():
-            raise TorchFileError(f"holds {name} in another order; save it contiguous() again")
     if lead[1] < 2:
         raise TorchFileError("holds episodes without a step")
+    for name in FLOATS:
+        if not outline[name].is_contiguous():
+            raise TorchFileError(f"holds {name} in another order; save it contiguous() again")
 
 
 def _numpy(tensor: Tensor) -> np.dtype[Any]:

@@ -55,6 +55,20 @@ class _Rows:
     label: NDArray[np.floating] | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Some shards that give a fixed number of a batch's slices."""
+
+    count: int
+    """Slices of a batch."""
+    begin: int
+    """First shard."""
+    end: int
+    """The one after the last shard."""
+    units: Units | None
+    """How likely the slices are; None where all are alike."""
+
+
 class SliceSampler:
     """Draws slices over the starts in all episodes, with its own random state."""
 
@@ -100,7 +114,6 @@ class SliceSampler:
                 f"a batch of {batch_size} slices cannot be shared out evenly over {world_size} "
                 "ranks; choose a multiple"
             )
-        self._batch_size = batch_size
         self._own = slice(rank, None, world_size)
         self._tasks = tasks
         self._horizon = horizon
@@ -119,17 +132,11 @@ class SliceSampler:
         episodes = np.array([shard.episodes for _, shard in shards])
         # Of all slices, shard s holds those from _first[s] on, up to _first[s + 1].
         self._first = np.concatenate([[0], np.cumsum(episodes * self._starts)])
-        last = len(shards) - len(datasets[-1].shards)
-        self._last_dataset = self._first[last]
-        self._from_last = None if last_share is None else round(last_share * batch_size)
-        self._units: Units | None = None
-        ids = np.array([shard.task for shard in self._shards])
-        if sampling == "task":
-            self._units, self._cut = by_task(ids, episodes * self._starts), last
-        elif sampling == "return":
-            returns = [dataset.returns_of(shard) for dataset, shard in shards]
-            self._units = by_return(ids, self._starts, returns)
-            self._cut = int(episodes[:last].sum())
+        self._parts = [
+            _Part(count, begin, end, _units(sampling, shards[begin:end], self._shards, horizon))
+            for count, begin, end in _split(batch_size, last_share, shards, datasets[-1])
+            if count
+        ]
 
     def sample(self) -> Batch:
         """Draw a batch, and have the system begin to read the next.
@@ -199,24 +206,14 @@ class SliceSampler:
 
     def _draw(self) -> NDArray[np.int64]:
         """Choose the slices of a batch of all ranks by their numbers among all slices."""
-        size = self._batch_size
-        if self._from_last is None:
-            return self._draw_from(None, size)
-        last = self._draw_from(True, self._from_last)
-        if self._from_last == size:
-            return last
-        rest = self._draw_from(False, size - self._from_last)
-        return np.concatenate([rest, last])
+        drawn = [self._draw_part(part) for part in reversed(self._parts)]
+        return np.concatenate(drawn[::-1])
 
-    def _draw_from(self, last: bool | None, size: int) -> NDArray[np.int64]:
-        """Choose slices of the last dataset, of all but that, or of all (None)."""
-        if self._units is None:
-            low = self._last_dataset if last else 0
-            high = self._last_dataset if last is False else self._first[-1]
-            return self._generator.integers(low, high, size=size)
-        begin = self._cut if last else 0
-        end = self._cut if last is False else len(self._units.first)
-        return self._units.draw(self._generator, slice(begin, end), size)
+    def _draw_part(self, part: "_Part") -> NDArray[np.int64]:
+        low, high = self._first[part.begin], self._first[part.end]
+        if part.units is None:
+            return self._generator.integers(low, high, size=part.count)
+        return low + part.units.draw(self._generator, part.count)
 
     def state_dict(self) -> dict[str, str]:
         """Return the random state as text, which any safe format can hold."""
@@ -275,6 +272,37 @@ def joint_tasks(datasets: Sequence[EpisodeDataset]) -> TaskTable:
         return datasets[0].tasks
     order = dict.fromkeys((*datasets[0].tasks.names, *found))
     return TaskTable(tuple(found[name] for name in order if name in found))
+
+
+def _split(
+    batch_size: int,
+    last_share: float | None,
+    shards: Sequence[tuple[EpisodeDataset, Shard]],
+    last: EpisodeDataset,
+) -> list[tuple[int, int, int]]:
+    """Return slices of a batch, first shard and end of each part."""
+    if last_share is None:
+        return [(batch_size, 0, len(shards))]
+    count, cut = round(last_share * batch_size), len(shards) - len(last.shards)
+    return [(batch_size - count, 0, cut), (count, cut, len(shards))]
+
+
+def _units(
+    sampling: Sampling,
+    shards: Sequence[tuple[EpisodeDataset, Shard]],
+    rows: Sequence[_Rows],
+    horizon: int,
+) -> Units | None:
+    """Weigh the slices of some shards; None where all are alike."""
+    known = {row.task_name: row.task for row in rows}
+    tasks = np.array([known[shard.task] for _, shard in shards])
+    starts = np.array([dataset.length - horizon for dataset, _ in shards])
+    if sampling == "task":
+        return by_task(tasks, starts * [shard.episodes for _, shard in shards])
+    if sampling == "return":
+        returns = [dataset.returns_of(shard) for dataset, shard in shards]
+        return by_return(tasks, starts, returns)
+    return None
 
 
 def _rows(dataset: EpisodeDataset, shard: Shard, tasks: TaskTable) -> _Rows:

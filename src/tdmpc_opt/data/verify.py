@@ -40,8 +40,11 @@ def verify(path: Path, progress: Progress) -> Verification:
     for shard in dataset.shards:
         try:
             _check(dataset, shard, throughput)
-        except (DataError, OSError) as error:
+        except DataError as error:
             faults.append(f"{shard.name}: {error}")
+        except OSError as error:
+            file = Path(str(error.filename)).name
+            faults.append(f"{shard.name}: cannot read {file}: {error.strerror}")
     return Verification(
         shards=len(dataset.shards),
         size_bytes=sum(sizes.values()),

@@ -23,19 +23,11 @@ class Units:
     edges: NDArray[np.float64]
     """Sum of the weights of those before each, and at the end of all."""
 
-    def draw(self, generator: np.random.Generator, part: slice, size: int) -> NDArray[np.int64]:
-        """Draw slices by their numbers.
-
-        Args:
-            generator: Source of the draws.
-            part: The units to draw from.
-            size: How many to draw.
-        """
-        low, high = self.edges[part.start], self.edges[part.stop]
-        point = low + (high - low) * generator.random(size)
+    def draw(self, generator: np.random.Generator, size: int) -> NDArray[np.int64]:
+        """Draw slices by their numbers."""
+        point = self.edges[-1] * generator.random(size)
         unit = np.searchsorted(self.edges, point, side="right") - 1
-        # Rounding may put a point onto the last edge.
-        unit = np.clip(unit, part.start, part.stop - 1)
+        unit = np.minimum(unit, len(self.first) - 1)  # rounding may reach the last edge
         return self.first[unit] + generator.integers(self.slices[unit])
 
 
