@@ -249,7 +249,7 @@ def load_agent(
             precision, device or number format.
         MissingDependencyError: A library or compiler that the engine needs is not here.
     """
-    checkpoint = read_checkpoint(path_or_name)
+    checkpoint = read_checkpoint(path_or_name, check_values=False)
     where = best_device(str(device))
     model = build(checkpoint, device=where, dtype=dtype, policy_will_do=True)
     chosen = find_preset(preset, checkpoint.extra)

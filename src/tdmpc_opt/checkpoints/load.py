@@ -8,10 +8,10 @@ from tdmpc_opt import zoo
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint
 from tdmpc_opt.checkpoints.hub import MODEL_FILE, fetch, is_hub_id, is_model_folder
 from tdmpc_opt.checkpoints.native import read_native
-from tdmpc_opt.checkpoints.pickled import ZIP_MAGIC
 from tdmpc_opt.checkpoints.public import read_public
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.runtime.onnx_file import is_onnx
+from tdmpc_opt.torch_files import ZIP_MAGIC
 
 _PICKLE_MAGIC = b"\x80"
 _SAFETENSORS_BRACE = 8  # the JSON header starts after eight bytes that hold its length
@@ -40,8 +40,13 @@ def resolve(path_or_name: str | Path) -> Path:
     )
 
 
-def read_checkpoint(path_or_name: str | Path) -> Checkpoint:
+def read_checkpoint(path_or_name: str | Path, *, check_values: bool = True) -> Checkpoint:
     """Read a checkpoint of this project or of any public layout.
+
+    Args:
+        path_or_name: File, or zoo name.
+        check_values: Look for NaN and infinity at once, which reads the whole file; else
+            `build` looks for them in what it uses, and of a public file no more is ever read.
 
     Raises:
         CheckpointError: Nothing there, a folder without a model, an empty or foreign file, or
@@ -51,9 +56,9 @@ def read_checkpoint(path_or_name: str | Path) -> Checkpoint:
     head = _head(path)
     # First, since the length before the brace may begin with any byte, a pickle's too.
     if head[_SAFETENSORS_BRACE : _SAFETENSORS_BRACE + 1] == b"{" and not _is_text(head):
-        return read_native(path)
+        return read_native(path, check_values=check_values)
     if head.startswith((ZIP_MAGIC, _PICKLE_MAGIC)):
-        return read_public(path)
+        return read_public(path, check_values=check_values)
     if _is_text(head):
         raise CheckpointError(
             f"{path} is a text file, not a checkpoint; a web page or a Git LFS pointer may "

@@ -46,6 +46,7 @@ _EXTRAS = {
     "executorch": "executorch",
     "jinja2": "report",
     **dict.fromkeys(("imageio_ffmpeg", "PIL"), "video"),
+    **dict.fromkeys(("minari", "h5py"), "minari"),
 }
 
 

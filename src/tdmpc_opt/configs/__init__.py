@@ -11,6 +11,7 @@ from tdmpc_opt.configs.common import (
 )
 from tdmpc_opt.configs.compression import QuantizeConfig, SensitivityConfig
 from tdmpc_opt.configs.dagger import DaggerConfig
+from tdmpc_opt.configs.datasets import DataExportConfig, DataImportConfig, DataVerifyConfig
 from tdmpc_opt.configs.distill_weights import TERMS, DistillWeights, Schedule
 from tdmpc_opt.configs.evaluation import AblationConfig, CompareConfig, EvaluateConfig
 from tdmpc_opt.configs.export import ExportConfig, ExportFormat, ExportTarget
@@ -41,7 +42,10 @@ __all__ = [
     "CompareConfig",
     "ConvertConfig",
     "DaggerConfig",
+    "DataExportConfig",
+    "DataImportConfig",
     "DataInfoConfig",
+    "DataVerifyConfig",
     "DemoConfig",
     "Device",
     "DistillConfig",

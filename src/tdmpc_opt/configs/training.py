@@ -45,6 +45,9 @@ class TrainConfig:
     two calls of the same run, it may grow where `data` must stay as it is."""
     on_policy_share: float | None = None
     """Share of each batch that `on_policy` gives; none draws uniformly from all data."""
+    sampling: Literal["uniform", "task", "return"] = "uniform"
+    """How slices are drawn: each as likely; each task as likely; or, within each task, episodes
+    of high return more often than others."""
     output: Path
     """Run folder: model.safetensors, metrics.csv, config.json; the same command resumes it."""
     size: Size = "1"

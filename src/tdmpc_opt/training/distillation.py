@@ -178,7 +178,9 @@ class _Opener:
         if is_expert_folder(name):
             experts = load_experts(Path(name), tasks)
             return _Source(name, frozenset(experts), experts)
-        checkpoint = read_checkpoint(name)
+        checkpoint = read_checkpoint(
+            name, check_values=False
+        )  # those it reads, when it is built
         known = [task for task in tasks.names if task in checkpoint.tasks.names]
         _require_same_sizes(name, checkpoint.tasks.subset(known), tasks)
         return _Source(name, frozenset(known), checkpoint)

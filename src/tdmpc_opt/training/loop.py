@@ -87,6 +87,7 @@ def run_training(
         batch_size=config.batch_size,
         seed=config.seed,
         last_share=config.on_policy_share,
+        sampling=config.sampling,
     )
     distillation = open_teachers(model, fabric.device) if open_teachers else None
     run = Run(config, datasets)
@@ -113,7 +114,7 @@ def _refuse_own_tasks(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -
 
 def _initial_model(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> WorldModel:
     if config.start:
-        return build(read_checkpoint(config.start))
+        return build(read_checkpoint(config.start, check_values=False))
     tasks = joint_tasks(datasets)
     generator = torch.Generator().manual_seed(config.seed)
     return WorldModel(model_config(config.size, tasks), tasks, generator)

@@ -135,6 +135,8 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
     fixed = [_dataset(dataset) for dataset in datasets[: len(config.folders)]]
     values["data"] = fixed[0] if len(fixed) == 1 else fixed
     values["on_policy"] = config.on_policy and config.on_policy.resolve().name
+    # As absent, as it was in the records of runs from before there was a choice.
+    values["sampling"] = config.sampling if config.sampling != "uniform" else None
     values["output"] = config.output.resolve().name
     values["start"] = _file(config.start) if config.start else None
     if isinstance(config, DistillConfig):
