@@ -159,7 +159,7 @@ def _metadata(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": "2"}, r"written by a newer version.*upgrade tdmpc-opt"),
+        ({"schema": "3"}, r"written by a newer version.*upgrade tdmpc-opt"),
         ({"schema": "x"}, "schema number"),
         ({"format": "other"}, "safetensors file of another program"),
         ({"config": "{"}, "no readable 'config'"),

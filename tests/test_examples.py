@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from tdmpc_opt import zoo
+
 ROOT = Path(__file__).parents[1]
 SAYS = {
     "act": ["return 9", "of 1000"],
     "evaluate": ["demo-teacher: ", "random: ", "points better over 6 episodes"],
     "distill": ["student/model.safetensors: 2", "parameters"],
     "quantize": ["agent.safetensors", "policy.safetensors", "cup-catch.safetensors"],
-    "device_loop": ["return 8", "ms an action, without torch"],
+    "robot_loop": ["return 8", "an action took "],
 }
+ARGUMENTS = {"robot_loop": [str(zoo.path("demo-teacher")), "pendulum-spin"]}
 
 
 def test_there_is_a_test_of_every_example():
@@ -23,7 +26,7 @@ def test_there_is_a_test_of_every_example():
 @pytest.mark.parametrize("name", SAYS)
 def test_an_example_runs_as_it_stands(name, tmp_path):
     run = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / f"{name}.py")],
+        [sys.executable, str(ROOT / "examples" / f"{name}.py"), *ARGUMENTS.get(name, [])],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,

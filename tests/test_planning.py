@@ -142,7 +142,7 @@ def test_elites_are_drawn_by_their_weight():
     weights = torch.tensor([0.6, 0.3, 0.1]).unsqueeze(1).expand(3, 9000)
     first = torch.arange(3.0).reshape(3, 1, 1).expand(3, 9000, 1)
     pick = torch.rand(9000, generator=torch.Generator().manual_seed(0))
-    drawn = mppi._draw_elite(first, weights, pick).flatten().long()
+    drawn = mppi.draw_elite(first, weights, pick).flatten().long()
     share = torch.bincount(drawn, minlength=3) / 9000
     torch.testing.assert_close(share, torch.tensor([0.6, 0.3, 0.1]), atol=0.02, rtol=0)
 
@@ -153,7 +153,7 @@ def test_elites_are_drawn_by_their_weight():
 def test_the_pick_inverts_the_cumulative_weights(pick, expected):
     weights = torch.tensor([[0.6], [0.3], [0.1]])
     first = torch.arange(3.0).reshape(3, 1, 1)
-    assert float(mppi._draw_elite(first, weights, torch.tensor([pick]))) == expected
+    assert float(mppi.draw_elite(first, weights, torch.tensor([pick]))) == expected
 
 
 def test_the_elites_are_refit_by_weighted_moments():
