@@ -108,10 +108,10 @@ class PolicySource:
         """Name the source by file name and SHA-256 of its content, with no path."""
         if self.source == "random":
             return {"name": "random", "sha256": None}
-        path = Path(self.source)
-        if self.is_agent:
+        if not is_expert_folder(self.source):
             path = resolve(self.source)
             return {"name": path.name, "sha256": sha256(path)}
+        path = Path(self.source)
         digest = hashlib.sha256()
         for name in tasks.names:
             digest.update(sha256(_existing_expert(path, name)).encode())
@@ -140,12 +140,13 @@ class PolicySource:
             UnknownTaskError: A task that is not known here or this source was not made for.
             InputError: An environment of the user's that no agent here can act in.
         """
-        if chosen is not None and not self.is_agent:
+        if chosen is not None and self.source == "random":
+            return choose_tasks(chosen)
+        if chosen is not None and is_expert_folder(self.source):
             tasks = choose_tasks(chosen)
-            if self.source != "random":
-                _require_experts(Path(self.source))
-                for task in tasks.tasks:
-                    _existing_expert(Path(self.source), task.name)
+            _require_experts(Path(self.source))
+            for task in tasks.tasks:
+                _existing_expert(Path(self.source), task.name)
             return tasks
         known = self._known_tasks()
         if known.names == (UNNAMED,):
