@@ -19,14 +19,15 @@ def most_accurate(rows: Sequence[SensitivityRow], budget_bytes: int) -> dict[str
     Raises:
         InputError: Not even the smallest mix fits.
     """
-    sizes = np.array([row.size_bytes for row in rows], np.float64)
-    found = _solve(rows, _squares(rows) + _losses(rows), [(sizes, budget_bytes)])
-    if found is None:
-        least = sum(_least(rows).values())
+    least = sum(_least(rows).values())
+    if least > budget_bytes:
         raise InputError(
             f"no mix fits: the layers' weights take {least:,} bytes at least, and the budget "
             f"leaves {budget_bytes:,} for them"
         )
+    sizes = np.array([row.size_bytes for row in rows], np.float64)
+    found = _solve(rows, _squares(rows) + _losses(rows), [(sizes, float(budget_bytes))])
+    assert found is not None, "the smallest mix fits"
     return found
 
 

@@ -64,6 +64,9 @@ class Shares(NamedTuple):
 class PlannerNetworks:
     """The heads of a world model, their weights shared with it or copied.
 
+    Quantised weights are copied as floats, since a plan uses each of them hundreds of times; the
+    model itself keeps them small.
+
     Quantised weights are copied as floats: each is used hundreds of times a plan. The model
     itself keeps them small.
 
@@ -231,7 +234,7 @@ def _layer(dense: nn.Module) -> _Layer:
     assert isinstance(dense, Dense)
     norm = () if dense.norm is None else (dense.norm.weight, dense.norm.bias)
     return _Layer(
-        dense.full_weight().detach(), dense.bias.detach(), tuple(part.detach() for part in norm)
+        dense.weight.detach(), dense.bias.detach(), tuple(part.detach() for part in norm)
     )
 
 

@@ -68,16 +68,11 @@ class Dense(nn.Module):
         """Map [*batch, in] to [*batch, out]; with heads, [heads, batch, in] to the same."""
         return self.finish(self.product(x))
 
-    def full_weight(self) -> Float[Tensor, "*heads out_dim in_dim"]:
-        """Return the weight in the number format of the computation."""
-        return self.weight
-
     def product(self, x: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*out out_dim"]:
         """Multiply and add the bias."""
-        weight = self.full_weight()
         if self.bias.ndim == 1:
-            return functional.linear(x, weight, self.bias)
-        return torch.baddbmm(self.bias.unsqueeze(1), x, weight.transpose(1, 2))
+            return functional.linear(x, self.weight, self.bias)
+        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
 
     def finish(self, x: Float[Tensor, "*batch out_dim"]) -> Float[Tensor, "*batch out_dim"]:
         """Apply what follows the product: dropout, LayerNorm and activation."""

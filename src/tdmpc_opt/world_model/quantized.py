@@ -112,8 +112,9 @@ class QuantizedDense(Dense):
         self.register_buffer("codes", weight.codes)
         self.register_buffer("scale", weight.scale)
 
-    def full_weight(self) -> Float[Tensor, "*heads out in_dim"]:
-        """Return the weight as floats: a copy, four or eight times the size."""
+    @property
+    def weight(self) -> Float[Tensor, "*heads out in_dim"]:  # type: ignore[override]
+        """The weight in floats: a new copy each time, four or eight times the size."""
         return dequantize(self.codes, self.scale, self.columns, self.group)
 
     def product(self, x: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*out out_dim"]:
