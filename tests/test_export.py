@@ -88,6 +88,7 @@ def test_a_file_says_what_it_is(policy):
     assert properties["number_format"] == "fp32"
     assert properties["source_sha256"] == sha256(zoo.path("demo-teacher"))
     assert json.loads(properties["tasks"])[0]["name"] == "walker-stand"
+    assert str(Path.cwd()).encode() not in policy[0].read_bytes()
     assert json.loads(properties["check"])["max_error"] == policy[1].parity.max_error
     onnx.checker.check_model(onnx.load(policy[0]))
 

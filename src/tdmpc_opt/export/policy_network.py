@@ -33,7 +33,7 @@ class PolicyNetwork(nn.Module):
         self._obs_dim, self._group, self._hidden = config.obs_dim, config.simnorm_dim, hidden
         self._encoder = _layers(model.encoder, config.obs_dim, model)
         self._head = _layers(model.policy_head, config.latent_dim, model)
-        self._actions = config.action_dim
+        self._head[-1].keep_outputs(config.action_dim)
         self._mask = model.action_mask.clone()
 
     def encode(
@@ -55,8 +55,7 @@ class PolicyNetwork(nn.Module):
         *hidden, last = self._head
         for layer in hidden:
             x = self._hidden(layer(x, task), layer.gain, layer.shift)
-        weight, bias = last.weight[: self._actions], last.biases[0, : self._actions]
-        mean = functional.linear(x, weight, bias)
+        mean = last(x, None)
         if task is not None:
             mean = mean * self._mask[task]
         return torch.tanh(mean)
@@ -82,6 +81,10 @@ class _Layer:
             self.shift = dense.norm.bias.detach().clone()
         self.weight = weight.to(dense.weight.dtype)
         self.biases = biases.to(dense.weight.dtype)
+
+    def keep_outputs(self, count: int) -> None:
+        """Drop the outputs behind the first ones."""
+        self.weight, self.biases = self.weight[:count].clone(), self.biases[:, :count].clone()
 
     def __call__(
         self, x: Float[Tensor, "batch inputs"], task: Task

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from tdmpc_opt.configs import ExportConfig, PlannerBudget
 from tdmpc_opt.errors import InputError
@@ -60,7 +62,14 @@ def _graph(model: WorldModel, budget: PlannerBudget | None, form: str) -> onnx.M
     else:
         graph = planner_graph(model, budget, quantize=quantize)
     # What int8 leaves in floats is stored in halves: rounding it costs less than int8 does.
-    return graph if form == "fp32" else halved(graph)
+    return _bare(graph if form == "fp32" else halved(graph))
+
+
+def _bare(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph without the tracer's notes, which tell paths of this machine."""
+    model = ir.from_proto(graph)
+    common.ClearMetadataAndDocStringPass()(model)
+    return ir.to_proto(model)
 
 
 def _runner(graph: onnx.ModelProto) -> Callable[[dict[str, Any]], dict[str, Array]]:
