@@ -125,19 +125,22 @@ def test_equal_results_give_equal_pages(tmp_path):
 def test_sizes_and_latencies_find_their_scores_by_hash_and_mode(tmp_path):
     policy = _write(tmp_path / "by-policy.json", _content())
     planner = _write(tmp_path / "by-planner.json", _content(PLANNER))
-    agent = _content()["config"]["checkpoint"]
+    agent = _content()["config"]["checkpoint"] | {"size_bytes": 1000}
+    full = _content(PLANNER)["config"]["budget"] | {"replan_every": 1}
     rows = [
-        {"name": "small", "checkpoint": agent, "mode": "policy", "size_bytes": 1000},
-        {"name": "slow", "checkpoint": agent, "mode": "planner", "latency_ms": {"p50": 145.0}},
-        {"name": "stranger", "checkpoint": {"name": "x", "sha256": "0"}, "size_bytes": 1},
+        {"name": "small", "file": agent, "mode": "policy", "budget": None, "batches": {}},
+        {"name": "slow", "file": agent, "mode": "planner", "budget": full},
+        {"name": "hasty", "file": agent, "mode": "planner", "budget": full | {"samples": 9}},
+        {"name": "stranger", "file": agent | {"sha256": "0"}, "mode": "policy"},
     ]
-    bench = _write(tmp_path / "bench.json", {"kind": "bench", "config": {}, "rows": rows})
+    rows = [{"batches": {"1": {"p50_ms": 145.0}}, **row} for row in rows]
+    bench = _write(tmp_path / "bench.json", {"kind": "bench", "candidates": rows})
     texts = _Page(_report(tmp_path, policy, planner, bench)).texts
     assert "by-policy: small" in texts
     assert "by-planner: slow" in texts
     assert "145.000 ms" in texts
-    assert not any("stranger" in text and "{" not in text for text in texts)
-    assert not any("by-policy: slow" in text for text in texts)
+    for name in ("stranger", "hasty", "by-policy: slow"):
+        assert not any(name in text for text in texts)
 
 
 _POINTS = (("a", 1.0, 10.0), ("b", 2.0, 9.0), ("c", 2.0, 20.0), ("d", 3.0, 20.0))
@@ -206,7 +209,7 @@ def test_unknown_kinds_and_unfinished_evaluations_are_named_and_left_out(tmp_pat
         ({"kind": "poem"}, "nothing to report"),
         ({"kind": "expert", "config": {}}, "damaged"),
         ({"kind": "expert", "config": {"task": "t"}, "learning_curve": 3}, "damaged"),
-        ({"kind": "bench", "config": {"checkpoint": "x"}}, "damaged"),
+        ({"kind": "bench", "candidates": [{"name": "x"}]}, "damaged"),
         ({"kind": "demo", "rows": [{"name": "x"}]}, "damaged"),
         ({"kind": "evaluation", "tasks": []}, "lacks its tasks"),
     ],

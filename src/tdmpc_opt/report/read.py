@@ -34,11 +34,17 @@ class Checkpoint:
     sha256: str | None
     mode: str | None = None
     """`policy` or `planner`; None where it makes no difference or is not said."""
+    budget: Mapping[str, Any] | None = None
+    """What one plan may spend."""
 
     def is_that_of(self, other: "Checkpoint") -> bool:
         """Tell whether both are the same agent: by content, or by name if one has no hash."""
         if None not in (self.mode, other.mode) and self.mode != other.mode:
             return False
+        if self.budget and other.budget:  # older files lack what then had but one value
+            shared = self.budget.keys() & other.budget.keys()
+            if any(self.budget[name] != other.budget[name] for name in shared):
+                return False
         if self.sha256 and other.sha256:
             return self.sha256 == other.sha256
         return self.name is not None and self.name == other.name
@@ -94,11 +100,9 @@ class Benched:
 
     name: str
     checkpoint: Checkpoint
-    size_bytes: float | None
+    size_bytes: float
     latency_s: float | None
-    """Median time of one action."""
-    score: float | None = None
-    """Normalised score, where the file itself knows it."""
+    """Median time of one action; None where only batches were timed."""
 
 
 @dataclass(slots=True)
@@ -177,7 +181,9 @@ def _evaluation(results: ResultSet, source: Source, content: Mapping[str, Any]) 
     results.evaluated.append(
         Evaluated(
             source,
-            Checkpoint(**config["checkpoint"], mode=config.get("mode")),
+            Checkpoint(
+                **config["checkpoint"], mode=config.get("mode"), budget=config.get("budget")
+            ),
             _about(config),
             normalized_score(returns),
             returns,
@@ -266,29 +272,18 @@ def _run(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None
 
 
 def _bench(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
-    """Read sizes and latencies: one agent's in the file itself, or several as its `rows`."""
+    """Read size and latency of each policy that was timed; latency is that of one robot."""
     results.sources.append(source)
-    shared = content.get("config", {})
-    for row in content.get("rows", [content]):
-        config = {**shared, **row.get("config", {})}
-        agent = row.get("checkpoint") or config["checkpoint"]
-        mode = row.get("mode") or config.get("mode")
-        latency = row.get("latency_ms")
-        if isinstance(latency, Mapping):
-            latency = latency["p50"]
+    for row in content["candidates"]:
+        file, single = row["file"], row["batches"].get("1")
         results.benched.append(
             Benched(
-                str(row.get("name") or source.name),
-                Checkpoint(agent.get("name"), agent.get("sha256"), mode),
-                _number(row.get("size_bytes")),
-                None if latency is None else float(latency) / 1000,
-                _number(row.get("score")),
+                str(row["name"]),
+                Checkpoint(file["name"], file["sha256"], row["mode"], row.get("budget")),
+                float(file["size_bytes"]),
+                None if single is None else float(single["p50_ms"]) / 1000,
             )
         )
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
 
 
 _READERS: dict[str, Callable[[ResultSet, Source, Mapping[str, Any]], None]] = {

@@ -162,9 +162,6 @@ def _costs(results: ResultSet) -> Section:
                 name = f"{member.source.name}: {row.name}"
                 _add(sized, group, name, row.size_bytes, score)
                 _add(timed, group, name, row.latency_s, score)
-        if row.score is not None:
-            _add(sized, "as benched", row.name, row.size_bytes, row.score)
-            _add(timed, "as benched", row.name, row.latency_s, row.score)
     for source, lines in results.demos:
         for line in lines:
             _add(sized, f"Demo ({source.name})", line.name, line.size_bytes, line.score.mean)
