@@ -74,9 +74,12 @@ class PolicySource:
     @property
     def is_agent(self) -> bool:
         """True for a checkpoint, whose mode and budget can be chosen."""
-        if self.source == "random" or is_expert_folder(self.source):
-            return False
-        return not is_onnx(Path(self.source))
+        return self._is_file and not is_onnx(Path(self.source))
+
+    @property
+    def _is_file(self) -> bool:
+        """True for a checkpoint or an exported file, which say for which tasks they are."""
+        return self.source != "random" and not is_expert_folder(self.source)
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Load the policy.
@@ -108,7 +111,7 @@ class PolicySource:
         """Name the source by file name and SHA-256 of its content, with no path."""
         if self.source == "random":
             return {"name": "random", "sha256": None}
-        if not is_expert_folder(self.source):
+        if self._is_file:
             path = resolve(self.source)
             return {"name": path.name, "sha256": sha256(path)}
         path = Path(self.source)
@@ -140,13 +143,10 @@ class PolicySource:
             UnknownTaskError: A task that is not known here or this source was not made for.
             InputError: An environment of the user's that no agent here can act in.
         """
-        if chosen is not None and self.source == "random":
-            return choose_tasks(chosen)
-        if chosen is not None and is_expert_folder(self.source):
+        if chosen is not None and not self._is_file:
             tasks = choose_tasks(chosen)
-            _require_experts(Path(self.source))
-            for task in tasks.tasks:
-                _existing_expert(Path(self.source), task.name)
+            if self.source != "random":
+                _require_expert_of_each(Path(self.source), tasks)
             return tasks
         known = self._known_tasks()
         if known.names == (UNNAMED,):
@@ -229,6 +229,12 @@ class PolicySource:
             raise CheckpointError(
                 f"{error}; a folder of experts or the word random would do as well"
             ) from None
+
+
+def _require_expert_of_each(folder: Path, tasks: TaskTable) -> None:
+    _require_experts(folder)
+    for task in tasks.tasks:
+        _existing_expert(folder, task.name)
 
 
 def is_expert_folder(source: str) -> bool:
