@@ -38,7 +38,7 @@ def test_each_row_of_results_shows_the_figures_of_its_file(row):
 )
 def test_each_result_file_says_where_it_comes_from(path):
     content = json.loads(path.read_text())
-    assert content["kind"] in {"evaluation", "demo", "expert", "run"}
+    assert content["kind"] in {"evaluation", "demo", "expert", "run", "runtime-footprint"}
     assert content["config"]
     assert content["versions"]["tdmpc_opt"]
     assert content["machine"]["cores"]
