@@ -375,7 +375,8 @@ def test_executorch_acts_as_torch(tmp_path):
     assert path.stat().st_size == report.output_bytes
     from executorch.runtime import Runtime
 
-    says = Runtime.get().load_program(path).load_method("metadata").execute([])[0]
+    program = Runtime.get().load_program(path)
+    says = program.load_method("metadata").execute([])[0]
     assert json.loads(says)["source_sha256"] == sha256(zoo.path("demo-teacher"))
 
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,12 @@ class ExecutorchPolicy:
         example = tuple(zeros[name] for name in self._names)
         with torch.no_grad():
             self._program = torch.export.export(network, example)
-        self._run = _loaded(self.content({}))
+        from executorch.runtime import Runtime
+
+        # The method reads from the program, and that from the bytes: both have to live on.
+        self._loaded = self.content({})
+        self._read = Runtime.get().load_program(self._loaded)
+        self._method = self._read.load_method("forward")
 
     def content(self, check: Mapping[str, Any]) -> bytes:
         """Return the file's bytes, with what the check found in it."""
@@ -69,19 +74,7 @@ class ExecutorchPolicy:
         padded = inputs | {"obs": np.pad(inputs["obs"], ((0, 0), (0, short)))}
         columns = [torch.from_numpy(padded[name]) for name in self._names]
         rows = [
-            self._run([column[i : i + 1] for column in columns]) for i in range(len(columns[0]))
+            self._method.execute([column[i : i + 1] for column in columns])[0].numpy().copy()
+            for i in range(len(columns[0]))
         ]
         return {"action": np.concatenate(rows)}
-
-
-def _loaded(content: bytes) -> Callable[[list[torch.Tensor]], Array]:
-    from executorch.runtime import Runtime
-
-    method = Runtime.get().load_program(content).load_method("forward")
-    assert method is not None, "the program has just been made with it"
-
-    def run(inputs: list[torch.Tensor]) -> Array:
-        action: Array = method.execute(inputs)[0].numpy().copy()
-        return action
-
-    return run
