@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from torch.serialization import get_safe_globals
 
+from tdmpc_opt.cli import main
 from tdmpc_opt.collection.exchange import export_data, import_data
 from tdmpc_opt.configs import DataExportConfig, DataImportConfig
 from tdmpc_opt.data import import_official, shard_writer
@@ -252,9 +254,13 @@ class _Malicious:
 def test_a_shard_that_runs_code_is_refused_and_runs_none(tmp_path, bring):
     path, marker = tmp_path / "evil.pt", tmp_path / "marker"
     torch.save({**_official().to_dict(), "evil": _Malicious(marker)}, path)
+    allowed = get_safe_globals()
     with pytest.raises(DataError, match="asks to run code"):
         bring(path)
     assert not marker.exists()
+    assert set(get_safe_globals()) == set(
+        allowed
+    )  # what other libraries allow themselves is back
 
 
 def test_a_shard_whose_entries_were_moved_is_refused(tmp_path, shard, bring):
@@ -373,3 +379,27 @@ def test_verify_looks_at_the_values_where_no_checksums_were_stored(shard, bring,
     assert verify(tmp_path / "data", Silent()).faults == (
         f"{name}: episode 0: reward holds NaN or infinity",
     )
+
+
+def test_the_commands_tell_what_came_of_them(shard, tmp_path, capsys):
+    half, cut, data = tmp_path / "half.pt", tmp_path / "cut.pt", str(tmp_path / "data")
+    torch.save(_official(half=True), half)
+    cut.write_bytes(shard.read_bytes()[:5000])
+    sources = [str(shard), str(half), str(cut)]
+    assert main(["data", "import", *sources, "--output", data]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "cut.pt is truncated or damaged" in error
+    assert main(["data", "import", *sources, "--output", data, "--on-bad", "skip"]) == 0
+    lines = capsys.readouterr().out.replace("\n", " ")
+    assert "12 episodes in fp32" in lines
+    assert "12 episodes in fp16" in lines
+    assert "left out:" in lines
+    assert "added 24 episodes" in lines
+    assert main(["data", "verify", data]) == 0
+    assert "6 shards, 0.000 GB: as they were written" in capsys.readouterr().out
+    assert main(["data", "export", data, "--output", str(tmp_path / "out")]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["chunk_0.pt", "half.pt"]
+    next((tmp_path / "data").glob("cup-*/task.memmap")).write_bytes(b"")
+    assert main(["data", "verify", data]) == 1
+    assert "1 of 6 shards are damaged: cup-catch" in capsys.readouterr().err

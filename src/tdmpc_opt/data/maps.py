@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 _PAGE = mmap.PAGESIZE
-_LIBC = ctypes.CDLL(None)
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def map_file(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> NDArray[Any]:
@@ -29,17 +30,18 @@ def map_file(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> NDArray[
     return values.reshape(shape)
 
 
-def will_need(values: NDArray[Any], first: int, count: int) -> None:
-    """Have the system start to read some rows of a mapped array; a mere hint.
+class ReadAhead:
+    """Has the system start to read rows of a mapped array; a mere hint.
 
     Args:
         values: A contiguous array by `map_file`, or a view of its first columns.
-        first: First row.
-        count: Number of rows.
     """
-    address = values.ctypes.data + first * values.strides[0]
-    start = address - address % _PAGE
-    length = address + count * values.strides[0] - start
-    _LIBC.madvise(
-        ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(mmap.MADV_WILLNEED)
-    )
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._address, self._row_bytes = values.ctypes.data, values.strides[0]
+
+    def begin(self, first: int, count: int) -> None:
+        """Start to read some rows."""
+        address = self._address + first * self._row_bytes
+        start = address - address % _PAGE
+        _madvise(start, address + count * self._row_bytes - start, mmap.MADV_WILLNEED)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
-from tdmpc_opt.data.maps import will_need
+from tdmpc_opt.data.maps import ReadAhead
 from tdmpc_opt.data.weights import Sampling, Units, by_return, by_task
 from tdmpc_opt.errors import DataError, NonFiniteError
 from tdmpc_opt.task_table import Task, TaskTable
@@ -56,6 +56,8 @@ class _Rows:
     action: NDArray[np.floating]
     reward: NDArray[np.floating]
     label: NDArray[np.floating] | None
+    ahead: tuple[ReadAhead, ...]
+    """One for each file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,10 +218,8 @@ class SliceSampler:
         shard, _, first_row = self._locate(index)
         rows = self._horizon + 1
         for number, row in zip(shard.tolist(), first_row.tolist(), strict=True):
-            source = self._shards[number]
-            will_need(source.obs, row, rows)
-            will_need(source.action, row, rows)
-            will_need(source.reward, row, rows)
+            for ahead in self._shards[number].ahead:
+                ahead.begin(row, rows)
 
     def _draw(self) -> NDArray[np.int64]:
         """Choose the slices of a batch of all ranks by their numbers among all slices."""
@@ -333,6 +333,8 @@ def _rows(dataset: EpisodeDataset, shard: Shard, tasks: TaskTable) -> _Rows:
     obs = arrays.obs.reshape(-1, arrays.obs.shape[-1])
     action = arrays.action.reshape(-1, arrays.action.shape[-1])
     label = None if arrays.label is None else arrays.label.reshape(action.shape)
+    reward = arrays.reward.reshape(-1)
+    files = [values for values in (obs, action, reward, label) if values is not None]
     return _Rows(
         path=dataset.path,
         name=shard.name,
@@ -341,8 +343,9 @@ def _rows(dataset: EpisodeDataset, shard: Shard, tasks: TaskTable) -> _Rows:
         length=dataset.length,
         obs=obs[:, : tasks.obs_dim],
         action=action[:, : tasks.action_dim],
-        reward=arrays.reward.reshape(-1),
+        reward=reward,
         label=None if label is None else label[:, : tasks.action_dim],
+        ahead=tuple(ReadAhead(values) for values in files),
     )
 
 
