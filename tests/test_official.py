@@ -136,8 +136,10 @@ def test_mt80_is_told_by_its_widths_and_needs_a_folder_of_its_own(tmp_path, shar
         bring(shard, wide)
     bring(wide)
     assert EpisodeDataset.open(tmp_path / "data").tasks == MT80
+    shutil.rmtree(tmp_path / "data")
+    bring(shard)
     with pytest.raises(DataError, match="made for another task table"):
-        bring(shard)
+        bring(wide)
 
 
 def test_chosen_tasks_alone_are_imported_and_others_may_follow(shard, bring, tmp_path):
