@@ -147,7 +147,7 @@ def test_an_agent_that_cannot_plan_is_not_tuned(make_model, tmp_path, capsys):
     from tdmpc_opt.task_table import MT30
 
     model = make_model(MT30.subset([TASKS]))
-    model.forget_all_but_policy()
+    model.keep_only({"policy_head"})
     path = tmp_path / "policy.safetensors"
     write_native(path, from_model(model))
     assert main(["tune-planner", str(path), "--output", str(tmp_path / "o")]) == 1
