@@ -138,7 +138,9 @@ def test_without_its_library_a_hub_id_names_the_extra(monkeypatch):
         resolve("someone/tiny")
 
 
-@pytest.mark.parametrize("name", ["runs/student.pt", "/no/where", "a/b/c", "../no-such-model", "a b/c"])
+@pytest.mark.parametrize(
+    "name", ["runs/student.pt", "/no/where", "a/b/c", "../no-such-model", "a b/c"]
+)
 def test_what_cannot_be_a_hub_id_is_a_missing_file(name):
     with pytest.raises(CheckpointError, match="neither a file nor a bundled checkpoint"):
         resolve(name)
