@@ -282,12 +282,25 @@ def test_policy_only_and_task_combine_with_integers(agent_file):
     assert stored.quantized["policy_head.1.weight"].format == "int4"
 
 
+def test_the_policy_can_be_taken_out_of_integers(agent_file):
+    path = agent_file("int8")
+    policy = policy_only(read_checkpoint(path))
+    write_native(path, policy)
+    assert not read_checkpoint(path).has_world_model
+    assert set(policy.quantized) == {
+        "encoder.1.weight",
+        *(f"policy_head.{index}.weight" for index in range(3)),
+    }
+
+
 def test_what_is_quantised_is_neither_quantised_again_nor_trained(agent_file, tmp_path):
     path = agent_file("int8")
     config = QuantizeConfig(checkpoint=str(path), output=tmp_path / "twice.safetensors")
     for kind in ("fp16", "int4"):
         with pytest.raises(CheckpointError, match="quantised weights already; name the file"):
             quantize(replace(config, format=kind))
+    with pytest.raises(CheckpointError, match="cannot be taken out of quantised weights"):
+        one_task(read_checkpoint(path), "pendulum-swingup")
     with pytest.raises(CheckpointError, match="cannot teach or be trained"):
         build(read_checkpoint(path))
 

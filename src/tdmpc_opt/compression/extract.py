@@ -1,14 +1,19 @@
 """Taking out of an agent what one device needs: its policy alone, one task alone."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import POLICY_PREFIXES, Checkpoint
 from tdmpc_opt.configs import ModelConfig
+from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.task_table import Task, TaskTable
 from tdmpc_opt.world_model.model import unit_rows
+
+Weight = TypeVar("Weight")
 
 _EMBEDDING = "task_embedding.weight"
 _PARTS = (
@@ -19,12 +24,15 @@ _PARTS = (
 
 def policy_only(checkpoint: Checkpoint) -> Checkpoint:
     """Return the encoder and the policy; what is left acts but cannot plan."""
-    kept = {
-        name: tensor
-        for name, tensor in checkpoint.tensors.items()
-        if name.startswith(POLICY_PREFIXES)
-    }
-    return replace(checkpoint, tensors=kept)
+    return replace(
+        checkpoint,
+        tensors=_of_policy(checkpoint.tensors),
+        quantized=_of_policy(checkpoint.quantized),
+    )
+
+
+def _of_policy(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    return {name: value for name, value in weights.items() if name.startswith(POLICY_PREFIXES)}
 
 
 def one_task(checkpoint: Checkpoint, name: str) -> Checkpoint:
@@ -39,7 +47,13 @@ def one_task(checkpoint: Checkpoint, name: str) -> Checkpoint:
 
     Raises:
         UnknownTaskError: The agent does not know the task.
+        CheckpointError: Its weights are quantised, so that none can be taken out exactly.
     """
+    if checkpoint.quantized:
+        raise CheckpointError(
+            "one task cannot be taken out of quantised weights; name the file they were made "
+            "from, or make a quantised file of the task with tdmpc-opt quantize --task"
+        )
     index = checkpoint.tasks.index(name)
     task, config = checkpoint.tasks.tasks[index], checkpoint.config
     single = replace(
