@@ -43,10 +43,8 @@ class ExecutorchPolicy:
             "obs": torch.zeros(1, model.config.obs_dim),
             "task": torch.zeros(1, dtype=torch.int64),
         }
-        network = PolicyNetwork(model, norm_mish_by_sigmoid).eval()
-        example = tuple(zeros[name] for name in self._names)
-        with torch.no_grad():
-            self._program = torch.export.export(network, example)
+        self._network = PolicyNetwork(model, norm_mish_by_sigmoid).eval()
+        self._example = tuple(zeros[name] for name in self._names)
         from executorch.runtime import Runtime
 
         # The method reads from the program, and that from the bytes: both have to live on.
@@ -60,8 +58,10 @@ class ExecutorchPolicy:
         from executorch.exir import to_edge_transform_and_lower
 
         says = json.dumps(metadata(self._facts, check))
-        lowered = to_edge_transform_and_lower(
-            self._program,
+        with torch.no_grad():
+            program = torch.export.export(self._network, self._example)
+        lowered = to_edge_transform_and_lower(  # it changes the program it is given
+            program,
             partitioner=[XnnpackPartitioner()],
             constant_methods={"metadata": says},
         )
