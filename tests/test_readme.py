@@ -38,7 +38,8 @@ def test_each_row_of_results_shows_the_figures_of_its_file(row):
 )
 def test_each_result_file_says_where_it_comes_from(path):
     content = json.loads(path.read_text())
-    assert content["kind"] in {"evaluation", "demo", "expert", "run"}
+    known = {"evaluation", "demo", "expert", "run", "teacher-memory", "sampling-scale"}
+    assert content["kind"] in known
     assert content["config"]
     assert content["versions"]["tdmpc_opt"]
     assert content["machine"]["cores"]
