@@ -1,5 +1,6 @@
 """Opening a `torch.save` file as data: code in it is refused, never run."""
 
+import io
 import mmap
 import pickle
 import struct
@@ -7,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +62,23 @@ def load_outline(path: Path, stand_ins: Mapping[str, Callable[..., Any]] | None 
             full names; torch's own allow-list holds beside them.
 
     Raises:
-        TorchFileError: As `load_whole`; or storages that are not where the file's index says.
+        TorchFileError: As `load_whole`; or a torch that does not tell the places.
     """
+    if not _tells_places():
+        raise TorchFileError(
+            f"cannot be read in parts by torch {torch.__version__}; upgrade it"
+        )
     return _load(path, "meta", stand_ins=stand_ins)
+
+
+@cache
+def _tells_places() -> bool:
+    """Try whether torch notes where values are; older ones do not."""
+    file = io.BytesIO()
+    torch.save(torch.zeros(1), file)
+    file.seek(0)
+    outline = torch.load(file, map_location="meta", weights_only=True)
+    return _storage_start(outline) > 0
 
 
 def is_zipped(path: Path) -> bool:
@@ -180,7 +196,8 @@ class Records:
 
 
 def _storage_start(outline: Tensor) -> int:
-    return getattr(outline.untyped_storage(), "_checkpoint_offset", -1)
+    start = getattr(outline.untyped_storage(), "_checkpoint_offset", None)
+    return -1 if start is None else start
 
 
 def _start(file: Any, header: int) -> int:

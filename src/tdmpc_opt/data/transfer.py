@@ -66,6 +66,6 @@ def refuse_full_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"{folder} needs {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free; free "
-            "some space, and the same command goes on from here"
+            f"{folder} needs {needed / MEGABYTE:,.0f} MB more, {free / MEGABYTE:,.0f} MB are "
+            "free; free some space, and the same command goes on from here"
         )
