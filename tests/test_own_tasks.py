@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 from tdmpc_opt import cli, make_env
 from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.collection.experts import train_experts
+from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import InputError, UnknownTaskError
 from tdmpc_opt.task_table import MT30, Task, TaskTable
@@ -173,9 +176,13 @@ def test_a_folder_of_own_experts_needs_their_tasks_named(tmp_path, capsys):
 
 @pytest.mark.experts
 def test_an_expert_learns_an_own_task(tmp_path):
-    experts, data = str(tmp_path / "experts"), str(tmp_path / "data")
-    small = ("--steps", "64", "--envs", "2", "--episodes", "1", "--workers", "1")
-    assert cli.main(["experts", "--tasks", POINT, "--output", experts, *small]) == 0
-    words = ["collect", "--policy", experts, "--output", data, "--episodes", "1"]
+    experts, data = tmp_path / "experts", tmp_path / "data"
+    config = ExpertsConfig(tasks=POINT, output=experts, steps=64, envs=2, episodes=1, workers=1)
+    # JAX warns while it is imported, which in this process would be an error.
+    learner = multiprocessing.get_context("spawn").Process(target=train_experts, args=(config,))
+    learner.start()
+    learner.join()
+    assert learner.exitcode == 0
+    words = ["collect", "--policy", str(experts), "--output", str(data), "--episodes", "1"]
     assert cli.main([*words, "--tasks", POINT, "--workers", "1"]) == 0
-    assert EpisodeDataset.open(Path(data)).task_names == ("Point-v0",)
+    assert EpisodeDataset.open(data).task_names == ("Point-v0",)
