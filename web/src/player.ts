@@ -5,6 +5,7 @@ import type { Chunk, SceneDescription } from "./physics/frames";
 import { HandInput } from "./ui/hand";
 import { Meters } from "./ui/meters";
 import type { Panel } from "./ui/panel";
+import { Detail } from "./view/detail";
 import type { Stage } from "./view/stage";
 import { Timeline } from "./view/timeline";
 import type { Actor, Influence, World } from "./world";
@@ -16,6 +17,7 @@ export class Player {
   paused = false;
   private readonly timeline = new Timeline();
   private readonly meters = new Meters();
+  private readonly detail = new Detail();
   private readonly hand: HandInput;
   private scene: SceneDescription | undefined;
   private asked = false;
@@ -86,13 +88,14 @@ export class Player {
   private frame(now: number): void {
     requestAnimationFrame((next) => this.frame(next));
     const seconds = Math.min((now - this.before) / 1000, LONGEST_FRAME);
+    this.detail.note(now - this.before);
     this.before = now;
     this.ask();
     const played = this.paused ? 0 : seconds * this.panel.speed;
     const frame = this.timeline.advance(played, (chunk) => this.meters.take(chunk, now));
     if (frame) this.stage.place(frame);
     this.hand.draw();
-    this.stage.render();
+    this.stage.render(this.detail);
     this.meters.tick(now);
   }
 

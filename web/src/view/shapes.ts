@@ -42,12 +42,10 @@ function materialOf({ rgba, shape, name }: Drawn): THREE.Material {
       new THREE.Color().setRGB(rgba[0], rgba[1], rgba[2], THREE.SRGBColorSpace).getHex(),
   );
   const target = name === "target";
-  return new THREE.MeshPhysicalMaterial({
+  return new THREE.MeshStandardMaterial({
     color,
     roughness: 0.45,
     metalness: 0.02,
-    clearcoat: 0.35,
-    clearcoatRoughness: 0.5,
     transparent: target || rgba[3] < 1,
     opacity: target ? 0.55 : rgba[3],
     emissive: target ? color : new THREE.Color(0),

@@ -4,6 +4,7 @@ import * as THREE from "three";
 import { OrbitControls } from "three/examples/jsm/controls/OrbitControls.js";
 import { type Drawn, POSE, type SceneDescription } from "../physics/frames";
 import { type View, viewOf } from "./cameras";
+import type { Detail } from "./detail";
 import { Ground } from "./ground";
 import { meshOf } from "./shapes";
 import type { Theme } from "./theme";
@@ -160,9 +161,14 @@ export class Stage {
     return this.poses[shape] as THREE.Matrix4;
   }
 
-  /** Draw. */
-  render(): void {
-    this.fit();
+  /**
+   * Draw.
+   *
+   * @param detail How finely.
+   */
+  render(detail: Detail): void {
+    this.fit(detail.scale);
+    if (this.sun.castShadow !== detail.shadows) this.sun.castShadow = detail.shadows;
     this.controls.update();
     this.renderer.render(this.scene, this.camera);
   }
@@ -208,9 +214,9 @@ export class Stage {
     return caster;
   }
 
-  private fit(): void {
+  private fit(scale: number): void {
     const { clientWidth: width, clientHeight: height } = this.canvas;
-    const ratio = Math.min(window.devicePixelRatio, 2);
+    const ratio = scale * Math.min(window.devicePixelRatio, 2);
     const fits =
       this.canvas.width === Math.floor(width * ratio) &&
       this.canvas.height === Math.floor(height * ratio);
