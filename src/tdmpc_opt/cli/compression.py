@@ -48,6 +48,16 @@ def _sensitivity(config: configs.SensitivityConfig) -> None:
         )
     terminal = console()
     terminal.print(table)
+    whole = table_of("whole agent", "bytes", "action error", "value error")
+    for row in content["whole"]:
+        value = row["value_error"]
+        whole.add_row(
+            row["format"],
+            f"{row['size_bytes']:,}",
+            f"{row['action_error']:.4f}",
+            "-" if value is None else f"{value:.5f}",
+        )
+    terminal.print(whole)
     if config.plot is not None:
         plot_sensitivity(content["rows"], config.plot)
         terminal.print(f"plot: {config.plot}")

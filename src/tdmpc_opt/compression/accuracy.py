@@ -28,6 +28,8 @@ class ActionError:
     """Root mean square distance, in action units."""
     largest: float
     """Largest distance."""
+    by_task: dict[int, float]
+    """Root mean square distance in each task, by its id."""
 
 
 class Yardstick:
@@ -55,12 +57,13 @@ class Yardstick:
 
     def action_error(self, model: WorldModel) -> ActionError:
         """Return how far the policy's actions are from the original's."""
-        distance = (_actions(model, self._observations) - self._actions).abs()[self._mask]
-        return ActionError(
-            mean=float(distance.mean()),
-            rms=float(distance.square().mean().sqrt()),
-            largest=float(distance.max()),
-        )
+        distance = (_actions(model, self._observations) - self._actions).abs()
+        real, task = distance[self._mask], self._observations.task
+        by_task = {
+            index: _rms(distance[task == index][self._mask[task == index]])
+            for index in task.unique().tolist()
+        }
+        return ActionError(float(real.mean()), _rms(real), float(real.max()), by_task)
 
     def value_error(self, model: WorldModel) -> float | None:
         """Return how far the ranking of tried action sequences is from the original's.
@@ -76,6 +79,10 @@ class Yardstick:
         centred = rows - rows.mean(dim=-1, keepdim=True)
         unit = torch.nn.functional.normalize(centred, dim=-1)
         return float(1 - unit.prod(dim=0).sum(dim=-1).mean())
+
+
+def _rms(distance: Float[Tensor, " n"]) -> float:
+    return float(distance.square().mean().sqrt())
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
@@ -16,14 +15,14 @@ from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.accuracy import Yardstick
 from tdmpc_opt.compression.calibration import Observations, read_observations
 from tdmpc_opt.compression.extract import compact_embedding, one_task, policy_only
+from tdmpc_opt.compression.floats import DTYPES, round_weights
 from tdmpc_opt.compression.integers import as_float, refuse_quantized, to_integers
 from tdmpc_opt.compression.mixed import most_accurate, smallest
 from tdmpc_opt.compression.recipe import Recipe, layers, recipe, weight_bytes
 from tdmpc_opt.compression.sensitivity import measure
 from tdmpc_opt.configs import QuantizeConfig
-from tdmpc_opt.errors import CheckpointError, InputError
+from tdmpc_opt.errors import InputError
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TRIES = 6
 
 
@@ -81,8 +80,8 @@ def quantize(config: QuantizeConfig) -> QuantizeReport:
         parameters=0,
         max_error=None,
     )
-    if config.format in _DTYPES:
-        rounded = round_weights(part.tensors, _DTYPES[config.format])
+    if config.format in DTYPES:
+        rounded = round_weights(part.tensors, DTYPES[config.format])
         report = replace(report, max_error=_max_error(part.tensors, rounded))
         small = replace(part, tensors=rounded)
     else:
@@ -175,24 +174,6 @@ def _besides_weights(part: Checkpoint) -> int:
         write_native(path, to_integers(part, dict.fromkeys(shapes, "int8"), None))
         whole = path.stat().st_size
     return whole - sum(weight_bytes(name, shape, "int8") for name, shape in shapes.items())
-
-
-def round_weights(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the weights rounded to a number format.
-
-    Raises:
-        CheckpointError: A weight that overflows the format to infinity; the message names it.
-    """
-    rounded: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        rounded[name] = tensor.to(dtype)
-        if not bool(torch.isfinite(rounded[name]).all()):
-            largest = float(tensor.abs().max())
-            raise CheckpointError(
-                f"tensor {name!r} holds {largest:.3g}, more than {dtype} can "
-                f"({torch.finfo(dtype).max:.3g}); use bf16 or keep the file as it is"
-            )
-    return rounded
 
 
 def _max_error(full: Mapping[str, Tensor], rounded: Mapping[str, Tensor]) -> float:

@@ -24,6 +24,7 @@ from tdmpc_opt.compression.calibration import (
     try_actions,
 )
 from tdmpc_opt.compression.extract import compact_embedding, policy_only
+from tdmpc_opt.compression.floats import DTYPES, round_weights
 from tdmpc_opt.compression.integers import (
     SEQUENCE_ROWS,
     as_float,
@@ -32,15 +33,17 @@ from tdmpc_opt.compression.integers import (
     through,
     to_integers,
 )
-from tdmpc_opt.compression.recipe import PARTS, LayerFormat, layers, weight_bytes
+from tdmpc_opt.compression.recipe import PARTS, LayerFormat, layers, recipe, weight_bytes
 from tdmpc_opt.configs import EvaluateConfig, SensitivityConfig
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.world_model.layers import Dense
 from tdmpc_opt.world_model.model import WorldModel
+from tdmpc_opt.world_model.quantized import IntFormat
 
 KIND = "sensitivity"
+INTEGERS: tuple[IntFormat, ...] = ("int8", "int4")
 FORMATS: tuple[LayerFormat, ...] = ("fp16", "int8", "int4")
 
 
@@ -95,6 +98,37 @@ def measure(
         pair[1].load_state_dict(kept)
 
 
+def measure_whole(
+    checkpoint: Checkpoint, used: Observations, held_out: Observations
+) -> list[dict[str, Any]]:
+    """Return what storing the whole agent in each format costs, as JSON values."""
+    yardstick = Yardstick(build(as_float(checkpoint), policy_will_do=True), held_out)
+    compact = compact_embedding(checkpoint)
+    agents = {
+        kind: replace(checkpoint, tensors=round_weights(checkpoint.tensors, DTYPES[kind]))
+        for kind in ("fp16", "bf16")
+    }
+    for kind in INTEGERS:
+        agents[kind] = to_integers(compact, recipe(kind, compact), used)
+    rows = []
+    for name, small in agents.items():
+        model = build(small, policy_will_do=True)
+        actions = yardstick.action_error(model)
+        by_task = {checkpoint.tasks.names[i]: rms for i, rms in actions.by_task.items()}
+        rows.append(
+            {
+                "format": name,
+                "size_bytes": sum(t.nbytes for t in small.tensors.values())
+                + sum(weight.size_bytes for weight in small.quantized.values()),
+                "action_error": actions.rms,
+                "action_error_mean": actions.mean,
+                "action_error_by_task": by_task,
+                "value_error": yardstick.value_error(model),
+            }
+        )
+    return rows
+
+
 def _layers_at_work(
     original: WorldModel, changed: WorldModel, used: Observations, names: list[str]
 ) -> Iterator[tuple[str, tuple[Dense, Dense], Tensor]]:
@@ -129,18 +163,19 @@ def sensitivity(config: SensitivityConfig, progress: Progress | None = None) -> 
     small = replace(checkpoint, tensors=checkpoint.without_targets())
     if config.policy_only:
         small = policy_only(small)
-    small = compact_embedding(small)
+    compact = compact_embedding(small)
     used, held_out = read_observations(config.data, small.tasks)
     rows: list[SensitivityRow] = []
-    total = len(layers(small)) * len(FORMATS)
-    for row in measure(small, used, held_out):
-        score = _score(small, row, used, config) if config.episodes else None
+    total = len(layers(compact)) * len(FORMATS)
+    for row in measure(compact, used, held_out):
+        score = _score(compact, row, used, config) if config.episodes else None
         rows.append(replace(row, score=score))
         progress.update(len(rows), total, f"{row.layer} {row.format}")
     content = {
         "kind": KIND,
         "schema": 1,
         "rows": [asdict(row) for row in rows],
+        "whole": measure_whole(small, used, held_out),
         "config": {
             "checkpoint": {"name": source.name, "sha256": sha256(source)},
             "policy_only": config.policy_only,
