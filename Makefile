@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := torch==2.13.0
 
-.PHONY: setup demo test test-all lint format clean
+.PHONY: setup demo test test-all test-web web lint format clean
 
 setup: $(VENV)/.installed-dev
 
@@ -16,9 +16,25 @@ test: lint
 	$(BIN)/python -m pytest
 
 # Everything, slow tests and experts included; torch.compile runs without the shape checks.
-test-all: $(VENV)/.installed-all lint
+test-all: $(VENV)/.installed-all lint test-web
 	$(BIN)/python -m pytest -m "not compile"
 	JAXTYPING_DISABLE=1 $(BIN)/python -m pytest -m compile
+
+# The page's own checks and tests, where there is npm; Python's tests cover the built page.
+test-web:
+	@if command -v npm >/dev/null; then \
+	  npm --prefix web ci --no-audit --no-fund && npm --prefix web run check \
+	  && npm --prefix web test; \
+	else echo "npm is not installed: the tests of web/ are left out"; fi
+
+# Builds the page that `tdmpc-opt play` serves, with an agent in it: make web AGENT=file
+AGENT ?= demo-teacher
+web: $(VENV)/.installed-all
+	$(BIN)/python web/tools/export_models.py
+	$(BIN)/python web/tools/bundle_agent.py $(AGENT)
+	npm --prefix web ci --no-audit --no-fund
+	npm --prefix web run check
+	npm --prefix web run build
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -127,7 +127,7 @@ def test_arrays_that_cannot_be_written_or_run_backwards_are_taken(policy):
     ("shape", "task", "message"),
     [
         ((3,), "two", r"observations of two have 4 \(or padded to 5\) numbers; got shape"),
-        ((6,), "one", r"observations of one have 5 numbers; got shape \[1, 6\]"),
+        ((6,), "one", r"observations of one have 5 numbers; got shape \[6\]"),
         ((2, 4), [0, 1], r"observations of the tasks have 5 numbers; got shape \[2, 4\]"),
         ((2, 2, 5), "one", r"got shape \[2, 2, 5\]"),
         ((), "one", "got shape"),

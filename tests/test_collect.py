@@ -11,6 +11,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, DataError, InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.policies import AgentPolicy, ExpertPolicy
+from tdmpc_opt.progress import Silent
 from tdmpc_opt.rollout import rollout
 from tdmpc_opt.tasks.dmcontrol import make_env
 
@@ -43,7 +44,7 @@ def experts(tmp_path_factory) -> Path:
     return folder
 
 
-class Watching:
+class Watching(Silent):
     """Keeps the reports, and stops the work after so many tasks."""
 
     def __init__(self, stop_after: int | None = None) -> None:

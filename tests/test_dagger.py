@@ -16,7 +16,7 @@ from tdmpc_opt.agent import load_agent
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.checkpoints.training_state import load_training_state
+from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.collection.collect import collect
 from tdmpc_opt.configs import CollectConfig, DaggerConfig
 from tdmpc_opt.dagger import Round, dagger
@@ -29,6 +29,7 @@ from tdmpc_opt.errors import (
     UnknownTaskError,
 )
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.progress import Silent
 from tdmpc_opt.task_table import MT30
 
 EXPERTS = Path(__file__).parents[1] / "experts"
@@ -101,7 +102,9 @@ def short(config) -> DaggerConfig:
 
 
 def _state(folder: Path) -> dict:
-    return load_training_state(folder / "state.pt", torch.device("cpu"))
+    state = StateFolder(folder).newest(torch.device("cpu"), pytest.fail)
+    assert state is not None
+    return state
 
 
 def _same(a: object, b: object) -> bool:
@@ -119,7 +122,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.memmap")}
 
 
-class Dies:
+class Dies(Silent):
     """Stands in for a kill: raises at the first report of a stage with so much done."""
 
     def __init__(self, stage: str, done: int) -> None:
@@ -298,8 +301,8 @@ def test_a_folder_of_another_correction_is_refused_and_kept(short):
 
 def test_a_damaged_record_or_a_lost_state_is_refused(short):
     dagger(short)
-    (short.output / "state.pt").rename(short.output / "gone")
-    with pytest.raises(RunError, match=r"has lost state\.pt"):
+    (short.output / "states").rename(short.output / "gone")
+    with pytest.raises(RunError, match="has lost its states"):
         dagger(replace(short, rounds=2))
     (short.output / "rounds.json").write_text("{")
     with pytest.raises(RunError, match=r"rounds\.json is damaged"):

@@ -15,7 +15,7 @@ from torch import Tensor
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.checkpoints.training_state import load_training_state
+from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.cli import main
 from tdmpc_opt.configs import (
     TERMS,
@@ -261,7 +261,9 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 
 
 def _state(folder: Path) -> dict:
-    return load_training_state(folder / "state.pt", CPU)
+    state = StateFolder(folder).newest(CPU, pytest.fail)
+    assert state is not None
+    return state
 
 
 def _flat(value: object, name: str = "") -> dict[str, object]:

@@ -12,6 +12,7 @@ from tdmpc_opt.evaluation.evaluate import _identity, evaluate
 from tdmpc_opt.evaluation.results import EvaluationFile, read_evaluation
 from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.policies import PolicySource
+from tdmpc_opt.progress import Silent
 from tdmpc_opt.tasks.dmcontrol import make_env
 
 TASKS = "pendulum-swingup,cartpole-balance"
@@ -40,7 +41,7 @@ def result(finished, tmp_path) -> Path:
     return path
 
 
-class Interrupting:
+class Interrupting(Silent):
     """Raises what Ctrl-C does once so many tasks are done."""
 
     def __init__(self, after: int) -> None:

@@ -14,6 +14,7 @@ from tdmpc_opt.collection.expert_learner import WARM_UP_SEED, warm_up
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.task_table import MT30
 from tdmpc_opt.tasks.dmcontrol import make_env
 
 EXPERTS = Path(__file__).parents[1] / "experts"
@@ -215,7 +216,7 @@ def test_warm_up_fills_the_buffer_with_the_drivers_transitions(tmp_path: Path) -
         tmp_path, warm_up=str(EXPERTS), warm_up_task="walker-stand", warm_up_episodes=4
     )
     model = _Buffer()
-    assert warm_up(model, config, "walker-run") == model.num_timesteps == 2000
+    assert warm_up(model, config, MT30["walker-run"]) == model.num_timesteps == 2000
     assert len(model.rows) == 1000
     env = make_env("walker-run", WARM_UP_SEED + 1)
     env.reset()

@@ -250,3 +250,87 @@ def test_agents_are_loaded_with_a_budget_of_their_own(checkpoint_file):
     assert load_agent(checkpoint_file, preset=budget).budget == budget
     with pytest.raises(InputError, match="engine eager has no int8"):
         load_agent(checkpoint_file, precision="int8")
+
+
+@pytest.fixture
+def starts(monkeypatch) -> list[torch.Tensor]:
+    """The mean and standard deviation that each plan's first iteration begins with."""
+    begun: list[torch.Tensor] = []
+    refine = engines.refine
+
+    def recording(networks, budget, problem, mean, std, noise):
+        begun.append(torch.stack([mean, std]))
+        return refine(networks, budget, problem, mean, std, noise)
+
+    monkeypatch.setattr(engines, "refine", recording)
+    return begun
+
+
+def test_a_warm_plan_starts_from_the_last_ones_spread_but_for_its_new_last_step(
+    model, starts, made
+):
+    budget = replace(SIX, iterations=1, warm_mean=0.5, warm_std=1.5, max_std=1.0)
+    agent = Agent(model, budget=budget)
+    for step in range(2):
+        agent.act(_obs(5, seed=step), "one", generator=_seeded(step))
+    assert (starts[0][1] == 1).all(), "the first plan has no last one"
+    _, last = made[0]
+    torch.testing.assert_close(starts[1][0][:2], 0.5 * last.mean[1:])
+    torch.testing.assert_close(starts[1][1][:2], (1.5 * last.std[1:]).clamp(0.05, 1))
+    assert (starts[1][1][2] == 1).all()
+    assert (starts[1][1][:2] < 1).any(), "else nothing was shown"
+
+
+def test_a_row_that_was_reset_starts_wide_again(model, starts):
+    agent = Agent(model, budget=replace(SIX, iterations=1, warm_std=1.0))
+    for step in range(2):
+        agent.act(_obs(2, 5, seed=step), [0, 0], generator=_seeded(0, 1))
+        agent.reset([1])
+    assert (starts[1][1][:, 1] == SIX.max_std).all()
+    assert (starts[1][1][:2, 0] < SIX.max_std).any()
+
+
+def test_a_converged_row_is_left_as_it_is_and_the_plan_ends_with_the_last_of_them(model):
+    obs = _obs(2, 5)
+
+    def act(converged_std: float, iterations: int = 6) -> tuple[np.ndarray, int | None]:
+        budget = replace(SIX, iterations=iterations, converged_std=converged_std)
+        agent = Agent(model, budget=budget)
+        action = agent.act(obs, [0, 0], generator=_seeded(5, 6))
+        return action, agent.iterations
+
+    whole, rounds = act(0.0)
+    assert rounds == 6
+    np.testing.assert_array_equal(act(1e-9)[0], whole)
+    first, rounds = act(1e9)
+    assert rounds == 1
+    assert not np.array_equal(first, whole)
+
+
+def test_rows_converge_each_for_itself(model, monkeypatch):
+    """The noise is drawn by each row's own generator, so a row alone is a row beside others."""
+    budget = replace(SIX, converged_std=0.45)
+    agent = Agent(model, budget=budget)
+    obs, rounds, alone = _obs(8, 5), [], []
+    for row in range(8):
+        agent.reset()
+        alone.append(agent.act(obs[row : row + 1], [0], generator=_seeded(row))[0])
+        rounds.append(agent.iterations)
+    assert len(set(rounds)) > 1, "the threshold should part them"
+    agent.reset()
+    together = agent.act(obs, [0] * 8, generator=_seeded(*range(8)))
+    assert agent.iterations == max(rounds)
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"warm_mean": 1.5}, {"warm_std": -1.0}, {"min_std": 3.0}])
+def test_starts_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(InputError, match=r"warm_mean is in 0..1|min_std must be"):
+        replace(SIX, **wrong)
+
+
+def test_a_plan_may_act_by_its_mean(model, made):
+    agent = Agent(model, budget=replace(SIX, iterations=1, mean_action=True))
+    action = agent.act(_obs(5), "one", generator=_seeded(0))
+    np.testing.assert_array_equal(action, made[0][1].mean[0, 0].numpy())
+    assert not np.array_equal(action, made[0][1].action[0].numpy())

@@ -142,7 +142,7 @@ def test_elites_are_drawn_by_their_weight():
     weights = torch.tensor([0.6, 0.3, 0.1]).unsqueeze(1).expand(3, 9000)
     first = torch.arange(3.0).reshape(3, 1, 1).expand(3, 9000, 1)
     pick = torch.rand(9000, generator=torch.Generator().manual_seed(0))
-    drawn = mppi._draw_elite(first, weights, pick).flatten().long()
+    drawn = mppi.draw_elite(first, weights, pick).flatten().long()
     share = torch.bincount(drawn, minlength=3) / 9000
     torch.testing.assert_close(share, torch.tensor([0.6, 0.3, 0.1]), atol=0.02, rtol=0)
 
@@ -153,7 +153,7 @@ def test_elites_are_drawn_by_their_weight():
 def test_the_pick_inverts_the_cumulative_weights(pick, expected):
     weights = torch.tensor([[0.6], [0.3], [0.1]])
     first = torch.arange(3.0).reshape(3, 1, 1)
-    assert float(mppi._draw_elite(first, weights, torch.tensor([pick]))) == expected
+    assert float(mppi.draw_elite(first, weights, torch.tensor([pick]))) == expected
 
 
 def test_the_elites_are_refit_by_weighted_moments():
@@ -281,9 +281,10 @@ def test_budgets_that_cannot_run_are_refused(changes):
 
 
 def test_the_full_preset_is_the_published_budget():
-    full = presets.budget(None)
-    assert full == presets.budget("full") == PlannerBudget()
+    chosen = presets.find_preset(None)
+    assert chosen == presets.find_preset("full") == presets.Preset("planner", PlannerBudget())
+    full = chosen.budget
     assert (full.horizon, full.iterations, full.samples) == (3, 6, 512)
     assert (full.policy_samples, full.elites, full.temperature) == (24, 64, 0.5)
     with pytest.raises(InputError, match=r"unknown planner preset 'ful'; known: .*full"):
-        presets.budget("ful")
+        presets.find_preset("ful")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from public_layouts import layout_a, layout_b, layout_c
 
 from tdmpc_opt.checkpoints.checkpoint import build, expected_shapes
 from tdmpc_opt.checkpoints.load import read_checkpoint
@@ -39,13 +40,6 @@ SINGLE = ModelConfig(
     task_dim=0,
     num_bins=11,
 )
-PUBLIC_NETS = {
-    "encoder": "_encoder.state",
-    "dynamics": "_dynamics",
-    "reward_head": "_reward",
-    "policy_head": "_pi",
-}
-SLOTS = ["weight", "bias", "norm.weight", "norm.bias"]
 
 
 def random_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:
@@ -54,58 +48,6 @@ def random_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:
         name: torch.randn(shape, generator=generator)
         for name, shape in expected_shapes(config).items()
     }
-
-
-def layout_a(native: dict[str, torch.Tensor]) -> dict[str, object]:
-    entries: dict[str, object] = {}
-    for name, tensor in native.items():
-        net, _, rest = name.partition(".")
-        if net in PUBLIC_NETS:
-            entries[f"{PUBLIC_NETS[net]}.{rest.replace('norm', 'ln')}"] = tensor
-        elif net == "task_embedding":
-            entries["_task_emb.weight"] = tensor
-        else:
-            layer, _, kind = rest.partition(".")
-            public = "_Qs" if net == "q_ensemble" else "_target_Qs"
-            entries[f"{public}.params.{4 * int(layer) + SLOTS.index(kind)}"] = tensor
-    return entries
-
-
-def layout_b(native: dict[str, torch.Tensor], widths: list[int] | None) -> dict[str, object]:
-    entries = {k: v for k, v in layout_a(native).items() if "Qs" not in k}
-    publics = {"q_ensemble": "_Qs.params", "target_q_ensemble": "_target_Qs_params"}
-    for name, tensor in native.items():
-        net, _, rest = name.partition(".")
-        if net in publics:
-            entries[f"{publics[net]}.{rest.replace('norm', 'ln')}"] = tensor
-        if net == "q_ensemble":
-            entries[f"_detach_Qs_params.{rest.replace('norm', 'ln')}"] = tensor
-    for public in (*publics.values(), "_detach_Qs_params"):
-        entries[f"{public}.__batch_size"] = torch.Size([4])
-        entries[f"{public}.__device"] = torch.device("cpu")
-    entries["log_std_min"], entries["log_std_dif"] = torch.tensor(-10.0), torch.tensor(12.0)
-    if widths:
-        rows = [[1.0] * width + [0.0] * (max(widths) - width) for width in widths]
-        entries["_action_masks"] = torch.tensor(rows)
-    return entries
-
-
-def layout_c(native: dict[str, torch.Tensor]) -> dict[str, object]:
-    """Keys as threads on the early single-task files list them; no real sample was at hand."""
-    entries = {k: v for k, v in layout_a(native).items() if "Qs" in k}
-    positions = {
-        "encoder": ("_encoder.state", ["1", "4"], ["2", "5"]),
-        "dynamics": ("_dynamics", ["0.0", "0.3", "0.6"], ["0.1", "0.4", "1"]),
-        "reward_head": ("_reward", ["0", "3", "6"], ["1", "4"]),
-        "policy_head": ("_pi", ["0", "3", "6"], ["1", "4"]),
-    }
-    for name, tensor in native.items():
-        net, layer, *kind = name.split(".")
-        if net in positions:
-            public, linears, norms = positions[net]
-            module = (norms if kind[0] == "norm" else linears)[int(layer)]
-            entries[f"{public}.{module}.{kind[-1]}"] = tensor
-    return entries
 
 
 def save(path: Path, entries: dict[str, object], *, bare: bool = False, **options) -> Path:

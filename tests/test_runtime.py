@@ -106,8 +106,13 @@ def test_bad_input_is_refused_in_one_line() -> None:
     cases: list[tuple[type[TdmpcOptError], str, np.ndarray, str | int | None]] = [
         (UnknownTaskError, "did you mean cup-catch", np.zeros(8), "cup-cach"),
         (UnknownTaskError, "name a task; known: ", np.zeros(8), None),
-        (UnknownTaskError, "task ids are 0..", np.zeros(8), 99),
-        (InputError, r"\[8\] or \[B, 8\]; got shape \[9\]", np.zeros(9), "cup-catch"),
+        (UnknownTaskError, r"task ids must be in 0\.\.", np.zeros(8), 99),
+        (
+            InputError,
+            r"have 8 \(or padded to 24\) numbers; got shape \[9\]",
+            np.zeros(9),
+            "cup-catch",
+        ),
         (InputError, r"got shape \[2, 3, 8\]", np.zeros((2, 3, 8)), "cup-catch"),
         (InputError, "check the sensors", np.full(8, np.nan), "cup-catch"),
     ]
@@ -155,7 +160,7 @@ def test_missing_and_truncated_files_are_refused(tmp_path: Path) -> None:
     content = TEACHER.read_bytes()
     for length in (0, 5, 300, len(content) - 7):
         path.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match="no safetensors file, or damaged"):
+        with pytest.raises(CheckpointError, match="no ONNX or safetensors file, or damaged"):
             load(path)
 
 

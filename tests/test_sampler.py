@@ -8,7 +8,7 @@ import torch
 
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler, joint_tasks
-from tdmpc_opt.errors import DataError
+from tdmpc_opt.errors import DataError, NonFiniteError
 from tdmpc_opt.task_table import Task, TaskTable
 
 STEPS = 8
@@ -102,7 +102,7 @@ def test_infinite_labels_are_refused(dataset):
     values = np.memmap(dataset.path / "d/label.memmap", "<f4", "r+", shape=(1, 9, 3))
     values[0, 4, 0] = np.inf
     values.flush()
-    with pytest.raises(DataError, match=r"shard d, episode 0 \(thin\): label holds"):
+    with pytest.raises(NonFiniteError, match=r"shard d, episode 0 \(thin\), .* label holds"):
         _sampler(dataset, batch_size=256).sample()
 
 
@@ -196,8 +196,10 @@ def test_nan_is_named_with_its_task_shard_and_episode(dataset, field, shape):
     values = np.memmap(dataset.path / f"b/{field}.memmap", "<f4", "r+", shape=shape)
     values[1, 4] = np.nan
     values.flush()
-    with pytest.raises(DataError, match=rf"shard b, episode 1 \(thin\): {field} holds NaN"):
-        _sampler(dataset, batch_size=256).sample()
+    sampler = _sampler(dataset, batch_size=256)
+    place = r"shard b, episode 1 \(thin\), from step \d"
+    with pytest.raises(NonFiniteError, match=f"{place}: {field} holds NaN"):
+        sampler.sample()
 
 
 def test_a_resumed_sampler_draws_what_the_first_would_have(dataset):
@@ -225,3 +227,82 @@ def test_seeds_decide_the_draws(dataset):
     same = _sampler(dataset).sample().obs, _sampler(dataset).sample().obs
     assert torch.equal(*same)
     assert not torch.equal(same[0], _sampler(dataset, seed=1).sample().obs)
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_tasks_can_be_made_as_likely_however_much_there_is_of_each(dataset, long, share):
+    sampler = _together(dataset, long, sampling="task", last_share=share)
+    batches = [sampler.sample() for _ in range(30)]
+    number = torch.cat([batch.obs[0, :, 0] // 100 for batch in batches])
+    task = torch.cat([batch.task for batch in batches])
+    mine = number < 8 if share else torch.ones_like(number, dtype=torch.bool)
+    assert (task[mine] == 0).float().mean() == pytest.approx(0.5, abs=0.02)
+    if share:
+        assert mine.float().mean() == 0.5
+    wide = torch.bincount(number[task == 0].long())
+    assert wide[wide > 0] / wide.sum() == pytest.approx([0.2] * 5, abs=0.02)
+
+
+def test_high_returns_are_preferred_within_a_task_that_keeps_its_share(dataset):
+    sampler = _sampler(dataset, batch_size=1000, sampling="return")
+    number = torch.cat([sampler.sample().obs[0, :, 0] // 100 for _ in range(40)]).long()
+    share = (torch.bincount(number, minlength=7) / len(number)).numpy()
+    assert share[[3, 4]].sum() == pytest.approx(2 / 7, abs=0.01)
+    gain = np.array([0, 1, 2, 5, 6]) / 6  # a return grows with the number of its episode
+    weight = np.exp(gain / 0.1)
+    assert share[[0, 1, 2, 5, 6]] == pytest.approx(5 / 7 * weight / weight.sum(), abs=0.01)
+    assert share[4] == pytest.approx(2 / 7 / (1 + np.exp(-10)), abs=0.01)
+
+
+def test_equal_returns_are_equally_likely(tmp_path):
+    dataset = EpisodeDataset.create(tmp_path, TASKS)
+    episodes = [replace(_counting(WIDE, n), reward=_counting(WIDE, 0).reward) for n in (0, 1)]
+    dataset.append_shard("a", episodes, {})
+    sampler = _sampler(dataset, batch_size=1000, sampling="return")
+    number = torch.cat([sampler.sample().obs[0, :, 0] // 100 for _ in range(10)])
+    assert number.mean() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "task", "return"])
+def test_ranks_share_a_batch_out_without_overlap(dataset, sampling):
+    whole = _sampler(dataset, batch_size=12, sampling=sampling)
+    parts = [
+        _sampler(dataset, batch_size=12, sampling=sampling, rank=rank, world_size=3)
+        for rank in range(3)
+    ]
+    for _ in range(4):
+        expected = whole.sample()
+        found = [part.sample() for part in parts]
+        for field in ("obs", "action", "label", "reward", "task"):
+            axis = 0 if field == "task" else 1
+            together = torch.stack([getattr(part, field) for part in found], axis + 1)
+            assert torch.equal(together.flatten(axis, axis + 1), getattr(expected, field))
+    assert parts[0].state_dict() == whole.state_dict()
+    with pytest.raises(DataError, match="cannot be shared out evenly over 5 ranks"):
+        _sampler(dataset, batch_size=12, world_size=5)
+
+
+@pytest.mark.parametrize("sampling", ["task", "return"])
+def test_a_weighted_sampler_resumes_to_the_slice(dataset, sampling):
+    first, second = (_sampler(dataset, sampling=sampling) for _ in range(2))
+    first.sample()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.sample().obs, second.sample().obs)
+
+
+def test_half_precision_is_widened_without_loss(tmp_path):
+    from tdmpc_opt.data.listing import Shard
+
+    dataset = EpisodeDataset.create(tmp_path, TaskTable((THIN,)))
+    episode = _counting(THIN, 1)
+    values = {"obs": episode.obs, "action": episode.action, "reward": episode.reward}
+    dataset.append_blocks(
+        Shard("a", "thin", 1, (), {}, half=True),
+        lambda shape: lambda field: iter([values[field].astype("<f2")[None]]),
+    )
+    batch = SliceSampler(
+        [dataset], TaskTable((THIN,)), horizon=3, batch_size=9, seed=0
+    ).sample()
+    assert batch.obs.dtype == torch.float32
+    assert torch.equal(batch.reward[..., 0], batch.obs[:-1, :, 0])
+    assert (dataset.path / "a" / "obs.memmap").stat().st_size == 9 * 2 * 2

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from public_layouts import layout_b
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import from_model
@@ -509,3 +510,32 @@ def test_a_task_of_the_same_name_but_another_size_is_refused(write, make_model):
     path, _ = write("mt30", "mt30")
     with pytest.raises(InputError, match=r"cartpole-balance has 4 observations .* 5 and 1 in"):
         _open(student, {"reward_mse": ON}, teacher=path)
+
+
+def test_a_teacher_reads_no_network_that_its_terms_do_not_ask_for(tmp_path, make_model):
+    model = make_model()
+    tensors = dict(model.state_dict())
+    for name in ("q_ensemble.0.weight", "dynamics.1.bias", "target_q_ensemble.2.bias"):
+        tensors[name] = torch.full_like(tensors[name], torch.nan)
+    path = tmp_path / "spoilt.pt"
+    torch.save({"model": layout_b(tensors, [3, 2])}, path)
+    with pytest.raises(CheckpointError, match="holds NaN or infinity"):
+        read_checkpoint(path)
+    checkpoint = read_checkpoint(path, check_values=False)
+    tasks = checkpoint.tasks
+
+    def ask(*terms: str) -> WorldModelTeacher:
+        return WorldModelTeacher(checkpoint, tasks, Question(frozenset(terms), True), CPU)
+
+    teacher = ask("reward_mse", "policy_kl")
+    assert len(teacher.model.reward_head) == len(teacher.model.policy_head) == 3
+    assert not len(teacher.model.q_ensemble) + len(teacher.model.dynamics)
+    terms = ("reward_mse", "policy_kl")
+    whole = _teacher(model, model.tasks, terms, first=True)
+    expected = _given(_ask(whole, _batch(model.tasks)))
+    found = _given(_ask(teacher, _batch(model.tasks)))
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert torch.equal(found[name], values)
+    with pytest.raises(CheckpointError, match=r"'q_ensemble.0.weight' holds NaN"):
+        ask("value_kl")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tdmpc_opt import atomic
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.checkpoints.training_state import load_training_state
+from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.collection.collect import collect
 from tdmpc_opt.configs import (
     CollectConfig,
@@ -39,6 +40,7 @@ from tdmpc_opt.errors import (
     RunError,
     UnknownTaskError,
 )
+from tdmpc_opt.progress import Silent
 from tdmpc_opt.task_table import MT30
 from tdmpc_opt.training.distillation import distill
 from tdmpc_opt.training.loop import train
@@ -63,7 +65,7 @@ def distillation(config, checkpoint_file) -> DistillConfig:
     return DistillConfig(**{**vars(config), "teacher": str(checkpoint_file)})
 
 
-class At:
+class At(Silent):
     """Does something once, when so many updates are done."""
 
     def __init__(self, update: int, action) -> None:
@@ -83,7 +85,9 @@ def _die() -> None:
 
 
 def _state(folder: Path) -> dict:
-    return load_training_state(folder / "state.pt", torch.device("cpu"))
+    state = StateFolder(folder).newest(torch.device("cpu"), pytest.fail)
+    assert state is not None
+    return state
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
@@ -254,7 +258,7 @@ def test_a_run_that_gets_a_signal_can_go_on(config, number):
     long = replace(config, updates=100_000)
     process = _start(long)
     for _ in range(600):
-        if (long.output / "state.pt").exists() or process.poll() is not None:
+        if StateFolder(long.output).files() or process.poll() is not None:
             break
         time.sleep(0.1)
     process.send_signal(number)
@@ -354,8 +358,8 @@ def test_on_policy_data_gives_its_share_of_each_batch(config, tmp_path):
     data = _collect(tmp_path / "data")
     alone = replace(config, data=bad, on_policy=data, on_policy_share=1.0)
     train(alone)
-    with pytest.raises(DataError, match="reward holds NaN"):
-        train(replace(alone, on_policy_share=0.5, output=tmp_path / "half"))
+    with pytest.raises(RunError, match="reward holds NaN"):
+        train(replace(alone, max_skipped=0, on_policy_share=0.5, output=tmp_path / "half"))
 
 
 @pytest.mark.parametrize(
@@ -391,16 +395,42 @@ def test_a_damaged_record_of_a_run_is_refused(config, content):
         train(config)
 
 
+def _truncate(path: Path, part: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+
+
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
 def test_a_damaged_state_is_refused_and_says_what_to_do(config, part):
     train(replace(config, updates=1))
-    state = config.output / "state.pt"
-    state.write_bytes(state.read_bytes()[: int(part * state.stat().st_size)])
-    with pytest.raises(CheckpointError, match=r"state.pt is damaged .* delete it") as caught:
+    (state,) = StateFolder(config.output).files()
+    _truncate(state, part)
+    with pytest.raises(CheckpointError, match=r"1.pt is damaged .* delete it") as caught:
         train(config)
     assert "\n" not in str(caught.value)
     state.unlink()
     train(config)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
+def test_the_state_before_stands_in_for_a_damaged_newest(config, tmp_path, part):
+    train(replace(config, updates=5))
+    newest, before = StateFolder(config.output).files()
+    assert (newest.stem, before.stem) == ("000000005", "000000004")
+    _truncate(newest, part)
+    with pytest.warns(RuntimeWarning, match=r"5.pt is damaged .*goes on from 000000004.pt"):
+        resumed = train(config)
+    whole = train(replace(config, output=tmp_path / "whole" / "run"))
+    assert _same_weights(whole, resumed)
+    assert _rows(config.output) == _rows(tmp_path / "whole" / "run")
+
+
+def test_the_last_states_are_kept_and_no_more(config):
+    for keep in (1, 2, 3):
+        run = replace(config, output=config.output / str(keep), keep=keep)
+        train(run)
+        updates = [int(path.stem) for path in StateFolder(run.output).files()]
+        assert updates == [6, 4, 2][:keep]
+    assert StateFolder(run.output).files()[0].read_bytes() != b""
 
 
 def _with_nan(dataset: Path, copy: Path) -> Path:
@@ -413,24 +443,69 @@ def _with_nan(dataset: Path, copy: Path) -> Path:
     return copy
 
 
-def test_nan_in_the_data_is_refused_and_the_checkpoint_kept(config, tmp_path):
+def test_nan_in_the_data_is_skipped_up_to_a_limit_and_the_checkpoint_kept(config, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(config.data, data)
     path = train(replace(config, data=data, updates=2))
     before = path.read_bytes(), _state(config.output)
     shutil.rmtree(data)
     _with_nan(config.data, data)
-    with pytest.raises(DataError, match=r"shard .* episode .* reward holds NaN") as caught:
-        train(replace(config, data=data, batch_size=8))
+    nan = r"update 3: .*shard .* episode .* reward holds NaN"
+    with (
+        pytest.warns(RuntimeWarning, match=f"{nan}.*skipped .1 of at most 1") as warned,
+        pytest.raises(RunError, match=f"{nan}.* 1 batches were skipped before") as caught,
+    ):
+        train(replace(config, data=data, max_skipped=1))
+    assert len(warned) == 1
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before[0]
     assert _same(_state(config.output), before[1])
 
 
+def _with_extremes(dataset: Path, copy: Path) -> Path:
+    """Copy a dataset with an observation in its first episode that no network can take."""
+    shutil.copytree(dataset, copy)
+    path = next(iter(sorted(copy.rglob("obs.memmap"))))
+    values = np.memmap(path, dtype="<f4", mode="r+")
+    values[: 200 * values.size // 1000] = 3e38
+    values.flush()
+    return copy
+
+
+def test_a_batch_whose_loss_is_infinite_is_named_skipped_and_forgotten(config, tmp_path):
+    data = _with_extremes(config.data, tmp_path / "data")
+    wild = replace(config, data=data, batch_size=2, updates=4, max_skipped=100)
+    with pytest.warns(RuntimeWarning) as warned:
+        path = train(wild)
+    told = [str(warning.message) for warning in warned]
+    named = [text for text in told if "the loss is NaN or infinite by " in text]
+    assert named == told
+    assert all("episode 0 (" in text and "batch skipped" in text for text in told)
+    assert _state(config.output)["skipped"] == len(told) > 0
+    assert len(_rows(config.output)) == 4
+    assert all(bool(t.isfinite().all()) for t in read_checkpoint(path).tensors.values())
+
+
+def test_skipped_batches_do_not_keep_a_run_from_going_on_to_the_bit(config, tmp_path):
+    data = _with_extremes(config.data, tmp_path / "data")
+    wild = replace(config, data=data, batch_size=2, updates=6, max_skipped=100)
+    with pytest.warns(RuntimeWarning):
+        whole = train(replace(wild, output=tmp_path / "whole" / "run"))
+    with warnings.catch_warnings(record=True, action="always"):
+        train(replace(wild, updates=3))
+        resumed = train(wild)
+    assert _same_weights(whole, resumed)
+    skipped = [_state(folder.parent)["skipped"] for folder in (whole, resumed)]
+    assert skipped[0] == skipped[1] > 0
+
+
 @pytest.mark.parametrize("log_every", [1, 50])
-def test_a_loss_that_explodes_is_refused_and_the_checkpoint_kept(config, log_every):
+def test_weights_that_explode_stop_the_run_and_keep_the_checkpoint(config, log_every):
     wild = replace(config, lr=1e30, save_every=1, log_every=log_every, updates=40)
-    with pytest.raises(RunError, match=r"became NaN or infinite .* lower --lr") as caught:
+    with (
+        warnings.catch_warnings(record=True, action="always"),
+        pytest.raises(RunError, match="lower --lr") as caught,
+    ):
         train(wild)
     assert "\n" not in str(caught.value)
     path = config.output / "model.safetensors"
@@ -443,7 +518,7 @@ def test_a_loss_that_explodes_is_refused_and_the_checkpoint_kept(config, log_eve
 
 def test_a_full_disk_keeps_the_checkpoint_before(config, monkeypatch):
     path = train(replace(config, updates=2))
-    state = config.output / "state.pt"
+    (state,) = StateFolder(config.output).files()
     before = path.read_bytes(), state.read_bytes()
 
     def fails(handle):
@@ -464,7 +539,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(config, monkeypatch):
 @pytest.mark.parametrize("cut_off", ["weights", "state"])
 def test_a_write_that_the_system_cuts_short_keeps_the_state_before(config, cut_off):
     path = train(replace(config, updates=2))
-    state = config.output / "state.pt"
+    (state,) = StateFolder(config.output).files()
     before, size = state.read_bytes(), path.stat().st_size
     assert state.stat().st_size > size + 200_000
     limit = size + (100_000 if cut_off == "state" else -100_000)

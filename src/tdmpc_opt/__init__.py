@@ -21,10 +21,10 @@ def make_env(
     render_mode: Literal["rgb_array"] | None = None,
     legacy_cup_physics: bool = False,
 ) -> "gymnasium.Env":
-    """Build the Gymnasium environment of an MT30 task.
+    """Build the Gymnasium environment of a task.
 
     Args:
-        task: Task name such as `walker-walk`.
+        task: Task name such as `walker-walk`, or `MODULE:ID` of an environment of your own.
         seed: Seed of the task's random stream; the first `reset()` starts from it.
         render_mode: `rgb_array` makes `render()` return a picture.
         legacy_cup_physics: Give the ball of the cup tasks the contact weights that MuJoCo had
@@ -32,9 +32,10 @@ def make_env(
 
     Raises:
         UnknownTaskError: No such task.
+        InputError: An environment of your own that no agent here can act in.
         MissingDependencyError: The simulator is missing, or its two parts do not fit.
     """
-    from tdmpc_opt.tasks.dmcontrol import make_env as make
+    from tdmpc_opt.tasks.environment import make_env as make
 
     return make(task, seed, render_mode=render_mode, legacy_cup_physics=legacy_cup_physics)
 
@@ -48,10 +49,11 @@ def load_agent(
     engine: Literal["eager", "compile", "onnxruntime", "openvino"] = "eager",
     precision: Literal["fp32", "int8"] = "fp32",
 ) -> "Agent":
-    """Load an agent from a checkpoint file or zoo name; see `tdmpc_opt.agent.load_agent`.
+    """Load an agent from a file, folder, zoo name or hub id; see `tdmpc_opt.agent.load_agent`.
 
     Args:
-        path_or_name: File of this project or of any public TD-MPC2 layout, or a zoo name.
+        path_or_name: File of this project or of any public TD-MPC2 layout, model folder, zoo
+            name, or `owner/name` on the Hugging Face hub.
         device: Where it computes; `auto` chooses.
         preset: Planner budget by name; None is the full published one.
         mode: `planner`, or `policy` for the policy network alone.

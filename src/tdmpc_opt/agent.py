@@ -14,8 +14,9 @@ from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import EngineName, EnginePrecision, Mode, PlannerBudget
 from tdmpc_opt.errors import InputError, UnknownTaskError
+from tdmpc_opt.input_checks import check_deadline, check_finite, check_shape, task_id
 from tdmpc_opt.planning.planner import Planner
-from tdmpc_opt.planning.presets import budget as preset_budget
+from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.planning.timing import Clock, PlanTimer
 from tdmpc_opt.world_model.model import WorldModel
 
@@ -121,17 +122,15 @@ class Agent:
                 deadline that is not positive.
             UnknownTaskError: A task that this agent does not know.
         """
-        if deadline_ms is not None and not deadline_ms > 0:
-            raise InputError(f"deadline_ms must be above 0, got {deadline_ms}")
+        check_deadline(deadline_ms)
         self._timer.begin(deadline_ms)
         model = self.world_model
         rows = _tensor(obs).to(model.bins.device, model.dtype)
         single = rows.ndim == 1
-        rows = rows.unsqueeze(0) if single else rows
-        if rows.ndim != 2 or not len(rows):
-            raise InputError(f"observations are [obs] or [B, obs]; got shape {list(obs.shape)}")
-        ids, width = self._task_ids(task, rows)
-        rows = self._padded(rows, width)
+        ids, width = self._task_ids(task, 1 if rows.ndim < 2 else len(rows))
+        check_shape(self.tasks, width, rows.shape)
+        check_finite(bool(torch.isfinite(rows).all()))
+        rows = self._padded(rows.unsqueeze(0) if single else rows)
         generators = _per_row(generator, len(rows))
         z = model.encode(rows, ids)
         if self._planner:
@@ -148,45 +147,26 @@ class Agent:
         self._timer.finish()
         return result
 
-    def _task_ids(self, task: TaskArgument, rows: Tensor) -> tuple[Tensor, int | None]:
+    def _task_ids(self, task: TaskArgument, rows: int) -> tuple[Tensor, int | None]:
         """Return ids [B], and the one id of all rows if the caller named just one."""
-        one = self._one_id(task)
-        if one is not None:
-            return torch.full((len(rows),), one, device=rows.device), one
-        if task is None:
-            raise UnknownTaskError(f"name a task; known: {', '.join(self.tasks.names)}")
-        ids = _tensor(task).to(rows.device)
-        if ids.shape != (len(rows),) or ids.is_floating_point() or ids.dtype == torch.bool:
+        device = self.world_model.bins.device
+        if task is None or isinstance(task, str | int | np.integer):
+            one = task_id(
+                self.tasks, task if task is None or isinstance(task, str) else int(task)
+            )
+            return torch.full((rows,), one, device=device), one
+        ids = _tensor(task).to(device)
+        if ids.shape != (rows,) or ids.is_floating_point() or ids.dtype == torch.bool:
             raise InputError(
-                f"task ids must be integers of shape [{len(rows)}], one per row; got "
+                f"task ids must be integers of shape [{rows}], one per row; got "
                 f"{ids.dtype} of shape {list(ids.shape)}"
             )
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.tasks):
             raise UnknownTaskError(f"task ids must be in 0..{len(self.tasks) - 1}")
         return ids.long(), None
 
-    def _one_id(self, task: TaskArgument) -> int | None:
-        if task is None and len(self.tasks) == 1:
-            return 0
-        if isinstance(task, str):
-            return self.tasks.index(task)
-        if task is None or not isinstance(task, int | np.integer):
-            return None
-        if not 0 <= task < len(self.tasks):
-            raise UnknownTaskError(f"task ids must be in 0..{len(self.tasks) - 1}, got {task}")
-        return int(task)
-
-    def _padded(self, rows: Tensor, task: int | None) -> Tensor:
+    def _padded(self, rows: Tensor) -> Tensor:
         full = self.world_model.config.obs_dim
-        own = full if task is None else self.tasks.tasks[task].obs_dim
-        if rows.shape[1] not in (own, full):
-            name = "the tasks" if task is None else self.tasks.names[task]
-            widths = str(full) if own == full else f"{own} (or padded to {full})"
-            raise InputError(
-                f"observations of {name} have {widths} numbers; got shape {list(rows.shape)}"
-            )
-        if not bool(torch.isfinite(rows).all()):
-            raise InputError("the observation holds NaN or infinity; check the sensors")
         return torch.nn.functional.pad(rows, (0, full - rows.shape[1]))
 
     def _policy(
@@ -252,10 +232,12 @@ def load_agent(
     """Load an agent, ready to act, from any known checkpoint.
 
     Args:
-        path_or_name: File of this project or of any public TD-MPC2 layout, or a zoo name.
+        path_or_name: File of this project or of any public TD-MPC2 layout, model folder, zoo
+            name, or `owner/name` on the Hugging Face hub.
         device: Where it computes; `auto` chooses.
-        preset: Planner budget, or its name; None is the full published one.
-        mode: `planner`, or `policy` for the policy network alone.
+        preset: Planner budget, or the name of a preset: `full`, `balanced`, `realtime`,
+            `policy` or one that the file holds; None is the full published budget.
+        mode: `planner`, or `policy` for the policy network alone, whatever the preset.
         dtype: Number format of the computation, whatever the file stores.
         engine: What computes the planner's iterations: `eager`, `compile` (torch.compile),
             `onnxruntime` or `openvino`, the last two on a CPU.
@@ -267,8 +249,9 @@ def load_agent(
             precision, device or number format.
         MissingDependencyError: A library or compiler that the engine needs is not here.
     """
-    checkpoint = read_checkpoint(path_or_name)
+    checkpoint = read_checkpoint(path_or_name, check_values=False)
     where = best_device(str(device))
     model = build(checkpoint, device=where, dtype=dtype, policy_will_do=True)
-    budget = preset_budget(preset)
-    return Agent(model, mode=mode, budget=budget, engine=engine, precision=precision)
+    chosen = find_preset(preset, checkpoint.extra)
+    mode = chosen.mode if mode == "planner" else mode
+    return Agent(model, mode=mode, budget=chosen.budget, engine=engine, precision=precision)

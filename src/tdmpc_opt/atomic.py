@@ -30,9 +30,16 @@ def replace_when_done(path: Path) -> Iterator[Path]:
         yield temporary
         _to_disk(temporary)
         temporary.replace(path)
+        _folder_to_disk(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed processes left half-written; nobody else may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _to_disk(path: Path) -> None:
@@ -40,6 +47,20 @@ def _to_disk(path: Path) -> None:
     path.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _folder_to_disk(folder: Path) -> None:
+    """Force the new name out, so that a power cut cannot bring the old file back.
+
+    Windows opens no folders and needs none of this.
+    """
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from tdmpc_opt import provenance
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
+from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.collection.collect import collect
 from tdmpc_opt.configs import (
     CollectConfig,
@@ -25,7 +26,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.evaluation.evaluate import evaluate
-from tdmpc_opt.policies import PolicySource
+from tdmpc_opt.policies import PolicySource, is_expert_folder
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.training.distillation import distill
@@ -38,7 +39,7 @@ FIRST_SEED = 1_000_000
 # What may differ between a call and the one that goes on with it.
 _FREE = (
     *("output", "on_policy", "rounds", "device", "workers"),
-    *("log_every", "save_every", "eval_every", "wandb"),
+    *("log_every", "save_every", "eval_every", "wandb", "keep", "max_skipped"),
 )
 
 
@@ -90,7 +91,7 @@ def _round(config: DaggerConfig, tasks: TaskTable, number: int, progress: Progre
     seed = FIRST_SEED + (number - 1) * config.episodes
     drive = CollectConfig(
         policy=config.start if number == 1 else str(_student(config, number - 1)),
-        tasks=",".join(tasks.names),
+        tasks=tasks.selection,
         label=config.label or config.teacher,
         label_mode=config.label_mode,
         episodes=config.episodes,
@@ -124,7 +125,7 @@ def _student(config: DaggerConfig, number: int) -> Path:
 
 def _train(config: DaggerConfig, updates: int, progress: Progress) -> Path:
     """Go on with the one run of all rounds, on the data there are by now."""
-    if Path(config.teacher).is_dir():
+    if is_expert_folder(config.teacher):
         return train(TrainConfig(**_values(config, TrainConfig, updates)), progress)
     return distill(DistillConfig(**_values(config, DistillConfig, updates)), progress)
 
@@ -148,7 +149,7 @@ def _score(
         return None
     asked = EvaluateConfig(
         checkpoint=str(_student(config, number)),
-        tasks=",".join(tasks.names),
+        tasks=tasks.selection,
         episodes=config.score_episodes,
         seed=PERIODIC_SEED,
         mode="policy",
@@ -170,7 +171,7 @@ def _refuse_early(config: DaggerConfig) -> TaskTable:
     PolicySource(source=config.label or config.teacher, mode=config.label_mode).require_labels(
         tasks
     )
-    if not (Path(config.teacher).is_dir() or config.more_teachers):
+    if not (is_expert_folder(config.teacher) or config.more_teachers):
         teacher = read_checkpoint(config.teacher).tasks
         for name in known.names:
             teacher.index(name)
@@ -237,9 +238,9 @@ class _RoundsFile:
                     f"{self._path.parent} holds another run: its {key} is {found.get(key)}, "
                     f"asked is {self._identity.get(key)}; choose another --output or delete it"
                 )
-        if self.rounds and not (self._path.parent / "state.pt").exists():
+        if self.rounds and not StateFolder(self._path.parent).files():
             raise RunError(
-                f"{self._path.parent} has lost state.pt, without which its rounds cannot go "
+                f"{self._path.parent} has lost its states, without which its rounds cannot go "
                 "on; choose another --output, and --start from the last student there"
             )
 

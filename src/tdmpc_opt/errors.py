@@ -17,6 +17,10 @@ class DataError(TdmpcOptError, ValueError):
     """A dataset that is missing, damaged, of another task set, or holds NaN."""
 
 
+class NonFiniteError(TdmpcOptError, ArithmeticError):
+    """NaN or infinity in data, a loss or a gradient."""
+
+
 class ResultError(TdmpcOptError, ValueError):
     """A result file that is damaged or belongs to another configuration."""
 

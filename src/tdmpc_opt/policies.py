@@ -12,12 +12,17 @@ import torch
 from numpy.typing import NDArray
 
 from tdmpc_opt.agent import Agent, load_agent
+from tdmpc_opt.checkpoints.hub import is_model_folder
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.configs import Device, EngineName, EnginePrecision, Mode, PlannerBudget
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
-from tdmpc_opt.planning.presets import budget as preset_budget
-from tdmpc_opt.task_table import MT30, UNNAMED, TaskTable
+from tdmpc_opt.planning.presets import Preset, find_preset
+from tdmpc_opt.runtime.agent import Agent as DeviceAgent
+from tdmpc_opt.runtime.agent import load as load_for_device
+from tdmpc_opt.runtime.onnx_file import is_onnx
+from tdmpc_opt.task_table import MT30, UNNAMED, Task, TaskTable
+from tdmpc_opt.tasks.choice import choose_tasks
 
 Array = NDArray[np.float32]
 Stream = tuple[int, ...]
@@ -40,45 +45,63 @@ class PolicySource:
     """What to load a policy from; small, so that worker processes can take it."""
 
     source: str
-    """Checkpoint file or zoo name, a folder of experts, or `random`."""
+    """Checkpoint file, model folder, zoo name or hub id, an exported ONNX file, a folder of
+    experts, or `random`."""
     mode: Mode = "policy"
-    preset: str | None = None
+    preset: str | PlannerBudget | None = None
     noise: bool = False
     """Sample from the policy, or keep the planner's exploration noise on."""
     device: Device = "cpu"
-    replan_every: int = 1
+    replan_every: int | None = None
+    """Actions executed of each plan; None leaves it to the preset."""
     engine: EngineName = "eager"
     precision: EnginePrecision = "fp32"
 
-    @property
-    def budget(self) -> PlannerBudget:
-        """What a plan of this source may spend.
+    def chosen(self) -> Preset:
+        """Return how an agent acts: its mode, and what a plan of it may spend.
 
         Raises:
             InputError: An unknown preset, or more actions of a plan than it has.
+            CheckpointError: The checkpoint cannot be read.
         """
-        return replace(preset_budget(self.preset), replan_every=self.replan_every)
+        named = isinstance(self.preset, str)
+        preset = find_preset(self.preset, read_checkpoint(self._file()).extra if named else {})
+        if self.replan_every is not None:
+            budget = replace(preset.budget, replan_every=self.replan_every)
+            preset = replace(preset, budget=budget)
+        return replace(preset, mode="policy") if self.mode == "policy" else preset
 
     @property
     def is_agent(self) -> bool:
-        """True for a checkpoint, which can plan; experts and random actions cannot."""
-        return self.source != "random" and not Path(self.source).is_dir()
+        """True for a checkpoint, whose mode and budget can be chosen."""
+        return self._is_file and not is_onnx(Path(self.source))
 
-    def load(self) -> Policy:
+    @property
+    def _is_file(self) -> bool:
+        """True for a checkpoint or an exported file, which say for which tasks they are."""
+        return self.source != "random" and not is_expert_folder(self.source)
+
+    def load(self, tasks: TaskTable = MT30) -> Policy:
         """Load the policy.
+
+        Args:
+            tasks: Those it may be asked to drive, which only random actions need to know.
 
         Raises:
             CheckpointError: A file or folder that is missing, damaged or foreign.
         """
         if self.source == "random":
-            return RandomPolicy()
-        if Path(self.source).is_dir():
+            return RandomPolicy(tasks)
+        if is_expert_folder(self.source):
             return ExpertPolicy(Path(self.source))
+        if is_onnx(Path(self.source)):
+            return DevicePolicy(load_for_device(self.source))
+        chosen = self.chosen()
         agent = load_agent(
             self.source,
             self.device,
-            self.budget,
-            self.mode,
+            chosen.budget,
+            chosen.mode,
             engine=self.engine,
             precision=self.precision,
         )
@@ -88,10 +111,10 @@ class PolicySource:
         """Name the source by file name and SHA-256 of its content, with no path."""
         if self.source == "random":
             return {"name": "random", "sha256": None}
-        path = Path(self.source)
-        if not path.is_dir():
+        if self._is_file:
             path = resolve(self.source)
             return {"name": path.name, "sha256": sha256(path)}
+        path = Path(self.source)
         digest = hashlib.sha256()
         for name in tasks.names:
             digest.update(sha256(_existing_expert(path, name)).encode())
@@ -114,11 +137,17 @@ class PolicySource:
         """Return the tasks to drive.
 
         Args:
-            chosen: `mt30`, or names joined by commas; None means all this source was made for.
+            chosen: What `choose_tasks` takes; None means all this source was made for.
 
         Raises:
-            UnknownTaskError: A task that MT30 does not have or this source was not made for.
+            UnknownTaskError: A task that is not known here or this source was not made for.
+            InputError: An environment of the user's that no agent here can act in.
         """
+        if chosen is not None and not self._is_file:
+            tasks = choose_tasks(chosen)
+            if self.source != "random":
+                _require_expert_of_each(Path(self.source), tasks)
+            return tasks
         known = self._known_tasks()
         if known.names == (UNNAMED,):
             if chosen is None:
@@ -126,16 +155,33 @@ class PolicySource:
                     f"{self.source} is a single-task checkpoint that does not say which task; "
                     "name it with --tasks"
                 )
-            return MT30.select(chosen)
-        if chosen is None:  # of an MT80 agent, those with a simulator here
+            return choose_tasks(chosen)
+        if chosen is None:
+            self._refuse_unnamed(known)
+            # Of an MT80 agent, those with a simulator here.
             return MT30.subset([name for name in known.names if name in MT30.names])
-        tasks = MT30.select(chosen)
-        for name in tasks.names:
-            if Path(self.source).is_dir():
-                _existing_expert(Path(self.source), name)
-            else:
-                known.index(name)
+        tasks = choose_tasks(chosen)
+        for task in tasks.tasks:
+            self._require_known(known, task)
         return tasks
+
+    def _refuse_unnamed(self, known: TaskTable) -> None:
+        """Import no module because a file says so: of own tasks the user gives the name."""
+        own = [task for task in known.tasks if task.env]
+        if own:
+            raise UnknownTaskError(
+                f"{self.source} was made for your own {', '.join(task.name for task in own)}; "
+                f"name what may be imported: --tasks {known.selection}"
+            )
+
+    def _require_known(self, known: TaskTable, task: Task) -> None:
+        found = known[task.name]
+        if task.env and (found.obs_dim, found.action_dim) != (task.obs_dim, task.action_dim):
+            raise UnknownTaskError(
+                f"{self.source} knows a {task.name} of {found.obs_dim} observations and "
+                f"{found.action_dim} actions; {task.env} has {task.obs_dim} and "
+                f"{task.action_dim}"
+            )
 
     def require_labels(self, tasks: TaskTable) -> None:
         """Make sure that the source can say what to imitate in these tasks.
@@ -147,23 +193,34 @@ class PolicySource:
         """
         if self.source == "random":
             raise InputError("random actions are nothing to imitate; label with a policy")
-        self.tasks(",".join(tasks.names))
+        self.tasks(tasks.selection)
         if self.mode == "planner" and not self.is_agent:
+            what = "an exported file, whose mode is fixed"
+            if Path(self.source).is_dir():
+                what = "a folder of experts, which cannot plan"
             raise InputError(
-                f"{self.source} is a folder of experts, which cannot plan; leave out the "
-                "planner as label mode, or label with a checkpoint"
+                f"{self.source} is {what}; leave out the planner as label mode, or label with "
+                "a checkpoint"
             )
 
     def _known_tasks(self) -> TaskTable:
         if self.source == "random":
             return MT30
         path = Path(self.source)
-        if not path.is_dir():
-            return read_checkpoint(self._file()).tasks
+        if self.is_agent:
+            return self._checkpoint_tasks()
+        if is_onnx(path):
+            return load_for_device(path).tasks
+        _require_experts(path)
         names = [name for name in MT30.names if expert_path(path, name).is_file()]
         if not names:
-            raise CheckpointError(f"{path}: holds no expert; make some with tdmpc-opt experts")
+            raise UnknownTaskError(
+                f"{path} holds experts of tasks of your own alone; name them with --tasks"
+            )
         return MT30.subset(names)
+
+    def _checkpoint_tasks(self) -> TaskTable:
+        return read_checkpoint(self._file()).tasks
 
     def _file(self) -> Path:
         try:
@@ -172,6 +229,22 @@ class PolicySource:
             raise CheckpointError(
                 f"{error}; a folder of experts or the word random would do as well"
             ) from None
+
+
+def _require_expert_of_each(folder: Path, tasks: TaskTable) -> None:
+    _require_experts(folder)
+    for task in tasks.tasks:
+        _existing_expert(folder, task.name)
+
+
+def is_expert_folder(source: str) -> bool:
+    """Tell whether a source is a folder that holds no model, and so experts if anything."""
+    return Path(source).is_dir() and not is_model_folder(Path(source))
+
+
+def _require_experts(folder: Path) -> None:
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder}: holds no expert; make some with tdmpc-opt experts")
 
 
 def _existing_expert(folder: Path, task: str) -> Path:
@@ -216,16 +289,36 @@ class AgentPolicy:
         )
 
 
+class DevicePolicy:
+    """An exported file that drives whole episodes, as the device would run it."""
+
+    def __init__(self, agent: DeviceAgent) -> None:
+        self._agent = agent
+        self._task: str | None = None
+        self._generator = np.random.default_rng()
+
+    def start(self, task: str, streams: Sequence[Stream]) -> None:
+        """Begin one episode per stream; the first stream seeds the noise of all."""
+        self._task = None if self._agent.tasks.names == (UNNAMED,) else task
+        self._generator = np.random.default_rng(streams[0])
+        self._agent.reset()
+
+    def act(self, obs: Array) -> Array:
+        """Map observations [B, obs] to actions [B, action]."""
+        return self._agent.act(obs, self._task, generator=self._generator)
+
+
 class RandomPolicy:
     """Uniform actions."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: TaskTable = MT30) -> None:
+        self._tasks = tasks
         self._width = 0
         self._generators: list[np.random.Generator] = []
 
     def start(self, task: str, streams: Sequence[Stream]) -> None:
         """Begin one episode per stream."""
-        self._width = MT30[task].action_dim
+        self._width = self._tasks[task].action_dim
         self._generators = [np.random.default_rng(stream) for stream in streams]
 
     def act(self, obs: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
@@ -24,12 +25,19 @@ class Progress(Protocol):
     def update(self, done: int, total: int, text: str) -> None:
         """Report `done` of `total` units, with what there is to say about the last ones."""
 
+    def warn(self, text: str) -> None:
+        """Tell of a fault that the work goes on in spite of."""
+
 
 class Silent:
     """Shows nothing."""
 
     def update(self, done: int, total: int, text: str) -> None:
         """Ignore the report."""
+
+    def warn(self, text: str) -> None:
+        """Leave the fault to whoever called: a warning of Python's own."""
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 class Stage:
@@ -47,6 +55,10 @@ class Stage:
     def update(self, done: int, total: int, text: str) -> None:
         """Pass the report on."""
         self._progress.update(done, total, f"{self._name}: {text}" if text else self._name)
+
+    def warn(self, text: str) -> None:
+        """Pass the fault on."""
+        self._progress.warn(f"{self._name}: {text}")
 
 
 class ConsoleProgress:
@@ -98,3 +110,7 @@ class ConsoleProgress:
         eta = f", {(total - done) / rate / 60:.1f} min left" if rate and done < total else ""
         sys.stderr.write(f"{self._title}: {done}/{total}{eta}  {text}\n")
         sys.stderr.flush()
+
+    def warn(self, text: str) -> None:
+        """Show the fault on a line of its own, above the bar if there is one."""
+        self._console.print(f"tdmpc-opt: warning: {text}", highlight=False, soft_wrap=True)

@@ -8,13 +8,13 @@ import torch
 
 from tdmpc_opt.data.episodes import Episode
 from tdmpc_opt.policies import ActionNoise, Policy, Stream
-from tdmpc_opt.task_table import MT30
-from tdmpc_opt.tasks.dmcontrol import make_env
+from tdmpc_opt.task_table import MT30, Task
+from tdmpc_opt.tasks.environment import make_env
 
 
 def rollout(
     policy: Policy,
-    task: str,
+    task: Task | str,
     seeds: Sequence[int],
     streams: Sequence[Stream],
     *,
@@ -25,7 +25,7 @@ def rollout(
 
     Args:
         policy: Who acts.
-        task: Task name.
+        task: A task, or the name of one of MT30.
         seeds: Environment seeds; an episode is the first after building with its seed.
         streams: Seeds of the policy's own randomness, one per episode.
         noise: Standard deviation of Gaussian noise on its actions.
@@ -37,14 +37,16 @@ def rollout(
 
     Raises:
         UnknownTaskError: A task the simulator or a policy does not know.
+        InputError: An environment of the user's that breaks its own promises.
     """
+    task = MT30[task] if isinstance(task, str) else task
     envs = [make_env(task, seed) for seed in seeds]
-    policy.start(task, streams)
+    policy.start(task.name, streams)
     if labeller is not None and labeller is not policy:
-        labeller.start(task, [(*stream, 2) for stream in streams])
+        labeller.start(task.name, [(*stream, 2) for stream in streams])
     disturbance = ActionNoise(noise, streams)
     obs = np.stack([env.reset()[0] for env in envs])
-    nothing = np.full((len(envs), MT30[task].action_dim), np.nan, np.float32)
+    nothing = np.full((len(envs), task.action_dim), np.nan, np.float32)
     observations, actions, labels = [obs], [nothing], [nothing]
     rewards = [nothing[:, 0]]
     done = False
@@ -66,7 +68,7 @@ def rollout(
         env.close()
     parts = (observations, actions, rewards, labels)
     columns = (np.stack(part, axis=1) for part in parts)
-    return [Episode(task, seed, *row) for seed, *row in zip(seeds, *columns, strict=True)]
+    return [Episode(task.name, seed, *row) for seed, *row in zip(seeds, *columns, strict=True)]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Source: the public TD-MPC2 task definition (arXiv:2310.16828, appendix on MT30).
 """
 
 import difflib
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,6 +32,9 @@ class Task:
     """Agent steps in one episode."""
     custom: bool = False
     """True where the task is not part of the dm_control suite."""
+    env: str = ""
+    """`MODULE:ID` of a user's own Gymnasium environment; empty for the tasks of MT30. A file
+    tells it, but only a name that the user gives is ever imported."""
 
     @property
     def discount(self) -> float:
@@ -116,9 +120,18 @@ class TaskTable:
         """Return each task's discount factor, [tasks]."""
         return np.array([task.discount for task in self.tasks], dtype=np.float32)
 
+    @property
+    def selection(self) -> str:
+        """The word for these tasks on a command line."""
+        return ",".join(task.env or task.name for task in self.tasks)
+
     def to_json(self) -> list[dict[str, Any]]:
         """Return the table as JSON-ready records, one a task."""
-        return [asdict(task) for task in self.tasks]
+        records = [asdict(task) for task in self.tasks]
+        for record in records:
+            if not record["env"]:  # as records were before there were own tasks
+                del record["env"]
+        return records
 
     @classmethod
     def from_json(cls, records: list[dict[str, Any]]) -> "TaskTable":
@@ -169,6 +182,14 @@ MT30 = TaskTable(
     )
 )
 """The 30 tasks of MT30; padded to 24 observations and 6 actions."""
+
+
+def seed_number(task: Task) -> int:
+    """Return a task's part in the seeds of its episodes: its id in MT30, or of its name."""
+    if task.name in MT30.names:
+        return MT30.index(task.name)
+    return len(MT30) + zlib.crc32(task.name.encode())
+
 
 _META_WORLD = (
     *("assembly", "basketball", "button-press-topdown", "button-press-topdown-wall"),

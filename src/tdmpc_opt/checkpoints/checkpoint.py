@@ -1,6 +1,6 @@
 """A world model's weights outside a network: what must be there, the check, and the way in."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -12,8 +12,9 @@ from torch.overrides import TorchFunctionMode
 from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.torch_files import MappedFile
 from tdmpc_opt.world_model.layers import Dense
-from tdmpc_opt.world_model.model import WorldModel
+from tdmpc_opt.world_model.model import NETWORKS, WorldModel
 from tdmpc_opt.world_model.quantized import QuantizedDense, QuantizedWeight
 
 Layout = Literal[
@@ -27,6 +28,7 @@ POLICY_PREFIXES = ("task_embedding.", "encoder.", "policy_head.")
 """Starts of the names of what acts without planning."""
 
 _ONLINE_PREFIX = "q_ensemble."
+_BLOCK = 1 << 22
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -46,6 +48,13 @@ class Checkpoint:
     """Further facts such as the source file or planner presets."""
     quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
     """Weights by native name that the file holds in integers."""
+    mapped: MappedFile | None = field(default=None, repr=False, compare=False)
+    """The file whose memory the weights are views of, where they are."""
+
+    def forget(self) -> None:
+        """Give back the memory of weights that were read from a mapped file so far."""
+        if self.mapped is not None:
+            self.mapped.forget()
 
     @property
     def has_targets(self) -> bool:
@@ -119,10 +128,14 @@ def _headed(
     return {key: shape for key, shape in shapes.items() if not key.startswith(last)}
 
 
-def validate(checkpoint: Checkpoint) -> None:
+def validate(checkpoint: Checkpoint, *, values: bool = True) -> None:
     """Check names, shapes, number formats and values.
 
     Target Qs may be absent as a whole, and so may all but encoder and policy.
+
+    Args:
+        checkpoint: What to check.
+        values: Whether to read the weights as well, in search of NaN and infinity.
 
     Raises:
         CheckpointError: The task table does not fit the widths, or a tensor is missing,
@@ -147,6 +160,15 @@ def validate(checkpoint: Checkpoint) -> None:
             _validate_quantized(name, quantized[name], shape)
         else:
             _validate_tensor(name, tensors[name], shape)
+    if values:
+        _validate_values(checkpoint)
+
+
+def _validate_values(checkpoint: Checkpoint) -> None:
+    for name, tensor in checkpoint.tensors.items():
+        for block in _blocks(tensor):
+            _refuse_nan(name, block)
+        checkpoint.forget()
 
 
 def _validate_tasks(config: ModelConfig, tasks: TaskTable) -> None:
@@ -176,7 +198,15 @@ def _validate_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         )
     if tensor.dtype not in _DTYPES:
         raise CheckpointError(f"tensor {name!r} holds {tensor.dtype}, expected floating point")
-    if not bool(torch.isfinite(tensor).all()):
+
+
+def _blocks(tensor: Tensor) -> Iterable[Tensor]:
+    """Cut a tensor into flat blocks, since what is computed of each takes memory too."""
+    return tensor.reshape(-1).split(_BLOCK)
+
+
+def _refuse_nan(name: str, block: Tensor) -> None:
+    if not bool(torch.isfinite(block).all()):
         raise CheckpointError(f"tensor {name!r} holds NaN or infinity; the file is damaged")
 
 
@@ -201,17 +231,20 @@ def build(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    parts: Collection[str] = NETWORKS,
     policy_will_do: bool = False,
 ) -> WorldModel:
     """Return a world model with these weights, in evaluation mode.
 
     The model owns copies: building twice gives independent models. Target Qs that the file does
-    not hold start as copies of the Qs.
+    not hold start as copies of the Qs. Of a mapped file no more than a block is in memory at
+    once beside the model, and of its other networks nothing.
 
     Args:
         checkpoint: Weights, of whatever number format.
         device: Where to put the model.
         dtype: Number format to compute in; half precision is slower than float32 on most CPUs.
+        parts: Networks to fill beside embedding and encoder; the others are left empty.
         policy_will_do: Take a file that can act but not learn: one that holds encoder and
             policy alone, whose model cannot plan, or quantised weights, which stay as small in
             memory as in the file.
@@ -219,7 +252,7 @@ def build(
     Raises:
         CheckpointError: Weights that `validate` refuses, or such a file where it won't do.
     """
-    validate(checkpoint)
+    validate(checkpoint, values=False)
     if checkpoint.quantized and not policy_will_do:
         raise CheckpointError(
             "the file holds quantised weights, which cannot teach or be trained; name the file "
@@ -230,26 +263,21 @@ def build(
             "the file holds encoder and policy alone, without a world model; it can act by its "
             "policy, not plan, teach or be trained: name the file it was taken from"
         )
-    stored = checkpoint.without_targets() if checkpoint.quantized else checkpoint.tensors
-    tensors = {
-        name: tensor.to(device=device, dtype=dtype, copy=True)
-        for name, tensor in stored.items()
-    }
-    learns = checkpoint.has_world_model and not checkpoint.quantized
-    if learns and not checkpoint.has_targets:
-        for name in [name for name in tensors if name.startswith(_ONLINE_PREFIX)]:
-            tensors[TARGET_PREFIX + name.removeprefix(_ONLINE_PREFIX)] = tensors[name].clone()
+    if not checkpoint.has_world_model:
+        parts = {"policy_head"}
+    if checkpoint.quantized:
+        parts = {*parts} - {"target_q_ensemble"}  # only learning needs it
     # On the meta device nothing is drawn or stored, so a 317M model is not filled twice.
     with torch.device("meta"), _Undrawn():
         model = WorldModel(checkpoint.config, checkpoint.tasks)
-    if not checkpoint.has_world_model:
-        model.forget_all_but_policy()
-    if checkpoint.quantized:
-        model.target_q_ensemble = torch.nn.Sequential()  # only learning needs it
-        tensors |= _install(model, checkpoint.quantized, device)
-    model.load_state_dict(tensors, assign=True)
-    model.to(device=device, dtype=dtype)  # the buffers; the weights are there already
+    model.keep_only(parts)
+    integers = _install(model, checkpoint.quantized, device)
+    floats = _copies(checkpoint, {*model.state_dict()} - {*integers}, device, dtype)
+    model.load_state_dict(floats | integers, assign=True)
     model.renormalize_task_embedding()
+    model.to(
+        device=device, dtype=dtype
+    )  # embedding and buffers; the networks are there already
     return model.eval()
 
 
@@ -268,6 +296,36 @@ def _install(
             tensor = getattr(weight, kind).to(device=device, copy=True)
             state[f"{part}.{layer}.{kind}"] = tensor
     return state
+
+
+def _copies(
+    checkpoint: Checkpoint,
+    names: Collection[str],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Return weights in the number format that the model computes in."""
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(names):
+        source = name
+        if name.startswith(TARGET_PREFIX) and not checkpoint.has_targets:
+            source = _ONLINE_PREFIX + name.removeprefix(TARGET_PREFIX)
+        # The embedding's rows are brought to length 1 before they are rounded.
+        kind = torch.float32 if name.startswith("task_embedding.") else dtype
+        tensors[name] = _copy(checkpoint, source, device, kind)
+    return tensors
+
+
+def _copy(
+    checkpoint: Checkpoint, name: str, device: torch.device | str, dtype: torch.dtype
+) -> Tensor:
+    tensor = checkpoint.tensors[name]
+    copy = torch.empty(tensor.shape, dtype=dtype, device=device)
+    for block, target in zip(_blocks(tensor), _blocks(copy), strict=True):
+        _refuse_nan(name, block)
+        target.copy_(block)
+        checkpoint.forget()
+    return copy
 
 
 class _Undrawn(TorchFunctionMode):

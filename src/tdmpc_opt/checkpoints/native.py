@@ -82,8 +82,12 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return storable
 
 
-def read_native(path: Path) -> Checkpoint:
+def read_native(path: Path, *, check_values: bool = True) -> Checkpoint:
     """Read a checkpoint that `write_native` wrote.
+
+    Args:
+        path: File to read.
+        check_values: Look for NaN and infinity; else `build` does.
 
     Raises:
         CheckpointError: A file that is unreadable, damaged, foreign, of a newer schema, or
@@ -106,7 +110,7 @@ def read_native(path: Path) -> Checkpoint:
             extra=_extra(_json(metadata, "extra", dict)),
             quantized=quantized,
         )
-        validate(checkpoint)
+        validate(checkpoint, values=check_values)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return checkpoint

@@ -3,8 +3,10 @@
 Source: TD-MPC2's repository (MIT), releases of 2023 to 2025, and its issue 23 on renamed keys.
 """
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,16 @@ import torch
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, Layout, validate
-from tdmpc_opt.checkpoints.pickled import load_pickled
 from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.task_table import MT30, MT80, UNNAMED, Task, TaskTable
+from tdmpc_opt.torch_files import (
+    MappedFile,
+    TorchFileError,
+    is_zipped,
+    load_outline,
+    load_whole,
+)
 
 _NETS = {
     "_encoder.state.": "encoder",
@@ -35,37 +43,76 @@ _KINDS = ("weight", "bias")
 _Module = tuple[int | str, ...]
 
 
-def read_public(path: Path) -> Checkpoint:
+def read_public(path: Path, *, check_values: bool = True) -> Checkpoint:
     """Read a `torch.save` file of public layout A, B or C.
 
     Sizes are read off the shapes. Files of 30 or 80 tasks with the widths of MT30 or MT80 get
     those task tables, others unnamed tasks. Quantised entries come out as float32.
 
+    Args:
+        path: File to read.
+        check_values: Look for NaN and infinity; else `build` does, in what it uses.
+
     Raises:
         CheckpointError: A file that is damaged, asks to run code, has a pixel encoder, or does
             not hold the tensors of a TD-MPC2 world model; the message names the first fault.
     """
-    content = load_pickled(path)
     try:
-        return _convert(_entries(content), path.stat().st_size)
+        content, mapped = _open(path)
+    except TorchFileError as error:
+        raise CheckpointError(f"{path} {error}") from error
+    source = _Source(path.stat().st_size, mapped)
+    try:
+        checkpoint = _convert(_entries(content), source)
+        validate(checkpoint, values=check_values)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    return checkpoint
 
 
-def _convert(entries: dict[str, Any], file_bytes: int) -> Checkpoint:
-    """Rename, size up and check the entries of a state dict."""
+def _open(path: Path) -> tuple[Any, MappedFile | None]:
+    """Return the content; with a mapped file, its tensors are outlines to be found there."""
+    if is_zipped(path):
+        with contextlib.suppress(TorchFileError):  # quantised tensors have no outline
+            return load_outline(path), MappedFile(path)
+    return load_whole(path), None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the entries of a state dict are taken from."""
+
+    size_bytes: int
+    mapped: MappedFile | None
+
+    def tensor(self, key: str, value: Any) -> Tensor:
+        """Refuse what is not a tensor that the file itself holds in full."""
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"entry {key!r} is not a tensor")
+        # A stride of zero or the meta device turns a few bytes into terabytes.
+        expected = "meta" if self.mapped else "cpu"
+        stored = value.layout is torch.strided and value.device.type == expected
+        if not stored or value.numel() * value.element_size() > self.size_bytes:
+            raise CheckpointError(f"tensor {key!r} is larger than the file or not stored in it")
+        try:
+            return self.mapped.tensor(value) if self.mapped else value
+        except TorchFileError as error:
+            raise CheckpointError(f"tensor {key!r} is not stored in it ({error})") from error
+
+
+def _convert(entries: dict[str, Any], source: _Source) -> Checkpoint:
+    """Rename and size up the entries of a state dict."""
     _refuse_pixels(entries)
     layout = _layout(entries)
-    stored = {key: _tensor(key, value, file_bytes) for key, value in _weights(entries).items()}
+    stored = {key: source.tensor(key, value) for key, value in _weights(entries).items()}
     masks = entries.get(_MASKS)
     tensors = _native_names({key: _plain(tensor) for key, tensor in stored.items()})
     config = _config(tensors)
-    tasks = _tasks(config, masks if isinstance(masks, Tensor) else None)
+    known = source.tensor(_MASKS, masks) if isinstance(masks, Tensor) else None
+    tasks = _tasks(config, known)
     quantised = sum(tensor.is_quantized for tensor in stored.values())
     extra = {"quantised": f"{quantised} of {len(stored)} tensors"} if quantised else {}
-    checkpoint = Checkpoint(config, tasks, tensors, layout, extra)
-    validate(checkpoint)
-    return checkpoint
+    return Checkpoint(config, tasks, tensors, layout, extra, mapped=source.mapped)
 
 
 def _entries(content: Any) -> dict[str, Any]:
@@ -112,17 +159,6 @@ def _weights(entries: Mapping[str, Any]) -> dict[str, Any]:
         and not key.startswith(_IGNORED_STARTS)
         and not key.endswith(_IGNORED_ENDS)
     }
-
-
-def _tensor(key: str, value: Any, file_bytes: int) -> Tensor:
-    """Refuse what is not a tensor that the file itself holds in full."""
-    if not isinstance(value, Tensor):
-        raise CheckpointError(f"entry {key!r} is not a tensor")
-    # A stride of zero or the meta device turns a few bytes into terabytes.
-    stored = value.layout is torch.strided and value.device.type == "cpu"
-    if not stored or value.numel() * value.element_size() > file_bytes:
-        raise CheckpointError(f"tensor {key!r} is larger than the file or not stored in it")
-    return value
 
 
 def _plain(tensor: Tensor) -> Tensor:

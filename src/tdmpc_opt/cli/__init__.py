@@ -9,13 +9,30 @@ from typing import Annotated, Any
 import tyro
 
 import tdmpc_opt
-from tdmpc_opt.cli import compression, data, files, scores, training
+from tdmpc_opt.cli import (
+    compression,
+    data,
+    deploy,
+    files,
+    planner,
+    reports,
+    scores,
+    show,
+    training,
+)
 from tdmpc_opt.cli.output import console
 from tdmpc_opt.errors import TdmpcOptError
 
 _COMMANDS = (
-    *(*files.COMMANDS, *compression.COMMANDS, *scores.COMMANDS),
-    *(*data.COMMANDS, *training.COMMANDS),
+    *files.COMMANDS,
+    *compression.COMMANDS,
+    *deploy.COMMANDS,
+    *planner.COMMANDS,
+    *scores.COMMANDS,
+    *data.COMMANDS,
+    *training.COMMANDS,
+    *reports.COMMANDS,
+    *show.COMMANDS,
 )
 _RUNS = {command.config: command.run for command in _COMMANDS}
 
@@ -23,7 +40,13 @@ _RUNS = {command.config: command.run for command in _COMMANDS}
 _EXTRAS = {
     **dict.fromkeys(("torch", "tensordict", "lightning_fabric", "tensorboard"), "train"),
     **dict.fromkeys(("jaxtyping", "scipy", "matplotlib"), "train"),
+    "optuna": "tune",
     **dict.fromkeys(("gymnasium", "dm_control", "mujoco"), "envs"),
+    **dict.fromkeys(("onnx", "onnx_ir", "onnxscript", "onnxruntime"), "export"),
+    "executorch": "executorch",
+    "jinja2": "report",
+    **dict.fromkeys(("imageio_ffmpeg", "PIL"), "video"),
+    **dict.fromkeys(("minari", "h5py"), "minari"),
 }
 
 

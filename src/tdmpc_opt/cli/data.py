@@ -3,6 +3,7 @@
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import console, table_of
+from tdmpc_opt.errors import DataError
 from tdmpc_opt.progress import ConsoleProgress
 
 
@@ -52,8 +53,47 @@ def _data_info(config: configs.DataInfoConfig) -> None:
         terminal.print(f"card: {config.card}")
 
 
+def _data_import(config: configs.DataImportConfig) -> None:
+    from tdmpc_opt.collection.exchange import import_data
+
+    with ConsoleProgress("import") as progress:
+        report = import_data(config, progress)
+    terminal = console()
+    for line in report.lines:
+        terminal.print(line, markup=False, highlight=False)
+    for line in report.left_out:
+        terminal.print(f"left out: {line}", markup=False, highlight=False)
+    terminal.print(f"added {report.episodes:,} episodes to {config.output}", highlight=False)
+
+
+def _data_export(config: configs.DataExportConfig) -> None:
+    from tdmpc_opt.collection.exchange import export_data
+
+    with ConsoleProgress("export") as progress:
+        written = export_data(config, progress)
+    for path in written:
+        console().print(path, markup=False, highlight=False)
+
+
+def _data_verify(config: configs.DataVerifyConfig) -> None:
+    from tdmpc_opt.data.verify import verify
+
+    with ConsoleProgress("verify") as progress:
+        found = verify(config.data, progress)
+    if found.faults:
+        count = f"{len(found.faults)} of {found.shards} shards"
+        raise DataError(f"{config.data}: {count} are damaged: " + "; ".join(found.faults))
+    whole = f"{found.shards} shards, {found.size_bytes / 1e9:.3f} GB: as they were written"
+    if found.unsummed:
+        whole += f"; {len(found.unsummed)} have no checksums, their values are sound"
+    console().print(whole, highlight=False)
+
+
 COMMANDS = (
     Command("experts", configs.ExpertsConfig, _experts),
     Command("collect", configs.CollectConfig, _collect),
     Command("data info", configs.DataInfoConfig, _data_info),
+    Command("data import", configs.DataImportConfig, _data_import),
+    Command("data export", configs.DataExportConfig, _data_export),
+    Command("data verify", configs.DataVerifyConfig, _data_verify),
 )

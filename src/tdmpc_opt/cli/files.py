@@ -7,11 +7,14 @@ from tdmpc_opt.cli.output import console, table_of
 
 def _tasks(config: configs.TasksConfig) -> None:
     from tdmpc_opt.task_table import MT30
+    from tdmpc_opt.tasks.choice import choose_tasks
 
-    table = table_of("MT30", "task", "id", "observation", "action", "from")
-    for index, task in enumerate(MT30.tasks):
-        origin = "custom" if task.custom else "dm_control suite"
-        table.add_row(task.name, str(index), str(task.obs_dim), str(task.action_dim), origin)
+    table = table_of("Tasks", "task", "id", "observation", "action", "steps", "from")
+    for task in choose_tasks(config.tasks).tasks:
+        origin = task.env or ("custom" if task.custom else "dm_control suite")
+        index = "-" if task.env else str(MT30.index(task.name))
+        sizes = (str(task.obs_dim), str(task.action_dim), str(task.episode_length))
+        table.add_row(task.name, index, *sizes, origin)
     console().print(table)
 
 
@@ -55,8 +58,9 @@ def _inspect(config: configs.InspectConfig) -> None:
 
 def _convert(config: configs.ConvertConfig) -> None:
     from tdmpc_opt.checkpoints.convert import convert
+    from tdmpc_opt.model_folder import save_folder
 
-    summary = convert(config)
+    summary = convert(config) if config.is_file else save_folder(config)
     console().print(
         f"wrote {summary.path}: {summary.parameters:,} parameters, {summary.size_bytes:,} bytes"
     )

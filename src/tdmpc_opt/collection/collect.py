@@ -10,7 +10,7 @@ from tdmpc_opt.executor import run_parallel
 from tdmpc_opt.policies import PolicySource, RandomPolicy
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import one_thread, rollout
-from tdmpc_opt.task_table import MT30, TaskTable
+from tdmpc_opt.task_table import MT30, Task, TaskTable, seed_number
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class _TaskWork:
     policy: PolicySource
     labeller: PolicySource | None
     """None: the acting policy labels."""
-    task: str
+    task: Task
     episodes: int
     noise: float
     seed: int
@@ -38,7 +38,8 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     Raises:
         CheckpointError: A policy that cannot be read.
         UnknownTaskError: A task that the policy or the labeller does not know.
-        InputError: A labeller that cannot do what is asked.
+        InputError: A labeller that cannot do what is asked, or an environment of the user's
+            that no agent here can act in.
         DataError: A folder that holds something else, or a full disk.
 
     Source:
@@ -49,23 +50,25 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     policy = PolicySource(source=config.policy, mode=config.mode, device=config.device)
     tasks = policy.tasks(config.tasks)
     labeller = _labeller(config, tasks)
-    dataset = EpisodeDataset.open_or_create(config.output)
+    own = any(task.env for task in tasks.tasks)
+    dataset = EpisodeDataset.open_or_create(config.output, tasks if own else MT30)
     names, sources = {}, {}
     for name in tasks.names:
-        sources[name] = _source(name, config, policy, labeller)
+        sources[name] = _source(tasks.subset([name]), config, policy, labeller)
         names[name] = _shard_name(name, sources[name])
     work = [
-        _TaskWork(policy, labeller, name, config.episodes, config.noise, config.seed)
-        for name in tasks.names
-        if not dataset.has_shard(names[name])
+        _TaskWork(policy, labeller, task, config.episodes, config.noise, config.seed)
+        for task in tasks.tasks
+        if not dataset.has_shard(names[task.name])
     ]
     done = len(tasks) - len(work)
     progress.update(done, len(tasks), "")
     for item, episodes in run_parallel(_collect_task, work, config.workers):
-        dataset.append_shard(names[item.task], episodes, sources[item.task])
+        name = item.task.name
+        dataset.append_shard(names[name], episodes, sources[name])
         done += 1
         mean = sum(episode.total_reward for episode in episodes) / len(episodes)
-        progress.update(done, len(tasks), f"{item.task} mean return {mean:.0f}")
+        progress.update(done, len(tasks), f"{name} mean return {mean:.0f}")
     return dataset
 
 
@@ -79,10 +82,9 @@ def _labeller(config: CollectConfig, tasks: TaskTable) -> PolicySource | None:
 
 
 def _source(
-    task: str, config: CollectConfig, policy: PolicySource, labeller: PolicySource | None
+    one: TaskTable, config: CollectConfig, policy: PolicySource, labeller: PolicySource | None
 ) -> dict[str, Any]:
-    """Tell all that decides the content of a task's shard, as JSON values."""
-    one = MT30.subset([task])
+    """Tell all that decides the content of one task's shard, as JSON values."""
     record: dict[str, Any] = {
         "policy": policy.identity(one),
         "mode": config.mode,
@@ -109,9 +111,9 @@ def _shard_name(task: str, source: Mapping[str, Any]) -> str:
 
 def _collect_task(work: _TaskWork) -> list[Episode]:
     with one_thread():
-        task_id = MT30.index(work.task)
+        task_id = seed_number(work.task)
         first = COLLECTION_SEED + work.seed
-        policy = work.policy.load()
+        policy = work.policy.load(TaskTable((work.task,)))
         own = None if isinstance(policy, RandomPolicy) else policy
         return rollout(
             policy,

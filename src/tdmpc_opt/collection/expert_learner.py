@@ -9,8 +9,8 @@ from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
 from tdmpc_opt.expert_policy import ExpertNetwork
 from tdmpc_opt.policies import Array, Policy, PolicySource, Stream
 from tdmpc_opt.rollout import rollout
-from tdmpc_opt.task_table import MT30
-from tdmpc_opt.tasks.dmcontrol import make_env
+from tdmpc_opt.task_table import Task, seed_number
+from tdmpc_opt.tasks.environment import make_env
 
 WARM_UP_SEED = COLLECTION_SEED + 400_000
 """First environment seed of the episodes that a warm-up policy drives."""
@@ -20,12 +20,12 @@ _WARM_UP_NOISE = 0.3  # of a warm-up policy's actions: the learner needs more th
 _BUFFER_LIMIT = 1_000_000
 
 
-def build_learner(config: ExpertsConfig, task: str, first_episode: int) -> Any:
+def build_learner(config: ExpertsConfig, task: Task, first_episode: int) -> Any:
     """Return the library's model on fresh environments.
 
     Args:
         config: What to train and how.
-        task: Task name.
+        task: What to train for.
         first_episode: Episodes done before: a resumed run takes other seeds than it had.
     """
     import sbx
@@ -38,7 +38,7 @@ def build_learner(config: ExpertsConfig, task: str, first_episode: int) -> Any:
     policy: dict[str, Any] = {"net_arch": [config.hidden, config.hidden]}
     if config.algorithm == "crossq":
         policy["batch_norm_actor"] = False  # so that the actor is a plain MLP to store
-    episode = MT30[task].episode_length
+    episode = task.episode_length
     env_seed = COLLECTION_SEED + config.seed + first_episode
     envs = DummyVecEnv([lambda: make_env(task, env_seed) for _ in range(config.envs)])
     model = algorithm(
@@ -48,7 +48,7 @@ def build_learner(config: ExpertsConfig, task: str, first_episode: int) -> Any:
         buffer_size=min(config.steps + config.envs * episode, _BUFFER_LIMIT),
         learning_starts=0 if config.warm_up else min(_WARM_UP, config.steps // 2),
         batch_size=256,
-        gamma=MT30[task].discount,
+        gamma=task.discount,
         train_freq=1,
         gradient_steps=round(config.envs * config.update_ratio),
         n_steps=config.n_steps,
@@ -69,13 +69,13 @@ def warm_up_source(config: ExpertsConfig, task: str) -> tuple[PolicySource, str]
     return PolicySource(source=config.warm_up, noise=True), config.warm_up_task or task
 
 
-def warm_up(model: Any, config: ExpertsConfig, task: str) -> int:
+def warm_up(model: Any, config: ExpertsConfig, task: Task) -> int:
     """Fill the replay buffer with episodes that another policy drives, and return their steps.
 
     What pays only after a long way is found sooner by a policy that knows part of it: that of
     a related task of the same body, or a half-good one.
     """
-    found = warm_up_source(config, task)
+    found = warm_up_source(config, task.name)
     if found is None:
         return 0
     source, known_as = found
@@ -83,7 +83,7 @@ def warm_up(model: Any, config: ExpertsConfig, task: str) -> int:
     steps = 0
     for first in range(0, config.warm_up_episodes, config.envs):
         seeds = [WARM_UP_SEED + config.seed + first + row for row in range(config.envs)]
-        streams = [(seed, MT30.index(task)) for seed in seeds]
+        streams = [(seed, seed_number(task)) for seed in seeds]
         episodes = rollout(policy, task, seeds, streams, noise=_WARM_UP_NOISE)
         length = len(episodes[0].action)
         for t in range(1, length):

@@ -31,8 +31,9 @@ from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
 from tdmpc_opt.executor import run_parallel
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
-from tdmpc_opt.task_table import MT30
-from tdmpc_opt.tasks.dmcontrol import make_env
+from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.tasks.choice import choose_tasks
+from tdmpc_opt.tasks.environment import make_env
 
 EARLY_FRACTION = 0.2
 """Part of the training after which the half-trained policy is kept."""
@@ -40,7 +41,6 @@ EARLY_FRACTION = 0.2
 FINAL_SEED = COLLECTION_SEED + 500_000
 """First environment seed of the episodes that measure a finished policy."""
 
-_EPISODE = 500
 _REPORT_SECONDS = 30.0
 _ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
@@ -54,7 +54,8 @@ def train_experts(config: ExpertsConfig) -> None:
     """Train one policy per task, skipping finished ones and resuming unfinished ones.
 
     Raises:
-        UnknownTaskError: A task that MT30 does not have.
+        UnknownTaskError: A task that is not known here.
+        InputError: An environment of the user's that no agent here can act in.
         CheckpointError: A warm-up policy that cannot be read.
         MissingDependencyError: sbx-rl or the simulator is not installed.
         RunError: The folder holds results of another config, or a damaged state.
@@ -64,13 +65,13 @@ def train_experts(config: ExpertsConfig) -> None:
             "training experts needs sbx-rl, which is not installed; run: "
             "pip install tdmpc-opt[experts]"
         )
-    names = MT30.select(config.tasks).names
-    waiting = [name for name in names if not _is_finished(config, name)]
+    tasks = choose_tasks(config.tasks).tasks
+    waiting = [task for task in tasks if not _is_finished(config, task.name)]
     for _ in run_parallel(partial(train_expert, config), waiting, config.workers):
         pass  # each worker writes its own files
 
 
-def train_expert(config: ExpertsConfig, task: str) -> None:
+def train_expert(config: ExpertsConfig, asked: Task | str) -> None:
     """Train the policy of one task, from its saved state if there is one.
 
     Runs on one thread: it sets environment variables, so call it in a process of its own,
@@ -81,43 +82,46 @@ def train_expert(config: ExpertsConfig, task: str) -> None:
     """
     for name, value in _ONE_THREAD.items():
         os.environ.setdefault(name, value)
-    state = _state_path(config, task)
-    progress = Progress(identity=_identity(config, task))
+    task = MT30[asked] if isinstance(asked, str) else asked
+    state = _state_path(config, task.name)
+    progress = Progress(identity=_identity(config, task.name))
     if state.exists():
         progress = read_progress(state)
-        _refuse_other(state, progress.identity, config, task)
+        _refuse_other(state, progress.identity, config, task.name)
     model = build_learner(config, task, first_episode=len(progress.curve))
     if state.exists():
         restore_model(state, model, progress)
-        rich.print(f"{task}: goes on from step {progress.step:,}")
+        rich.print(f"{task.name}: goes on from step {progress.step:,}")
     else:
         progress.step = warm_up(model, config, task)
     _learn(model, config, task, progress)
     save_state(state, model, progress)  # kept: a later run may ask for more steps
-    _finish(read_network(model, config, task, progress.step), config, progress)
+    _finish(read_network(model, config, task.name, progress.step), task, config, progress)
 
 
-def _learn(model: Any, config: ExpertsConfig, task: str, progress: Progress) -> None:
+def _learn(model: Any, config: ExpertsConfig, task: Task, progress: Progress) -> None:
     """Train by whole episodes, so that a resumed run never continues half of one."""
     early = int(EARLY_FRACTION * config.steps)
-    half_trained = expert_path(config.output / "early", task)
+    half_trained = expert_path(config.output / "early", task.name)
     started, start, reported = time.monotonic(), progress.step, time.monotonic()
     spent = progress.seconds
     while progress.step < config.steps:
         before = progress.step
-        model.learn(_EPISODE * config.envs, reset_num_timesteps=False, log_interval=None)
+        model.learn(
+            task.episode_length * config.envs, reset_num_timesteps=False, log_interval=None
+        )
         progress.step = model.num_timesteps
         progress.seconds = spent + time.monotonic() - started
         finished = list(model.ep_info_buffer)[-config.envs :]
         progress.curve.extend((progress.step, float(episode["r"])) for episode in finished)
         if progress.step >= early and not half_trained.exists():
-            read_network(model, config, task, progress.step).save(half_trained)
+            read_network(model, config, task.name, progress.step).save(half_trained)
         if before // config.save_every < progress.step // config.save_every:
-            save_state(_state_path(config, task), model, progress)
+            save_state(_state_path(config, task.name), model, progress)
         if time.monotonic() - reported > _REPORT_SECONDS:
             reported = time.monotonic()
             speed = (progress.step - start) / (reported - started)
-            rich.print(_report(config, task, progress, speed))
+            rich.print(_report(config, task.name, progress, speed))
 
 
 def _report(config: ExpertsConfig, task: str, progress: Progress, speed: float) -> str:
@@ -129,12 +133,16 @@ def _report(config: ExpertsConfig, task: str, progress: Progress, speed: float) 
     )
 
 
-def _finish(network: ExpertNetwork, config: ExpertsConfig, progress: Progress) -> None:
+def _finish(
+    network: ExpertNetwork, task: Task, config: ExpertsConfig, progress: Progress
+) -> None:
     """Write the policy, measure what was written, then write the record that it is done."""
     path = expert_path(config.output, network.task)
     network.save(path)
     stored = ExpertNetwork.load(path)
-    returns = [measure(stored, FINAL_SEED + episode) for episode in range(config.episodes)]
+    returns = [
+        measure(stored, task, FINAL_SEED + episode) for episode in range(config.episodes)
+    ]
     replace(stored, returns=tuple(returns)).save(path)
     record = {
         "kind": "expert",
@@ -152,19 +160,20 @@ def _finish(network: ExpertNetwork, config: ExpertsConfig, progress: Progress) -
     rich.print(f"{network.task}: finished, mean return {np.mean(returns):.1f}")
 
 
-def measure(network: ExpertNetwork, seed: int) -> float:
+def measure(network: ExpertNetwork, task: Task, seed: int) -> float:
     """Return the return of one episode without noise.
 
     Args:
-        network: Policy of the task it names.
+        network: Policy.
+        task: What it was trained for.
         seed: Environment seed of the episode.
     """
-    env = make_env(network.task, seed)
+    env = make_env(task, seed)
     obs: NDArray[np.float32] = env.reset()[0]
     total, done = 0.0, False
     while not done:
         obs, reward, _, done, _ = env.step(network.mean(obs[None])[0])
-        total += reward
+        total += float(reward)
     return total
 
 
@@ -210,7 +219,7 @@ def _identity(config: ExpertsConfig, task: str) -> dict[str, Any]:
     found = warm_up_source(config, task)
     if found is not None:
         source, known_as = found
-        name = source.identity(MT30.subset([known_as]))
+        name = source.identity(TaskTable((Task(known_as, 1, 1),)))  # it asks for names alone
         identity["warm_up"] = {
             "policy": name,
             "task": known_as,

@@ -1,5 +1,6 @@
 """Every knob of the project, as frozen dataclasses that need neither torch nor a simulator."""
 
+from tdmpc_opt.configs.bench import BenchConfig
 from tdmpc_opt.configs.collection import CollectConfig, DataInfoConfig, ExpertsConfig
 from tdmpc_opt.configs.common import (
     COLLECTION_SEED,
@@ -10,8 +11,10 @@ from tdmpc_opt.configs.common import (
 )
 from tdmpc_opt.configs.compression import QuantizeConfig, SensitivityConfig
 from tdmpc_opt.configs.dagger import DaggerConfig
+from tdmpc_opt.configs.datasets import DataExportConfig, DataImportConfig, DataVerifyConfig
 from tdmpc_opt.configs.distill_weights import TERMS, DistillWeights, Schedule
 from tdmpc_opt.configs.evaluation import AblationConfig, CompareConfig, EvaluateConfig
+from tdmpc_opt.configs.export import ExportConfig, ExportFormat, ExportTarget
 from tdmpc_opt.configs.files import (
     ConvertConfig,
     InspectConfig,
@@ -19,6 +22,8 @@ from tdmpc_opt.configs.files import (
     ZooConfig,
 )
 from tdmpc_opt.configs.model import ModelConfig, PlannerBudget, Size, model_config
+from tdmpc_opt.configs.reports import ReportConfig, VideoConfig
+from tdmpc_opt.configs.show import PlayConfig
 from tdmpc_opt.configs.training import (
     DemoConfig,
     DistillConfig,
@@ -26,16 +31,21 @@ from tdmpc_opt.configs.training import (
     Precision,
     TrainConfig,
 )
+from tdmpc_opt.configs.tuning import TuneConfig
 
 __all__ = [
     "COLLECTION_SEED",
     "TERMS",
     "AblationConfig",
+    "BenchConfig",
     "CollectConfig",
     "CompareConfig",
     "ConvertConfig",
     "DaggerConfig",
+    "DataExportConfig",
+    "DataImportConfig",
     "DataInfoConfig",
+    "DataVerifyConfig",
     "DemoConfig",
     "Device",
     "DistillConfig",
@@ -44,18 +54,25 @@ __all__ = [
     "EnginePrecision",
     "EvaluateConfig",
     "ExpertsConfig",
+    "ExportConfig",
+    "ExportFormat",
+    "ExportTarget",
     "InspectConfig",
     "LossWeights",
     "Mode",
     "ModelConfig",
     "PlannerBudget",
+    "PlayConfig",
     "Precision",
     "QuantizeConfig",
+    "ReportConfig",
     "Schedule",
     "SensitivityConfig",
     "Size",
     "TasksConfig",
     "TrainConfig",
+    "TuneConfig",
+    "VideoConfig",
     "ZooConfig",
     "model_config",
 ]

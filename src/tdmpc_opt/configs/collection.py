@@ -18,7 +18,7 @@ class ExpertsConfig:
     """
 
     tasks: str = "mt30"
-    """`mt30`, or task names joined by commas."""
+    """`mt30`, or task names joined by commas, MODULE:ID for environments of your own."""
     steps: int = 250_000
     """Agent steps per task."""
     output: Path
@@ -73,7 +73,8 @@ class CollectConfig:
     policy: str
     """Checkpoint file or zoo name, a folder of experts, or the word random."""
     tasks: str | None = None
-    """Task names joined by commas, or `mt30`; none means every task of the policy."""
+    """`mt30`, or task names joined by commas, MODULE:ID for Gymnasium environments of your own;
+    none means every task of the policy."""
     episodes: int = 20
     """Episodes per task."""
     noise: float = 0.0

@@ -21,9 +21,11 @@ class EvaluateConfig:
     """Score a policy on real tasks and write a result file."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """Checkpoint file or zoo name, a folder of experts, or the word random."""
+    """Checkpoint file or zoo name, an exported ONNX file (which plans or not as it was made),
+    a folder of experts, or the word random."""
     tasks: str | None = None
-    """`mt30`, or task names joined by commas; none means every task of the policy."""
+    """`mt30`, or task names joined by commas, MODULE:ID for Gymnasium environments of your own;
+    none means every task of the policy."""
     episodes: int = 10
     """Episodes per task."""
     seed: int = 0
@@ -31,9 +33,11 @@ class EvaluateConfig:
     mode: Mode = "planner"
     """Act by planning, or by the policy network alone."""
     preset: str | None = None
-    """Planner budget by name; none means the full published budget."""
-    replan_every: int = 1
-    """Actions executed of each plan before the next is made; up to the planner's horizon."""
+    """`full`, `balanced`, `realtime`, `policy`, or one that the checkpoint holds; none means
+    the full published budget."""
+    replan_every: int | None = None
+    """Actions executed of each plan before the next is made, up to the planner's horizon; none
+    leaves it to the preset."""
     engine: EngineName = "eager"
     """What computes the planner: torch itself, torch.compile, ONNX Runtime or OpenVINO."""
     precision: EnginePrecision = "fp32"

@@ -109,6 +109,18 @@ class PlannerBudget:
     """Upper clip of the sampling standard deviation, and its start."""
     replan_every: int = 1
     """Actions executed of one plan before the next is made; up to the horizon. Published: 1."""
+    warm_mean: float = 1.0
+    """Share of the last plan's mean to start from, shifted by the steps since. Published: 1."""
+    warm_std: float = 0.0
+    """How many of the last plan's standard deviations, shifted as well, to start from, at most
+    `max_std`; 0, as published, starts from `max_std`."""
+    converged_std: float = 0.0
+    """Leave out the iterations after one whose mean standard deviation is below this; it has an
+    effect above `min_std` alone. Published: 0, never."""
+
+    mean_action: bool = False
+    """Act by the mean of the plan; else, as published, by one of its elites, drawn by weight.
+    After few iterations the elites are far apart still."""
 
     def __post_init__(self) -> None:
         """Refuse budgets that cannot be run."""
@@ -120,3 +132,7 @@ class PlannerBudget:
             raise InputError("horizon and iterations must be at least 1")
         if not 1 <= self.replan_every <= self.horizon:
             raise InputError("replan_every must be between 1 and the horizon")
+        if not 0 <= self.min_std <= self.max_std:
+            raise InputError("min_std must be at least 0 and at most max_std")
+        if not 0 <= self.warm_mean <= 1 or self.warm_std < 0 or self.converged_std < 0:
+            raise InputError("warm_mean is in 0..1; warm_std, converged_std are at least 0")

@@ -45,6 +45,9 @@ class TrainConfig:
     two calls of the same run, it may grow where `data` must stay as it is."""
     on_policy_share: float | None = None
     """Share of each batch that `on_policy` gives; none draws uniformly from all data."""
+    sampling: Literal["uniform", "task", "return"] = "uniform"
+    """How slices are drawn: each as likely; each task as likely; or, within each task, episodes
+    of high return more often than others."""
     output: Path
     """Run folder: model.safetensors, metrics.csv, config.json; the same command resumes it."""
     size: Size = "1"
@@ -77,6 +80,11 @@ class TrainConfig:
     """Updates between rows of metrics.csv."""
     save_every: int = 500
     """Updates between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept to resume from: if the newest is damaged, the one before it serves."""
+    max_skipped: int = 10
+    """Batches with NaN or infinity in data, loss or gradient that are skipped, each with a
+    warning that names the episode; one more stops the run."""
     eval_every: int = 0
     """Updates between evaluations by the policy alone; 0 evaluates never."""
     eval_episodes: int = 2
@@ -97,9 +105,10 @@ class TrainConfig:
         if share is not None and (self.on_policy is None or not 0 <= share <= 1):
             raise InputError("on_policy_share is from 0 to 1, and needs --on-policy")
         counts = (self.updates, self.batch_size, self.horizon, self.log_every, self.save_every)
-        if min(counts) < 1:
+        if min(*counts, self.keep) < 1 or self.max_skipped < 0:
             raise InputError(
-                "updates, batch_size, horizon, log_every and save_every must be at least 1"
+                "updates, batch_size, horizon, log_every, save_every and keep must be at least "
+                "1, max_skipped at least 0"
             )
 
 
@@ -122,6 +131,9 @@ class DistillConfig(TrainConfig):
     """Divides the two-hot logits of student and teacher in `reward_kl` and `value_kl`."""
     teacher_precision: Literal["32-true", "bf16-true"] = "32-true"
     """Number format in which teachers compute; half precision is slower on most CPUs."""
+    teacher_cache: Path | None = None
+    """Folder that keeps what the teachers say of every row of the data, for this run and later
+    ones with the same teachers and data; it is filled first. None asks them at each update."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""

@@ -4,19 +4,25 @@
 then listed, so a run that is killed at any moment leaves a dataset that opens.
 """
 
-import contextlib
-import fcntl
-import json
-import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.data.listing import (
+    FORMAT,
+    LISTING,
+    SCHEMA,
+    Shard,
+    check_name,
+    locked,
+    read_listing,
+    remove_leftovers,
+    write_listing,
+)
 from tdmpc_opt.data.shard_files import (
     Episode,
     ShardArrays,
@@ -25,35 +31,12 @@ from tdmpc_opt.data.shard_files import (
     bad_values,
     check_files,
     open_shard,
-    write_shard,
 )
+from tdmpc_opt.data.shard_writer import Blocks, padded_blocks, write_shard
 from tdmpc_opt.errors import DataError, UnknownTaskError
 from tdmpc_opt.task_table import MT30, Task, TaskTable
 
 __all__ = ["FORMAT", "SCHEMA", "Episode", "EpisodeDataset", "Shard", "ShardArrays"]
-
-FORMAT = "tdmpc-opt-data"
-SCHEMA = 1
-_LISTING = "dataset.json"
-_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Some episodes of one task from one source: a folder of the dataset."""
-
-    name: str
-    """Name of the folder."""
-    task: str
-    """Name of the task."""
-    episodes: int
-    """Number of episodes."""
-    seeds: tuple[int, ...]
-    """Environment seed of each episode."""
-    source: Mapping[str, Any]
-    """Where the episodes come from: policy, its sha256, noise, seed, mode (JSON values)."""
-    labelled: bool = False
-    """Whether the shard says what a labelling policy would have done."""
 
 
 class EpisodeDataset:
@@ -76,15 +59,21 @@ class EpisodeDataset:
         self.shards = shards
 
     @classmethod
-    def open(cls, path: Path) -> "EpisodeDataset":
+    def open(cls, path: Path, *, whole: bool = True) -> "EpisodeDataset":
         """Open a dataset; episodes are read when they are used.
+
+        Args:
+            path: Folder of the dataset.
+            whole: Refuse a dataset with a file that is missing or of another size.
 
         Raises:
             DataError: No dataset there, one of a newer version, or a damaged file.
         """
-        dataset = _read_listing(path)
-        for shard in dataset.shards:
-            check_files(path / shard.name, dataset.shape(shard.episodes, shard.labelled))
+        listing = read_listing(path)
+        dataset = cls(path, listing.tasks, listing.length, listing.shards)
+        if whole:
+            for shard in dataset.shards:
+                check_files(path / shard.name, dataset.shape_of(shard))
         return dataset
 
     @classmethod
@@ -101,7 +90,7 @@ class EpisodeDataset:
         Raises:
             DataError: A dataset is there already, or the tasks differ in length.
         """
-        if (path / _LISTING).exists():
+        if (path / LISTING).exists():
             raise DataError(f"{path} already holds a dataset; open it or name another folder")
         if length is None:
             lengths = {task.episode_length for task in tasks.tasks}
@@ -116,19 +105,27 @@ class EpisodeDataset:
         return dataset
 
     @classmethod
-    def open_or_create(cls, path: Path, tasks: TaskTable = MT30) -> "EpisodeDataset":
-        """Open the dataset at `path`, or make an empty one.
+    def open_or_create(
+        cls, path: Path, tasks: TaskTable = MT30, length: int | None = None
+    ) -> "EpisodeDataset":
+        """Open the dataset at `path`, or make an empty one; arguments as of `create`.
 
         Raises:
-            DataError: As `open`, or the dataset there was made for other tasks.
+            DataError: As `open`, or the dataset there was made for other tasks, or episodes of
+                another length.
         """
-        if not (path / _LISTING).exists():
-            return cls.create(path, tasks)
+        if not (path / LISTING).exists():
+            return cls.create(path, tasks, length)
         dataset = cls.open(path)
-        if dataset.tasks != tasks:
+        if not {*tasks.tasks} <= {*dataset.tasks.tasks}:
             raise DataError(
                 f"{path} was made for another task table ({len(dataset.tasks)} tasks, "
                 f"{len(tasks)} wanted); name another folder"
+            )
+        if length not in (None, dataset.length):
+            raise DataError(
+                f"{path} holds episodes of {dataset.length} rows, not {length}; name another "
+                "folder"
             )
         return dataset
 
@@ -146,10 +143,14 @@ class EpisodeDataset:
         """Tell whether a shard of this name was added."""
         return any(shard.name == name for shard in self.shards)
 
-    def shape(self, episodes: int, labelled: bool = False) -> ShardShape:
+    def shape_of(self, shard: Shard) -> ShardShape:
+        """Return what decides the size of a shard's files."""
+        return self.shape(shard.episodes, labelled=shard.labelled, half=shard.half)
+
+    def shape(self, episodes: int, *, labelled: bool = False, half: bool = False) -> ShardShape:
         """Return the sizes of a shard of so many episodes, with a file of labels or without."""
         widths = (self.tasks.obs_dim, self.tasks.action_dim)
-        return ShardShape(episodes, self.length, *widths, labelled)
+        return ShardShape(episodes, self.length, *widths, labelled, half)
 
     def append_shard(
         self, name: str, episodes: Sequence[Episode], source: Mapping[str, Any]
@@ -167,31 +168,54 @@ class EpisodeDataset:
             DataError: A name that is taken or unfit, episodes that do not fit or hold NaN, a
                 full disk, or a source that is no JSON.
         """
-        if not _NAME.fullmatch(name) or name == _LISTING:
-            raise DataError(f"{name!r} cannot name a shard; use letters, digits, . _ + and -")
+        check_name(name)
         if not episodes:
             raise DataError(
                 f"shard {name} of {self.path} would be empty; add an episode at least"
             )
         for index, episode in enumerate(episodes):
             self._refuse_unfit(episode, f"shard {name}, episode {index}", episodes[0])
+        seeds = [episode.seed for episode in episodes if episode.seed is not None]
         shard = Shard(
             name=name,
             task=episodes[0].task,
             episodes=len(episodes),
-            seeds=tuple(episode.seed for episode in episodes),
+            seeds=tuple(seeds) if len(seeds) == len(episodes) else (),
             source=dict(source),
             labelled=episodes[0].label is not None,
         )
-        with _locked(self.path):
-            self.shards = _read_listing(self.path).shards  # another process may have added some
-            if self.has_shard(name):
-                raise DataError(f"{self.path} already has a shard {name}; choose another name")
-            _remove_leftovers(self.path)
-            task_id = self.tasks.index(shard.task)
-            shape = self.shape(len(episodes), shard.labelled)
-            write_shard(self.path / name, episodes, shape, task_id)
-            self._write_listing(shard)
+        self.append_blocks(shard, lambda shape: padded_blocks(episodes, shape))
+
+    def append_blocks(
+        self,
+        shard: Shard,
+        blocks: Callable[[ShardShape], Blocks],
+        positions: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Add a shard that is never in memory as a whole, else as `append_shard` does.
+
+        Args:
+            shard: What to list; its checksums are filled in.
+            blocks: Gives the fields of a shard of this shape, padded and without NaN or
+                infinity but in the filler rows.
+            positions: Where each episode was in the file it comes from, if it comes from one.
+
+        Raises:
+            DataError: A name that is taken or unfit, a full disk, a source that is no JSON, or
+                what `blocks` raises; nothing was added then.
+        """
+        check_name(shard.name)
+        with locked(self.path):
+            self.shards = read_listing(self.path).shards  # another process may have added some
+            if self.has_shard(shard.name):
+                raise DataError(
+                    f"{self.path} already has a shard {shard.name}; choose another name"
+                )
+            remove_leftovers(self.path)
+            shape, task_id = self.shape_of(shard), self.tasks.index(shard.task)
+            folder = self.path / shard.name
+            sums = write_shard(folder, shape, task_id, blocks(shape), positions)
+            self._write_listing(replace(shard, sha256=sums))
 
     def arrays(self, shard: Shard) -> ShardArrays:
         """Map a shard's padded fields read-only, with NaN in row 0 of all but obs.
@@ -199,7 +223,7 @@ class EpisodeDataset:
         Raises:
             DataError: A file that is missing or truncated.
         """
-        return open_shard(self.path / shard.name, self.shape(shard.episodes, shard.labelled))
+        return open_shard(self.path / shard.name, self.shape_of(shard))
 
     def episodes(self, shard: Shard) -> Iterator[Episode]:
         """Yield a shard's episodes without padding, as copies.
@@ -209,13 +233,13 @@ class EpisodeDataset:
         """
         task, arrays = self.tasks[shard.task], self.arrays(shard)
         label = arrays.label
-        for index, seed in enumerate(shard.seeds):
+        for index in range(shard.episodes):
             yield Episode(
                 task=shard.task,
-                seed=seed,
-                obs=arrays.obs[index, :, : task.obs_dim].copy(),
-                action=arrays.action[index, :, : task.action_dim].copy(),
-                reward=arrays.reward[index].copy(),
+                seed=shard.seeds[index] if shard.seeds else None,
+                obs=arrays.obs[index, :, : task.obs_dim].astype(np.float32),
+                action=arrays.action[index, :, : task.action_dim].astype(np.float32),
+                reward=arrays.reward[index].astype(np.float32),
                 label=None if label is None else label[index, :, : task.action_dim].copy(),
             )
 
@@ -223,9 +247,16 @@ class EpisodeDataset:
         """Return each task's episode returns, in the order the episodes were added."""
         totals: dict[str, list[float]] = {name: [] for name in self.task_names}
         for shard in self.shards:
-            reward = self.arrays(shard).reward[:, 1:]
-            totals[shard.task] += reward.sum(axis=1, dtype=np.float64).tolist()
+            totals[shard.task] += self.returns_of(shard).tolist()
         return totals
+
+    def returns_of(self, shard: Shard) -> NDArray[np.float64]:
+        """Return a shard's episode returns, in order.
+
+        Raises:
+            DataError: A file that is missing or truncated.
+        """
+        return self.arrays(shard).reward[:, 1:].sum(axis=1, dtype=np.float64)
 
     def check(self) -> None:
         """Read every value once.
@@ -274,94 +305,5 @@ class EpisodeDataset:
 
     def _write_listing(self, *added: Shard) -> None:
         shards = (*self.shards, *added)
-        try:
-            text = json.dumps(
-                {
-                    "format": FORMAT,
-                    "schema": SCHEMA,
-                    "tasks": self.tasks.to_json(),
-                    "obs_dim": self.tasks.obs_dim,
-                    "action_dim": self.tasks.action_dim,
-                    "length": self.length,
-                    "shards": [asdict(shard) for shard in shards],
-                },
-                indent=1,
-            )
-            with replace_when_done(self.path / _LISTING) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        except (OSError, TypeError) as error:
-            raise DataError(f"cannot write {self.path / _LISTING}: {error}") from error
+        write_listing(self.path, self.tasks, self.length, shards)
         self.shards = shards
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from adding at the same time, where the file system can."""
-    try:
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise DataError(f"cannot add to {folder}: {error.strerror}") from error
-    with file:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Delete what a killed run left half-written; only with the lock held."""
-    for path in folder.glob(".*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _read_listing(path: Path) -> EpisodeDataset:
-    """Read a dataset's listing without a look at its shards.
-
-    Raises:
-        DataError: No listing, or one that is damaged, foreign or of a newer version.
-    """
-    listing = path / _LISTING
-    try:
-        record = json.loads(listing.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"no dataset at {path} ({_LISTING} is missing); collect one with "
-            f"`tdmpc-opt collect --output {path}`"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {listing}: {error}; restore it from a copy") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise DataError(f"{listing} describes no dataset of tdmpc-opt; name another folder")
-    if record.get("schema") != SCHEMA:
-        raise DataError(
-            f"{listing} has schema {record.get('schema')}, this version reads {SCHEMA}; "
-            "install a newer tdmpc-opt"
-        )
-    try:
-        return _from_record(path, record)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{listing} is damaged ({error!r}); restore it from a copy") from error
-
-
-def _from_record(path: Path, record: dict[str, Any]) -> EpisodeDataset:
-    tasks = TaskTable.from_json(record["tasks"])
-    if (record["obs_dim"], record["action_dim"]) != (tasks.obs_dim, tasks.action_dim):
-        raise ValueError("obs_dim or action_dim is not that of the tasks")
-    shards = tuple(
-        Shard(
-            name=str(entry["name"]),
-            task=tasks[entry["task"]].name,
-            episodes=int(entry["episodes"]),
-            seeds=tuple(entry["seeds"]),
-            source=dict(entry["source"]),
-            labelled=bool(entry.get("labelled", False)),  # absent before there were labels
-        )
-        for entry in record["shards"]
-    )
-    if not all(_NAME.fullmatch(shard.name) for shard in shards):
-        raise ValueError("a shard's name is no folder of the dataset")
-    if any(len(shard.seeds) != shard.episodes for shard in shards):
-        raise ValueError("a shard lists more or fewer seeds than episodes")
-    return EpisodeDataset(path, tasks, int(record["length"]), shards)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
-from tdmpc_opt.errors import DataError
+from tdmpc_opt.data.maps import ReadAhead
+from tdmpc_opt.data.weights import Sampling, Units, by_return, by_task
+from tdmpc_opt.errors import DataError, NonFiniteError
 from tdmpc_opt.task_table import Task, TaskTable
 
 
@@ -36,6 +37,9 @@ class Batch:
     """Raw rewards."""
     task: Int64[Tensor, " batch"]
     """Task ids in the model's table."""
+    row: Int64[Tensor, "rows batch"] | None = None
+    """Numbers of the observations among all rows of the shards, laid end to end in the order of
+    `ordered_shards`; on the CPU. None in batches that no sampler drew."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,16 +52,32 @@ class _Rows:
     task: int
     length: int
     """Rows of an episode."""
-    obs: NDArray[np.float32]
-    action: NDArray[np.float32]
-    reward: NDArray[np.float32]
-    label: NDArray[np.float32]
+    obs: NDArray[np.floating]
+    action: NDArray[np.floating]
+    reward: NDArray[np.floating]
+    label: NDArray[np.floating] | None
+    ahead: tuple[ReadAhead, ...]
+    """One for each file."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Some shards that give a fixed number of a batch's slices."""
+
+    count: int
+    """Slices of a batch."""
+    begin: int
+    """First shard."""
+    end: int
+    """The one after the last shard."""
+    units: Units | None
+    """How likely the slices are; None where all are alike."""
 
 
 class SliceSampler:
-    """Draws slices uniformly over every start in every episode, with its own random state."""
+    """Draws slices over the starts in all episodes, with its own random state."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         datasets: Sequence[EpisodeDataset],
         tasks: TaskTable,
@@ -66,105 +86,160 @@ class SliceSampler:
         batch_size: int,
         seed: int,
         last_share: float | None = None,
+        sampling: Sampling = "uniform",
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        """Map the datasets' shards; nothing is read before the first sample.
+        """Map the datasets' shards; but for returns, nothing is read before the first sample.
 
         Args:
             datasets: Episodes of tasks that the model knows, drawn from as one.
             tasks: The model's table, which decides ids and widths.
             horizon: Transitions of a slice.
-            batch_size: Slices of a batch.
-            seed: Seed of the draws.
+            batch_size: Slices of a batch, over all ranks.
+            seed: Seed of the draws, the same on all ranks.
             last_share: Share of each batch, rounded to whole slices, that the last dataset
                 gives; the others share the rest. None: as large as its share of all slices.
+            sampling: `uniform`: each slice is as likely. `task`: each task is, and each slice
+                of a task. `return`: tasks as under `uniform`, and within each the episodes of
+                high return more than the others.
+            rank: Which of the ranks this is. All draw the same batch, and each reads its own
+                rows of it, so that no two train on the same draw.
+            world_size: Number of ranks.
 
         Raises:
             DataError: An empty dataset, a task that the model does not know or knows with other
-                sizes, a horizon longer than the episodes, or a damaged shard.
+                sizes, a horizon longer than the episodes, a damaged shard, or a batch that
+                cannot be shared out evenly.
         """
         for dataset in datasets:
             _refuse_unfit(dataset, tasks, horizon)
-        self._batch_size = batch_size
+        if batch_size % world_size:
+            raise DataError(
+                f"a batch of {batch_size} slices cannot be shared out evenly over {world_size} "
+                "ranks; choose a multiple"
+            )
+        self._own = slice(rank, None, world_size)
         self._tasks = tasks
-        self._steps = np.arange(horizon + 1)
+        self._horizon = horizon
         self._generator = np.random.default_rng(seed)
-        # By name: the order in which worker processes added shards must not change the draws.
-        self._shards = [
-            _rows(dataset, shard, tasks)
-            for dataset in datasets
-            for shard in sorted(dataset.shards, key=lambda shard: shard.name)
-        ]
+        self._next: NDArray[np.int64] | None = None
+        self._state = self._generator.bit_generator.state
+        shards = ordered_shards(datasets)
+        self._shards = [_rows(dataset, shard, tasks) for dataset, shard in shards]
+        rows_of = [len(shard.obs) for shard in self._shards]
+        self._first_row = np.concatenate([[0], np.cumsum(rows_of)])
         self._lengths = np.array([shard.length for shard in self._shards])
         self._starts = self._lengths - horizon
-        episodes = [len(shard.obs) // shard.length for shard in self._shards]
+        episodes = np.array([shard.episodes for _, shard in shards])
         # Of all slices, shard s holds those from _first[s] on, up to _first[s + 1].
         self._first = np.concatenate([[0], np.cumsum(episodes * self._starts)])
-        self._last_dataset = self._first[-1 - len(datasets[-1].shards)]
-        self._from_last = None if last_share is None else round(last_share * batch_size)
+        self._drawn = np.zeros(0, dtype=np.int64)
+        self._parts = [
+            _Part(count, begin, end, _units(sampling, shards[begin:end], self._shards, horizon))
+            for count, begin, end in _split(batch_size, last_share, shards, datasets[-1])
+            if count
+        ]
 
     def sample(self) -> Batch:
-        """Draw a batch.
+        """Draw a batch, and have the system begin to read the next.
 
         Raises:
-            DataError: NaN or infinity in the batch; the message names task, shard and episode.
+            NonFiniteError: NaN or infinity in the batch; the message names task, shard and
+                episode. The next call draws another batch.
         """
-        index = self._draw()
-        shard = np.searchsorted(self._first, index, side="right") - 1
-        episode, start = np.divmod(index - self._first[shard], self._starts[shard])
-        first_row = episode * self._lengths[shard] + start
-        rows = self._steps[:, None] + first_row  # (horizon + 1, batch)
+        self._drawn = (self._draw() if self._next is None else self._next)[self._own]
+        # Before reading: a batch at fault must not be drawn again.
+        self._state = self._generator.bit_generator.state
+        self._next = self._draw()
+        self._announce(self._next[self._own])
+        return self._read(self._drawn)
 
-        obs = np.zeros((*rows.shape, self._tasks.obs_dim), dtype=np.float32)
-        action = np.zeros((len(rows) - 1, rows.shape[1], self._tasks.action_dim), np.float32)
+    def _read(self, index: NDArray[np.int64]) -> Batch:
+        shard, _, first_row = self._locate(index)
+        count, steps = len(index), self._horizon
+        obs = np.zeros((count, steps + 1, self._tasks.obs_dim), dtype=np.float32)
+        action = np.zeros((count, steps, self._tasks.action_dim), dtype=np.float32)
         label = np.zeros_like(action)
-        reward = np.empty((*action.shape[:2], 1), dtype=np.float32)
-        task = np.empty(self._batch_size, dtype=np.int64)
-        order = np.argsort(shard, kind="stable")
-        bounds = np.searchsorted(shard[order], np.arange(len(self._shards) + 1))
-        for source, (begin, end) in zip(self._shards, pairwise(bounds), strict=True):
-            if begin == end:
-                continue
-            chosen = order[begin:end]
-            where = rows[:, chosen]
-            obs[:, chosen, : source.obs.shape[1]] = source.obs[where]
+        reward = np.empty((count, steps), dtype=np.float32)
+        # Slice by slice: over many shards this beats an index into each of them.
+        for i, (number, row) in enumerate(zip(shard.tolist(), first_row.tolist(), strict=True)):
+            source, done = self._shards[number], slice(row + 1, row + steps + 1)
+            obs[i, :, : source.obs.shape[1]] = source.obs[row : row + steps + 1]
             # A row holds what was done before it: step t has its action in t + 1.
-            action[:, chosen, : source.action.shape[1]] = source.action[where[1:]]
-            label[:, chosen, : source.label.shape[1]] = source.label[where[1:]]
-            reward[:, chosen, 0] = source.reward[where[1:]]
-            task[chosen] = source.task
+            action[i, :, : source.action.shape[1]] = source.action[done]
+            reward[i] = source.reward[done]
+            if source.label is not None:
+                label[i, :, : source.label.shape[1]] = source.label[done]
+        plain = np.array([source.label is None for source in self._shards])[shard]
+        label[plain] = action[plain]
         wrong = {
-            "obs": _columns(~np.isfinite(obs)),
-            "action": _columns(~np.isfinite(action)),
-            "reward": _columns(~np.isfinite(reward)),
-            "label": _columns(np.isinf(label)),
+            "obs": _slices(~np.isfinite(obs)),
+            "action": _slices(~np.isfinite(action)),
+            "reward": _slices(~np.isfinite(reward)),
+            "label": _slices(np.isinf(label)),
         }
-        if any(columns.any() for columns in wrong.values()):
-            self._name_the_fault(wrong, shard, episode)
+        if any(slices.any() for slices in wrong.values()):
+            self._name_the_fault(wrong)
+        task = np.array([source.task for source in self._shards], dtype=np.int64)[shard]
+        rows = np.arange(steps + 1)[:, None] + first_row + self._first_row[shard]
         return Batch(
-            obs=torch.from_numpy(obs),
-            action=torch.from_numpy(action),
-            label=torch.from_numpy(label),
-            reward=torch.from_numpy(reward),
+            obs=_steps_first(obs),
+            action=_steps_first(action),
+            label=_steps_first(label),
+            reward=_steps_first(reward[..., None]),
             task=torch.from_numpy(task),
+            row=torch.from_numpy(rows),
         )
 
+    def origin(self, column: int) -> str:
+        """Say where a slice of the last batch comes from, for messages about it.
+
+        Args:
+            column: Number of the slice in the batch.
+        """
+        shard, episode, first_row = (int(v[0]) for v in self._locate(self._drawn[[column]]))
+        source = self._shards[shard]
+        return (
+            f"{source.path}: shard {source.name}, episode {episode} ({source.task_name}), "
+            f"from step {first_row - episode * source.length}"
+        )
+
+    def _locate(
+        self, index: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return shard, episode and first row in the shard of slices by their numbers."""
+        shard = np.searchsorted(self._first, index, side="right") - 1
+        episode, start = np.divmod(index - self._first[shard], self._starts[shard])
+        return shard, episode, episode * self._lengths[shard] + start
+
+    def _announce(self, index: NDArray[np.int64]) -> None:
+        """Have the system read a batch while the one before it is trained on."""
+        shard, _, first_row = self._locate(index)
+        rows = self._horizon + 1
+        for number, row in zip(shard.tolist(), first_row.tolist(), strict=True):
+            for ahead in self._shards[number].ahead:
+                ahead.begin(row, rows)
+
     def _draw(self) -> NDArray[np.int64]:
-        """Choose the slices of a batch by their numbers among all slices."""
-        total, size = self._first[-1], self._batch_size
-        if self._from_last is None:
-            return self._generator.integers(total, size=size)
-        last = self._generator.integers(self._last_dataset, total, size=self._from_last)
-        if self._from_last == size:
-            return last
-        rest = self._generator.integers(self._last_dataset, size=size - self._from_last)
-        return np.concatenate([rest, last])
+        """Choose the slices of a batch of all ranks by their numbers among all slices."""
+        drawn = [self._draw_part(part) for part in reversed(self._parts)]
+        return np.concatenate(drawn[::-1])
+
+    def _draw_part(self, part: "_Part") -> NDArray[np.int64]:
+        low, high = self._first[part.begin], self._first[part.end]
+        if part.units is None:
+            return self._generator.integers(low, high, size=part.count)
+        return low + part.units.draw(self._generator, part.count)
 
     def state_dict(self) -> dict[str, str]:
         """Return the random state as text, which any safe format can hold."""
-        return {"generator": json.dumps(self._generator.bit_generator.state)}
+        return {"generator": json.dumps(self._state)}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
         """Go on drawing where `state_dict` was taken, on the same dataset.
+
+        The state is the same on all ranks, and does not depend on how many there are.
 
         Raises:
             DataError: A state that `state_dict` did not write.
@@ -173,27 +248,37 @@ class SliceSampler:
             self._generator.bit_generator.state = json.loads(state["generator"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"the sampler's saved state is damaged ({error!r})") from error
+        self._state, self._next = self._generator.bit_generator.state, None
 
-    def _name_the_fault(
-        self,
-        wrong: dict[str, NDArray[np.bool_]],
-        shard: NDArray[np.int64],
-        episode: NDArray[np.int64],
-    ) -> NoReturn:
+    def _name_the_fault(self, wrong: dict[str, NDArray[np.bool_]]) -> NoReturn:
         table = np.stack(list(wrong.values()))
         column = int(table.any(axis=0).argmax())
         field = list(wrong)[int(table[:, column].argmax())]
-        source = self._shards[shard[column]]
-        raise DataError(
-            f"{source.path}: shard {source.name}, episode {episode[column]} "
-            f"({source.task_name}): {field} holds NaN or infinity; take the shard out of "
-            "dataset.json and collect it anew"
+        raise NonFiniteError(
+            f"{self.origin(column)}: {field} holds NaN or infinity (take the shard out of "
+            "dataset.json and collect it anew)"
         )
 
 
-def _columns(bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _slices(bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Tell of each slice of a batch whether it holds a bad value."""
-    return np.asarray(bad.any(axis=(0, 2)))
+    return np.asarray(bad.reshape(len(bad), -1).any(axis=1))
+
+
+def _steps_first(values: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values.swapaxes(0, 1)))
+
+
+def ordered_shards(datasets: Sequence[EpisodeDataset]) -> list[tuple[EpisodeDataset, Shard]]:
+    """Return the shards of all datasets in the order in which slices are counted.
+
+    By name: the order in which worker processes added shards must not change the draws.
+    """
+    return [
+        (dataset, shard)
+        for dataset in datasets
+        for shard in sorted(dataset.shards, key=lambda shard: shard.name)
+    ]
 
 
 def joint_tasks(datasets: Sequence[EpisodeDataset]) -> TaskTable:
@@ -211,12 +296,45 @@ def joint_tasks(datasets: Sequence[EpisodeDataset]) -> TaskTable:
     return TaskTable(tuple(found[name] for name in order if name in found))
 
 
+def _split(
+    batch_size: int,
+    last_share: float | None,
+    shards: Sequence[tuple[EpisodeDataset, Shard]],
+    last: EpisodeDataset,
+) -> list[tuple[int, int, int]]:
+    """Return slices of a batch, first shard and end of each part."""
+    if last_share is None:
+        return [(batch_size, 0, len(shards))]
+    count, cut = round(last_share * batch_size), len(shards) - len(last.shards)
+    return [(batch_size - count, 0, cut), (count, cut, len(shards))]
+
+
+def _units(
+    sampling: Sampling,
+    shards: Sequence[tuple[EpisodeDataset, Shard]],
+    rows: Sequence[_Rows],
+    horizon: int,
+) -> Units | None:
+    """Weigh the slices of some shards; None where all are alike."""
+    known = {row.task_name: row.task for row in rows}
+    tasks = np.array([known[shard.task] for _, shard in shards])
+    starts = np.array([dataset.length - horizon for dataset, _ in shards])
+    if sampling == "task":
+        return by_task(tasks, starts * [shard.episodes for _, shard in shards])
+    if sampling == "return":
+        returns = [dataset.returns_of(shard) for dataset, shard in shards]
+        return by_return(tasks, starts, returns)
+    return None
+
+
 def _rows(dataset: EpisodeDataset, shard: Shard, tasks: TaskTable) -> _Rows:
     """Lay a shard's episodes end to end, as views of its maps cut to the model's widths."""
     arrays = dataset.arrays(shard)
     obs = arrays.obs.reshape(-1, arrays.obs.shape[-1])
     action = arrays.action.reshape(-1, arrays.action.shape[-1])
-    label = action if arrays.label is None else arrays.label.reshape(action.shape)
+    label = None if arrays.label is None else arrays.label.reshape(action.shape)
+    reward = arrays.reward.reshape(-1)
+    files = [values for values in (obs, action, reward, label) if values is not None]
     return _Rows(
         path=dataset.path,
         name=shard.name,
@@ -225,8 +343,9 @@ def _rows(dataset: EpisodeDataset, shard: Shard, tasks: TaskTable) -> _Rows:
         length=dataset.length,
         obs=obs[:, : tasks.obs_dim],
         action=action[:, : tasks.action_dim],
-        reward=arrays.reward.reshape(-1),
-        label=label[:, : tasks.action_dim],
+        reward=reward,
+        label=None if label is None else label[:, : tasks.action_dim],
+        ahead=tuple(ReadAhead(values) for values in files),
     )
 
 

@@ -1,22 +1,20 @@
-"""One shard of episodes as a TensorDict memory-map folder: written, checked and read."""
+"""One shard of episodes as a TensorDict memory-map folder: its layout, checked and read."""
 
-import errno
-import os
-import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from numpy.typing import NDArray
-from tensordict import TensorDict
 
+from tdmpc_opt.data.maps import map_file
 from tdmpc_opt.errors import DataError
 
 BLOCK = 64
 """Episodes that are held in memory at once while a shard is written or checked."""
+POSITIONS = "position.npy"
+"""File that tells where each episode was in the file it was imported from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +23,8 @@ class Episode:
 
     task: str
     """Name of the task."""
-    seed: int
-    """Environment seed that the episode started from."""
+    seed: int | None
+    """Environment seed that the episode started from; None where it is not known."""
     obs: Float32[np.ndarray, "rows obs"]
     """Observations without padding, the first and the last included."""
     action: Float32[np.ndarray, "rows action"]
@@ -56,114 +54,38 @@ class ShardShape:
     """Padded width of an action."""
     labelled: bool = False
     """Whether there is a file of labels."""
+    half: bool = False
+    """Whether observations, actions and rewards are in half precision."""
 
     def fields(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Return each field's shape and number format; all but the label are as published."""
         lead = (self.episodes, self.length)
-        action = ((*lead, self.action_dim), torch.float32)
+        kind = torch.float16 if self.half else torch.float32
         fields = {
-            "obs": ((*lead, self.obs_dim), torch.float32),
-            "action": action,
-            "reward": (lead, torch.float32),
+            "obs": ((*lead, self.obs_dim), kind),
+            "action": ((*lead, self.action_dim), kind),
+            "reward": (lead, kind),
             "task": (lead, torch.int32),
         }
-        return fields | {"label": action} if self.labelled else fields
+        if self.labelled:
+            fields["label"] = ((*lead, self.action_dim), torch.float32)
+        return fields
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardArrays:
     """A shard's fields, mapped read-only: a row is read from disk when it is indexed."""
 
-    obs: Float32[np.ndarray, "episodes rows obs"]
-    action: Float32[np.ndarray, "episodes rows action"]
-    reward: Float32[np.ndarray, "episodes rows"]
-    label: Float32[np.ndarray, "episodes rows action"] | None
+    obs: Float[np.ndarray, "episodes rows obs"]
+    action: Float[np.ndarray, "episodes rows action"]
+    reward: Float[np.ndarray, "episodes rows"]
+    label: Float[np.ndarray, "episodes rows action"] | None
     """None where the shard has no labels."""
 
 
-def _file(folder: Path, field: str) -> Path:
+def field_file(folder: Path, field: str) -> Path:
+    """Return the file of a shard that holds a field."""
     return folder / f"{field}.memmap"
-
-
-def write_shard(
-    folder: Path, episodes: Sequence[Episode], shape: ShardShape, task_id: int
-) -> None:
-    """Write episodes of one task into a new folder, which appears whole or not at all.
-
-    Args:
-        folder: Shard folder to make; one that is there already is replaced.
-        episodes: Episodes that fit `shape`.
-        shape: Sizes of the padded fields.
-        task_id: Id of the task in the dataset's table.
-
-    Raises:
-        DataError: A full disk, or a folder that cannot be written.
-    """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _make_files(temporary, shape)
-        _fill(temporary, episodes, shape, task_id)
-        for path in [*temporary.iterdir(), temporary]:
-            _sync(path)
-        if folder.exists():  # left by a run that died before it listed the shard
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-        _sync(folder.parent)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full; free some space" if full else str(error)
-        raise DataError(f"cannot write shard {folder}: {reason}; nothing was added") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _make_files(folder: Path, shape: ShardShape) -> None:
-    """Let tensordict lay out the folder, so that it can load what is written here."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    TensorDict(
-        {
-            name: torch.empty((), dtype=dtype).expand(size)
-            for name, (size, dtype) in shape.fields().items()
-        },
-        batch_size=[shape.episodes, shape.length],
-    ).memmap_like(folder)
-
-
-def _fill(folder: Path, episodes: Sequence[Episode], shape: ShardShape, task_id: int) -> None:
-    """Write the values through plain files: into a map, a full disk would kill the process."""
-    for field in [name for name in shape.fields() if name != "task"]:
-        with _file(folder, field).open("r+b") as file:
-            for start in range(0, len(episodes), BLOCK):
-                file.write(_padded(episodes[start : start + BLOCK], field, shape).tobytes())
-    row = np.full(shape.length, task_id, dtype="<i4").tobytes()
-    with _file(folder, "task").open("r+b") as file:
-        for _ in episodes:
-            file.write(row)
-
-
-def _padded(episodes: Sequence[Episode], field: str, shape: ShardShape) -> NDArray[np.float32]:
-    """Stack one field of some episodes, padded with zeros; NaN where nothing was done yet."""
-    size, _ = shape.fields()[field]
-    block = np.zeros((len(episodes), *size[1:]), dtype="<f4")
-    for row, episode in zip(block, episodes, strict=True):
-        values = getattr(episode, field)
-        if values.ndim == 1:
-            row[:] = values
-        else:
-            row[:, : values.shape[1]] = values
-    if field != "obs":
-        block[:, 0] = np.nan
-    return block
-
-
-def _sync(path: Path) -> None:
-    """Force a file or a folder's entries out to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def check_files(folder: Path, shape: ShardShape) -> None:
@@ -173,7 +95,7 @@ def check_files(folder: Path, shape: ShardShape) -> None:
         DataError: The message names the file.
     """
     for field, (size, dtype) in shape.fields().items():
-        path = _file(folder, field)
+        path = field_file(folder, field)
         expected = int(np.prod(size)) * dtype.itemsize
         try:
             found = path.stat().st_size
@@ -203,12 +125,11 @@ def open_shard(folder: Path, shape: ShardShape) -> ShardArrays:
     )
 
 
-def _map(folder: Path, field: str, shape: ShardShape) -> NDArray[np.float32]:
-    path = _file(folder, field)
-    size, _ = shape.fields()[field]
+def _map(folder: Path, field: str, shape: ShardShape) -> NDArray[np.floating]:
+    path = field_file(folder, field)
+    size, dtype = shape.fields()[field]
     try:
-        # A plain view of the map indexes faster than numpy's memmap class.
-        return np.asarray(np.memmap(path, dtype="<f4", mode="r", shape=size))
+        return map_file(path, size, dtype)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; {_REPAIR}") from error
 

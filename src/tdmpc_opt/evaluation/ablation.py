@@ -1,5 +1,6 @@
 """Comparison of training runs at equal budget, out of the result files of their students."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,28 @@ def ablation(paths: Sequence[Path]) -> list[AblationRow]:
         key = tuple((name, settings[name]) for name in varied if name in settings)
         groups.setdefault(key, []).append(content)
     return [_row(dict(key), members) for key, members in groups.items()]
+
+
+def equal_budgets(paths: Sequence[Path]) -> list[list[Path]]:
+    """Sort result files into sets that `ablation` takes, in the order of the files.
+
+    Of several results of one training run, such as a student's and its quantized copy's, the
+    first counts.
+
+    Raises:
+        ResultError: A file that `ablation` cannot read.
+    """
+    sets: dict[str, dict[str, Path]] = {}
+    for path in paths:
+        content = _read(path)
+        run = json.dumps(content["training"], sort_keys=True)
+        budget = [
+            content[part].get(name)
+            for part, names in (("training", _TRAINING_BUDGET), ("config", _EVALUATION))
+            for name in names
+        ]
+        sets.setdefault(json.dumps(budget, sort_keys=True), {}).setdefault(run, path)
+    return [list(runs.values()) for runs in sets.values()]
 
 
 def _row(settings: dict[str, str], members: Sequence[Mapping[str, Any]]) -> AblationRow:

@@ -12,15 +12,15 @@ from tdmpc_opt.executor import run_parallel
 from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import one_thread, rollout
-from tdmpc_opt.task_table import MT30, TaskTable
+from tdmpc_opt.task_table import Task, TaskTable, seed_number
 
 
 @dataclass(frozen=True)
-class _TaskWork:
+class TaskWork:
     """One task with all its episodes: the unit of work, alike in every process."""
 
     policy: PolicySource
-    task: str
+    task: Task
     episodes: int
     seed: int
 
@@ -29,13 +29,14 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     """Evaluate and write the result file as tasks finish; go on from a file that exists.
 
     Episode k of every task starts from environment seed `seed + k`; the policy's noise is
-    seeded by (seed, task id in MT30, k).
+    seeded by (seed, number of the task, k).
 
     Returns:
         The content of the result file.
 
     Raises:
-        UnknownTaskError: A task that MT30 or the policy does not know.
+        UnknownTaskError: A task that nobody here or not the policy knows.
+        InputError: An environment of the user's that no agent here can act in.
         CheckpointError: A checkpoint that cannot be read.
         ResultError: An output that belongs to another evaluation or cannot be written.
     """
@@ -53,14 +54,14 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     tasks = policy.tasks(config.tasks)
     result = EvaluationFile(config.output, _identity(config, policy, tasks), policy.training())
     work = [
-        _TaskWork(policy, name, config.episodes, config.seed)
-        for name in tasks.names
-        if name not in result.tasks
+        TaskWork(policy, task, config.episodes, config.seed)
+        for task in tasks.tasks
+        if task.name not in result.tasks
     ]
     progress.update(len(result.tasks), len(tasks), "")
-    for item, record in run_parallel(_evaluate_task, work, config.workers):
-        result.add(item.task, record)
-        note = f"{item.task} {record['score']:.1f}"
+    for item, record in run_parallel(evaluate_task, work, config.workers):
+        result.add(item.task.name, record)
+        note = f"{item.task.name} {record['score']:.1f}"
         progress.update(len(result.tasks), len(tasks), note)
     if not result.tasks:
         raise ResultError("nothing was evaluated")
@@ -68,14 +69,17 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
 
 
 def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) -> dict[str, Any]:
-    plans = policy.is_agent and config.mode == "planner"
+    chosen = policy.chosen() if policy.is_agent else None
+    plans = chosen is not None and chosen.mode == "planner"
+    own = {task.name: task.env for task in tasks.tasks if task.env}
     return {
         "checkpoint": policy.identity(tasks),
         "tasks": list(tasks.names),
+        **({"environments": own} if own else {}),
         "episodes": config.episodes,
         "seed": config.seed,
-        "mode": config.mode if policy.is_agent else None,
-        "budget": asdict(policy.budget) if plans else None,
+        "mode": chosen.mode if chosen else None,
+        "budget": asdict(chosen.budget) if chosen and plans else None,
         "engine": config.engine if plans else None,
         "precision": config.precision if plans else None,
         "noise": config.noise,
@@ -83,13 +87,14 @@ def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) ->
     }
 
 
-def _evaluate_task(work: _TaskWork) -> dict[str, Any]:
+def evaluate_task(work: TaskWork) -> dict[str, Any]:
+    """Run the episodes of one task and return its record in a result file."""
     with one_thread():
         start = time.perf_counter()
-        task_id = MT30.index(work.task)
+        task_id = seed_number(work.task)
         seeds = range(work.seed, work.seed + work.episodes)
         streams = [(work.seed, task_id, k) for k in range(work.episodes)]
-        episodes = rollout(work.policy.load(), work.task, seeds, streams)
+        episodes = rollout(work.policy.load(TaskTable((work.task,))), work.task, seeds, streams)
     returns = [episode.total_reward for episode in episodes]
     return {
         "returns": returns,

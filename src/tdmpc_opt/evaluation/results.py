@@ -4,11 +4,13 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tdmpc_opt import provenance
 from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.score import normalized_score
 
@@ -38,7 +40,7 @@ class EvaluationFile:
         _require_writable(path)
         if path.exists():
             found = read_evaluation(path)
-            _require_same(path, _with_engine(found["config"]), self._config)
+            _require_same(path, found["config"], self._config)
             self.tasks = found["tasks"]
 
     def add(self, task: str, record: Mapping[str, Any]) -> None:
@@ -82,13 +84,13 @@ def _require_writable(path: Path) -> None:
         raise ResultError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _with_engine(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete the config of a file from when every plan was eager and executed one action."""
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete the config of a file from before some options, which had today's defaults."""
     budget = config.get("budget")
-    if budget is None:
+    if not isinstance(budget, dict):
         return dict(config)
     eager = {"engine": "eager", "precision": "fp32"}
-    return eager | dict(config) | {"budget": {"replan_every": 1} | budget}
+    return eager | dict(config) | {"budget": asdict(PlannerBudget()) | budget}
 
 
 def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -120,7 +122,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     for name, record in tasks.items():
         if not _is_record(record):
             raise ResultError(f"{path}: the record of {name} is damaged")
-    return content
+    return content | {"config": _completed(content["config"])}
 
 
 def _is_record(record: object) -> bool:

@@ -2,9 +2,10 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -49,13 +50,35 @@ def iteration_graph(
     Its inputs are those of `arguments`, its outputs `OUTPUTS`. All shapes are fixed:
     those of the tensors given here, whose values do not matter.
     """
+    names = list(arguments(problem, mean, std, noise))
+    return traced(_Iteration(networks, budget), (problem, mean, std, noise), names, OUTPUTS)
+
+
+def traced(
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic: dict[str, Any] | None = None,
+) -> onnx.ModelProto:
+    """Trace a module, with its weights in the graph.
+
+    Args:
+        module: What the graph computes.
+        inputs: Arguments whose shapes the graph takes and whose values do not matter.
+        input_names: Names of the graph's inputs, tuples of tensors taken apart.
+        output_names: Names of its outputs.
+        dynamic: Axes that stay open, by the names of the module's arguments, in the form of
+            `torch.export`.
+    """
     with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
-            _Iteration(networks, budget).eval(),
-            (problem, mean, std, noise),
-            input_names=list(arguments(problem, mean, std, noise)),
-            output_names=OUTPUTS,
+            module.eval(),
+            inputs,
+            input_names=list(input_names),
+            output_names=list(output_names),
             opset_version=OPSET,
+            dynamic_shapes=dynamic,
             dynamo=True,
             verbose=False,
         )
@@ -63,12 +86,16 @@ def iteration_graph(
     return program.model_proto
 
 
-def quantized(graph: onnx.ModelProto) -> onnx.ModelProto:
+def quantized(graph: onnx.ModelProto, bits: Literal[7, 8] = 7) -> onnx.ModelProto:
     """Return the graph with its large products in int8, by ONNX Runtime's quantiser.
 
-    Weights have a scale per output and 7 bits, since the 8-bit products of CPUs without VNNI
-    overflow otherwise; activations are scaled as they come. Norms, activations and what decodes
-    rewards and values stay fp32.
+    Weights have a scale per output; activations are scaled as they come. Norms, activations and
+    what decodes rewards and values stay fp32.
+
+    Args:
+        graph: What the exporter traced.
+        bits: Of the weights. On CPUs without VNNI signed products overflow from 8 bits on, so
+            8 are unsigned.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
@@ -82,8 +109,8 @@ def quantized(graph: onnx.ModelProto) -> onnx.ModelProto:
             path,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
+            reduce_range=bits == 7,
+            weight_type=QuantType.QInt8 if bits == 7 else QuantType.QUInt8,
             # It turns each Gemm into a MatMul of this name first.
             nodes_to_exclude=[*small, *(f"{name}_MatMul" for name in small)],
         )

@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tdmpc_opt.configs import PlannerBudget
@@ -161,8 +161,8 @@ def prepare(
     """Compute what all iterations of a plan share: the policy prior acts and is judged once."""
     model = networks.model
     shares = networks.shares(z, task)
-    discount = (model.discount[:1] if task is None else model.discount[task]).expand(len(z))
-    mask = model.mask(task).expand(len(z), -1)
+    discount = (model.discount[:1] if task is None else model.discount[task]).expand(z.shape[0])
+    mask = model.mask(task).expand(z.shape[0], -1)
     value = z.new_zeros(noise.shape[1:3])
     weight = torch.ones_like(discount)
     latent, actions = None, []
@@ -181,7 +181,7 @@ def sequence_values(
     problem: Problem,
     actions: Float[Tensor, "horizon sampled batch action"],
     noise: Float[Tensor, "samples batch action"],
-    heads: Int[Tensor, "2 batch"],
+    heads: Int[Tensor, "2 #batch"],
 ) -> Float[Tensor, "samples batch"]:
     """Estimate the return of the prior's sequences and of these, in this order.
 
@@ -247,7 +247,14 @@ def plan(
     """
     problem = prepare(networks, z, task, noise.prior)
     engine = partial(refine, networks, budget)
-    return search(engine, problem, previous_mean, noise, budget.max_std)
+    return search(
+        engine,
+        problem,
+        previous_mean,
+        noise,
+        budget.max_std,
+        converged_std=budget.converged_std,
+    )
 
 
 def search(
@@ -255,8 +262,9 @@ def search(
     problem: Problem,
     previous_mean: Float[Tensor, "horizon batch action"],
     noise: PlanNoise,
-    max_std: float,
+    start_std: float | Float[Tensor, "horizon batch action"],
     enough: Callable[[], bool] = lambda: False,
+    converged_std: float = 0.0,
 ) -> Plan:
     """Let an engine iterate, as `plan` does with `refine`.
 
@@ -265,17 +273,41 @@ def search(
         problem: What the iterations have in common.
         previous_mean: Mean of the plan one step ago.
         noise: All random numbers.
-        max_std: Standard deviation to start with.
+        start_std: Standard deviation to start with.
         enough: Asked before each iteration but the first whether to leave out the rest.
+        converged_std: Rows stay as they are once their mean standard deviation is below it.
     """
     mean = torch.cat([previous_mean[1:], torch.zeros_like(previous_mean[:1])])
-    result = engine(problem, mean, torch.full_like(mean, max_std), noise.round(0))
+    std = torch.zeros_like(mean) + start_std
+    result = engine(problem, mean, std, noise.round(0))
     rounds = 1
     while rounds < len(noise.samples) and not enough():
-        result = engine(problem, result.mean, result.std, noise.round(rounds))
+        wide = _mean_std(result.std, problem.mask) >= converged_std if converged_std else None
+        if wide is not None and not bool(wide.any()):
+            break
+        refined = engine(problem, result.mean, result.std, noise.round(rounds))
+        result = refined if wide is None else _keep(result, refined, wide)
         rounds += 1
-    action = _draw_elite(result.first, result.weights, noise.pick)
+    action = draw_elite(result.first, result.weights, noise.pick)
     return Plan(result.mean, result.std, action, rounds)
+
+
+def _mean_std(
+    std: Float[Tensor, "horizon batch action"], mask: Float[Tensor, "batch action"]
+) -> Float[Tensor, " batch"]:
+    """Average over steps and real action dimensions."""
+    return (std * mask).sum((0, 2)) / (len(std) * mask.sum(1))
+
+
+def _keep(old: Refined, new: Refined, wide: Bool[Tensor, " batch"]) -> Refined:
+    """Take the new results of the wide rows and the old ones of the others."""
+    rows = wide.unsqueeze(-1)
+    return Refined(
+        torch.where(rows, new.mean, old.mean),
+        torch.where(rows, new.std, old.std),
+        torch.where(rows, new.first, old.first),
+        torch.where(wide, new.weights, old.weights),
+    )
 
 
 def _refit(
@@ -291,11 +323,12 @@ def _refit(
     return mean * mask, std * mask
 
 
-def _draw_elite(
+def draw_elite(
     first: Float[Tensor, "elites batch action"],
     weights: Float[Tensor, "elites batch"],
     pick: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch action"]:
+    """Return the first action of one elite per row, drawn by weight with a number in [0, 1)."""
     # Inverse of the cumulative weights; rounding may leave their sum a hair below `pick`.
     index = (weights.cumsum(0) <= pick).sum(0).clamp(max=len(weights) - 1)
     return first.gather(0, index[None, :, None].expand(-1, -1, first.shape[-1]))[0]

@@ -64,6 +64,9 @@ class Shares(NamedTuple):
 class PlannerNetworks:
     """The heads of a world model, their weights shared with it or copied.
 
+    Quantised weights are copied as floats, since a plan uses each of them hundreds of times;
+    the model itself keeps them small.
+
     Quantised weights are copied as floats: each is used hundreds of times a plan. The model
     itself keeps them small.
 
@@ -138,7 +141,7 @@ class PlannerNetworks:
         later = shares.later[2]
         x = shares.at_start[2] if z is None else _linear(z, self._policy.z, later)
         raw = self._policy.finish(x, self._hidden)
-        mean, log_std = raw.unflatten(0, (-1, len(mask))).chunk(2, dim=-1)
+        mean, log_std = raw.unflatten(0, (-1, mask.shape[0])).chunk(2, dim=-1)
         return torch.tanh(mean + noise * log_std_of(log_std).exp()) * mask
 
     def q_mean(
@@ -146,7 +149,7 @@ class PlannerNetworks:
         shares: Shares,
         z: Float[Tensor, "samples batch latent"],
         action: Float[Tensor, "samples batch action"],
-        heads: Int[Tensor, "2 batch"],
+        heads: Int[Tensor, "2 #batch"],
     ) -> Float[Tensor, "samples batch"]:
         """Average the returns that two members of the ensemble predict for each row."""
         x = torch.cat([z, action], dim=-1)
@@ -241,7 +244,7 @@ def _linear(
     bias: Float[Tensor, "batch out"],
 ) -> Float[Tensor, "n out"]:
     """Multiply and add a bias of each row's own; samples and rows become one axis."""
-    if len(bias) == 1:  # one row to plan for: the product adds it for free
+    if bias.shape[0] == 1:  # one row to plan for: the product adds it for free
         return functional.linear(x.flatten(0, 1), weight, bias[0])
     product = functional.linear(x.flatten(0, 1), weight)
     return (product.unflatten(0, x.shape[:2]) + bias).flatten(0, 1)

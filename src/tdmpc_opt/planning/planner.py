@@ -53,6 +53,7 @@ class Planner:
             self._executed = []
         elif self._executed:
             self._sequence[:, list(rows)] = 0.0
+            self._std[:, list(rows)] = torch.inf
             for row in rows:
                 self._executed[row] = self._budget.replan_every
 
@@ -92,7 +93,7 @@ class Planner:
 
     def _start(self, z: Float[Tensor, "batch latent"]) -> None:
         shape = (self._budget.horizon, len(z), self._model.config.action_dim)
-        self._sequence, self._std = z.new_zeros(shape), z.new_zeros(shape)
+        self._sequence, self._std = z.new_zeros(shape), z.new_full(shape, torch.inf)
         self._executed = [self._budget.replan_every] * len(z)
 
     def _plan(
@@ -110,14 +111,26 @@ class Planner:
         result = search(
             self._engine,
             prepare(self._networks, z[due], task[due], noise.prior),
-            previous,
+            self._budget.warm_mean * previous,
             noise,
-            self._budget.max_std,
+            self._start_std(due),
             self._timer.enough,
+            self._budget.converged_std,
         )
-        self._sequence[:, due] = torch.cat([result.action.unsqueeze(0), result.mean[1:]])
+        first = result.mean[0] if self._budget.mean_action else result.action
+        self._sequence[:, due] = torch.cat([first.unsqueeze(0), result.mean[1:]])
         self._std[:, due] = result.std
         self.iterations = result.iterations
         for row in due:
             self._executed[row] = 0
         return noise.explore
+
+    def _start_std(self, due: list[int]) -> float | Float[Tensor, "horizon due action"]:
+        budget = self._budget
+        if not budget.warm_std:
+            return float(budget.max_std)
+        done = budget.replan_every
+        last = self._std[:, due]
+        # Infinite where there was no plan, or where it did not reach: there max_std it is.
+        shifted = torch.cat([last[done:], torch.full_like(last[:done], torch.inf)])
+        return (budget.warm_std * shifted).clamp(budget.min_std, budget.max_std)

@@ -1,21 +1,84 @@
-"""Named planner budgets."""
+"""Named ways to act: planner budgets, and the policy alone."""
 
-from tdmpc_opt.configs import PlannerBudget
-from tdmpc_opt.errors import InputError
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
-PRESETS = {"full": PlannerBudget()}
-"""`full` is the published budget, and what no preset means."""
+from tdmpc_opt.configs import Mode, PlannerBudget
+from tdmpc_opt.errors import CheckpointError, InputError
+
+STORED_AS = "presets"
+"""Entry of a checkpoint's further facts that holds presets of its own."""
 
 
-def budget(preset: str | PlannerBudget | None) -> PlannerBudget:
-    """Return the budget of a preset, or the one given; None is the full published one.
+@dataclass(frozen=True)
+class Preset:
+    """A mode, and what a plan may spend in it."""
+
+    mode: Mode = "planner"
+    budget: PlannerBudget = field(default_factory=PlannerBudget)
+
+
+PRESETS = {
+    "full": Preset(),
+    "balanced": Preset(),
+    "realtime": Preset(
+        budget=PlannerBudget(
+            horizon=2,
+            iterations=1,
+            samples=48,
+            policy_samples=16,
+            elites=6,
+            temperature=4.0,
+            mean_action=True,
+        )
+    ),
+    "policy": Preset("policy"),
+}
+"""Those of agents without presets of their own; `full` is the published budget."""
+
+
+def find_preset(
+    name: str | PlannerBudget | None, extra: Mapping[str, str] | None = None
+) -> Preset:
+    """Return a preset by name, or one with the budget given; None is the full published one.
+
+    Args:
+        name: What is asked for.
+        extra: Further facts of the checkpoint, which may hold presets of its own.
 
     Raises:
         InputError: No preset of that name.
+        CheckpointError: The checkpoint's presets cannot be read.
     """
-    if isinstance(preset, PlannerBudget):
-        return preset
-    name = preset or "full"
-    if name not in PRESETS:
-        raise InputError(f"unknown planner preset {name!r}; known: {', '.join(PRESETS)}")
-    return PRESETS[name]
+    if isinstance(name, PlannerBudget):
+        return Preset(budget=name)
+    known = PRESETS | stored(extra or {})
+    found = known.get(name or "full")
+    if found is None:
+        raise InputError(f"unknown planner preset {name!r}; known: {', '.join(known)}")
+    return found
+
+
+def stored(extra: Mapping[str, str]) -> dict[str, Preset]:
+    """Return a checkpoint's own presets by name.
+
+    Raises:
+        CheckpointError: They cannot be read.
+    """
+    try:
+        records = json.loads(extra.get(STORED_AS, "{}"))
+        return {
+            str(name): Preset(record["mode"], PlannerBudget(**record["budget"]))
+            for name, record in records.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"the presets in the checkpoint cannot be read ({error}); store them again with "
+            "tdmpc-opt tune-planner"
+        ) from error
+
+
+def storable(presets: Mapping[str, Preset]) -> dict[str, str]:
+    """Return what keeps these presets in a checkpoint's further facts."""
+    return {STORED_AS: json.dumps({name: asdict(each) for name, each in presets.items()})}

@@ -68,7 +68,7 @@ def _sources(dataset: EpisodeDataset) -> list[str]:
             f"{float(source.get('noise', 0)):g}",
             _name(source["label"]["policy"]) if "label" in source else "itself",
         )
-        returns = [episode.total_reward for episode in dataset.episodes(shard)]
+        returns = dataset.returns_of(shard).tolist()
         made.setdefault(key, {}).setdefault(shard.task, []).extend(returns)
     rows = []
     for (policy, noise, label), tasks in made.items():

@@ -62,6 +62,47 @@ def _draw_histogram(axis: Axes, task: str, values: NDArray[np.float64]) -> None:
     axis.axvline(float(values.mean()), color=ORANGE, linewidth=1.5)
 
 
+def plot_sensitivity(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what each layer's rounding alone costs, over the bits of its weights.
+
+    Args:
+        rows: Rows of a sensitivity result: layer, format, action_error, value_error, score.
+        path: PNG to write.
+
+    Raises:
+        ResultError: A file that cannot be written.
+    """
+    measures = {
+        "action_error": "action error (rms, range 2)",
+        "value_error": "value error (1 - correlation)",
+        "score": "normalized score, policy alone",
+    }
+    shown = [name for name in measures if any(row[name] is not None for row in rows)]
+    figure = Figure(figsize=(4.6 * len(shown) + 1.6, 4.2), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        _draw_sensitivity(axis, name, rows)
+        axis.set_ylabel(measures[name])
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _draw_sensitivity(axis: Axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    bits = {"fp16": 16, "int8": 8, "int4": 4}
+    for index, layer in enumerate(dict.fromkeys(row["layer"] for row in rows)):
+        points = [(bits[row["format"]], row[name]) for row in rows if row["layer"] == layer]
+        points = [point for point in points if point[1] is not None]
+        x, y = zip(*points, strict=True) if points else ((), ())
+        color, line = _CURVES[index % len(_CURVES)], _DASHES[index // len(_CURVES) % 4]
+        axis.plot(x, y, label=layer, marker=".", color=color, linestyle=line)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(list(bits.values()), [str(value) for value in bits.values()])
+    axis.set_xlabel("bits per weight")
+    if name != "score":
+        axis.set_yscale("symlog", linthresh=1e-5)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
 def _save(figure: Figure, path: Path) -> None:
     try:
         with replace_when_done(path) as temporary:
@@ -128,42 +169,32 @@ def plot_curves(
     _save(figure, path)
 
 
-def plot_sensitivity(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw what each layer's rounding alone costs, over the bits of its weights.
+def plot_front(content: Mapping[str, Any], path: Path) -> None:
+    """Draw score against latency for the budgets of a search, its Pareto front as a line.
 
     Args:
-        rows: Rows of a sensitivity result: layer, format, action_error, value_error, score.
+        content: What `tdmpc-opt tune-planner` found.
         path: PNG to write.
 
     Raises:
         ResultError: A file that cannot be written.
     """
-    measures = {
-        "action_error": "action error (rms, range 2)",
-        "value_error": "value error (1 - correlation)",
-        "score": "normalized score, policy alone",
-    }
-    shown = [name for name in measures if any(row[name] is not None for row in rows)]
-    figure = Figure(figsize=(4.6 * len(shown) + 1.6, 4.2), layout="constrained")
-    for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        _draw_sensitivity(axis, name, rows)
-        axis.set_ylabel(measures[name])
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
-    _save(figure, path)
-
-
-def _draw_sensitivity(axis: Axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    bits = {"fp16": 16, "int8": 8, "int4": 4}
-    for index, layer in enumerate(dict.fromkeys(row["layer"] for row in rows)):
-        points = [(bits[row["format"]], row[name]) for row in rows if row["layer"] == layer]
-        points = [point for point in points if point[1] is not None]
-        x, y = zip(*points, strict=True) if points else ((), ())
-        color, line = _CURVES[index % len(_CURVES)], _DASHES[index // len(_CURVES) % 4]
-        axis.plot(x, y, label=layer, marker=".", color=color, linestyle=line)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(list(bits.values()), [str(value) for value in bits.values()])
-    axis.set_xlabel("bits per weight")
-    if name != "score":
-        axis.set_yscale("symlog", linthresh=1e-5)
+    figure = Figure(figsize=(7.0, 4.0), layout="constrained")
+    axis = figure.subplots()
+    for trial in content["trials"]:
+        ms, score, front = trial["latency_ms"], trial["score"], trial["on_front"]
+        color = ORANGE if front else BLUE
+        if score["ci95"]:
+            axis.plot([ms, ms], score["ci95"], color=color, alpha=0.4, linewidth=1)
+        axis.plot(ms, score["mean"], "o", color=color, markersize=5)
+    front = [trial for trial in content["trials"] if trial["on_front"]]
+    points = [(trial["latency_ms"], trial["score"]["mean"]) for trial in front]
+    axis.step(*zip(*points, strict=True), where="post", color=ORANGE, label="Pareto front")
+    if content["full"]:
+        axis.axhline(content["full"]["mean"], color="gray", linestyle=":", label="full budget")
+    axis.set_xscale("log")
+    axis.set_xlabel("ms per action (processor time, one thread)")
+    axis.set_ylabel("score on the tuning episodes (line: 95% interval)")
+    axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)

@@ -1,83 +1,178 @@
 """`Agent`: acts on a device that has numpy and little else."""
 
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.errors import InputError, UnknownTaskError
+from tdmpc_opt.deadline import Clock, DeadlineTimer
+from tdmpc_opt.errors import InputError
+from tdmpc_opt.input_checks import check_deadline, check_finite, check_shape, task_id
 from tdmpc_opt.runtime.numpy_policy import NumpyPolicy
+from tdmpc_opt.runtime.onnx_file import OnnxFile, Provider, is_onnx, open_onnx
+from tdmpc_opt.runtime.planner import Inputs, OnnxPlanner
 from tdmpc_opt.runtime.weights import Weights, read_weights
+from tdmpc_opt.task_table import TaskTable
 
 Array = NDArray[np.float32]
+Act = Callable[[Array, int, np.random.Generator], Array]
+"""From observations [B, obs] of the task's own width, its id and a source of noise to
+actions [B, action], padded or not."""
 
 
 class Agent:
-    """The policy of a checkpoint.
+    """The policy, or the planner, of one file.
 
     Args:
-        weights: What its file holds.
+        tasks: Its tasks.
+        act: Computes actions.
+        planner: What remembers plans, where there is one.
+        timer: Measures the planner's rounds.
     """
 
-    def __init__(self, weights: Weights) -> None:
-        self.tasks = weights.tasks
-        self._weights = weights
-        self._policies: dict[int, NumpyPolicy] = {}
+    def __init__(
+        self, tasks: TaskTable, act: Act, planner: OnnxPlanner | None, timer: DeadlineTimer
+    ) -> None:
+        self.tasks = tasks
+        self._act, self._planner, self._timer = act, planner, timer
+        self._generator = np.random.default_rng()
+
+    @property
+    def deadlines(self) -> int:
+        """Number of actions that had a deadline."""
+        return self._timer.acts
+
+    @property
+    def deadline_misses(self) -> int:
+        """Number of those actions that came after their deadline."""
+        return self._timer.misses
+
+    @property
+    def iterations(self) -> int | None:
+        """Iterations of the newest plan, which a deadline may have cut; None without a plan."""
+        return self._planner.iterations if self._planner else None
 
     def reset(self) -> None:
-        """Begin a new episode: the policy alone remembers nothing."""
+        """Forget the plan, before a new episode; the policy alone remembers nothing."""
+        if self._planner:
+            self._planner.reset()
 
-    def act(self, obs: NDArray[np.floating], task: str | int | None = None) -> Array:
+    def act(
+        self,
+        obs: NDArray[np.floating],
+        task: str | int | None = None,
+        *,
+        deadline_ms: float | None = None,
+        generator: np.random.Generator | None = None,
+    ) -> Array:
         """Choose actions.
 
         Args:
-            obs: Observations of the task, [obs] or [B, obs].
+            obs: Observations of the task, [obs] or [B, obs], padded or of its own width.
             task: Task name or id; a file of one task needs none.
+            deadline_ms: Milliseconds from now in which the planner should be done: it leaves
+                out iterations that would end later, judged by recent ones. The first always
+                runs.
+            generator: Source of the planner's noise; None is one of the agent's own.
 
         Returns:
-            Mean actions in [-1, 1], [action] or [B, action], of the task's own width.
+            Actions in [-1, 1], [action] or [B, action], of the task's own width: the policy's
+            mean, or one elite of the plan drawn by weight, without added noise.
 
         Raises:
-            InputError: An observation of a wrong width, or with NaN or infinity.
+            InputError: An observation of a wrong width, or with NaN or infinity, or a deadline
+                that is not positive.
             UnknownTaskError: A task that this agent does not know.
         """
-        index = self._index(task)
-        policy = self._policies.get(index)
-        if policy is None:
-            policy = self._policies[index] = NumpyPolicy(self._weights, index)
-        return policy(self._checked(obs, index))
-
-    def _index(self, task: str | int | None) -> int:
-        if isinstance(task, str):
-            return self.tasks.index(task)
-        if task is None:
-            if len(self.tasks) > 1:
-                raise UnknownTaskError(f"name a task; known: {', '.join(self.tasks.names)}")
-            return 0
-        if not 0 <= task < len(self.tasks):
-            raise UnknownTaskError(f"task ids are 0..{len(self.tasks) - 1}, got {task}")
-        return task
-
-    def _checked(self, obs: NDArray[np.floating], task: int) -> Array:
+        check_deadline(deadline_ms)
+        self._timer.begin(deadline_ms)
+        index = task_id(self.tasks, task)
         rows: Array = np.asarray(obs, dtype=np.float32)
-        width = self.tasks.tasks[task].obs_dim
-        if rows.ndim not in (1, 2) or rows.shape[-1] != width:
-            raise InputError(
-                f"observations of {self.tasks.names[task]} are [{width}] or [B, {width}]; got "
-                f"shape {list(rows.shape)}"
-            )
-        if not np.isfinite(rows).all():
-            raise InputError("the observation holds NaN or infinity; check the sensors")
-        return rows
+        check_shape(self.tasks, index, rows.shape)
+        check_finite(bool(np.isfinite(rows).all()))
+        own = self.tasks.tasks[index]
+        known = np.atleast_2d(rows)[:, : own.obs_dim]
+        action = self._act(known, index, generator or self._generator)[:, : own.action_dim]
+        self._timer.finish()
+        return action[0] if rows.ndim == 1 else action
 
 
-def load(path: str | Path) -> Agent:
-    """Load the policy of a safetensors checkpoint of this project.
+def load(
+    path: str | Path,
+    threads: int = 1,
+    providers: Sequence[Provider] | None = None,
+    preset: str | None = None,
+    clock: Clock = time.perf_counter,
+) -> Agent:
+    """Load an agent, ready to act.
 
     Args:
-        path: File; `tdmpc-opt quantize --policy-only` makes the smallest.
+        path: ONNX file of `tdmpc-opt export`, or a safetensors checkpoint of this project, of
+            which the policy acts (`tdmpc-opt quantize --policy-only` makes the smallest).
+        threads: Threads of one action, for ONNX files.
+        providers: Execution providers of ONNX Runtime in the order of preference, each a name
+            or a name with options; None is the CPU.
+        preset: Planner budget that the file must have been written for; None takes any.
+        clock: Monotonic time in seconds, by which deadlines are kept.
 
     Raises:
         CheckpointError: A file that is missing, damaged, foreign or of a newer schema.
+        InputError: A provider that is not here, or another preset than the file's.
+        MissingDependencyError: An ONNX file, and onnxruntime is not installed.
     """
-    return Agent(read_weights(Path(path)))
+    if threads < 1:
+        raise InputError(f"threads must be at least 1, got {threads}")
+    path, timer = Path(path), DeadlineTimer(clock)
+    if not is_onnx(path):
+        if preset is not None:
+            raise InputError(_other_preset(path, preset, None))
+        weights = read_weights(path)
+        return Agent(weights.tasks, _by_numpy(weights), None, timer)
+    file = open_onnx(path, threads, providers)
+    has = file.plan.preset if file.plan else None
+    if preset not in (None, has):
+        raise InputError(_other_preset(path, preset, has))
+    if file.plan is None:
+        return Agent(file.tasks, _by_onnx(file), None, timer)
+    planner = OnnxPlanner(file.session, file.plan, file.tasks.action_dim, timer)
+    return Agent(file.tasks, _by_plan(file, planner), planner, timer)
+
+
+def _other_preset(path: Path, asked: str | None, has: str | None) -> str:
+    what = f"the planner preset {has}" if has else "a policy, which has no planner presets"
+    return f"{path} holds {what}, not {asked}; export it with --preset {asked}"
+
+
+def _by_numpy(weights: Weights) -> Act:
+    policies: dict[int, NumpyPolicy] = {}
+
+    def act(obs: Array, task: int, _: np.random.Generator) -> Array:
+        if task not in policies:
+            policies[task] = NumpyPolicy(weights, task)
+        # One row alone takes a shorter way through numpy.
+        return policies[task](obs[0])[None] if len(obs) == 1 else policies[task](obs)
+
+    return act
+
+
+def _inputs(file: OnnxFile, obs: Array, task: int) -> Inputs:
+    if len(file.tasks) == 1:
+        return {"obs": obs}
+    return {"obs": obs, "task": np.full(len(obs), task)}
+
+
+def _by_onnx(file: OnnxFile) -> Act:
+    def act(obs: Array, task: int, _: np.random.Generator) -> Array:
+        action: Array = file.session.run(["action"], _inputs(file, obs, task))[0]
+        return action
+
+    return act
+
+
+def _by_plan(file: OnnxFile, planner: OnnxPlanner) -> Act:
+    def act(obs: Array, task: int, generator: np.random.Generator) -> Array:
+        return planner.act(_inputs(file, obs, task), generator)
+
+    return act

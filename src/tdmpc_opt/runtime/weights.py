@@ -79,7 +79,9 @@ def read_weights(path: Path) -> Weights:
         length = int.from_bytes(content[:_LENGTH], "little")
         metadata = json.loads(content[_LENGTH : _LENGTH + length]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} is no safetensors file, or damaged: {error}") from error
+        raise CheckpointError(
+            f"{path} is no ONNX or safetensors file, or damaged: {error}"
+        ) from error
     _check_schema(path, metadata)
     try:
         config = json.loads(metadata["config"])
@@ -109,7 +111,7 @@ def _check_schema(path: Path, metadata: dict[str, str]) -> None:
     if int(schema) > SCHEMA:
         raise CheckpointError(
             f"{path} was written by a newer version (its schema is {schema}, the newest known "
-            f"here {SCHEMA}); upgrade tdmpc-opt on this device"
+            f"here {SCHEMA}); upgrade tdmpc-opt"
         )
 
 

@@ -4,7 +4,7 @@ Source: TD-MPC-Opt, arXiv:2507.01823, section 3.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,10 +14,12 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import DistillConfig
 from tdmpc_opt.errors import InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork
-from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.policies import is_expert_folder
+from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.training.expert_teacher import ExpertTeacher, load_experts
 from tdmpc_opt.training.loop import open_data, run_training
+from tdmpc_opt.training.teacher_cache import TeacherCache
 from tdmpc_opt.training.teachers import (
     POLICY_TERMS,
     TWO_HOT_TERMS,
@@ -49,9 +51,15 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> Path:
     """
 
     def open_teachers(student: WorldModel, device: torch.device) -> Distillation | None:
-        return open_distillation(config, student, device)
+        found = open_distillation(config, student, device)
+        if found is None or config.teacher_cache is None:
+            return found
+        cache = TeacherCache(config, datasets, student.tasks)
+        cache.fill(found.teachers, device, Stage(shown, "teachers"))
+        return replace(found, teachers=cache)
 
-    return run_training(config, open_data(config), progress or Silent(), open_teachers)
+    datasets, shown = open_data(config), progress or Silent()
+    return run_training(config, datasets, shown, open_teachers)
 
 
 def open_distillation(
@@ -167,10 +175,12 @@ class _Opener:
 
     def _read(self, name: str) -> _Source:
         tasks = self._student.tasks
-        if Path(name).is_dir():
+        if is_expert_folder(name):
             experts = load_experts(Path(name), tasks)
             return _Source(name, frozenset(experts), experts)
-        checkpoint = read_checkpoint(name)
+        checkpoint = read_checkpoint(
+            name, check_values=False
+        )  # those it reads, when it is built
         known = [task for task in tasks.names if task in checkpoint.tasks.names]
         _require_same_sizes(name, checkpoint.tasks.subset(known), tasks)
         return _Source(name, frozenset(known), checkpoint)
@@ -183,7 +193,9 @@ class _Opener:
         tasks, content = self._student.tasks, source.content
         if isinstance(content, Checkpoint):
             self._require_same_bins(source.name, content, terms)
-            question = Question(terms, self._config.reward_steps == "first")
+            # A cache keeps every row's reward, which may be the first of some slice.
+            first_only = self._config.reward_steps == "first"
+            question = Question(terms, first_only and self._config.teacher_cache is None)
             dtype = _DTYPES[self._config.teacher_precision]
             return WorldModelTeacher(content, tasks, question, self._device, dtype)
         unknown = sorted(terms - {"policy_mse"})

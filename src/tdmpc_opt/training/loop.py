@@ -1,6 +1,5 @@
 """The training loop on Lightning Fabric, with exact resume."""
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +18,12 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import TrainConfig, model_config
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler, joint_tasks
-from tdmpc_opt.errors import RunError
+from tdmpc_opt.errors import NonFiniteError, RunError
 from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.policies import AgentPolicy
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import rollout
+from tdmpc_opt.training.faults import FaultKeeper
 from tdmpc_opt.training.metrics import MetricsWriter
 from tdmpc_opt.training.run import Run
 from tdmpc_opt.training.step import Learner, build_learner, train_step
@@ -42,7 +42,7 @@ def train(config: TrainConfig, progress: Progress | None = None) -> Path:
 
     Raises:
         DataError: The dataset is missing, damaged, foreign or holds NaN.
-        RunError: The folder holds another run, or a loss became NaN.
+        RunError: The folder holds another run, or too many batches brought NaN or infinity.
         CheckpointError: A checkpoint that cannot be read or written.
     """
     return run_training(config, open_data(config), progress or Silent())
@@ -75,6 +75,7 @@ def run_training(
     Returns:
         The checkpoint that was written.
     """
+    _refuse_own_tasks(config, datasets)
     device = best_device(config.device)
     fabric = Fabric(accelerator=device.type, devices=1, precision=config.precision)
     torch.manual_seed(config.seed)
@@ -86,12 +87,13 @@ def run_training(
         batch_size=config.batch_size,
         seed=config.seed,
         last_share=config.on_policy_share,
+        sampling=config.sampling,
     )
     distillation = open_teachers(model, fabric.device) if open_teachers else None
     run = Run(config, datasets)
     projection = distillation.projection if distillation else None
     learner = build_learner(fabric, model, config, projection)
-    run.restore(learner, sampler)
+    run.restore(learner, sampler, progress)
     metrics = MetricsWriter(run.folder, learner.update, wandb=config.wandb)
     try:
         _loop(fabric, learner, sampler, run, metrics, config, (distillation, progress))
@@ -100,9 +102,19 @@ def run_training(
     return run.model_path
 
 
+def _refuse_own_tasks(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> None:
+    """Import no module because a dataset says so, which driving the user's own tasks would."""
+    own = [task.name for task in joint_tasks(datasets).tasks if task.env]
+    if config.eval_every and own:
+        raise RunError(
+            f"--eval-every cannot drive tasks of your own ({', '.join(own)}); leave it out "
+            "and score the checkpoint with tdmpc-opt evaluate --tasks"
+        )
+
+
 def _initial_model(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> WorldModel:
     if config.start:
-        return build(read_checkpoint(config.start))
+        return build(read_checkpoint(config.start, check_values=False))
     tasks = joint_tasks(datasets)
     generator = torch.Generator().manual_seed(config.seed)
     return WorldModel(model_config(config.size, tasks), tasks, generator)
@@ -119,24 +131,29 @@ def _loop(
 ) -> None:
     distillation, progress = rest
     window = _Window(learner.update)
+    faults = FaultKeeper(learner, sampler, config, progress)
     with _interrupt_between_updates() as interrupted:
         while learner.update < config.updates:
-            batch = _to_device(fabric, sampler.sample())
-            lesson = distillation.lesson(batch, learner.update) if distillation else None
-            terms = train_step(fabric, learner, batch, config, lesson)
+            batch = None
+            try:
+                batch = _to_device(fabric, sampler.sample())
+                lesson = distillation.lesson(batch, learner.update) if distillation else None
+                terms = train_step(fabric, learner, batch, config, lesson)
+            except NonFiniteError as error:
+                faults.skip(error, batch)
+                continue
             window.add(terms)
             stop = bool(interrupted)  # once: a signal from here on waits for the next update
             last = learner.update == config.updates or stop
             scored = _is_due(learner.update, config.eval_every)
             if _is_due(learner.update, config.log_every) or scored or last:
-                row = window.close(learner.update, run)
+                row = window.close(learner.update)
                 if scored:
                     row["score"] = _score(learner.model, config.eval_episodes)
                 metrics.write(row)
                 note = f"loss {row['loss']:.3f}, {row['updates_per_second']:.1f} updates/s"
                 progress.update(learner.update, config.updates, note)
             if _is_due(learner.update, config.save_every) or last:
-                window.check(learner.update, run)
                 run.save(learner, sampler)
             if stop:
                 raise KeyboardInterrupt
@@ -154,6 +171,7 @@ def _to_device(fabric: Fabric, batch: Batch) -> Batch:
         label=move(batch.label),
         reward=move(batch.reward),
         task=move(batch.task),
+        row=batch.row,
     )
 
 
@@ -173,27 +191,8 @@ class _Window:
         for name, value in terms.items():  # a term may be missing while its weight is 0
             self._sums[name] = self._sums.get(name, 0) + value
 
-    def check(self, update: int, run: Run) -> None:
-        """Make sure that no term became NaN or infinite since the last row.
-
-        Raises:
-            RunError: One did.
-        """
-        bad = [name for name, total in self._sums.items() if not math.isfinite(total)]
-        if bad:
-            raise RunError(
-                f"{', '.join(bad)} became NaN or infinite before update {update}; the "
-                f"checkpoint in {run.folder} is from before that: lower --lr, or look for "
-                "extreme rewards with tdmpc-opt data info"
-            )
-
-    def close(self, update: int, run: Run) -> dict[str, int | float]:
-        """Return the row, and begin the next.
-
-        Raises:
-            RunError: A term is NaN or infinite.
-        """
-        self.check(update, run)
+    def close(self, update: int) -> dict[str, int | float]:
+        """Return the row, and begin the next."""
         count = update - self._first
         means = {name: float(total) / count for name, total in self._sums.items()}
         seconds = time.perf_counter() - self._time

@@ -10,22 +10,27 @@ from typing import Any
 import torch
 
 from tdmpc_opt import provenance
-from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.atomic import remove_unfinished, replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import resolve, sha256
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.checkpoints.training_state import load_training_state, save_training_state
+from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.configs import DistillConfig, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler, joint_tasks
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.expert_policy import expert_path
-from tdmpc_opt.policies import PolicySource
+from tdmpc_opt.policies import PolicySource, is_expert_folder
+from tdmpc_opt.progress import Progress
 from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.training.faults import require_finite_weights
 from tdmpc_opt.training.step import Learner
 
 # What may differ between a run and its resumption without changing the weights.
-_FREE = ("output", "updates", "device", "log_every", "save_every", "eval_every", "wandb")
+_FREE = (
+    *("output", "updates", "device", "log_every", "save_every", "eval_every", "wandb"),
+    *("keep", "max_skipped"),
+)
 
 
 class Run:
@@ -43,12 +48,14 @@ class Run:
     def __init__(self, config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> None:
         self.folder = config.output
         self.model_path = config.output / "model.safetensors"
-        self._state_path = config.output / "state.pt"
+        self._states = StateFolder(config.output, config.keep)
         self._identity = _identity(config, datasets)
         path = config.output / "config.json"
         try:
             if path.exists():
                 _require_same(path, self._identity)
+            remove_unfinished(config.output)
+            remove_unfinished(self._states.path)
             with replace_when_done(path) as temp:
                 temp.write_text(json.dumps(self._record(), indent=1) + "\n")
         except OSError as error:
@@ -69,17 +76,20 @@ class Run:
         two repeats some updates.
 
         Raises:
-            CheckpointError: A file cannot be written; the one before it is still whole.
+            CheckpointError: A file cannot be written; the ones before it are still whole.
+            RunError: A weight is NaN or infinite; nothing is written.
         """
+        require_finite_weights(learner, self.folder)
         extra = {"updates": str(learner.update), "run": json.dumps(self._identity)}
         write_native(self.model_path, from_model(learner.model, extra))
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         state = {
-            "update": learner.update,
+            "skipped": learner.skipped,
             "model": learner.model.state_dict(),
             "model_optimizer": learner.model_optimizer.state_dict(),
             "policy_optimizer": learner.policy_optimizer.state_dict(),
             "scale": learner.scale.value,
+            "precision": learner.precision.state_dict(),
             "generator": learner.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": cuda,
@@ -87,24 +97,31 @@ class Run:
         }
         if learner.projection is not None:
             state["projection"] = learner.projection.state_dict()
-        save_training_state(self._state_path, state)
+        self._states.save(learner.update, state)
 
-    def restore(self, learner: Learner, sampler: SliceSampler) -> None:
+    def restore(self, learner: Learner, sampler: SliceSampler, progress: Progress) -> None:
         """Go on where `save` was called last; a run without a state starts anew.
 
+        Args:
+            learner: Set to what the state holds.
+            sampler: Set to draw on from there.
+            progress: Warned of a damaged state that the one before it stands in for.
+
         Raises:
-            CheckpointError: The state is damaged.
+            CheckpointError: All states are damaged.
         """
-        if not self._state_path.exists():
+        state = self._states.newest(torch.device("cpu"), progress.warn)
+        if state is None:
             return
-        state = load_training_state(self._state_path, torch.device("cpu"))
         learner.update = state["update"]
+        learner.skipped = state["skipped"]
         learner.model.load_state_dict(state["model"])
         if learner.projection is not None:
             learner.projection.load_state_dict(state["projection"])
         learner.model_optimizer.load_state_dict(state["model_optimizer"])
         learner.policy_optimizer.load_state_dict(state["policy_optimizer"])
         learner.scale.value = state["scale"].to(learner.scale.value.device)
+        learner.precision.load_state_dict(state["precision"])
         learner.generator.set_state(state["generator"])
         sampler.load_state_dict(state["sampler"])
         torch.set_rng_state(state["torch_rng"])
@@ -118,9 +135,12 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
     fixed = [_dataset(dataset) for dataset in datasets[: len(config.folders)]]
     values["data"] = fixed[0] if len(fixed) == 1 else fixed
     values["on_policy"] = config.on_policy and config.on_policy.resolve().name
+    # As absent, as it was in the records of runs from before there was a choice.
+    values["sampling"] = config.sampling if config.sampling != "uniform" else None
     values["output"] = config.output.resolve().name
     values["start"] = _file(config.start) if config.start else None
     if isinstance(config, DistillConfig):
+        del values["teacher_cache"]  # it changes what a run costs, not what comes of it
         tasks = joint_tasks(datasets)
         values["teacher"] = source_identity(config.teacher, tasks)
         values["more_teachers"] = [
@@ -157,7 +177,7 @@ def source_identity(source: str, tasks: TaskTable) -> dict[str, str | None]:
         CheckpointError: A file that is missing or cannot be read.
     """
     folder = Path(source)
-    if not folder.is_dir():
+    if not is_expert_folder(source):
         return {**_file(source)}
     known = [name for name in tasks.names if expert_path(folder, name).is_file()]
     return PolicySource(source=source).identity(tasks.subset(known))

@@ -7,11 +7,13 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import Precision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.errors import NonFiniteError
 from tdmpc_opt.training.objective import (
     RunningScale,
     model_losses,
@@ -35,11 +37,15 @@ class Learner:
     scale: RunningScale
     generator: torch.Generator
     """Source of policy noise and of the choice of Qs; dropout uses torch's own."""
+    precision: Precision
+    """Fabric's: in half precision it holds the scale of the loss."""
     projection: Dense | None = None
     """From the model's latents to its teacher's; the model's optimiser owns it, no file of
     weights holds it."""
     update: int = 0
     """Updates done."""
+    skipped: int = 0
+    """Batches skipped for NaN or infinity."""
 
 
 def build_learner(
@@ -76,6 +82,7 @@ def build_learner(
         policy_optimizer=_set_up(fabric, policy_adam),
         scale=RunningScale(config.tau, fabric.device),
         generator=torch.Generator().manual_seed(config.seed),
+        precision=fabric.strategy.precision,
         projection=projection,
     )
 
@@ -104,6 +111,10 @@ def train_step(
     Returns:
         Loss terms and gradient norms before clipping, as detached scalars.
 
+    Raises:
+        NonFiniteError: A loss or gradient is NaN or infinite. What it belongs to has not been
+            changed: neither network, or the model alone.
+
     Source:
         TD-MPC2, arXiv:2310.16828, algorithm 2; TD-MPC-Opt, arXiv:2507.01823, section 3.
     """
@@ -118,7 +129,8 @@ def train_step(
         if lesson is not None:
             distilled = model_terms(model, rollout, batch, lesson, learner.projection)
             total = total + lesson.total(distilled)
-    norm = _descend(fabric, model, learner.model_optimizer, total, config.grad_clip)
+    norm = _descend(fabric, model, learner.model_optimizer, total, config)
+    scale_before = learner.scale.value
     with fabric.autocast(), _only(model, model.policy_head):
         policy, output = policy_losses(
             model, rollout.zs.detach(), batch, learner.scale, config.weights, learner.generator
@@ -128,9 +140,11 @@ def train_step(
             mask = model.mask(batch.task)
             taught = policy_terms(output, mask, lesson, rollout.decay)
             policy_total = policy_total + lesson.total(taught)
-    policy_norm = _descend(
-        fabric, model, learner.policy_optimizer, policy_total, config.grad_clip
-    )
+    try:
+        policy_norm = _descend(fabric, model, learner.policy_optimizer, policy_total, config)
+    except NonFiniteError:
+        learner.scale.value = scale_before
+        raise
     model.renormalize_task_embedding()
     _move_targets(model, config.tau)
     learner.update += 1
@@ -160,13 +174,24 @@ def _columns(lesson: Lesson | None, losses: Losses) -> dict[str, Tensor]:
 
 
 def _descend(
-    fabric: Fabric, model: nn.Module, optimizer: Optimizer, loss: Tensor, clip: float
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss: Tensor,
+    config: TrainConfig,
 ) -> Tensor:
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
-    norm = fabric.clip_gradients(model, optimizer, max_norm=clip, error_if_nonfinite=False)
-    optimizer.step()
+    norm = fabric.clip_gradients(
+        model, optimizer, max_norm=config.grad_clip, error_if_nonfinite=False
+    )
     assert norm is not None
+    # Half precision scales the loss until gradients overflow, and skips these steps itself.
+    watched = loss if config.precision == "16-mixed" else loss + norm
+    if not torch.isfinite(watched):
+        what = "a gradient" if torch.isfinite(loss) else "the loss"
+        raise NonFiniteError(f"{what} is NaN or infinite")
+    optimizer.step()
     return norm.detach()
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.world_model import two_hot
+from tdmpc_opt.world_model.model import bin_centres
 
 POLICY_TERMS = frozenset({"policy_mse", "policy_kl"})
 """Terms that ask for the teacher's policy."""
@@ -80,25 +81,15 @@ class WorldModelTeacher:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config = checkpoint.config
-        self.model = build(checkpoint)
-        self._bins = self.model.bins.to(device)  # in half precision they would move
-        self._forget_unread(question.terms)
-        self.model.to(device=device, dtype=dtype).requires_grad_(False).eval()
+        parts = _parts(question.terms)
+        self.model = build(checkpoint, device=device, dtype=dtype, parts=parts)
+        self.model.requires_grad_(False)
+        self._bins = bin_centres(self.config).to(device)  # in half precision they would move
         self._question = question
         known = checkpoint.tasks.names
         ids = [known.index(name) if name in known else -1 for name in tasks.names]
         self._ids = torch.tensor(ids, device=device)
         self._action_dim = tasks.action_dim
-
-    def _forget_unread(self, terms: frozenset[str]) -> None:
-        model = self.model
-        model.dynamics = model.target_q_ensemble = nn.Sequential()
-        if not terms & {"reward_mse", "reward_kl"}:
-            model.reward_head = nn.Sequential()
-        if "value_kl" not in terms:
-            model.q_ensemble = nn.Sequential()
-        if not terms & POLICY_TERMS:
-            model.policy_head = nn.Sequential()
 
     @torch.no_grad()
     def __call__(
@@ -144,6 +135,18 @@ class WorldModelTeacher:
         if "policy_kl" in self._question.terms:
             found["policy_log_std"] = _fit(output.log_std.float(), self._action_dim)
         return found
+
+
+def _parts(terms: frozenset[str]) -> set[str]:
+    """Return the networks that the terms read."""
+    parts = set()
+    if terms & {"reward_mse", "reward_kl"}:
+        parts.add("reward_head")
+    if "value_kl" in terms:
+        parts.add("q_ensemble")
+    if terms & POLICY_TERMS:
+        parts.add("policy_head")
+    return parts
 
 
 def _fit(x: Float[Tensor, "*batch dim"], width: int) -> Float[Tensor, "*batch width"]:

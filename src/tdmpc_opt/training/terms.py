@@ -79,7 +79,7 @@ def model_terms(
         return losses
     if "reward_mse" in weights:
         teacher = _given(targets.reward)
-        own = _decode(model, rollout.reward_logits[: len(teacher)])
+        own = model.decode(rollout.reward_logits[: len(teacher)])
         losses["reward_mse"] = reward_mse(own, teacher, decay)
     if "reward_kl" in weights:
         teacher = _given(targets.reward_logits)
@@ -273,9 +273,3 @@ def _over_steps(
 def _given(target: Tensor | None) -> Tensor:
     assert target is not None, "the teachers were not asked for a term that has a weight"
     return target
-
-
-def _decode(model: WorldModel, logits: Float[Tensor, "steps batch bins"]) -> Tensor:
-    # bf16 rounds the bins by up to 0.025, and with them rewards below 2 by up to 0.02.
-    with torch.autocast(logits.device.type, enabled=False):
-        return model.decode(logits.float())

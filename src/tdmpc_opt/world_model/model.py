@@ -1,6 +1,7 @@
 """The multi-task world model: encoder, dynamics, reward, policy prior and Q ensemble."""
 
 import math
+from collections.abc import Collection
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from tdmpc_opt.world_model import two_hot
 from tdmpc_opt.world_model.layers import Dense, mlp
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
+NETWORKS = ("dynamics", "reward_head", "policy_head", "q_ensemble", "target_q_ensemble")
+"""What a model may lack, in part or as a whole: all but task embedding and encoder."""
 
 
 class PolicyOutput(NamedTuple):
@@ -71,9 +74,7 @@ class WorldModel(nn.Module):
         self.policy_head = mlp(embedded, c.mlp_dim, 2 * c.action_dim)
         self.q_ensemble = _q_ensemble(c)
         self.target_q_ensemble = _q_ensemble(c).requires_grad_(False)
-        # From NumPy, so that they are real even when the module is built on the meta device.
-        bins = np.linspace(-c.bin_limit, c.bin_limit, c.num_bins, dtype=np.float32)
-        self.register_buffer("bins", torch.from_numpy(bins), persistent=False)
+        self.register_buffer("bins", bin_centres(c), persistent=False)
         mask = torch.from_numpy(tasks.action_mask())
         self.register_buffer("action_mask", mask, persistent=False)
         discount = torch.from_numpy(tasks.discounts())
@@ -108,10 +109,11 @@ class WorldModel(nn.Module):
         weight = self.task_embedding.weight
         weight.copy_(unit_rows(weight))
 
-    def forget_all_but_policy(self) -> None:
-        """Drop the networks that only planning and training need."""
-        self.dynamics = self.reward_head = nn.Sequential()
-        self.q_ensemble = self.target_q_ensemble = nn.Sequential()
+    def keep_only(self, networks: Collection[str]) -> None:
+        """Empty those of the `NETWORKS` that are not named."""
+        for name in NETWORKS:
+            if name not in networks:
+                setattr(self, name, nn.Sequential())
 
     @property
     def can_plan(self) -> bool:
@@ -210,6 +212,13 @@ class WorldModel(nn.Module):
     ) -> Float[Tensor, "*batch"]:
         """Return the cross-entropy of two-hot logits against raw scalars, in nats."""
         return two_hot.soft_cross_entropy(logits, target.squeeze(-1), self.bins)
+
+
+def bin_centres(config: ModelConfig) -> Float[Tensor, " bins"]:
+    """Return the centres of the two-hot bins, in symlog space."""
+    # From NumPy, so that they are real even when a module is built on the meta device.
+    limit = config.bin_limit
+    return torch.from_numpy(np.linspace(-limit, limit, config.num_bins, dtype=np.float32))
 
 
 def unit_rows(x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:

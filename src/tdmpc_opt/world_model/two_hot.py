@@ -31,7 +31,7 @@ def two_hot(
 
     Returns:
         Non-negative weights that sum to 1 on the last axis; values beyond the bins are
-        clamped to the first or last one.
+        clamped to the first or last one. NaN gives NaN.
 
     Source:
         TD-MPC2, arXiv:2310.16828; bins as in DreamerV3, arXiv:2301.04104.
@@ -42,7 +42,9 @@ def two_hot(
     # The top value belongs to the last pair of bins: there is no bin to its right.
     lower = position.floor().clamp(max=count - 2)
     upper_weight = (position - lower).unsqueeze(-1)
-    index = lower.long().unsqueeze(-1)
+    index = (
+        lower.nan_to_num(0.0).long().unsqueeze(-1)
+    )  # NaN makes no index; the weights keep it
     target = torch.zeros(*x.shape, count, device=x.device, dtype=x.dtype)
     target.scatter_(-1, index, 1 - upper_weight)
     return target.scatter_(-1, index + 1, upper_weight)
@@ -51,8 +53,14 @@ def two_hot(
 def decode(
     logits: Float[Tensor, "*batch bins"], bins: Float[Tensor, " bins"]
 ) -> Float[Tensor, "*batch"]:
-    """Turn logits over the bins into scalars in environment units."""
-    return symexp(torch.softmax(logits, dim=-1) @ bins)
+    """Turn logits over the bins into scalars in environment units, in float32.
+
+    Under autocast too: a product in bf16 would round the bins by up to 0.025, and with them
+    values below 2 by up to 0.02.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        share = torch.softmax(logits.float(), dim=-1)
+        return symexp((share * bins.float()).sum(-1))
 
 
 def soft_cross_entropy(

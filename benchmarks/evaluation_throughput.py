@@ -1,0 +1,101 @@
+"""Steps of the simulator per second in an evaluation, against one environment at a time.
+
+The plain loop asks the agent for one action, steps one environment, and so on, in one process.
+The evaluation runs a task's episodes in step with each other, and tasks in parallel:
+
+    python benchmarks/evaluation_throughput.py --checkpoint student.safetensors
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from racing import race, records, report
+
+from tdmpc_opt import load_agent
+from tdmpc_opt.agent import Agent
+from tdmpc_opt.configs import EvaluateConfig, Mode
+from tdmpc_opt.evaluation.evaluate import evaluate
+from tdmpc_opt.executor import cores
+from tdmpc_opt.task_table import MT30
+from tdmpc_opt.tasks.dmcontrol import make_env
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to time."""
+
+    checkpoint: str
+    """Checkpoint file of an agent that knows the tasks."""
+    tasks: str = "mt30"
+    """`mt30`, or task names joined by commas."""
+    episodes: int = 10
+    """Episodes per task of the evaluation."""
+    plain_episodes: int = 1
+    """Episodes per task of the plain loop, which costs the same for each."""
+    mode: Mode = "policy"
+    """Act by the policy network alone, or by planning."""
+    preset: str | None = None
+    """Planner budget by name."""
+    workers: int = 0
+    """Processes of the evaluation; 0 takes one per CPU core."""
+    rounds: int = 1
+    """Turns of each."""
+    output: Path = Path("results/bench-evaluation.json")
+    """Result file."""
+
+
+def main(config: Config) -> None:
+    """Time both, write the result file and print it as a table."""
+    torch.set_num_threads(1)
+    tasks = MT30.select(config.tasks)
+    agent = load_agent(config.checkpoint, preset=config.preset, mode=config.mode)
+    steps = sum(task.episode_length for task in tasks.tasks)
+    contenders = {
+        "plain": lambda: _one_at_a_time(agent, tasks.names, config.plain_episodes),
+        "tdmpc-opt": lambda: _evaluate(config),
+    }
+    times = race(contenders, config.rounds, warm=0)
+    units = {"plain": steps * config.plain_episodes, "tdmpc-opt": steps * config.episodes}
+    found = records(times, {name: float(count) for name, count in units.items()})
+    for record in found.values():  # worker processes' time is not this one's
+        del record["cpu_ms"], record["cpu_ms_min"], record["speedup_cpu"]
+    seconds = [wall for wall, _ in times["tdmpc-opt"]]
+    facts = {"evaluation_seconds": min(seconds), "cores": cores()}
+    report("evaluation-throughput", "steps", found, config, facts)
+
+
+def _one_at_a_time(agent: Agent, names: Sequence[str], episodes: int) -> None:
+    for name in names:
+        for seed in range(episodes):
+            env = make_env(name, seed)
+            agent.reset()
+            obs, _ = env.reset()
+            done = False
+            while not done:
+                obs, _, terminated, truncated, _ = env.step(agent.act(obs, name))
+                done = terminated or truncated
+            env.close()
+
+
+def _evaluate(config: Config) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        evaluate(
+            EvaluateConfig(
+                checkpoint=config.checkpoint,
+                tasks=config.tasks,
+                episodes=config.episodes,
+                mode=config.mode,
+                preset=config.preset,
+                workers=config.workers,
+                device="cpu",
+                output=Path(folder) / "result.json",
+            )
+        )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

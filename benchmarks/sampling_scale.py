@@ -1,0 +1,263 @@
+"""Measure import, start-up, memory and sampling on synthetic shards of the official layout.
+
+For each size a shard file is written, copied and imported in turns, then trained on in fresh
+processes; everything lies in a temporary folder that is deleted afterwards. Three times the
+largest size must be free on the disk:
+
+    python benchmarks/sampling_scale.py --sizes 1 4 12
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from synthetic_shards import write_shard
+
+from tdmpc_opt import provenance
+from tdmpc_opt.collection.exchange import import_data
+from tdmpc_opt.configs import DataImportConfig, TrainConfig
+from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.data.sampler import Batch, SliceSampler
+from tdmpc_opt.data.weights import Sampling
+from tdmpc_opt.task_table import MT30
+from tdmpc_opt.training.loop import train
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    sizes: tuple[float, ...] = (1, 4, 12)
+    """Sizes of the shard file, in gigabytes (10^9 bytes)."""
+    rounds: int = 2
+    """Copies and imports of each size, in turns."""
+    updates: int = 40
+    """Updates of the training that is timed."""
+    batches: int = 100
+    """Batches of each timing of the sampler alone."""
+    mixed: bool = False
+    """Put the tasks of the shard in random order."""
+    folder: Path | None = None
+    """Where to work; none means the system's temporary folder."""
+    output: Path = Path("results/bench-sampling-scale.json")
+    """Result file."""
+
+
+class _Watch:
+    """Notes when the first update was done, and the most memory since."""
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self.anonymous = 0
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Take a report of the training loop."""
+        self.first = self.first or time.perf_counter()
+        self.anonymous = max(self.anonymous, memory()["anonymous_bytes"])
+
+
+def main(config: Config) -> None:
+    """Measure every size and write the result file."""
+    rows = []
+    for size in config.sizes:
+        with tempfile.TemporaryDirectory(dir=config.folder) as folder:
+            rows.append(_measure(config, size, Path(folder)))
+            print(json.dumps(rows[-1]), flush=True)  # noqa: T201
+    content = {
+        "kind": "sampling-scale",
+        "schema": 1,
+        "sizes": rows,
+        "config": {
+            "rounds": config.rounds,
+            "updates": config.updates,
+            "batches": config.batches,
+            "batch_size": 256,
+            "model_size": "1",
+            "mixed": config.mixed,
+            "threads": torch.get_num_threads(),
+        },
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+    }
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    config.output.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _measure(config: Config, gigabytes: float, folder: Path) -> dict[str, Any]:
+    shard, data = folder / "chunk_0.pt", folder / "data"
+    row: dict[str, Any] = {"gigabytes": gigabytes}
+    row["episodes"] = write_shard(shard, int(gigabytes * 1e9), mixed=config.mixed)
+    row["shard_bytes"] = shard.stat().st_size
+    copies, imports = [], []
+    for _ in range(config.rounds):
+        copies.append(_copy(shard, folder / "copy"))
+        shutil.rmtree(data, ignore_errors=True)
+        imports.append(fresh(timed_import, shard, data))
+    row |= {"copies": copies, "imports": imports}
+    seconds = [[run["wall_seconds"] for run in runs] for runs in (copies, imports)]
+    row["import_over_copy"] = float(np.median(np.divide(*seconds)))
+    shard.unlink()
+    for cache in ("cold", "warm"):
+        row[f"start_{cache}"] = fresh(_start, data, cache)
+        row[f"train_{cache}"] = fresh(_train, data, config.updates, cache, folder / cache)
+    for sampling in ("uniform", "task", "return"):
+        row[f"sample_{sampling}"] = fresh(_sample, data, config.batches, sampling)
+    return row
+
+
+def _copy(source: Path, target: Path) -> dict[str, float]:
+    """Copy a file that is not in memory, out to the disk."""
+    forget(source)
+    start, cpu = time.perf_counter(), time.process_time()
+    shutil.copyfile(source, target)
+    _sync(target)
+    spent = {
+        "wall_seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+    target.unlink()
+    return spent
+
+
+def timed_import(source: Path, target: Path) -> dict[str, float]:
+    """Import a file that is not in memory."""
+    forget(source)
+    start, cpu = time.perf_counter(), time.process_time()
+    import_data(DataImportConfig(sources=(source,), output=target))
+    return {
+        "wall_seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu,
+        **memory(),
+    }
+
+
+def _start(data: Path, cache: str) -> dict[str, float]:
+    """Time what comes before the first batch."""
+    torch.set_num_threads(1)
+    _prepare(data, cache)
+    start, cpu = time.perf_counter(), time.process_time()
+    _sampler(data, "uniform").sample()
+    return {
+        "first_batch_seconds": time.perf_counter() - start,
+        "first_batch_cpu_seconds": time.process_time() - cpu,
+    }
+
+
+def _train(data: Path, updates: int, cache: str, output: Path) -> dict[str, float]:
+    """Train the 1M student as the command does, and time its draws."""
+    torch.set_num_threads(1)
+    _prepare(data, cache)
+    draw, spent, marks = SliceSampler.sample, [], []
+
+    def sample(self: SliceSampler) -> Batch:
+        marks.append((time.perf_counter(), time.process_time()))
+        start, cpu = marks[-1]
+        batch = draw(self)
+        spent.append((time.perf_counter() - start, time.process_time() - cpu))
+        return batch
+
+    SliceSampler.sample = sample  # type: ignore[method-assign]
+    watch, start = _Watch(), time.perf_counter()
+    config = TrainConfig(
+        data=data, output=output, updates=updates, device="cpu", log_every=1, save_every=updates
+    )
+    train(config, watch)
+    assert watch.first is not None
+    # The first updates warm torch up; the time of one is that from draw to draw.
+    skip = min(5, updates // 2)
+    wall, cpu = (np.array(marks)[-1] - np.array(marks)[skip]).tolist()
+    drawn_wall, drawn_cpu = np.array(spent)[skip:-1].sum(axis=0).tolist()
+    return {
+        "first_update_seconds": watch.first - start,
+        "update_seconds": wall / (updates - skip - 1),
+        "sampling_share": drawn_wall / wall,
+        "sampling_share_cpu": drawn_cpu / cpu,
+        **memory(),
+        "anonymous_peak_bytes": watch.anonymous,
+    }
+
+
+def _sample(data: Path, batches: int, sampling: Sampling) -> dict[str, float]:
+    """Time the sampler alone, on data that is not in memory and then again."""
+    torch.set_num_threads(1)
+    forget(data)
+    start = time.perf_counter()
+    sampler = _sampler(data, sampling)
+    opened = time.perf_counter() - start
+    found = {"open_seconds": opened}
+    for cache in ("cold", "warm"):
+        sampler = _sampler(data, sampling)  # the same draws again
+        start, cpu = time.perf_counter(), time.process_time()
+        for _ in range(batches):
+            sampler.sample()
+        found[f"{cache}_batches_per_second"] = batches / (time.perf_counter() - start)
+        found[f"{cache}_batch_cpu_ms"] = 1000 * (time.process_time() - cpu) / batches
+    return found | memory()
+
+
+def _sampler(data: Path, sampling: Sampling) -> SliceSampler:
+    dataset = EpisodeDataset.open(data)
+    return SliceSampler([dataset], MT30, horizon=3, batch_size=256, seed=0, sampling=sampling)
+
+
+def _prepare(data: Path, cache: str) -> None:
+    """Drop the data from memory, or read it all."""
+    if cache == "cold":
+        forget(data)
+        return
+    for path in data.rglob("*.memmap"):
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def forget(path: Path) -> None:
+    """Have the system drop a file, or all files of a folder, from its cache."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            _sync(file)
+            handle = os.open(file, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def memory() -> dict[str, int]:
+    """Return what this process holds, and the most it ever did, in bytes."""
+    found = {}
+    for name in ("smaps_rollup", "status"):
+        for line in Path(f"/proc/self/{name}").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if value.strip().endswith("kB"):
+                found[key] = int(value.split()[0]) * 1024
+    return {
+        "rss_bytes": found["Rss"],
+        "anonymous_bytes": found["Anonymous"],
+        "mapped_bytes": found["Rss"] - found["Anonymous"],
+        "peak_rss_bytes": found["VmHWM"],
+    }
+
+
+def fresh(function: Callable[..., dict[str, Any]], *arguments: object) -> dict[str, Any]:
+    """Call a function in a new process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

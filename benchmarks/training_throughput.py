@@ -1,0 +1,141 @@
+"""Updates per second of a student, with a teacher and without, against plain eager updates.
+
+All take turns in one process on one thread, on batches of synthetic data drawn before:
+
+    python benchmarks/training_throughput.py
+    python benchmarks/training_throughput.py --teacher 48 --output results/bench-distill.json
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+from lightning_fabric import Fabric
+from plain_training import PlainLearner, PlainTeacher
+from racing import cycle, race, records, report
+from synthetic import synthetic_dataset
+
+from tdmpc_opt.checkpoints.checkpoint import from_model
+from tdmpc_opt.checkpoints.native import write_native
+from tdmpc_opt.configs import DistillConfig, model_config
+from tdmpc_opt.configs.model import Size
+from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.data.sampler import Batch, SliceSampler
+from tdmpc_opt.progress import Silent
+from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.training.distillation import open_distillation
+from tdmpc_opt.training.step import build_learner, train_step
+from tdmpc_opt.training.teacher_cache import TeacherCache
+from tdmpc_opt.training.terms import Distillation
+from tdmpc_opt.world_model.model import WorldModel
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to time."""
+
+    size: Size = "1"
+    """Student, in millions of parameters."""
+    teacher: Size | None = None
+    """Teacher with random weights, for the published distillation term; none trains without."""
+    batch_size: int = 256
+    """Slices per update."""
+    tasks: int = 30
+    """Tasks of the data."""
+    rounds: int = 20
+    """Updates of each contender, after one that does not count."""
+    output: Path = Path("results/bench-training.json")
+    """Result file."""
+
+
+def main(config: Config) -> None:
+    """Time the updates, write the result file and print it as a table."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = synthetic_dataset(Path(folder) / "data", config.tasks, episodes=2)
+        contenders = _contenders(config, dataset, Path(folder))
+        times = race(contenders, config.rounds)
+    found = records(times, dict.fromkeys(contenders, 1.0))
+    report("training-throughput", "updates", found, config, {"threads": 1})
+
+
+def _contenders(
+    config: Config, dataset: EpisodeDataset, folder: Path
+) -> dict[str, Callable[[], object]]:
+    student = _model(config.size, dataset.tasks, seed=0)
+    sampler = SliceSampler(
+        [dataset], dataset.tasks, horizon=3, batch_size=config.batch_size, seed=0
+    )
+    batches = [sampler.sample() for _ in range(8)]
+    settings = DistillConfig(
+        data=dataset.path,
+        output=folder / "run",
+        updates=1,
+        teacher=str(folder / "teacher.safetensors"),
+        teacher_cache=folder / "cache",
+    )
+    if config.teacher is None:
+        plain = PlainLearner(student, None, 0.0)
+        return {
+            "plain": _plain(plain, batches, settings),
+            "tdmpc-opt": _ours(student, batches, settings, None),
+        }
+    teacher = _model(config.teacher, dataset.tasks, seed=1)
+    write_native(Path(settings.teacher), from_model(teacher))
+    found = open_distillation(settings, student, CPU)
+    assert found is not None, "the published term is on by default"
+    cache = TeacherCache(settings, [dataset], student.tasks)
+    cache.fill(found.teachers, CPU, Silent())
+    cached = Distillation(cache, found.weights, found.temperature, None)
+    plain = PlainLearner(student, PlainTeacher(teacher), found.weights.at(0)["reward_mse"])
+    return {
+        "plain": _plain(plain, batches, settings),
+        "tdmpc-opt": _ours(student, batches, settings, _uncached(settings, student)),
+        "tdmpc-opt, cached teacher": _ours(student, batches, settings, cached),
+    }
+
+
+def _uncached(settings: DistillConfig, student: WorldModel) -> Distillation | None:
+    return open_distillation(replace(settings, teacher_cache=None), student, CPU)
+
+
+def _plain(
+    learner: PlainLearner, batches: Sequence[Batch], settings: DistillConfig
+) -> Callable[[], object]:
+    draw = cycle(batches)
+    return lambda: learner.step(draw(), settings.weights)
+
+
+def _ours(
+    student: WorldModel,
+    batches: Sequence[Batch],
+    settings: DistillConfig,
+    distillation: Distillation | None,
+) -> Callable[[], object]:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    copied = WorldModel(student.config, student.tasks)
+    copied.load_state_dict(student.state_dict())
+    learner = build_learner(fabric, copied, settings)
+    draw = cycle(batches)
+
+    def update() -> object:
+        batch = draw()
+        lesson = distillation.lesson(batch, learner.update) if distillation else None
+        return train_step(fabric, learner, batch, settings, lesson)
+
+    return update
+
+
+def _model(size: Size, tasks: TaskTable, seed: int) -> WorldModel:
+    generator = torch.Generator().manual_seed(seed)
+    return WorldModel(model_config(size, tasks), tasks, generator)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

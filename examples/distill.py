@@ -1,0 +1,28 @@
+"""Collect episodes of the bundled teacher and distil them into a student a fifth its size."""
+
+from pathlib import Path
+
+from tdmpc_opt.checkpoints.summary import describe
+from tdmpc_opt.collection.collect import collect
+from tdmpc_opt.configs import CollectConfig, DistillConfig, LossWeights
+from tdmpc_opt.training.distillation import distill
+
+OUTPUT = Path("example-output")
+TASK = "cartpole-balance"
+
+if __name__ == "__main__":  # collection starts worker processes
+    data = OUTPUT / "data"
+    collect(
+        CollectConfig(policy="demo-teacher", tasks=TASK, episodes=4, noise=0.3, output=data)
+    )
+    config = DistillConfig(
+        data=data,
+        teacher="demo-teacher",
+        size="0.3",
+        updates=50,  # enough to see it run; thousands to see it learn
+        batch_size=64,
+        weights=LossWeights(behaviour=20.0),
+        output=OUTPUT / "student",
+    )
+    student = describe(distill(config))
+    print(f"{student.path}: {student.parameters:,} parameters, {student.size_bytes:,} bytes")

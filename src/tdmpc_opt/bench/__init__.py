@@ -1,0 +1,1 @@
+"""Latency, memory and size of any policy, of a checkpoint or exported."""

@@ -1,0 +1,216 @@
+"""The race: policies take turns, so that what else the machine does hits all of them alike."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdmpc_opt import provenance
+from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.bench.candidates import Candidate, Worker, candidates, workers
+from tdmpc_opt.configs import BenchConfig
+from tdmpc_opt.errors import MissingDependencyError, ResultError, UnknownTaskError
+from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.task_table import MT30
+
+_STEPS = 16
+_WARM = 2
+Array = NDArray[np.float32]
+
+
+@dataclass
+class Times:
+    """One policy's turns at one batch size."""
+
+    wall_ms: list[list[float]] = field(default_factory=list)
+    """Milliseconds of each action by turn."""
+    cpu_ms: list[list[float]] = field(default_factory=list)
+    """The same in processor time."""
+    peak_rss_bytes: int | None = None
+    """Most memory that the process held up to the last of them."""
+
+
+def bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Time the policies and write the result file, if one is asked for.
+
+    Returns:
+        The content of the result file.
+
+    Raises:
+        CheckpointError: A source that does not exist.
+        InputError: A policy that cannot be loaded or run as asked; the message names it.
+        UnknownTaskError: A policy that does not know the task.
+        RunError: A process died.
+        ResultError: The result file cannot be written.
+    """
+    progress = progress or Silent()
+    found = candidates(config)
+    with workers(found) as started:
+        task = _task(config, found, started)
+        obs_dim = started[0].facts["tasks"][task]
+        steps, kind = _observations(task, obs_dim, max(config.batch))
+        times = _Race(config, started, task, steps).run(progress)
+        records = [
+            _record(candidate, worker.facts, own, times[0])
+            for candidate, worker, own in zip(found, started, times, strict=True)
+        ]
+    content = {
+        "kind": "bench",
+        "schema": 1,
+        "reference": found[0].name,
+        "candidates": records,
+        "config": {
+            "task": task,
+            "observations": kind,
+            "threads": config.threads,
+            "device": config.device,
+            "rounds": config.rounds,
+            "seconds": config.seconds,
+        },
+        "versions": provenance.versions(),
+        "machine": provenance.machine() | _load_average(),
+    }
+    if config.output is not None:
+        _write(config.output, content)
+    return content
+
+
+def _task(config: BenchConfig, found: Sequence[Candidate], started: Sequence[Worker]) -> str:
+    task = config.task or next(iter(started[0].facts["tasks"]))
+    for candidate, worker in zip(found, started, strict=True):
+        if task not in worker.facts["tasks"]:
+            known = ", ".join(worker.facts["tasks"])
+            raise UnknownTaskError(
+                f"{candidate.name} does not know {task}; it knows {known}: choose with --task"
+            )
+    return str(task)
+
+
+def _observations(task: str, obs_dim: int, batch: int) -> tuple[Array, str]:
+    """Return observations [steps, batch, obs] and what they are."""
+    try:
+        from tdmpc_opt.tasks.dmcontrol import make_env
+
+        if task in MT30.names:
+            rows = [_walk(make_env(task, seed)) for seed in range(batch)]
+            return np.stack(rows, axis=1), "first steps of real episodes, random actions"
+    except (ModuleNotFoundError, MissingDependencyError):
+        pass
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal((_STEPS, batch, obs_dim), dtype=np.float32)
+    return normal, "standard normal noise: no simulator of the task is installed"
+
+
+def _walk(env: Any) -> Array:
+    obs = [env.reset()[0]]
+    env.action_space.seed(0)
+    while len(obs) < _STEPS:
+        obs.append(env.step(env.action_space.sample())[0])
+    env.close()
+    return np.asarray(obs, np.float32)
+
+
+@dataclass(frozen=True)
+class _Race:
+    config: BenchConfig
+    started: Sequence[Worker]
+    task: str
+    steps: Array
+
+    def run(self, progress: Progress) -> list[dict[int, Times]]:
+        """Return the times of each policy by those batch sizes that it can do."""
+        times: list[dict[int, Times]] = [{} for _ in self.started]
+        done, total = 0, self.config.rounds * len(self.config.batch) * len(self.started)
+        for batch in self.config.batch:
+            refused: set[int] = set()
+            for turn in range(self.config.rounds):
+                for index, worker in enumerate(self.started):
+                    done += 1
+                    progress.update(done, total, f"batch {batch}")
+                    if index in refused:
+                        continue
+                    reply = self._turn(worker, batch, _WARM if turn == 0 else 0)
+                    if "error" in reply:
+                        refused.add(index)
+                        continue
+                    own = times[index].setdefault(batch, Times())
+                    own.wall_ms.append(reply["wall_ms"])
+                    own.cpu_ms.append(reply["cpu_ms"])
+                    own.peak_rss_bytes = reply["peak_rss_bytes"]
+        return times
+
+    def _turn(self, worker: Worker, batch: int, warm: int) -> dict[str, Any]:
+        return worker.ask(
+            {
+                "task": self.task,
+                "obs": self.steps[:, :batch].tolist(),
+                "seconds": self.config.seconds,
+                "warm": warm,
+            }
+        )
+
+
+def _record(
+    candidate: Candidate,
+    facts: dict[str, Any],
+    own: dict[int, Times],
+    reference: dict[int, Times],
+) -> dict[str, Any]:
+    how = asdict(candidate)
+    return {
+        "name": candidate.name,
+        "file": candidate.file(),
+        **{name: how[name] for name in ("engine", "precision", "preset", "threads")},
+        "mode": facts["mode"],
+        "budget": facts["budget"],
+        "load_seconds": facts["load_seconds"],
+        "batches": {
+            str(batch): _statistics(times, batch, reference.get(batch))
+            for batch, times in own.items()
+        },
+    }
+
+
+def _statistics(times: Times, batch: int, reference: Times | None) -> dict[str, Any]:
+    wall, cpu = np.concatenate(times.wall_ms), np.concatenate(times.cpu_ms)
+    p50, p95, p99 = (float(value) for value in np.quantile(wall, (0.5, 0.95, 0.99)))
+    return {
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "jitter_ms": float(wall.std()),
+        "hz": 1000 / p50,
+        "actions_per_second": 1000 * batch / p50,
+        "cpu_p50_ms": float(np.median(cpu)),
+        "cpu_min_ms": float(cpu.min()),
+        "timed": len(wall),
+        "peak_rss_bytes": times.peak_rss_bytes,
+        "speedup": _speedup(times.wall_ms, reference.wall_ms if reference else None),
+        "speedup_cpu": _speedup(times.cpu_ms, reference.cpu_ms if reference else None),
+    }
+
+
+def _speedup(own: list[list[float]], reference: list[list[float]] | None) -> float | None:
+    """Return the median over turns of the ratio of both's medians, of turns side by side."""
+    if reference is None:
+        return None
+    pairs = zip(reference, own, strict=True)
+    return float(np.median([np.median(theirs) / np.median(ours) for theirs, ours in pairs]))
+
+
+def _load_average() -> dict[str, float]:
+    """Return what ran beside, where the system says: 0 to 1 is a quiet machine."""
+    return {"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        with replace_when_done(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise ResultError(f"cannot write {path}: {error.strerror}") from error

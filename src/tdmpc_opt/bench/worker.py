@@ -1,0 +1,117 @@
+"""A process that holds one policy and times it when told to.
+
+Started as `python -m tdmpc_opt.bench.worker`, it reads and writes lines of JSON. It imports no
+more than its policy needs, so that its memory is what the policy takes on a device.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdmpc_opt.errors import TdmpcOptError
+from tdmpc_opt.task_table import UNNAMED, TaskTable
+
+Array = NDArray[np.float32]
+Act = Callable[[Array, str | None], Array]
+
+
+def main() -> None:
+    """Load the policy that the first line describes, then time it for each further line."""
+    replies = sys.stdout
+    sys.stdout = sys.stderr  # what libraries print must not come between the replies
+    try:
+        request = json.loads(sys.stdin.readline())
+        start = time.perf_counter()
+        act, tasks, facts = _load(request)
+        facts["load_seconds"] = time.perf_counter() - start
+        facts["tasks"] = {task.name: task.obs_dim for task in tasks.tasks}
+        _reply(replies, facts)
+    except (TdmpcOptError, ModuleNotFoundError) as error:
+        _reply(replies, {"error": str(error)})
+        return
+    for line in sys.stdin:
+        turn = json.loads(line)
+        task = None if tasks.names == (UNNAMED,) else turn["task"]
+        try:
+            _reply(replies, _time(act, task, np.asarray(turn["obs"], np.float32), turn))
+        except TdmpcOptError as error:
+            _reply(replies, {"error": str(error)})
+
+
+def _load(request: dict[str, Any]) -> tuple[Act, TaskTable, dict[str, Any]]:
+    if request["engine"] == "runtime":
+        from tdmpc_opt.runtime import load
+
+        device_agent = load(request["path"])
+        return device_agent.act, device_agent.tasks, {"mode": "policy", "budget": None}
+    from dataclasses import asdict
+
+    import torch
+
+    from tdmpc_opt.agent import load_agent
+
+    torch.set_num_threads(request["threads"])
+    agent = load_agent(
+        request["path"],
+        request["device"],
+        request["preset"],
+        engine=request["engine"],
+        precision=request["precision"],
+    )
+    plans = agent.mode == "planner"
+    return (
+        agent.act,
+        agent.tasks,
+        {
+            "mode": agent.mode,
+            "budget": asdict(agent.budget) if plans else None,
+        },
+    )
+
+
+def _time(act: Act, task: str | None, steps: Array, turn: dict[str, Any]) -> dict[str, Any]:
+    """Act for a while on observations [steps, batch, obs], and return the milliseconds."""
+    for _ in range(turn["warm"]):
+        act(steps[0], task)
+    wall: list[float] = []
+    cpu: list[float] = []
+    end = time.perf_counter() + turn["seconds"]
+    while not wall or time.perf_counter() < end:
+        obs = steps[len(wall) % len(steps)]
+        before = time.perf_counter(), time.process_time()
+        act(obs, task)
+        wall.append(1000 * (time.perf_counter() - before[0]))
+        cpu.append(1000 * (time.process_time() - before[1]))
+    return {"wall_ms": wall, "cpu_ms": cpu, "peak_rss_bytes": peak_rss_bytes()}
+
+
+def peak_rss_bytes() -> int | None:
+    """Return the most memory that this process has held; None where the system does not say.
+
+    Not `getrusage` on Linux: there it counts what the parent held when it started this process.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None
+
+
+def _reply(replies: TextIO, content: dict[str, Any]) -> None:
+    replies.write(json.dumps(content) + "\n")
+    replies.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Datasets of other programs in and out; the content of a source decides what reads it."""
+
+from tdmpc_opt.configs import DataExportConfig, DataImportConfig
+from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.data.export_official import export_official
+from tdmpc_opt.data.import_official import import_official
+from tdmpc_opt.data.transfer import ImportReport
+from tdmpc_opt.errors import DataError, InputError
+from tdmpc_opt.progress import Progress, Silent
+
+
+def import_data(config: DataImportConfig, progress: Progress | None = None) -> ImportReport:
+    """Add official shard files and Minari datasets to a dataset on disk.
+
+    Returns:
+        What each source held, and what was left out.
+
+    Raises:
+        DataError: A source or episode that is unfit, unless those are to be skipped; or all of
+            them are; or a full disk.
+        UnknownTaskError: A task to import that the files do not know.
+        InputError: A choice of tasks for a Minari dataset, which holds one.
+        MissingDependencyError: A Minari dataset, but no Minari.
+    """
+    progress, report = progress or Silent(), ImportReport()
+    skip_bad = config.on_bad == "skip"
+    folders = [path for path in config.sources if path.is_dir()]
+    files = [path for path in config.sources if not path.is_dir()]
+    if files:
+        import_official(files, config.output, config.tasks, report, progress, skip_bad=skip_bad)
+    if folders:
+        from tdmpc_opt.collection.minari_files import import_minari, is_minari
+
+        if config.tasks is not None:
+            raise InputError("a Minari dataset holds one task; leave --tasks out")
+        for folder in folders:
+            if is_minari(folder):
+                import_minari(folder, config.output, report, progress, skip_bad=skip_bad)
+                continue
+            foreign = DataError(f"{folder} is no Minari dataset; name shard files one by one")
+            report.leave_out(foreign, skip_bad=skip_bad)
+    if not report.lines:
+        raise DataError(f"nothing to import: {'; '.join(report.left_out)}")
+    return report
+
+
+def export_data(config: DataExportConfig, progress: Progress | None = None) -> list[str]:
+    """Write a dataset in another program's layout.
+
+    Returns:
+        The files or folders of the export.
+
+    Raises:
+        DataError: A dataset that is missing or damaged, a full disk, or a folder that cannot be
+            written.
+        MissingDependencyError: Minari is asked for, but not here.
+    """
+    progress, dataset = progress or Silent(), EpisodeDataset.open(config.data)
+    if not len(dataset):
+        raise DataError(f"{config.data} holds no episodes to export")
+    if config.format == "official":
+        return [str(path) for path in export_official(dataset, config.output, progress)]
+    from tdmpc_opt.collection.minari_files import export_minari
+
+    return [str(path) for path in export_minari(dataset, config.output, progress)]

@@ -1,0 +1,49 @@
+"""Writing an agent for engines that need no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tdmpc_opt.errors import InputError
+
+ExportTarget = Literal["onnx", "executorch"]
+ExportFormat = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write the policy or the whole planner for an engine, once it acts as torch does."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """Checkpoint file of any known layout, or a zoo name."""
+    output: Path
+    """File to write."""
+    target: ExportTarget = "onnx"
+    """Kind of file: ONNX, which OpenVINO and others read too, or ExecuTorch's .pte."""
+    policy_only: bool = False
+    """Write encoder and policy alone: no planning, and a thousandth of its time."""
+    task: str | None = None
+    """Write the agent of one task alone, without padding and task ids."""
+    format: ExportFormat = "fp32"
+    """fp16 halves the file and computes in fp32; int8 computes the large products in int8."""
+    preset: str | None = None
+    """Planner budget by name; none means the full published budget."""
+    result: Path | None = None
+    """`tdmpc-opt evaluate` result of this checkpoint, whose score the file is to tell."""
+    data: Path | None = None
+    """Dataset whose observations the check uses; none drives the simulator for some."""
+    tolerance: float | None = None
+    """Largest difference from torch's actions that is written; of planned, fp16 and int8 ones
+    9 of 10 have to keep it. None means for fp32 1e-4, or thrice the error of torch's own fp32
+    where that is more (plans: 0.005); for fp16 0.02 (plans: 0.2); for int8 0.3 (plans: 1.0)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no file can be."""
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise InputError(f"tolerance must be above 0, got {self.tolerance}")
+        if self.target == "executorch" and not self.policy_only:
+            raise InputError("executorch files hold the policy; add --policy-only")
+        if self.policy_only and self.preset is not None:
+            raise InputError("a policy has no planner preset; leave out one of the two options")

@@ -1,0 +1,211 @@
+"""From a dataset back to shard files in the official layout, streamed."""
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDict
+from torch import Tensor
+
+from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.data.episodes import EpisodeDataset, Shard
+from tdmpc_opt.data.official import FLOATS, Rows
+from tdmpc_opt.data.shard_files import POSITIONS, field_file
+from tdmpc_opt.data.transfer import Throughput, refuse_full_disk
+from tdmpc_opt.errors import DataError
+from tdmpc_opt.progress import Progress
+
+_EPISODES = 128
+_ALIGNMENT = 64
+_PLAIN = {**dict.fromkeys(FLOATS, "float32"), "task": "int32"}
+# Facts about the writer's own layout, which this one does not keep.
+_DROPPED = (".format_version", ".storage_alignment", "serialization_id")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _File:
+    """A shard file to write."""
+
+    name: str
+    shards: Sequence[Shard]
+    dtypes: Mapping[str, str]
+
+    @property
+    def episodes(self) -> int:
+        return sum(shard.episodes for shard in self.shards)
+
+
+def export_official(dataset: EpisodeDataset, output: Path, progress: Progress) -> list[Path]:
+    """Write a dataset as shard files that TD-MPC2's own loader reads.
+
+    What was imported from a file goes back into one of that name, its episodes in the order
+    they had; of a whole file the tensors are identical to what they were. Other episodes go
+    into a file for each task, in float32. Labels have no place in that layout.
+
+    Args:
+        dataset: What to write.
+        output: Folder for the files; those that are there already are kept.
+        progress: Takes megabytes.
+
+    Returns:
+        The files of this export, those that were there already included.
+
+    Raises:
+        DataError: A shard that is missing or truncated, a full disk, or a folder that cannot be
+            written.
+    """
+    files = _files(dataset)
+    paths = [output / file.name for file in files]
+    todo = [(file, path) for file, path in zip(files, paths, strict=True) if not path.exists()]
+    sizes = [sum(t.nbytes for t in _outline(dataset, file).values()) for file, _ in todo]
+    throughput = Throughput(progress, sum(sizes))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        refuse_full_disk(output, sum(sizes))
+        for file, path in todo:
+            with replace_when_done(path) as temporary:
+                _write(dataset, file, temporary, throughput)
+    except OSError as error:
+        raise DataError(f"cannot export to {output}: {error.strerror or error}") from error
+    return paths
+
+
+def _files(dataset: EpisodeDataset) -> list[_File]:
+    """Group the shards by the file they came from, others by task."""
+    groups: dict[tuple[str, str], list[Shard]] = {}
+    for shard in dataset.shards:
+        origin = shard.source.get("file"), shard.source.get("fingerprint")
+        known = all(isinstance(part, str) for part in origin)
+        key = (Path(str(origin[0])).name, str(origin[1])) if known else (f"{shard.task}.pt", "")
+        groups.setdefault(key, []).append(shard)
+    names = [name for name, _ in groups]
+    files = []
+    for (name, fingerprint), shards in groups.items():
+        taken = names.count(name) > 1 and fingerprint
+        own = f"{Path(name).stem}-{fingerprint}.pt" if taken else name
+        files.append(_File(own, shards, shards[0].source.get("dtypes", _PLAIN)))
+    return files
+
+
+def _outline(dataset: EpisodeDataset, file: _File) -> dict[str, Tensor]:
+    """Return the file's tensors without any storage."""
+    lead = (file.episodes, dataset.length)
+    widths = {"obs": (dataset.tasks.obs_dim,), "action": (dataset.tasks.action_dim,)}
+    return {
+        name: torch.empty(
+            *lead, *widths.get(name, ()), dtype=getattr(torch, dtype), device="meta"
+        )
+        for name, dtype in file.dtypes.items()
+    }
+
+
+def _write(dataset: EpisodeDataset, file: _File, path: Path, throughput: Throughput) -> None:
+    """Copy torch's own file without values, and stream the values into it."""
+    outline = _outline(dataset, file)
+    order = _order(dataset, file)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp") as skeleton:
+        _save_skeleton(outline, Path(skeleton.name))
+        with (
+            zipfile.ZipFile(skeleton.name) as template,
+            zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+        ):
+            fields, folder = iter(outline), Path(file.name).stem
+            for entry in template.infolist():
+                if entry.filename.endswith(_DROPPED):
+                    continue
+                record_name = f"{folder}/{entry.filename.partition('/')[2]}"
+                if Path(entry.filename).parent.name != "data":
+                    archive.writestr(_entry(archive, record_name), template.read(entry))
+                    continue
+                name = next(fields)  # torch numbers the storages in the order of the fields
+                with archive.open(
+                    _entry(archive, record_name), "w", force_zip64=True
+                ) as record:
+                    for block in _blocks(dataset, file, name, order):
+                        record.write(block.data)
+                        throughput.add(block.nbytes, file.name)
+
+
+def _save_skeleton(outline: Mapping[str, Tensor], path: Path) -> None:
+    """Let torch and tensordict write all but the values, which take no room on the disk."""
+    tensors = {}
+    for name, tensor in outline.items():
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp") as hole:
+            os.truncate(hole.name, tensor.nbytes)
+            storage = torch.UntypedStorage.from_file(hole.name, False, tensor.nbytes)
+        empty = torch.empty(0, dtype=tensor.dtype)
+        tensors[name] = empty.set_(storage, 0, tensor.shape)  # type: ignore[call-overload]
+    content = TensorDict(tensors, batch_size=outline["reward"].shape)
+    with torch.serialization.skip_data():
+        torch.save(content, path)
+
+
+def _entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """Return an entry whose bytes begin where a processor likes them to."""
+    entry = zipfile.ZipInfo(name)
+    header = 30 + len(name.encode()) + 20 + 4  # with the sizes of a large file, and our own pad
+    assert archive.fp is not None
+    pad = -(archive.fp.tell() + header) % _ALIGNMENT
+    entry.extra = b"FB" + pad.to_bytes(2, "little") + b"Z" * pad
+    return entry
+
+
+def _order(dataset: EpisodeDataset, file: _File) -> NDArray[np.int64]:
+    """Return shard and row of each episode of the file, [episodes, 2]."""
+    parts: list[NDArray[np.int64]] = []
+    positions: list[NDArray[np.int64]] = []
+    for number, shard in enumerate(file.shards):
+        rows = np.arange(shard.episodes)
+        parts.append(np.stack([np.full_like(rows, number), rows], axis=1))
+        known = _positions(dataset.path / shard.name / POSITIONS, shard.episodes)
+        positions.append(rows + sum(len(p) for p in positions) if known is None else known)
+    return np.concatenate(parts)[np.argsort(np.concatenate(positions), kind="stable")]
+
+
+def _positions(path: Path, episodes: int) -> NDArray[np.int64] | None:
+    """Return where episodes were in the file they came from; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        known = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}; copy the dataset again") from error
+    if known.shape != (episodes,):
+        raise DataError(f"{path} is damaged; copy the dataset again")
+    return known
+
+
+def _blocks(
+    dataset: EpisodeDataset, file: _File, field: str, order: NDArray[np.int64]
+) -> Iterator[NDArray[Any]]:
+    """Yield a field's values in the order of the file."""
+    dtype = np.dtype(file.dtypes[field])
+    ids = np.array([dataset.tasks.index(shard.task) for shard in file.shards], dtype)
+    with ExitStack() as stack:
+        sources = [_rows(dataset, shard, field, stack) for shard in file.shards]
+        for start in range(0, len(order), _EPISODES):
+            number, row = order[start : start + _EPISODES].T
+            if field == "task":
+                yield np.repeat(ids[number][:, None], dataset.length, axis=1)
+                continue
+            block = np.empty((len(row), *sources[0].shape), dtype)
+            for shard in np.unique(number):
+                block[number == shard] = sources[shard].read(row[number == shard])
+            yield block
+
+
+def _rows(dataset: EpisodeDataset, shard: Shard, field: str, stack: ExitStack) -> Rows:
+    """Open a shard's field until the stack is left."""
+    size, dtype = dataset.shape_of(shard).fields()[field]
+    handle = os.open(field_file(dataset.path / shard.name, field), os.O_RDONLY)
+    stack.callback(os.close, handle)
+    kind = {torch.float16: "<f2", torch.float32: "<f4", torch.int32: "<i4"}[dtype]
+    return Rows(handle, 0, size[1:], np.dtype(kind))

@@ -1,0 +1,166 @@
+"""The policy, and the whole planner, as ONNX graphs for any number of rows."""
+
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from tdmpc_opt.configs import PlannerBudget
+from tdmpc_opt.export.compose import SCANNED, planner_of
+from tdmpc_opt.export.policy_network import PolicyNetwork
+from tdmpc_opt.planning.graph import arguments, quantized, traced
+from tdmpc_opt.planning.mppi import (
+    Problem,
+    RoundNoise,
+    draw_elite,
+    draw_noise,
+    prepare,
+    refine,
+)
+from tdmpc_opt.planning.networks import PlannerNetworks, Shares, norm_mish_by_sigmoid
+from tdmpc_opt.world_model.model import WorldModel
+
+_TRACED_ROWS = 3
+"""Any number but 1, which would be taken for a constant."""
+_ROWS = Dim("rows", min=2)
+
+
+def policy_graph(model: WorldModel, *, quantize: bool = False) -> onnx.ModelProto:
+    """Trace the policy: `obs` [B, width] and `task` [B] to `action` [B, action].
+
+    Observations may be padded or of the task's own width, and actions are padded. A model of
+    one task has no input `task`.
+
+    Args:
+        model: World model in eval mode, or its encoder and policy alone.
+        quantize: Compute the large products in int8.
+    """
+    names, values, axes = _observation(model)
+    policy = PolicyNetwork(model, norm_mish_by_sigmoid)
+    graph = traced(policy, values, names, ["action"], axes)
+    return quantized(graph, bits=8) if quantize else graph
+
+
+def planner_graph(
+    model: WorldModel, budget: PlannerBudget, *, quantize: bool = False
+) -> onnx.ModelProto:
+    """Trace a whole plan; it refines as often as the noise has rounds.
+
+    Its inputs are `obs` and `task` as in `policy_graph`, the distribution to start from, `mean`
+    and `std` [horizon, B, action], and the noise: `prior` [horizon, prior, B, action],
+    `samples` [rounds, horizon, sampled, B, action], `value` [rounds, samples, B, action],
+    `heads` [rounds, 2] and `pick` [B], as in `PlanNoise` but that all rows share their heads,
+    as in the public code. Its outputs are `action` [B, action], `new_mean` and `new_std`.
+
+    A plan may be cut into several calls: `new_mean` and `new_std` go in as `mean` and `std`,
+    with the same `prior` and `pick`, and the noise of the rounds to come.
+
+    Args:
+        model: Whole world model in eval mode.
+        budget: Sizes of the search.
+        quantize: Compute the large products in int8.
+    """
+    networks = PlannerNetworks(model).computed_by(norm_mish_by_sigmoid)
+    policy = PolicyNetwork(model, norm_mish_by_sigmoid)
+    names, values, axes = _observation(model)
+    task = values[1] if "task" in names else None
+    noise = draw_noise(model, budget, [None] * _TRACED_ROWS)
+    with torch.no_grad():
+        z = policy.encode(values[0], task)
+        problem = prepare(networks, z, task, noise.prior)
+    mean = noise.prior.new_zeros(budget.horizon, _TRACED_ROWS, model.config.action_dim)
+    std = torch.ones_like(mean)  # the tracer takes one tensor given twice for one input
+    round_noise = RoundNoise(noise.samples[0], noise.value[0], noise.heads[0, :, 0])
+    shared = list(arguments(problem, mean, std, round_noise))[: -2 - len(round_noise)]
+    start = traced(
+        _Start(networks, policy),
+        (noise.prior, *values),
+        ["prior", *names],
+        shared,
+        {"prior": {2: _ROWS}} | axes,
+    )
+    problem_axes, noise_axes = _open_axes(problem)
+    body = traced(
+        _Round(networks, budget),
+        (problem, mean, std, round_noise, noise.pick),
+        [*shared, "round.mean", "round.std", *SCANNED, "pick"],
+        ["round.new_mean", "round.new_std", "round.action"],
+        {
+            "problem": problem_axes,
+            "mean": {1: _ROWS},
+            "std": {1: _ROWS},
+            "noise": noise_axes,
+            "pick": {0: _ROWS},
+        },
+    )
+    if quantize:
+        start, body = quantized(start), quantized(body)
+    return planner_of(start, body)
+
+
+class _Start(nn.Module):
+    """What the rounds of a plan have in common."""
+
+    def __init__(self, networks: PlannerNetworks, policy: PolicyNetwork) -> None:
+        super().__init__()
+        self._networks, self._policy = networks, policy
+
+    def forward(
+        self, prior: Tensor, obs: Tensor, task: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        z = self._policy.encode(obs, task)
+        problem = prepare(self._networks, z, task, prior)
+        shares = problem.shares
+        return (*shares.later, *shares.at_start, shares.q, *problem[1:])
+
+
+class _Round(nn.Module):
+    """One refinement, and the action if it is the last."""
+
+    def __init__(self, networks: PlannerNetworks, budget: PlannerBudget) -> None:
+        super().__init__()
+        self._networks, self._budget = networks, budget
+
+    def forward(
+        self, problem: Problem, mean: Tensor, std: Tensor, noise: RoundNoise, pick: Tensor
+    ) -> tuple[Tensor, ...]:
+        one_pair = noise._replace(heads=noise.heads.unsqueeze(1))
+        result = refine(self._networks, self._budget, problem, mean, std, one_pair)
+        action = draw_elite(result.first, result.weights, pick)
+        return result.mean, result.std, action
+
+
+def _observation(
+    model: WorldModel,
+) -> tuple[list[str], tuple[Tensor, ...], dict[str, dict[int, Any]]]:
+    """Return names, values to trace with and open axes of observation and task."""
+    obs = torch.zeros(_TRACED_ROWS, model.config.obs_dim)
+    axes: dict[str, dict[int, Any]] = {"obs": {0: _ROWS}}
+    if model.task_embedding is None:
+        return ["obs"], (obs,), axes
+    axes["obs"][1] = Dim("width", max=model.config.obs_dim)
+    task = torch.zeros(_TRACED_ROWS, dtype=torch.int64)
+    return ["obs", "task"], (obs, task), axes | {"task": {0: _ROWS}}
+
+
+def _open_axes(problem: Problem) -> tuple[Any, Any]:
+    """Return which axes of a problem's tensors and of a round's noise are those of the rows."""
+    named: Any = (
+        Problem,
+        Shares,
+        RoundNoise,
+    )  # they hold axes here, where their fields are tensors
+    axes_of_problem, axes_of_shares, axes_of_noise = named
+    first = tuple({0: _ROWS} for _ in problem.shares.later)
+    shares = axes_of_shares(later=first, at_start=first, q={1: _ROWS})
+    problem_axes = axes_of_problem(
+        shares=shares,
+        mask={0: _ROWS},
+        discount={0: _ROWS},
+        prior_actions={2: _ROWS},
+        prior_latent={1: _ROWS},
+        prior_value={1: _ROWS},
+    )
+    return problem_axes, axes_of_noise(samples={2: _ROWS}, value={1: _ROWS}, heads={})

@@ -1,0 +1,171 @@
+"""Does an exported file act as torch does? Asked on real observations, with equal noise.
+
+Policies are compared with torch in fp64. In fp32 torch itself errs: a trained policy's steep
+outputs magnify what rounding does to them, by up to a thousand times in the released student.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tdmpc_opt.agent import Agent
+from tdmpc_opt.configs import PlannerBudget
+from tdmpc_opt.export.observations import Observations
+from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, prepare, refine, search
+from tdmpc_opt.planning.networks import PlannerNetworks
+from tdmpc_opt.world_model.model import WorldModel
+
+Array = NDArray[np.float32]
+Run = Callable[[dict[str, NDArray[Any]]], dict[str, Array]]
+"""Runs a graph: inputs by name to outputs by name."""
+
+_PLANNED_ROWS = 32
+"""Observations that are planned from, over all tasks: each takes a plan of torch."""
+_SHARE = 0.9
+"""Of plans, and of actions in fp16 and int8, this share has to keep the tolerance. Two samples
+whose values tie may swap places among the elites, and what follows from there differs; an
+action that switches between -1 and 1 may switch a little earlier or later."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How actions compare with those of torch."""
+
+    max_error: float
+    """Largest difference of an action."""
+    judged_error: float
+    """What has to keep the tolerance: the same, or what 9 of 10 observations stay below."""
+    cosine: float
+    """Mean cosine of the angle between the two actions of an observation."""
+    torch_error: float
+    """Largest difference of torch itself in fp32; 0 for plans, whose reference it is."""
+    rows: int
+    """Observations."""
+    tasks: int
+    """Tasks they come from."""
+    act_ms: float
+    """Median milliseconds of one action of the exported file here."""
+
+
+def policy_parity(
+    run: Run, agent: Agent, single: Agent, observations: Observations, *, exact: bool
+) -> Parity:
+    """Compare mean actions.
+
+    Args:
+        run: Runs the exported graph.
+        agent: In policy mode and fp64.
+        single: The same in fp32.
+        observations: What to act on.
+        exact: Judge the largest error.
+    """
+    pairs, own = [], 0.0
+    for name, obs in observations.items():
+        inputs = graph_inputs(agent, name, obs)
+        width = agent.tasks[name].action_dim
+        wanted = agent.act(obs, name)
+        pairs.append((wanted, run(inputs)["action"][:, :width]))
+        own = max(own, float(np.abs(single.act(obs, name) - wanted).max()))
+    errors = np.concatenate([np.abs(a - b).max(1) for a, b in pairs])
+    cosines = np.concatenate([_cosines(a, b) for a, b in pairs])
+    largest = float(errors.max())
+    judged = largest if exact else float(np.quantile(errors, _SHARE))
+    name, obs = next(iter(observations.items()))
+    act_ms = _milliseconds(run, [graph_inputs(agent, name, row[None]) for row in obs])
+    cosine = float(cosines.mean())
+    return Parity(largest, judged, cosine, own, len(errors), len(pairs), act_ms)
+
+
+def planner_parity(
+    run: Run, agent: Agent, budget: PlannerBudget, observations: Observations
+) -> Parity:
+    """Compare the means of whole plans, one observation at a time.
+
+    Args:
+        run: Runs the exported graph.
+        agent: In fp32; its world model plans.
+        budget: Sizes of the search.
+        observations: What to plan from; a few of each task are taken.
+    """
+    model = agent.world_model
+    networks = PlannerNetworks(model)
+    each = max(1, _PLANNED_ROWS // len(observations))
+    source = torch.Generator().manual_seed(0)
+    errors, cosines, asked = [], [], []
+    for name, obs in observations.items():
+        index = agent.tasks.index(name)
+        for row in obs[np.linspace(0, len(obs) - 1, each).astype(int)]:
+            noise = draw_noise(model, budget, [source])
+            inputs = graph_inputs(agent, name, row[None]) | _noise_inputs(noise, budget)
+            asked.append(inputs)
+            found = run(inputs)["new_mean"]
+            wanted = _plan(networks, budget, torch.from_numpy(row), index, noise)
+            errors.append(float(np.abs(found - wanted).max()))
+            cosines.append(float(_cosines(found.reshape(1, -1), wanted.reshape(1, -1))[0]))
+    judged = float(np.quantile(errors, _SHARE))
+    cosine, act_ms = float(np.mean(cosines)), _milliseconds(run, asked[:8])
+    return Parity(max(errors), judged, cosine, 0.0, len(errors), len(observations), act_ms)
+
+
+def graph_inputs(agent: Agent, task: str, obs: Array) -> dict[str, NDArray[Any]]:
+    """Return the graph's inputs for observations [B, obs] of a task."""
+    if len(agent.tasks) == 1:
+        return {"obs": obs}
+    return {"obs": obs, "task": np.full(len(obs), agent.tasks.index(task))}
+
+
+def _plan(
+    networks: PlannerNetworks,
+    budget: PlannerBudget,
+    row: torch.Tensor,
+    task: int,
+    noise: PlanNoise,
+) -> Array:
+    model: WorldModel = networks.model
+    obs = torch.nn.functional.pad(row, (0, model.config.obs_dim - len(row))).unsqueeze(0)
+    ids = torch.tensor([task])
+    previous = torch.zeros(budget.horizon, 1, model.config.action_dim)
+    with torch.inference_mode():
+        problem = prepare(networks, model.encode(obs, ids), ids, noise.prior)
+        engine = partial(refine, networks, budget)
+        result = search(engine, problem, previous, noise, budget.max_std)
+    mean: Array = result.mean.numpy()
+    return mean
+
+
+def _noise_inputs(noise: PlanNoise, budget: PlannerBudget) -> dict[str, NDArray[Any]]:
+    start = torch.zeros(budget.horizon, 1, noise.prior.shape[-1])
+    named = {
+        "prior": noise.prior,
+        "samples": noise.samples,
+        "value": noise.value,
+        "heads": noise.heads[..., 0],
+        "pick": noise.pick,
+        "mean": start,
+        "std": torch.full_like(start, budget.max_std),
+    }
+    return {name: np.ascontiguousarray(value.numpy()) for name, value in named.items()}
+
+
+def _milliseconds(run: Run, inputs: list[dict[str, NDArray[Any]]]) -> float:
+    """Return the median time of an action."""
+    times = []
+    for one in inputs:
+        start = time.perf_counter()
+        run(one)
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times))
+
+
+def _cosines(a: Array, b: Array) -> NDArray[np.float64]:
+    """Return the cosine of the angle of each pair of rows."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    cosines: NDArray[np.float64] = (x * y).sum(1) / np.maximum(lengths, 1e-30)
+    return cosines

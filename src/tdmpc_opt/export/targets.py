@@ -1,0 +1,95 @@
+"""Kinds of files: for each, what runs it here and what its bytes are."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from tdmpc_opt.configs import ExportConfig, PlannerBudget
+from tdmpc_opt.errors import InputError
+from tdmpc_opt.export.executorch import ExecutorchPolicy
+from tdmpc_opt.export.graphs import planner_graph, policy_graph
+from tdmpc_opt.export.metadata import Facts, metadata
+from tdmpc_opt.export.storage import halved
+from tdmpc_opt.world_model.model import WorldModel
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An agent made for an engine, not yet written."""
+
+    run: Callable[[dict[str, NDArray[Any]]], dict[str, Array]]
+    """Runs it in that engine on one thread, inputs and outputs by name."""
+    content: Callable[[Mapping[str, Any]], bytes]
+    """The file's bytes, with what the check found in it."""
+
+
+def make_artifact(config: ExportConfig, model: WorldModel, facts: Facts) -> Artifact:
+    """Make an agent ready for an engine.
+
+    Args:
+        config: What to make.
+        model: In eval mode.
+        facts: What the file is to say of itself.
+
+    Raises:
+        CheckpointError: A weight that does not fit the number format.
+        InputError: A number format that the target has not.
+        MissingDependencyError: The target's library is not installed.
+    """
+    if config.target == "executorch":
+        if config.format != "fp32":
+            raise InputError(f"executorch files are fp32 here, not {config.format}")
+        policy = ExecutorchPolicy(model, facts)
+        return Artifact(policy.run, policy.content)
+    graph = _graph(model, facts.budget, config.format)
+    return Artifact(_runner(graph), partial(_with_facts, graph, facts))
+
+
+def _graph(model: WorldModel, budget: PlannerBudget | None, form: str) -> onnx.ModelProto:
+    quantize = form == "int8"
+    if budget is None:
+        graph = policy_graph(model, quantize=quantize)
+    else:
+        graph = planner_graph(model, budget, quantize=quantize)
+    # What int8 leaves in floats is stored in halves: rounding it costs less than int8 does.
+    return _bare(graph if form == "fp32" else halved(graph))
+
+
+def _bare(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph without the tracer's notes, which tell paths of this machine."""
+    model = ir.from_proto(graph)
+    common.ClearMetadataAndDocStringPass()(model)
+    return ir.to_proto(model)
+
+
+def _runner(graph: onnx.ModelProto) -> Callable[[dict[str, Any]], dict[str, Array]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs: dict[str, NDArray[Any]]) -> dict[str, Array]:
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    return run
+
+
+def _with_facts(graph: onnx.ModelProto, facts: Facts, check: Mapping[str, Any]) -> bytes:
+    onnx.helper.set_model_props(graph, metadata(facts, check))
+    graph.producer_name = "tdmpc-opt"
+    content: bytes = graph.SerializeToString(deterministic=True)
+    return content

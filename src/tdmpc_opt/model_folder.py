@@ -1,0 +1,168 @@
+"""A model as a folder that people and hubs expect: weights, config.json and a model card."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.checkpoints.convert import with_origin
+from tdmpc_opt.checkpoints.hub import MODEL_FILE
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
+from tdmpc_opt.checkpoints.native import SCHEMA, write_native
+from tdmpc_opt.checkpoints.summary import CheckpointSummary, describe
+from tdmpc_opt.configs import ConvertConfig
+from tdmpc_opt.errors import CheckpointError, ResultError
+from tdmpc_opt.evaluation.results import read_evaluation
+from tdmpc_opt.task_table import MT30
+
+_TAGS = ("reinforcement-learning", "world-model", "tdmpc2", "robotics", "continuous-control")
+
+
+def save_folder(config: ConvertConfig) -> CheckpointSummary:
+    """Write the same weights, bit for bit, as a model folder, and return what it holds.
+
+    Raises:
+        CheckpointError: A source that cannot be read, or a folder that cannot be written.
+        ResultError: A result file that is damaged, unfinished or of another checkpoint.
+    """
+    source = resolve(config.checkpoint)
+    results = [_result(path, sha256(source)) for path in config.results]
+    checkpoint = with_origin(read_checkpoint(source), source)
+    write_native(config.output / MODEL_FILE, checkpoint)
+    summary = describe(config.output)
+    described = {
+        "library_name": "tdmpc-opt",
+        "model_type": "tdmpc2",
+        "schema": SCHEMA,
+        "model": asdict(summary.config),
+        "tasks": checkpoint.tasks.to_json(),
+    }
+    _write(config.output / "config.json", json.dumps(described, indent=1) + "\n")
+    name = config.output.resolve().name
+    _write(config.output / "README.md", card(name, summary, config.license, results))
+    return summary
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with replace_when_done(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _result(path: Path, digest: str) -> dict[str, Any]:
+    content = read_evaluation(path)
+    if content["config"]["checkpoint"]["sha256"] != digest:
+        raise ResultError(
+            f"{path} is a result of another checkpoint "
+            f"({content['config']['checkpoint']['name']}); evaluate this one"
+        )
+    if not content.get("complete"):
+        raise ResultError(f"{path} is not complete; finish it with the command that began it")
+    return content
+
+
+def card(
+    name: str, summary: CheckpointSummary, license_id: str, results: Sequence[Mapping[str, Any]]
+) -> str:
+    """Return a model card: Markdown after the YAML that hubs read.
+
+    Args:
+        name: What the model is called.
+        summary: What its file holds.
+        license_id: Licence by its id on the hub, such as `mit`.
+        results: Contents of evaluation files.
+    """
+    data: dict[str, Any] = {
+        "library_name": "tdmpc-opt",
+        "license": license_id,
+        "pipeline_tag": "reinforcement-learning",
+        "tags": list(_TAGS),
+    }
+    if results:
+        data["model-index"] = [{"name": name, "results": [_entry(found) for found in results]}]
+    formats = sorted({kind for found in summary.dtypes.values() for kind in found.split(", ")})
+    lines = [
+        f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---",
+        f"# {name}",
+        "",
+        "A TD-MPC2 world model for continuous control, in the format of tdmpc-opt.",
+        "",
+        "```python",
+        "import tdmpc_opt",
+        "",
+        f'agent = tdmpc_opt.load_agent("{name}", mode="policy")  # this folder, or its hub id',
+        f'action = agent.act(observation, "{summary.tasks[0]}")',
+        "```",
+        "",
+        "| fact | value |",
+        "|---|---|",
+        f"| parameters | {summary.parameters:,} |",
+        f"| bytes | {summary.size_bytes:,} |",
+        f"| number format | {', '.join(formats)} |",
+        f"| observation, padded | {summary.config.obs_dim} |",
+        f"| action, padded | {summary.config.action_dim} |",
+        f"| tasks | {', '.join(summary.tasks)} |",
+        f"| made from | {summary.extra['source']}, sha256 {summary.extra['source_sha256']} |",
+        f"| licence | {license_id} |",
+        *_results(results),
+        *_training(summary.extra),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tasks(result: Mapping[str, Any]) -> str:
+    names = list(result["tasks"])
+    return "MT30" if set(names) == set(MT30.names) else ", ".join(names)
+
+
+def _entry(result: Mapping[str, Any]) -> dict[str, Any]:
+    acting = result["config"].get("mode") or "policy"
+    return {
+        "task": {"type": "reinforcement-learning", "name": "continuous control"},
+        "dataset": {"type": "environment", "name": _tasks(result)},
+        "metrics": [
+            {
+                "type": "normalized_score",
+                "name": f"normalized score, {acting}",
+                "value": round(result["score"]["mean"], 2),
+            }
+        ],
+    }
+
+
+def _results(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not results:
+        return []
+    rows = []
+    for result in results:
+        interval = result["score"]["ci95"]
+        shown = f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "-"
+        config, versions = result["config"], result["versions"]
+        rows.append(
+            f"| {_tasks(result)} | {config['mode']} | {result['score']['mean']:.2f} | {shown} "
+            f"| {config['episodes']} | {versions['tdmpc_opt']} |"
+        )
+    return [
+        "",
+        "## Results",
+        "",
+        "Normalized score: mean episode return over 10, averaged over tasks.",
+        "",
+        "| tasks | acting by | score | 95% interval | episodes a task | tdmpc-opt |",
+        "|---|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def _training(extra: Mapping[str, str]) -> list[str]:
+    if "run" not in extra:
+        return []
+    run = json.dumps(json.loads(extra["run"]), indent=1)
+    updates = f"Trained for {int(extra['updates']):,} updates by a run of this configuration:"
+    return ["", "## Training", "", updates, "", "```json", run, "```"]

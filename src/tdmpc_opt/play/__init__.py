@@ -1,0 +1,1 @@
+"""The page where an agent plays: its files, the agents in it, and the server for both."""

@@ -1,0 +1,127 @@
+"""Serving the page on this machine alone."""
+
+import gzip
+import mimetypes
+from collections.abc import Iterator, Sequence
+from errno import EACCES, EADDRINUSE
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tdmpc_opt.errors import InputError, MissingDependencyError
+
+HOST = "127.0.0.1"
+BUNDLE = Path(__file__).parent / "static"
+"""The built page; `make web` writes it. Files ending in .gz are served as what they hold."""
+
+# The system's own table may lack these or hold others, and browsers insist.
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+    ".wasm": "application/wasm",
+    ".xml": "text/xml; charset=utf-8",
+    ".onnx": "application/octet-stream",
+}
+# The page fetches from this server alone: nothing can be sent elsewhere.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-eval' 'wasm-unsafe-eval'; "
+    "worker-src 'self' blob:; img-src 'self' data:; base-uri 'self'; form-action 'none'"
+)
+
+
+class PlayServer(ThreadingHTTPServer):
+    """Serves the files of folders, earlier folders first, to browsers on this machine.
+
+    Args:
+        folders: Where files are looked for.
+        port: Port of 127.0.0.1; 0 takes any free one.
+
+    Raises:
+        InputError: A port that is taken, forbidden or none.
+        MissingDependencyError: No folder holds the built page.
+    """
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, folders: Sequence[Path], port: int) -> None:
+        self.files = {path: file for folder in folders[::-1] for path, file in _files(folder)}
+        if "/index.html" not in self.files:
+            raise MissingDependencyError(
+                "this installation lacks the page's files; in a checkout run: make web"
+            )
+        try:
+            super().__init__((HOST, port), _Handler)
+        except OSError as error:
+            if error.errno not in (EADDRINUSE, EACCES):
+                raise
+            why = "taken" if error.errno == EADDRINUSE else "not allowed to you"
+            raise InputError(
+                f"port {port} is {why}; choose another with --port (0 takes any free one)"
+            ) from error
+        except OverflowError:
+            raise InputError(f"a port is a number from 0 to 65535, got {port}") from None
+
+    @property
+    def address(self) -> str:
+        """The page's address."""
+        return f"http://{HOST}:{self.server_address[1]}/"
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            yield f"/{file.relative_to(folder).as_posix().removesuffix('.gz')}", file
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: PlayServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Answer with a file."""
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        """Answer with a file's headers."""
+        self._answer(with_body=False)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay quiet: the terminal shows what a user asked for."""
+
+    def _answer(self, *, with_body: bool) -> None:
+        host = self.headers.get("Host", "").rpartition(":")[0]
+        if host not in (HOST, "localhost"):  # else a foreign site could read through its name
+            self.send_error(HTTPStatus.FORBIDDEN, "open the page as localhost")
+            return
+        path = unquote(urlsplit(self.path).path)
+        path = "/index.html" if path == "/" else path
+        file = self.server.files.get(path)
+        if file is None:
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        content = file.read_bytes()
+        packed = file.suffix == ".gz"
+        if packed and "gzip" not in self.headers.get("Accept-Encoding", ""):
+            content, packed = gzip.decompress(content), False
+        suffix = Path(path).suffix
+        guess = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", _TYPES.get(suffix, guess))
+        self.send_header("Content-Length", str(len(content)))
+        if packed:
+            self.send_header("Content-Encoding", "gzip")
+        # Built files carry a hash of their content in their names; others may change.
+        lasting = path.startswith("/assets/")
+        self.send_header("Cache-Control", "max-age=31536000" if lasting else "no-cache")
+        self.send_header("Content-Security-Policy", _POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        if with_body:
+            self.wfile.write(content)

@@ -1,0 +1,255 @@
+"""Charts of results, each drawn at any width: broad for paper and desk, narrow for a phone."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from tdmpc_opt.evaluation.score import Score
+from tdmpc_opt.report.read import Curve
+from tdmpc_opt.report.style import GRID, INK, PAPER, RC, SERIES
+
+AGENTS = len(SERIES)
+"""Agents that one chart can tell apart."""
+
+_ROW = 0.17  # inches that one line of text or one bar takes
+_NARROW = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart and what it says to those who do not see it."""
+
+    name: str
+    """File stem, unique in a report."""
+    title: str
+    summary: str
+    draw: Callable[[float], Figure]
+    """Draws at a width in inches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An agent in a chart of what a score costs."""
+
+    name: str
+    cost: float
+    score: float
+
+
+def score_chart(scores: Mapping[str, Score]) -> Callable[[float], Figure]:
+    """Return a chart of normalised scores, 0 to 100, as bars with their 95% intervals."""
+
+    def draw(width: float) -> Figure:
+        figure, axis = _single(width, 2 * _ROW * len(scores) + 0.75)
+        rows = [row + 0.22 for row in range(len(scores))]
+        axis.barh(rows, [score.mean for score in scores.values()], 0.42, color=SERIES[0].color)
+        _intervals(axis, list(scores.values()), rows)
+        for y, (name, score) in zip(rows, scores.items(), strict=True):
+            axis.text(0, y - 0.42, name, va="center", fontsize=8.5)
+            edge = max(score.mean, score.ci95[1] if score.ci95 else 0)
+            place: dict[str, Any] = {
+                "textcoords": "offset points",
+                "va": "center",
+                "fontsize": 8.5,
+            }
+            axis.annotate(f"{score.mean:.1f}", (edge, y), (4, 0), **place)
+        _score_axis(axis)
+        axis.set_ylim(len(scores) - 0.45, -0.5)
+        return figure
+
+    return draw
+
+
+def task_chart(scores: Mapping[str, Mapping[str, Score]]) -> Callable[[float], Figure]:
+    """Return a chart of each task's score by agent: task by task, the agents' bars together.
+
+    Args:
+        scores: Score by agent and task; at most `AGENTS` agents, of the same tasks.
+    """
+    tasks = list(next(iter(scores.values())))
+
+    def draw(width: float) -> Figure:
+        lines = (len(scores) * 0.62 + 1.15) * len(tasks)
+        legend = len(scores) if width < _NARROW else (len(scores) + 1) // 2
+        figure, axis = _single(width, _ROW * (lines + legend) + 0.8)
+        step = len(scores) * 0.62 + 1.15
+        tops = [place * step for place in range(len(tasks))]
+        for top, task in zip(tops, tasks, strict=True):
+            axis.text(0, top, task, va="center", fontsize=8.5)
+        for index, (series, found) in enumerate(zip(SERIES, scores.values(), strict=False)):
+            y = [top + 0.8 + index * 0.62 for top in tops]
+            means = [found[task].mean for task in tasks]
+            look: dict[str, Any] = {
+                "color": series.color,
+                "hatch": series.hatch,
+                "edgecolor": PAPER,
+            }
+            axis.barh(y, means, 0.56, linewidth=0, **look)
+            _intervals(axis, [found[task] for task in tasks], y)
+        axis.set_ylim(len(tasks) * step - 0.2, -0.7)
+        _score_axis(axis)
+        _legend(figure, list(scores), width)
+        return figure
+
+    return draw
+
+
+def curve_chart(panels: Mapping[str, Sequence[Curve]]) -> Callable[[float], Figure]:
+    """Return learning curves, a panel for each set of curves that share their axes."""
+
+    def draw(width: float) -> Figure:
+        columns = 1 if width < _NARROW or len(panels) == 1 else 2
+        rows = -(-len(panels) // columns)
+        per_row = [list(panels.values())[columns * row :][:columns] for row in range(rows)]
+        heights = [2.0 + 1.1 * _ROW * max(map(len, part)) for part in per_row]
+        with rc_context(RC):
+            figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+            ratios: dict[str, Any] = {"height_ratios": heights}
+            axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=ratios).flat
+            for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+                _draw_panel(axis, title, curves)
+            for axis in list(axes)[len(panels) :]:
+                axis.set_axis_off()
+        return figure
+
+    return draw
+
+
+def _draw_panel(axis: Axes, title: str, curves: Sequence[Curve]) -> None:
+    for curve, series in zip(curves, SERIES, strict=False):
+        x, y = zip(*curve.points, strict=True)
+        marks = max(1, len(x) // 8)
+        axis.plot(
+            x,
+            y,
+            label=curve.name,
+            color=series.color,
+            linestyle=series.dash,
+            linewidth=1.4,
+            marker=series.marker,
+            markersize=4,
+            markevery=marks,
+        )
+    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+    axis.set_title(title, fontsize=9, loc="left")
+    axis.set_xlabel(curves[0].x_label, fontsize=8)
+    axis.set_ylabel(curves[0].y_label, fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    axis.grid(axis="y")
+    place: dict[str, Any] = {
+        "loc": "upper left",
+        "bbox_to_anchor": (0.0, -0.22),
+        "borderaxespad": 0.0,
+    }
+    axis.legend(frameon=False, fontsize=8, handlelength=3.2, **place)
+
+
+def cost_chart(points: Sequence[Point], label: str, unit: str) -> Callable[[float], Figure]:
+    """Return a chart of score over cost on a logarithmic axis, with the Pareto front.
+
+    Args:
+        points: Agents; those on the front have no other that costs less and scores more.
+        label: What the cost is.
+        unit: Its unit, which takes prefixes such as k.
+    """
+    ordered = sorted(points, key=lambda point: (point.cost, -point.score))
+    front = pareto_front(ordered)
+
+    def draw(width: float) -> Figure:
+        figure, axis = _single(width, 3.0 + _ROW * len(ordered))
+        if len(front) > 1:
+            steps = ([p.cost for p in front], [p.score for p in front])
+            axis.plot(*steps, drawstyle="steps-post", color=INK, linewidth=0.8, zorder=1)
+        for number, point in enumerate(ordered, 1):
+            on_front = point in front
+            series = SERIES[0 if on_front else 1]
+            axis.plot(
+                point.cost,
+                point.score,
+                marker="o" if on_front else "s",
+                color=series.color,
+                markersize=6,
+                linestyle="none",
+                label=f"{number}  {point.name}" + (" (front)" if on_front else ""),
+            )
+            axis.annotate(
+                str(number), (point.cost, point.score), (5, 4), textcoords="offset points"
+            )
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axis.xaxis.set_major_formatter(EngFormatter(unit=unit))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.margins(x=0.12, y=0.15)
+        axis.set_xlabel(label)
+        axis.set_ylabel("normalized score")
+        axis.grid()
+        figure.legend(loc="outside lower left", frameon=False, fontsize=8.5)
+        return figure
+
+    return draw
+
+
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """Return the points that no other beats in both, by ascending cost."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.cost, -point.score)):
+        if not front or point.score > front[-1].score:
+            front.append(point)
+    return front
+
+
+def _single(width: float, height: float) -> tuple[Figure, Axes]:
+    with rc_context(RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axis = figure.subplots()
+    return figure, axis
+
+
+def _score_axis(axis: Axes) -> None:
+    """Lay out an axis of scores whose rows carry their names themselves."""
+    low, high = axis.get_xlim()
+    axis.set_xlim(min(0.0, low), max(107.0, high))
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+    axis.axvline(0, color=INK, linewidth=0.7)
+    axis.grid(axis="x", color=GRID)
+    axis.set_xlabel("normalized score (line: 95% interval)", fontsize=8.5)
+
+
+def _intervals(axis: Axes, scores: Sequence[Score], y: Sequence[float]) -> None:
+    """Draw the intervals of those scores that have one."""
+    rows = [
+        (score.mean, *score.ci95, at) for score, at in zip(scores, y, strict=True) if score.ci95
+    ]
+    if not rows:
+        return
+    means, lows, highs, places = (np.array(column) for column in zip(*rows, strict=True))
+    # The bootstrap of equal returns may miss their mean by rounding.
+    error = np.maximum([means - lows, highs - means], 0)
+    look: dict[str, Any] = {"color": INK, "linewidth": 0.9, "capsize": 1.8, "linestyle": "none"}
+    axis.errorbar(means, places, xerr=error, **look)
+
+
+def _legend(figure: Figure, names: Sequence[str], width: float) -> None:
+    handles = [
+        Patch(facecolor=series.color, hatch=series.hatch, edgecolor=PAPER, linewidth=0)
+        for series, _ in zip(SERIES, names, strict=False)
+    ]
+    figure.legend(
+        handles,
+        ["\n".join(textwrap.wrap(name, 42)) for name in names],
+        loc="outside upper left",
+        ncols=1 if width < _NARROW else 2,
+        frameon=False,
+        fontsize=8.5,
+        handlelength=2.6,
+    )

@@ -1,0 +1,296 @@
+"""Result files of every kind, read into what a report shows of them."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tdmpc_opt.errors import ResultError
+from tdmpc_opt.evaluation.results import read_evaluation
+from tdmpc_opt.evaluation.score import Score, normalized_score
+
+_SMOOTHED = 8  # episodes that one point of an expert's curve is the mean of
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The file behind some numbers."""
+
+    name: str
+    """What the report calls it: the file's stem."""
+    path: Path
+    kind: str
+    facts: Mapping[str, Any]
+    """Configuration, versions and machine, as the file states them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How results of one agent find each other."""
+
+    name: str | None
+    sha256: str | None
+    mode: str | None = None
+    """`policy` or `planner`; None where it makes no difference or is not said."""
+    budget: Mapping[str, Any] | None = None
+    """What one plan may spend."""
+
+    def is_that_of(self, other: "Checkpoint") -> bool:
+        """Tell whether both are the same agent: by content, or by name if one has no hash."""
+        if None not in (self.mode, other.mode) and self.mode != other.mode:
+            return False
+        if self.budget and other.budget:  # older files lack what then had but one value
+            shared = self.budget.keys() & other.budget.keys()
+            if any(self.budget[name] != other.budget[name] for name in shared):
+                return False
+        if self.sha256 and other.sha256:
+            return self.sha256 == other.sha256
+        return self.name is not None and self.name == other.name
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The scores of one agent."""
+
+    source: Source
+    checkpoint: Checkpoint
+    about: str
+    """Checkpoint, mode and noise in words."""
+    score: Score
+    returns: Mapping[str, Sequence[float]]
+    """Episode returns by task."""
+    trained: bool
+    """Whether the file says how the agent was trained."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of its tasks."""
+        return tuple(self.returns)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoScore:
+    """One line of the demo's table."""
+
+    name: str
+    score: Score
+    size_bytes: float | None
+    """None for random actions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A learning curve."""
+
+    name: str
+    chart: str
+    """Title of the chart it belongs in."""
+    panel: str
+    """Part of that chart; curves of one panel share both axes."""
+    x_label: str
+    y_label: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Benched:
+    """Size and speed of one agent."""
+
+    name: str
+    checkpoint: Checkpoint
+    size_bytes: float
+    latency_s: float | None
+    """Median time of one action; None where only batches were timed."""
+
+
+@dataclass(slots=True)
+class ResultSet:
+    """All that a report is made of."""
+
+    sources: list[Source] = field(default_factory=list)
+    evaluated: list[Evaluated] = field(default_factory=list)
+    demos: list[tuple[Source, list[DemoScore]]] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    benched: list[Benched] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    """Files that are not in the report, and why."""
+
+
+def read_result_files(paths: Sequence[Path]) -> ResultSet:
+    """Read result files; those of unknown kinds and unfinished ones are named as skipped.
+
+    Raises:
+        ResultError: A file that cannot be read, is no JSON, or is damaged.
+    """
+    results = ResultSet()
+    names = _names(paths)
+    for path in paths:
+        content = _json(path)
+        kind = content.get("kind")
+        if kind not in _READERS:
+            results.skipped.append((path, f"unknown kind {kind!r}" if kind else "has no kind"))
+            continue
+        facts = {key: content[key] for key in _FACTS if content.get(key)}
+        source = Source(names[path], path, str(kind), facts)
+        try:
+            _READERS[str(kind)](results, source, content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, ResultError):
+                raise
+            raise ResultError(f"{path} is damaged ({error!r}); make it anew") from error
+    return results
+
+
+_FACTS = ("config", "training", "versions", "machine")
+
+
+def _names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Call each file by its stem, or by its folder too where stems repeat or say nothing."""
+    stems = [path.stem for path in paths]
+    names = {}
+    for path, stem in zip(paths, stems, strict=True):
+        folder = path.resolve().parent.name
+        if stem in ("config", "rounds"):  # a run's or dagger's, whose folder is its name
+            names[path] = folder
+        else:
+            names[path] = stem if stems.count(stem) == 1 else f"{folder}/{stem}"
+    return names
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ResultError(f"{path} is no JSON ({error}); delete or repair it") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _evaluation(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
+    content = read_evaluation(source.path)  # checks every record
+    config, tasks = content["config"], content["tasks"]
+    if not content.get("complete"):
+        done = f"unfinished: {len(tasks)} of {len(config['tasks'])} tasks"
+        results.skipped.append((source.path, done))
+        return
+    results.sources.append(source)
+    returns = {name: record["returns"] for name, record in tasks.items()}
+    results.evaluated.append(
+        Evaluated(
+            source,
+            Checkpoint(
+                **config["checkpoint"], mode=config.get("mode"), budget=config.get("budget")
+            ),
+            _about(config),
+            normalized_score(returns),
+            returns,
+            isinstance(content.get("training"), dict),
+        )
+    )
+
+
+def _about(config: Mapping[str, Any]) -> str:
+    words = [str(config["checkpoint"]["name"])]
+    if config.get("mode"):
+        words.append("policy alone" if config["mode"] == "policy" else "planner")
+    if config.get("noise"):
+        words.append("with exploration noise")
+    return ", ".join(words)
+
+
+def _expert(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
+    points = [(float(step), float(value)) for step, value in content["learning_curve"]]
+    smooth = {
+        points[end - 1][0]: sum(value for _, value in points[end - _SMOOTHED : end]) / _SMOOTHED
+        for end in range(_SMOOTHED, len(points) + 1)
+    }  # episodes that ended at the same step leave one point
+    task = str(content["config"]["task"])
+    label = f"return, mean of {_SMOOTHED} episodes"
+    results.sources.append(source)
+    results.curves.append(
+        Curve(
+            source.name, "Experts", task, "agent steps", label, list(smooth.items()) or points
+        )
+    )
+
+
+def _demo(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
+    rows = [
+        DemoScore(
+            str(row["name"]),
+            Score(float(row["score"]), _interval(row["ci95"])),
+            float(row["size_bytes"]) or None,
+        )
+        for row in content["rows"]
+    ]
+    results.sources.append(source)
+    results.demos.append((source, rows))
+
+
+def _interval(values: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if values is None else (float(values[0]), float(values[1]))
+
+
+def _dagger(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
+    rounds = content["rounds"]
+    scores = [
+        (float(row["updates"]), float(row["score"]))
+        for row in rounds
+        if row["score"] is not None
+    ]
+    results.sources.append(source)
+    if scores:
+        results.curves.append(_score_curve(source, scores))
+
+
+def _score_curve(source: Source, points: Sequence[tuple[float, float]]) -> Curve:
+    label = "normalized score"
+    return Curve(source.name, "Training", label, "gradient updates", label, points)
+
+
+def _run(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
+    """Read the curves that a run of train or distill keeps beside its config."""
+    path = source.path.with_name("metrics.csv")
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        reason = f"its curves cannot be read: {path.name}: {error.strerror}"
+        results.skipped.append((source.path, reason))
+        return
+    results.sources.append(source)
+    loss = [(float(row["update"]), float(row["loss"])) for row in rows if row["loss"]]
+    results.curves.append(
+        Curve(source.name, "Training", "loss", "gradient updates", "loss", loss)
+    )
+    score = [(float(row["update"]), float(row["score"])) for row in rows if row.get("score")]
+    if score:
+        results.curves.append(_score_curve(source, score))
+
+
+def _bench(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
+    """Read size and latency of each policy that was timed; latency is that of one robot."""
+    results.sources.append(source)
+    for row in content["candidates"]:
+        file, single = row["file"], row["batches"].get("1")
+        results.benched.append(
+            Benched(
+                str(row["name"]),
+                Checkpoint(file["name"], file["sha256"], row["mode"], row.get("budget")),
+                float(file["size_bytes"]),
+                None if single is None else float(single["p50_ms"]) / 1000,
+            )
+        )
+
+
+_READERS: dict[str, Callable[[ResultSet, Source, Mapping[str, Any]], None]] = {
+    "evaluation": _evaluation,
+    "expert": _expert,
+    "demo": _demo,
+    "dagger": _dagger,
+    "run": _run,
+    "bench": _bench,
+}

@@ -1,0 +1,249 @@
+"""Opening a `torch.save` file as data: code in it is refused, never run."""
+
+import io
+import mmap
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
+
+ZIP_MAGIC = b"PK\x03\x04"
+"""First bytes of a file by torch.save since PyTorch 1.6."""
+
+_LOCAL_HEADER = struct.Struct("<26xHH")  # ends with the lengths of the name and of the extras
+_CODE_SIGNS = ("GLOBAL", "global", "class", "Trying to call reduce")
+_HARMLESS = (
+    "TypedStorage is deprecated",
+    "torch.quantize_per_tensor",
+    "Detected pickle protocol",
+)
+_DAMAGE = (
+    *(OSError, EOFError, RuntimeError, zipfile.BadZipFile, NotImplementedError),
+    *(KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError),
+    *(OverflowError, RecursionError, MemoryError, struct.error),
+)
+"""The kinds that torch's reader was seen to raise on files cut or changed at random."""
+
+
+class TorchFileError(ValueError):
+    """A file that cannot be read; the message goes on after the file's name."""
+
+
+def load_whole(path: Path) -> Any:
+    """Return what a `torch.save` file holds, tensors on the CPU.
+
+    Big files of the zip format are mapped into memory, so that only what is used is read.
+
+    Raises:
+        TorchFileError: A file that asks to run code or build foreign objects, is compressed,
+            truncated or damaged, or cannot be read.
+    """
+    return _load(path, "cpu", mapped=is_zipped(path))
+
+
+def load_outline(path: Path, stand_ins: Mapping[str, Callable[..., Any]] | None = None) -> Any:
+    """Return what a zipped `torch.save` file holds, with empty tensors on the meta device.
+
+    `place` tells where in the file the values of such a tensor are. Quantised tensors cannot be
+    outlined.
+
+    Args:
+        path: File to read; of its tensors only the sizes are read.
+        stand_ins: What to call for further classes and functions that the file names, by their
+            full names; torch's own allow-list holds beside them.
+
+    Raises:
+        TorchFileError: As `load_whole`; or a torch that does not tell the places.
+    """
+    if not _tells_places():
+        raise TorchFileError(
+            f"cannot be read in parts by torch {torch.__version__}; upgrade it"
+        )
+    return _load(path, "meta", stand_ins=stand_ins)
+
+
+@cache
+def _tells_places() -> bool:
+    """Try whether torch notes where values are; older ones do not."""
+    file = io.BytesIO()
+    torch.save(torch.zeros(1), file)
+    file.seek(0)
+    outline = torch.load(file, map_location="meta", weights_only=True)
+    return _storage_start(outline) > 0
+
+
+def is_zipped(path: Path) -> bool:
+    """Tell whether the file is of the zip format.
+
+    Raises:
+        TorchFileError: A file that cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    except OSError as error:
+        raise TorchFileError(f"cannot be read: {error.strerror}") from error
+
+
+def _load(
+    path: Path,
+    device: str,
+    *,
+    mapped: bool = False,
+    stand_ins: Mapping[str, Callable[..., Any]] | None = None,
+) -> Any:
+    try:
+        if mapped or device == "meta":
+            _refuse_compressed(path)
+        with warnings.catch_warnings(), _allowed(stand_ins or {}):
+            for message in _HARMLESS:  # set off by quantised entries and damaged files
+                warnings.filterwarnings("ignore", message=message, category=UserWarning)
+            return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+    except TorchFileError:
+        raise  # it is a ValueError, which is caught below
+    except pickle.UnpicklingError as error:
+        raise TorchFileError(_reason(str(error))) from error
+    except PermissionError as error:
+        raise TorchFileError(f"cannot be read: {error.strerror}") from error
+    except _DAMAGE as error:
+        raise TorchFileError("is truncated or damaged") from error
+
+
+@contextmanager
+def _allowed(stand_ins: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Allow these beside torch's own list, and nothing that libraries put on it: theirs run."""
+    before = get_safe_globals()
+    clear_safe_globals()
+    add_safe_globals([(function, name) for name, function in stand_ins.items()])
+    try:
+        yield
+    finally:
+        clear_safe_globals()
+        add_safe_globals(before)
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse packed entries: torch.save writes none, and one may unpack to terabytes."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise TorchFileError("is a packed zip file, not one by torch.save")
+
+
+def _reason(message: str) -> str:
+    """Say in one line why the restricted unpickler gave up."""
+    # What follows the mark is the fault itself; the advice before it names classes as well.
+    fault = message.rpartition("WeightsUnpickler error:")[2]
+    if any(sign in fault for sign in _CODE_SIGNS):
+        return (
+            "was refused: the file asks to run code or to build objects other than tensors; "
+            "get it from another source"
+        )
+    return "is truncated or damaged, or holds other things than tensors"
+
+
+class Records:
+    """Where the storages of a zipped `torch.save` file are.
+
+    torch works their places out from the order in which it writes them, which a file that
+    another program packed anew need not keep: the file's own index has the last word.
+
+    Args:
+        path: The file.
+
+    Raises:
+        TorchFileError: No such index, or numbers stored with their last byte first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+                orders = [e for e in entries if e.filename.endswith("/byteorder")]
+                foreign = any(archive.open(e).read(16) != b"little" for e in orders)
+                self._entries = {_start(file, e.header_offset): e for e in entries}
+        except _DAMAGE as error:
+            raise TorchFileError("is truncated or damaged") from error
+        if foreign:
+            raise TorchFileError("was written on a big-endian machine, which is not supported")
+
+    def place(self, outline: Tensor) -> int:
+        """Return the byte of the file at which a tensor of `load_outline` begins.
+
+        Raises:
+            TorchFileError: The tensor reaches beyond what is stored for it.
+        """
+        start = _storage_start(outline)
+        size = self._entries[start].file_size if start in self._entries else -1
+        first = outline.storage_offset() * outline.element_size()
+        end = first + span(outline) * outline.element_size()
+        if size < outline.untyped_storage().nbytes() or end > size:
+            raise TorchFileError("was packed anew or is damaged: a tensor is not in its place")
+        return start + int(first)
+
+    def crc(self, outline: Tensor) -> int:
+        """Return the checksum that the file's writer stored for a tensor that has its place."""
+        return self._entries[_storage_start(outline)].CRC
+
+
+def _storage_start(outline: Tensor) -> int:
+    start = getattr(outline.untyped_storage(), "_checkpoint_offset", None)
+    return -1 if start is None else start
+
+
+def _start(file: Any, header: int) -> int:
+    """Return where an entry's bytes begin, after a header of varying length."""
+    file.seek(header)
+    return header + 30 + sum(_LOCAL_HEADER.unpack(file.read(30)))
+
+
+def span(tensor: Tensor) -> int:
+    """Return how many values lie between a tensor's first and last, both included."""
+    if not tensor.numel():
+        return 0
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return 1 + sum((size - 1) * stride for size, stride in steps)
+
+
+class MappedFile:
+    """A file whose tensors are read when they are used, and can be given back.
+
+    Args:
+        path: A zipped `torch.save` file.
+
+    Raises:
+        TorchFileError: A file that cannot be mapped, or has no index.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._records = Records(path)
+        try:
+            with path.open("rb") as file:  # private: torch warns of memory it may not write
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise TorchFileError("cannot be mapped into memory") from error
+
+    def tensor(self, outline: Tensor) -> Tensor:
+        """Return the tensor of which `load_outline` gave the outline; do not write into it.
+
+        Raises:
+            TorchFileError: A tensor that is not wholly in the file.
+        """
+        start, count = self._records.place(outline), span(outline)
+        if not count:
+            return torch.empty(outline.shape, dtype=outline.dtype)
+        values = torch.frombuffer(self._map, dtype=outline.dtype, count=count, offset=start)
+        return values.as_strided(outline.shape, outline.stride())
+
+    def forget(self) -> None:
+        """Give back the memory of what was read; it is read again when it is used again."""
+        self._map.madvise(mmap.MADV_DONTNEED)

@@ -1,0 +1,110 @@
+"""Batches that bring NaN or infinity are named and skipped; too many stop the run."""
+
+from pathlib import Path
+
+import torch
+
+from tdmpc_opt.configs import TrainConfig
+from tdmpc_opt.data.sampler import Batch, SliceSampler
+from tdmpc_opt.errors import NonFiniteError, RunError
+from tdmpc_opt.progress import Progress
+from tdmpc_opt.training.objective import model_losses, td_target
+from tdmpc_opt.training.step import Learner
+
+
+class FaultKeeper:
+    """Counts the batches that were skipped, over resumes too.
+
+    Args:
+        learner: Holds the count, and the networks that find the slice at fault.
+        sampler: Knows where slices come from.
+        config: How many may be skipped, and the objective.
+        progress: Told of each.
+    """
+
+    def __init__(
+        self, learner: Learner, sampler: SliceSampler, config: TrainConfig, progress: Progress
+    ) -> None:
+        self._learner = learner
+        self._sampler = sampler
+        self._config = config
+        self._progress = progress
+
+    def skip(self, error: NonFiniteError, batch: Batch | None) -> None:
+        """Warn of a batch, or stop the run.
+
+        Args:
+            error: What was found.
+            batch: Where it was found while training; None if the data itself holds it.
+
+        Raises:
+            RunError: More batches than allowed were skipped.
+        """
+        fault = f"update {self._learner.update + 1}: {error}"
+        if batch is not None:
+            require_finite_weights(self._learner, self._config.output)
+            fault += f" {self._blame(batch)}"
+        if self._learner.skipped == self._config.max_skipped:
+            raise RunError(
+                f"{fault}; stopped, for {self._learner.skipped} batches were skipped before; "
+                f"the checkpoint in {self._config.output} is whole: mend the data or lower "
+                "--lr, or allow more with --max-skipped"
+            ) from error
+        self._learner.skipped += 1
+        self._progress.warn(
+            f"{fault}; batch skipped ({self._learner.skipped} of at most "
+            f"{self._config.max_skipped})"
+        )
+
+    def _blame(self, batch: Batch) -> str:
+        columns = self._find(batch, range(batch.task.numel()))
+        if not columns:
+            return "though no slice of the batch is at fault alone"
+        found = "; ".join(self._sampler.origin(column) for column in columns[:3])
+        more = f" and {len(columns) - 3} more" if len(columns) > 3 else ""
+        every = ", every slice of the batch" if len(columns) == batch.task.numel() else ""
+        return f"by {found}{more}{every}"
+
+    def _find(self, batch: Batch, columns: range) -> list[int]:
+        """Halve the batch until each slice at fault is alone."""
+        if self._is_finite(_part(batch, columns)):
+            return []
+        if len(columns) == 1:
+            return [columns[0]]
+        middle = len(columns) // 2
+        return self._find(batch, columns[:middle]) + self._find(batch, columns[middle:])
+
+    @torch.no_grad()
+    def _is_finite(self, batch: Batch) -> bool:
+        # Its own noise: finding a fault must not change what the run draws next.
+        generator = torch.Generator().manual_seed(self._config.seed)
+        model = self._learner.model.eval()
+        next_z = model.encode(batch.obs[1:], batch.task)
+        target = td_target(model, next_z, batch.reward, batch.task, generator)
+        weights = self._config.weights
+        losses, _ = model_losses(model, batch, next_z, target, weights)
+        return bool(losses.total(weights).isfinite())
+
+
+def require_finite_weights(learner: Learner, folder: Path) -> None:
+    """Make sure that no weight is NaN or infinite.
+
+    Raises:
+        RunError: One is; no further batch can be learnt from.
+    """
+    if not all(bool(value.isfinite().all()) for value in learner.model.parameters()):
+        raise RunError(
+            f"a weight became NaN or infinite before update {learner.update + 1}; the "
+            f"checkpoint in {folder} is from before that: lower --lr"
+        )
+
+
+def _part(batch: Batch, columns: range) -> Batch:
+    chosen = slice(columns.start, columns.stop)
+    return Batch(
+        obs=batch.obs[:, chosen],
+        action=batch.action[:, chosen],
+        label=batch.label[:, chosen],
+        reward=batch.reward[:, chosen],
+        task=batch.task[chosen],
+    )

@@ -1,0 +1,232 @@
+"""The search of planner budgets for score against latency, and its result as JSON."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from tdmpc_opt import provenance
+from tdmpc_opt.agent import Agent
+from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
+from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.checkpoints.native import write_native
+from tdmpc_opt.configs import PlannerBudget, TuneConfig
+from tdmpc_opt.configs.tuning import TUNING_SEED
+from tdmpc_opt.errors import CheckpointError, ResultError
+from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
+from tdmpc_opt.evaluation.score import Score, normalized_score
+from tdmpc_opt.executor import run_parallel
+from tdmpc_opt.planning.presets import Preset, storable
+from tdmpc_opt.policies import PolicySource
+from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.tuning.latency import cost_of
+from tdmpc_opt.tuning.space import starts, suggest
+
+_RETURNS, _BUDGET, _FULL_MS = "returns", "budget", "full_ms"
+_IDENTITY, _FULL_RETURNS = "identity", "full_returns"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A budget that was scored."""
+
+    number: int
+    budget: PlannerBudget
+    score: Score
+    share: float
+    """Time of an action, as a share of the full budget's."""
+    latency_ms: float
+    """That share of the least time that the full budget took in this search."""
+    on_front: bool
+    """True where no other budget is both better and faster."""
+
+
+def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Search budgets, write `tuning.json`, and store the presets if asked; resumable.
+
+    Returns:
+        The content of `tuning.json`.
+
+    Raises:
+        CheckpointError: A checkpoint that cannot be read or written, or cannot plan.
+        ResultError: The folder holds another search.
+        UnknownTaskError: A task that the agent does not know.
+        MissingDependencyError: The engine's library is not here.
+    """
+    progress = progress or Silent()
+    policy = PolicySource(source=config.checkpoint, mode="planner", engine=config.engine)
+    tasks = policy.tasks(config.tasks)
+    checkpoint = read_checkpoint(config.checkpoint)
+    if not checkpoint.has_world_model:
+        raise CheckpointError(f"{config.checkpoint} holds a policy alone and cannot plan")
+    identity = {
+        "checkpoint": policy.identity(tasks),
+        "tasks": list(tasks.names),
+        "episodes": config.episodes,
+        "seeds": [TUNING_SEED, TUNING_SEED + config.episodes - 1],
+        "engine": config.engine,
+    }
+    study = _open(config, identity)
+    search = _Search(config, policy, tasks, study, checkpoint)
+    for _ in search.run(progress):
+        _write(config.output / "tuning.json", _content(config, identity, study))
+    content = _content(config, identity, study)
+    _write(config.output / "tuning.json", content)
+    if config.store is not None:
+        presets = choose(_trials(study), config.realtime_ms, config.balanced_ms)
+        extra = checkpoint.extra | storable(presets)
+        write_native(config.store, replace(checkpoint, extra=extra))
+    return content
+
+
+def choose(
+    trials: Sequence[Trial], realtime_ms: float, balanced_ms: float
+) -> dict[str, Preset]:
+    """Return presets: the best scored budget within each time, beside `full` and `policy`.
+
+    Where no budget is as fast as `realtime_ms`, the fastest of them is taken.
+    """
+    presets = {"full": Preset()}
+    for name, limit in (("balanced", balanced_ms), ("realtime", realtime_ms)):
+        within = [trial for trial in trials if trial.latency_ms <= limit]
+        within = within or [min(trials, key=lambda trial: trial.share)]
+        best = max(within, key=lambda trial: (trial.score.mean, -trial.share))
+        presets[name] = Preset(budget=best.budget)
+    return presets | {"policy": Preset("policy")}
+
+
+@dataclass(frozen=True)
+class _Search:
+    config: TuneConfig
+    policy: PolicySource
+    tasks: TaskTable
+    study: optuna.Study
+    checkpoint: Checkpoint
+
+    def run(self, progress: Progress) -> Iterator[None]:
+        """Score budgets until there are as many as asked for, and pause after each."""
+        full = self._agent(PlannerBudget())
+        for _ in iter(lambda: len(_done(self.study)) >= self.config.trials, True):
+            done = len(_done(self.study))
+            progress.update(done, self.config.trials, "")
+            # A search that goes on must not draw again what it drew before it was stopped.
+            seed = self.config.seed + len(self.study.trials)
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+            trial = self.study.ask()
+            budget = suggest(trial, self.config.max_samples, self.config.max_iterations)
+            score, share = self._measure(trial, budget, full)
+            self.study.tell(trial, (score, share))
+            note = f"{score:.1f} at {100 * share:.1f}% of the full budget's time"
+            progress.update(done + 1, self.config.trials, note)
+            yield
+        if self.config.score_full and _FULL_RETURNS not in self.study.user_attrs:
+            self.study.set_user_attr(_FULL_RETURNS, self._returns(PlannerBudget()))
+
+    def _measure(
+        self, trial: optuna.Trial, budget: PlannerBudget, full: Agent
+    ) -> tuple[float, float]:
+        cost = cost_of(self._agent(budget), full, self.tasks.names[0])
+        returns = self._returns(budget)
+        trial.set_user_attr(_RETURNS, returns)
+        trial.set_user_attr(_BUDGET, asdict(budget))
+        trial.set_user_attr(_FULL_MS, cost.full_ms)
+        return normalized_score(returns).mean, cost.share
+
+    def _returns(self, budget: PlannerBudget) -> dict[str, list[float]]:
+        policy = replace(self.policy, preset=budget)
+        work = [
+            TaskWork(policy, task, self.config.episodes, TUNING_SEED)
+            for task in self.tasks.tasks
+        ]
+        records = run_parallel(evaluate_task, work, self.config.workers)
+        return {item.task.name: record["returns"] for item, record in records}
+
+    def _agent(self, budget: PlannerBudget) -> Agent:
+        return Agent(build(self.checkpoint), budget=budget, engine=self.config.engine)
+
+
+def _open(config: TuneConfig, identity: Mapping[str, Any]) -> optuna.Study:
+    """Open or make the search of the output folder."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultError(f"cannot write {config.output}: {error.strerror}") from error
+    path = config.output / "search.sqlite"
+    study = optuna.create_study(
+        storage=f"sqlite:///{path.resolve()}",
+        study_name="planner",
+        directions=["maximize", "minimize"],
+        load_if_exists=True,
+    )
+    found = study.user_attrs.get(_IDENTITY)
+    if found is None:
+        study.set_user_attr(_IDENTITY, dict(identity))
+        for parameters in starts(config.max_samples, config.max_iterations):
+            study.enqueue_trial(parameters)
+        return study
+    for key, asked in identity.items():
+        if found.get(key) != asked:
+            raise ResultError(
+                f"{config.output} holds another search: its {key} is {found.get(key)}, asked "
+                f"is {asked}; choose another --output"
+            )
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):  # it was killed: once more
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    return study
+
+
+def _done(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(states=(TrialState.COMPLETE,))
+
+
+def _trials(study: optuna.Study) -> list[Trial]:
+    """Return what was scored, the fastest first."""
+    done = _done(study)
+    front = {trial.number for trial in study.best_trials}
+    least = min((trial.user_attrs[_FULL_MS] for trial in done), default=0.0)
+    trials = [
+        Trial(
+            number=trial.number,
+            budget=PlannerBudget(**trial.user_attrs[_BUDGET]),
+            score=normalized_score(trial.user_attrs[_RETURNS]),
+            share=trial.values[1],
+            latency_ms=trial.values[1] * least,
+            on_front=trial.number in front,
+        )
+        for trial in done
+    ]
+    return sorted(trials, key=lambda trial: trial.share)
+
+
+def _content(
+    config: TuneConfig, identity: Mapping[str, Any], study: optuna.Study
+) -> dict[str, Any]:
+    trials, full = _trials(study), study.user_attrs.get(_FULL_RETURNS)
+    presets = choose(trials, config.realtime_ms, config.balanced_ms)
+    limits = {"realtime_ms": config.realtime_ms, "balanced_ms": config.balanced_ms}
+    return {
+        "kind": "tuning",
+        "schema": 1,
+        "trials": [asdict(trial) for trial in trials],
+        "full": None if full is None else asdict(normalized_score(full)),
+        "presets": {name: asdict(preset) for name, preset in presets.items()},
+        "config": {**identity, **limits, "seed": config.seed},
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+    }
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        with replace_when_done(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise ResultError(f"cannot write {path}: {error.strerror}") from error

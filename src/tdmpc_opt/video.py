@@ -1,0 +1,251 @@
+"""Films of agents at work, drawn off-screen and written as mp4, GIF or a contact sheet."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.configs import VideoConfig
+from tdmpc_opt.encoding import FRAMES_PER_SECOND, write_film
+from tdmpc_opt.errors import RunError
+from tdmpc_opt.offscreen import drawing_process
+from tdmpc_opt.policies import Policy, PolicySource
+from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.rollout import one_thread
+from tdmpc_opt.task_table import Task, TaskTable, seed_number
+from tdmpc_opt.tasks.environment import make_env
+
+Picture = NDArray[np.uint8]
+
+_PANEL = 384  # edge of an agent's picture, in pixels
+_TITLE = 30  # height of the row with task and time
+_CAPTION = 46  # height of the two lines above each picture
+_COLUMNS, _THUMB, _LABEL = 6, 192, 36  # of the contact sheet
+_INK, _FAINT, _PAPER = "#f2f2f2", "#a8b0b8", "#15181c"
+_WINDOW = 25  # actions whose median time is shown
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One step of all agents in a task."""
+
+    task: str
+    seconds: float
+    """Simulated time since the start of the episode."""
+    frames: int
+    """Frames of the film that it lasts."""
+    pictures: tuple[Picture, ...]
+    returns: tuple[float, ...]
+    latencies_ms: tuple[float | None, ...]
+    """Median time of the latest actions; None before the first."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    sources: tuple[PolicySource, ...]
+    tasks: TaskTable
+    seed: int
+    seconds: float | None
+
+
+def video(config: VideoConfig, progress: Progress | None = None) -> list[Path]:
+    """Film an agent, alone or beside another, and draw a contact sheet of its tasks.
+
+    Args:
+        config: Who, on which tasks, and where to.
+        progress: Takes the tasks that are done.
+
+    Returns:
+        The files written.
+
+    Raises:
+        CheckpointError: An agent that cannot be read.
+        UnknownTaskError: A task that an agent does not know.
+        InputError: An environment that draws nothing.
+        MissingDependencyError: No off-screen OpenGL on this machine, or a library is missing.
+        RunError: A file that cannot be written.
+    """
+    progress = progress or Silent()
+    sources = _sources(config)
+    tasks = sources[0].tasks(config.tasks)
+    for source in sources[1:]:
+        source.tasks(tasks.selection)
+    written = []
+    if config.output is not None:
+        names = [_name(source, tasks) for source in sources]
+        job = _Job(sources, tasks, config.seed, config.seconds)
+        with drawing_process(film, job) as shots:
+            size = (_PANEL * len(sources), _PANEL + _TITLE + _CAPTION)
+            seen = _reported(shots, progress, len(tasks), "film")
+            write_film(config.output, size, (_frame(shot, names) for shot in seen))
+        written.append(config.output)
+    if config.sheet is not None:
+        job = _Job(sources[:1], tasks, config.seed, None)
+        with drawing_process(poses, job) as shots:
+            seen = _reported(shots, progress, len(tasks), "contact sheet")
+            _write_sheet(config.sheet, list(seen))
+        written.append(config.sheet)
+    return written
+
+
+def _sources(config: VideoConfig) -> tuple[PolicySource, ...]:
+    chosen = [(config.checkpoint, config.mode)]
+    if config.against is not None:
+        chosen.append((config.against, config.against_mode or config.mode))
+    return tuple(
+        PolicySource(source=source, mode=mode, preset=config.preset, device=config.device)
+        for source, mode in chosen
+    )
+
+
+def _name(source: PolicySource, tasks: TaskTable) -> str:
+    name = str(source.identity(tasks)["name"])
+    return f"{name}, {source.mode}" if source.is_agent else name
+
+
+def film(job: _Job) -> Iterator[Shot]:
+    """Yield the shots of each task in turn, all agents in step; run where drawing works."""
+    with one_thread():
+        policies = [source.load(job.tasks) for source in job.sources]
+        for task in job.tasks.tasks:
+            yield from _clip(policies, task, job)
+
+
+def _clip(policies: list[Policy], task: Task, job: _Job) -> Iterator[Shot]:
+    players = [_Player(policy, task, job.seed) for policy in policies]
+    rate = FRAMES_PER_SECOND / players[0].steps_per_second
+    last = task.episode_length
+    if job.seconds is not None:
+        last = min(last, round(job.seconds * players[0].steps_per_second))
+    for step in range(last + 1):
+        if step:
+            for player in players:
+                player.step()
+        # The film runs in real time whatever the task's control step.
+        frames = int((step + 1) * rate + 1e-6) - int(step * rate + 1e-6)
+        if frames:
+            yield _shot(players, task, step, frames)
+    for player in players:
+        player.env.close()
+
+
+def poses(job: _Job) -> Iterator[Shot]:
+    """Yield one shot of each task, half an episode after its start; run as `film`."""
+    with one_thread():
+        policy = job.sources[0].load(job.tasks)
+        for task in job.tasks.tasks:
+            player = _Player(policy, task, job.seed)
+            steps = task.episode_length // 2
+            for _ in range(steps):
+                player.step()
+            yield _shot([player], task, steps, 1)
+            player.env.close()
+
+
+class _Player:
+    """One agent in its episode."""
+
+    def __init__(self, policy: Policy, task: Task, seed: int) -> None:
+        self.env = make_env(task, seed, render_mode="rgb_array")
+        self.total = 0.0
+        self.times: deque[float] = deque(maxlen=_WINDOW)
+        self._policy = policy
+        self._obs = self.env.reset()[0]
+        policy.start(task.name, [(seed, seed_number(task), 0)])
+
+    @property
+    def steps_per_second(self) -> float:
+        return float(self.env.metadata["render_fps"])
+
+    def step(self) -> None:
+        start = time.perf_counter()
+        action = self._policy.act(self._obs[None])[0]
+        self.times.append(1000 * (time.perf_counter() - start))
+        self._obs, reward, _, _, _ = self.env.step(action)
+        self.total += float(reward)
+
+
+def _shot(players: list[_Player], task: Task, step: int, frames: int) -> Shot:
+    return Shot(
+        task=task.name,
+        seconds=step / players[0].steps_per_second,
+        frames=frames,
+        pictures=tuple(np.asarray(player.env.render(), np.uint8) for player in players),
+        returns=tuple(player.total for player in players),
+        latencies_ms=tuple(median(p.times) if p.times else None for p in players),
+    )
+
+
+def _reported(
+    shots: Iterator[Shot], progress: Progress, total: int, what: str
+) -> Iterator[Shot]:
+    done, task = -1, ""
+    for shot in shots:
+        if shot.task != task:
+            done, task = done + 1, shot.task
+            progress.update(done, total, f"{what}: {task}")
+        yield shot
+    progress.update(total, total, what)
+
+
+def _frame(shot: Shot, names: list[str]) -> tuple[Picture, int]:
+    """Return the annotated picture, and how many frames of the film it lasts."""
+    width = _PANEL * len(names)
+    image = Image.new("RGB", (width, _PANEL + _TITLE + _CAPTION), _PAPER)
+    draw = ImageDraw.Draw(image)
+    large, small = ImageFont.load_default(16), ImageFont.load_default(14)
+    draw.text((10, 7), shot.task, _INK, large)
+    draw.text((width - 10, 7), f"{shot.seconds:.1f} s", _FAINT, large, anchor="ra")
+    for index, name in enumerate(names):
+        left = index * _PANEL
+        draw.text((left + 10, _TITLE), _fitted(name, small, _PANEL - 20), _FAINT, small)
+        draw.text((left + 10, _TITLE + 20), f"return {shot.returns[index]:.1f}", _INK, large)
+        latency = shot.latencies_ms[index]
+        if latency is not None:
+            place = (left + _PANEL - 10, _TITLE + 20)
+            draw.text(place, f"{latency:.1f} ms an action", _INK, large, anchor="ra")
+        picture = _square(shot.pictures[index], _PANEL)
+        image.paste(picture, (left, _TITLE + _CAPTION))
+        if index:
+            draw.line((left, _TITLE, left, image.height), _PAPER, 2)
+    return np.asarray(image), shot.frames
+
+
+def _square(picture: Picture, edge: int) -> Image.Image:
+    return ImageOps.pad(Image.fromarray(picture), (edge, edge), color=_PAPER)
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Shorten a text in its middle until it fits."""
+    kept = len(text)
+    shown = text
+    while font.getlength(shown) > width and kept > 8:
+        kept -= 2
+        shown = f"{text[: kept // 2]}...{text[-(kept // 2) :]}"
+    return shown
+
+
+def _write_sheet(path: Path, shots: list[Shot]) -> None:
+    columns = min(_COLUMNS, len(shots))
+    rows = -(-len(shots) // columns)
+    image = Image.new("RGB", (columns * _THUMB, rows * (_THUMB + _LABEL)), _PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    for index, shot in enumerate(shots):
+        left = index % columns * _THUMB
+        top = index // columns * (_THUMB + _LABEL)
+        image.paste(_square(shot.pictures[0], _THUMB - 2), (left + 1, top + _LABEL))
+        draw.text((left + 4, top + 3), shot.task, _INK, font)
+        note = f"return {shot.returns[0]:.0f} after {shot.seconds:.1f} s"
+        draw.text((left + 4, top + 18), note, _FAINT, font)
+    try:
+        with replace_when_done(path) as temporary:
+            image.save(temporary, format="PNG")
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error

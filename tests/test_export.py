@@ -1,0 +1,392 @@
+"""Exported files act as torch does, on real observations, and say what they are."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tdmpc_opt import make_env, zoo
+from tdmpc_opt.agent import load_agent
+from tdmpc_opt.checkpoints.checkpoint import build
+from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
+from tdmpc_opt.cli import main
+from tdmpc_opt.configs import ExportConfig, PlannerBudget
+from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, ResultError
+from tdmpc_opt.planning.mppi import draw_noise, prepare, refine, search
+from tdmpc_opt.planning.networks import PlannerNetworks
+from tdmpc_opt.runtime import load
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from tdmpc_opt.export.export import export  # noqa: E402  # needs onnx
+
+# torch's exporter trips over deprecations of torch's own, and names an axis twice.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*axis name:UserWarning"),
+]
+
+TASK = "cup-catch"
+BUDGET = PlannerBudget(horizon=2, iterations=3, samples=24, policy_samples=4, elites=6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("exported")
+
+
+@pytest.fixture(scope="module")
+def policy(folder):
+    path = folder / "policy.onnx"
+    return path, export(ExportConfig(checkpoint="demo-teacher", policy_only=True, output=path))
+
+
+@pytest.fixture(scope="module")
+def planner(folder, checkpoint_file):
+    path = folder / "planner.onnx"
+    return path, export(ExportConfig(checkpoint=str(checkpoint_file), output=path), BUDGET)
+
+
+def _observations(task: str, count: int = 20) -> np.ndarray:
+    env = make_env(task, 3)
+    rng = np.random.default_rng(3)
+    actions = rng.uniform(-1, 1, (count - 1, *env.action_space.shape)).astype(np.float32)
+    return np.stack([env.reset()[0], *(env.step(action)[0] for action in actions)])
+
+
+def test_the_policy_acts_as_torch_in_every_task(policy):
+    path, report = policy
+    agent, reference = load(path), load_agent("demo-teacher", mode="policy")
+    assert agent.tasks == reference.tasks
+    for name in agent.tasks.names:
+        obs = _observations(name)
+        found = agent.act(obs, name)
+        np.testing.assert_allclose(found, reference.act(obs, name), atol=5e-5)
+        np.testing.assert_allclose(agent.act(obs[5], name), found[5], atol=1e-5)
+        assert found.dtype == np.float32
+    assert report.parity.tasks == len(agent.tasks)
+    assert report.parity.max_error < 5e-5
+    assert report.output_bytes == path.stat().st_size
+
+
+def test_padded_observations_act_alike(policy):
+    agent, obs = load(policy[0]), _observations(TASK)
+    wide = np.pad(obs, ((0, 0), (0, agent.tasks.obs_dim - obs.shape[1])))
+    np.testing.assert_array_equal(agent.act(wide, TASK), agent.act(obs, TASK))
+
+
+def test_a_file_says_what_it_is(policy):
+    properties = {entry.key: entry.value for entry in onnx.load(policy[0]).metadata_props}
+    assert properties["format"] == "tdmpc-opt"
+    assert properties["schema"] == "1"
+    assert properties["kind"] == "policy"
+    assert properties["number_format"] == "fp32"
+    assert properties["source_sha256"] == sha256(zoo.path("demo-teacher"))
+    assert json.loads(properties["tasks"])[0]["name"] == "walker-stand"
+    assert str(Path.cwd()).encode() not in policy[0].read_bytes()
+    assert json.loads(properties["check"])["max_error"] == policy[1].parity.max_error
+    onnx.checker.check_model(onnx.load(policy[0]))
+
+
+def test_one_task_and_int8_make_small_files(folder, policy):
+    path = folder / "one-int8.onnx"
+    small = ExportConfig(
+        checkpoint="demo-teacher", policy_only=True, task=TASK, format="int8", output=path
+    )
+    report = export(small)
+    assert report.output_bytes < 0.35 * policy[1].output_bytes
+    assert report.parity.cosine > 0.99
+    graph = onnx.load(path).graph
+    assert [node.op_type for node in graph.node].count("MatMulInteger") == 3
+    agent, obs = load(path), _observations(TASK)
+    wanted = load_agent("demo-teacher", mode="policy").act(obs, TASK)
+    assert agent.act(obs).shape == (20, 2)
+    assert np.abs(agent.act(obs) - wanted).max() < 0.1
+    with pytest.raises(
+        CheckpointError, match=r"differ from torch's in one of ten by .* tolerance 1\.0e-06"
+    ):
+        export(
+            ExportConfig(**(vars(small) | {"tolerance": 1e-6, "output": folder / "no.onnx"}))
+        )
+    assert not (folder / "no.onnx").exists()
+
+
+def test_half_precision_halves_the_file(folder, policy):
+    path = folder / "half.onnx"
+    config = ExportConfig(
+        checkpoint="demo-teacher", policy_only=True, format="fp16", tolerance=0.01, output=path
+    )
+    assert export(config).output_bytes < 0.55 * policy[1].output_bytes
+    obs = _observations(TASK)
+    np.testing.assert_allclose(
+        load(path).act(obs, TASK), load(policy[0]).act(obs, TASK), atol=0.01
+    )
+
+
+def _plan_inputs(model, task: int, obs: np.ndarray):
+    noise = draw_noise(model, BUDGET, [torch.Generator().manual_seed(5)])
+    mean = torch.zeros(BUDGET.horizon, 1, model.config.action_dim)
+    named = {"prior": noise.prior, "samples": noise.samples, "value": noise.value}
+    named |= {"heads": noise.heads[..., 0], "pick": noise.pick, "mean": mean}
+    named |= {"std": torch.full_like(mean, BUDGET.max_std)}
+    arrays = {name: np.ascontiguousarray(value.numpy()) for name, value in named.items()}
+    return noise, mean, arrays | {"obs": obs, "task": np.array([task])}
+
+
+def test_the_planner_plans_as_torch_whole_or_cut_into_rounds(planner, checkpoint_file):
+    path, report = planner
+    assert report.parity.judged_error < 1e-4
+    model = build(read_checkpoint(checkpoint_file))
+    obs = _observations("pendulum-swingup")[7:8]
+    noise, mean, inputs = _plan_inputs(model, 0, obs)
+    networks, ids = PlannerNetworks(model), torch.tensor([0])
+    with torch.inference_mode():
+        padded = torch.nn.functional.pad(torch.from_numpy(obs), (0, 2))
+        problem = prepare(networks, model.encode(padded, ids), ids, noise.prior)
+        wanted = search(partial(refine, networks, BUDGET), problem, mean, noise, BUDGET.max_std)
+    session = onnxruntime.InferenceSession(str(path))
+    names = ["action", "new_mean", "new_std"]
+    whole = session.run(names, inputs)
+    for found, expected in zip(whole, (wanted.action, wanted.mean, wanted.std), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    cut = dict(inputs)
+    for k in range(BUDGET.iterations):
+        cut |= {name: inputs[name][k : k + 1] for name in ("samples", "value", "heads")}
+        parts = session.run(names, cut)
+        cut |= {"mean": parts[1], "std": parts[2]}
+    for found, expected in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+class _Clock:
+    """Time that passes with every look at it."""
+
+    def __init__(self) -> None:
+        self.now, self.step = 0.0, 0.001
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def test_a_deadline_cuts_a_plan_and_is_counted(planner):
+    clock = _Clock()
+    agent, obs = load(planner[0], clock=clock), _observations("pendulum-swingup")[0]
+    clock.step = 0.002
+    agent.act(obs, "pendulum-swingup", deadline_ms=1000.0)
+    assert (agent.iterations, agent.deadlines, agent.deadline_misses) == (3, 1, 0)
+    clock.step = (
+        0.001  # after 3 looks another part of 2 ms would be late, and the fourth is not
+    )
+    agent.act(obs, "pendulum-swingup", deadline_ms=4.5)
+    assert (agent.iterations, agent.deadline_misses) == (1, 0)
+    clock.step = 0.1
+    agent.act(obs, "pendulum-swingup", deadline_ms=4.0)
+    assert (agent.iterations, agent.deadlines, agent.deadline_misses) == (1, 3, 1)
+    agent.act(obs, "pendulum-swingup")
+    assert (agent.iterations, agent.deadlines) == (3, 3)
+    with pytest.raises(InputError, match="deadline_ms must be above 0, got -1"):
+        agent.act(obs, "pendulum-swingup", deadline_ms=-1.0)
+
+
+def test_plans_start_warm_until_the_reset_and_follow_the_generator(planner):
+    agent, obs = load(planner[0]), _observations("cartpole-balance")[:3]
+    rngs = [np.random.default_rng(2) for _ in range(3)]
+    first = agent.act(obs, "cartpole-balance", generator=rngs[0])
+    warm = agent.act(obs, "cartpole-balance", generator=rngs[1])
+    agent.reset()
+    again = agent.act(obs, "cartpole-balance", generator=rngs[2])
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, warm)
+    assert first.shape == (3, 1)
+    assert np.abs(first).max() <= 1
+
+
+def test_a_plan_may_serve_for_several_steps(folder, checkpoint_file, planner):
+    path = folder / "twice.onnx"
+    model = onnx.load(planner[0])
+    for entry in model.metadata_props:
+        if entry.key == "plan":
+            entry.value = json.dumps(json.loads(entry.value) | {"replan_every": 2})
+    onnx.save(model, path)
+    agent, obs = load(path), _observations("pendulum-swingup")
+    rng = np.random.default_rng(0)
+    states = []
+    for k in range(4):
+        agent.act(obs[k], "pendulum-swingup", generator=rng)
+        states.append(rng.bit_generator.state["state"]["state"])
+    assert states[0] == states[1] != states[2] == states[3]
+
+
+BAD_INPUT = [
+    (np.zeros(9), TASK, r"observations of cup-catch have 8 \(or padded to 24\) numbers; got"),
+    (
+        np.zeros((2, 3, 8)),
+        TASK,
+        r"observations are \[obs\] or \[B, obs\]; got shape \[2, 3, 8\]",
+    ),
+    (np.zeros((0, 8)), TASK, r"observations are \[obs\] or \[B, obs\]; got shape \[0, 8\]"),
+    (np.full(8, np.nan), TASK, "the observation holds NaN or infinity; check the sensors"),
+    (np.zeros(8), "cup-cach", "unknown task 'cup-cach'; did you mean cup-catch"),
+    (np.zeros(8), None, "name a task; known: walker-stand, "),
+    (np.zeros(8), 99, r"task ids must be in 0\.\.3, got 99"),
+]
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors", "onnx"])
+@pytest.mark.parametrize(("obs", "task", "message"), BAD_INPUT)
+def test_every_runtime_refuses_bad_input_in_the_same_words(kind, obs, task, message, policy):
+    if kind == "torch":
+        agent = load_agent("demo-teacher", mode="policy")
+    else:
+        agent = load(zoo.path("demo-teacher") if kind == "safetensors" else policy[0])
+    with pytest.raises(ValueError, match=message) as caught:
+        agent.act(obs, task)
+    assert "\n" not in str(caught.value)
+
+
+def _with_property(source: Path, path: Path, **changes: str) -> Path:
+    model = onnx.load(source)
+    for entry in model.metadata_props:
+        entry.value = changes.get(entry.key, entry.value)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "other"}, "is an ONNX file of another program; write one with tdmpc-opt"),
+        (
+            {"schema": "7"},
+            "written by a newer version .its schema is 7, the newest known here 1",
+        ),
+        ({"schema": "x"}, "is damaged: its schema number is 'x'"),
+        ({"tasks": "[{}]"}, "is damaged: TypeError"),
+        ({"tasks": "{"}, "is damaged: JSONDecodeError"),
+        ({"kind": "planner"}, "is damaged: KeyError"),
+    ],
+)
+def test_foreign_and_damaged_files_are_refused(policy, tmp_path, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        load(_with_property(policy[0], tmp_path / "changed.onnx", **changes))
+
+
+def test_damaged_graphs_are_refused(policy, tmp_path):
+    path, content = tmp_path / "damaged.onnx", policy[0].read_bytes()
+    for damaged in (content[:1000], content[:-1000], b"", b"\x08" * 100, b"no graph at all"):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged") as caught:
+            load(path)
+        assert "\n" not in str(caught.value)
+    model = onnx.load(policy[0])
+    model.graph.node[5].op_type = "NoSuchOperator"
+    onnx.save(model, path)
+    with pytest.raises(CheckpointError, match="is damaged, or not an ONNX"):
+        load(path)
+    with pytest.raises(CheckpointError, match=r"cannot read .*No such file"):
+        load(tmp_path / "nothing.onnx")
+
+
+def test_what_this_machine_or_file_has_not_is_refused(policy, planner, monkeypatch):
+    with pytest.raises(InputError, match=r"has no TensorrtExecutionProvider; it has .*CPUExec"):
+        load(policy[0], providers=[("TensorrtExecutionProvider", {}), "CPUExecutionProvider"])
+    with pytest.raises(InputError, match="holds a policy, which has no planner presets, not r"):
+        load(policy[0], preset="realtime")
+    with pytest.raises(InputError, match="holds the planner preset full, not realtime; export"):
+        load(planner[0], preset="realtime")
+    load(planner[0], preset="full")
+    with pytest.raises(InputError, match="threads must be at least 1, got 0"):
+        load(policy[0], threads=0)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "tdmpc-opt\[runtime\]"'):
+        load(policy[0])
+
+
+def _result(path: Path, digest: str) -> Path:
+    record = {"returns": [250.0], "seeds": [0], "score": 25.0, "seconds": 1.0}
+    config = {"checkpoint": {"name": "x", "sha256": digest}, "episodes": 1, "mode": "policy"}
+    content = {"kind": "evaluation", "schema": 1, "complete": True, "config": config}
+    content |= {"tasks": {TASK: record}, "score": {"mean": 25.0, "ci95": None}}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_the_command_tells_what_it_cost_and_the_file_its_score(tmp_path, dataset_dir, capsys):
+    digest = sha256(zoo.path("demo-teacher"))
+    result = _result(tmp_path / "result.json", digest)
+    words = ["export", "demo-teacher", "--policy-only", "--task", "cartpole-balance"]
+    words += ["--data", str(dataset_dir), "--output", str(tmp_path / "one.onnx")]
+    assert main([*words, "--result", str(result)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "40 real observations of 1 tasks" in told
+    assert "bytes, " in told
+    properties = {p.key: p.value for p in onnx.load(tmp_path / "one.onnx").metadata_props}
+    assert json.loads(properties["score"])["mean"] == 25.0
+    other = _result(tmp_path / "other.json", "0" * 64)
+    assert main([*words, "--result", str(other)]) == 1
+    assert "is a result of another checkpoint (x)" in capsys.readouterr().err
+
+
+def test_mistakes_are_found_before_the_work(tmp_path):
+    with pytest.raises(InputError, match="executorch files hold the policy; add --policy-only"):
+        ExportConfig(checkpoint="x", output=tmp_path / "x.pte", target="executorch")
+    with pytest.raises(InputError, match="a policy has no planner preset"):
+        ExportConfig(checkpoint="x", output=tmp_path / "x", policy_only=True, preset="full")
+    with pytest.raises(InputError, match="tolerance must be above 0"):
+        ExportConfig(checkpoint="x", output=tmp_path / "x", tolerance=0.0)
+    config = ExportConfig(
+        checkpoint="demo-teacher", output=tmp_path / "x", result=tmp_path / "none.json"
+    )
+    with pytest.raises(ResultError, match="cannot read"):
+        export(config)
+
+
+def test_openvino_reads_the_file_and_acts_alike(policy):
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(policy[0]), "CPU", settings)
+    agent = load(policy[0])
+    for name in agent.tasks.names:
+        obs = _observations(name)
+        ids = np.full(len(obs), agent.tasks.index(name))
+        found = compiled({"obs": obs, "task": ids})["action"]
+        width = agent.tasks[name].action_dim
+        np.testing.assert_allclose(found[:, :width], agent.act(obs, name), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_executorch_acts_as_torch(tmp_path):
+    pytest.importorskip("executorch", reason="needs the extra executorch")
+    path = tmp_path / "policy.pte"
+    report = export(
+        ExportConfig(
+            checkpoint="demo-teacher", policy_only=True, target="executorch", output=path
+        )
+    )
+    assert report.parity.max_error < 1e-4
+    assert path.stat().st_size == report.output_bytes
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(path)
+    says = program.load_method("metadata").execute([])[0]
+    assert json.loads(says)["source_sha256"] == sha256(zoo.path("demo-teacher"))
+
+
+def test_exported_files_are_evaluated_and_are_no_checkpoints(planner, tmp_path, capsys):
+    output = tmp_path / "score.json"
+    words = ["evaluate", str(planner[0]), "--tasks", "pendulum-swingup", "--episodes", "1"]
+    assert main([*words, "--workers", "1", "--output", str(output)]) == 0
+    content = json.loads(output.read_text())
+    assert content["complete"]
+    assert content["config"]["mode"] is None
+    assert content["config"]["checkpoint"]["sha256"] == sha256(planner[0])
+    assert main(["inspect", str(planner[0])]) == 1
+    assert "is an ONNX file, which holds no weights to load" in capsys.readouterr().err

@@ -1,0 +1,236 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdmpc_opt import cli
+from tdmpc_opt.configs import ReportConfig
+from tdmpc_opt.errors import ResultError
+from tdmpc_opt.report.charts import Point, pareto_front
+from tdmpc_opt.report.page import write_report
+from tdmpc_opt.report.read import read_result_files
+
+ROOT = Path(__file__).parents[1]
+POLICY = ROOT / "results" / "released-1m-policy.json"
+PLANNER = ROOT / "results" / "released-1m-planner-noise.json"
+FILES = (
+    *(POLICY, PLANNER, ROOT / "results" / "demo.json"),
+    ROOT / "results" / "expert-trial-walker-run-sac.json",
+)
+VOID = {"meta", "br", "img", "path", "use"}
+
+
+class _Page(HTMLParser):
+    """Collects ids, addresses and text, and notices tags that are not closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.ids += [found["id"]] if "id" in found else []
+        self.addresses += [found[n] for n in ("src", "href", "xlink:href") if n in found]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def _write(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def _content(path: Path = POLICY) -> dict:
+    """A result of three of its tasks."""
+    content = json.loads(path.read_text())
+    tasks = content["config"]["tasks"] = content["config"]["tasks"][:3]
+    content["tasks"] = {name: content["tasks"][name] for name in tasks}
+    return content
+
+
+def _report(tmp_path: Path, *files: Path) -> str:
+    write_report(ReportConfig(results=files, output=tmp_path / "report.html"))
+    return (tmp_path / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def full_report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    config = ReportConfig(
+        results=FILES, output=folder / "page.html", figures=folder / "figures", title="All <b>"
+    )
+    return write_report(config), (folder / "page.html").read_text()
+
+
+def test_the_page_is_one_small_file_that_needs_nothing_else(full_report):
+    summary, html = full_report
+    assert summary.size_bytes < 3_000_000
+    page = _Page(html)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert all(address.startswith("#") for address in page.addresses)
+    assert {a[1:] for a in page.addresses if a != "#"} <= set(page.ids)
+    assert not re.search(r"@import|url\((?!#)|<script|<link|<img", html)
+
+
+def test_the_page_shows_every_score_as_its_file_has_it(full_report):
+    _, html = full_report
+    texts = _Page(html).texts
+    for path in FILES:
+        content = json.loads(path.read_text())
+        if content["kind"] == "evaluation":
+            assert f"{content['score']['mean']:.2f}" in texts
+            assert any(content["versions"]["commit"] in text for text in texts)
+    assert "All <b>" in texts
+
+
+def test_charts_are_text_and_follow_the_theme(full_report):
+    _, html = full_report
+    svg = html[html.index('<svg class="broad"') :].split("</svg>")[0]
+    assert "released-1m-policy</text>" in svg
+    assert "var(--series-0)" in svg
+    assert "#0072b2" not in svg
+    assert "prefers-color-scheme: dark" in html
+    assert html.count('<svg class="broad" role="img" aria-label=') == html.count("<figure>")
+
+
+def test_figures_are_written_for_papers(full_report):
+    summary, _ = full_report
+    names = {path.name for path in summary.figures}
+    assert {"scores-1.png", "scores-1.svg", "tasks-1.png", "curves-experts.svg"} <= names
+    for path in summary.figures:
+        head = path.read_bytes()[:400]
+        assert head.startswith(b"\x89PNG") or b"<svg" in head or b"<!DOCTYPE svg" in head
+
+
+def test_equal_results_give_equal_pages(tmp_path):
+    path = _write(tmp_path / "agent.json", _content())
+    assert _report(tmp_path, path) == _report(tmp_path, path)
+
+
+def test_sizes_and_latencies_find_their_scores_by_hash_and_mode(tmp_path):
+    policy = _write(tmp_path / "by-policy.json", _content())
+    planner = _write(tmp_path / "by-planner.json", _content(PLANNER))
+    agent = _content()["config"]["checkpoint"] | {"size_bytes": 1000}
+    full = _content(PLANNER)["config"]["budget"] | {"replan_every": 1}
+    rows = [
+        {"name": "small", "file": agent, "mode": "policy", "budget": None, "batches": {}},
+        {"name": "slow", "file": agent, "mode": "planner", "budget": full},
+        {"name": "hasty", "file": agent, "mode": "planner", "budget": full | {"samples": 9}},
+        {"name": "stranger", "file": agent | {"sha256": "0"}, "mode": "policy"},
+    ]
+    rows = [{"batches": {"1": {"p50_ms": 145.0}}, **row} for row in rows]
+    bench = _write(tmp_path / "bench.json", {"kind": "bench", "candidates": rows})
+    texts = _Page(_report(tmp_path, policy, planner, bench)).texts
+    assert "by-policy: small" in texts
+    assert "by-planner: slow" in texts
+    assert "145.000 ms" in texts
+    for name in ("stranger", "hasty", "by-policy: slow"):
+        assert not any(name in text for text in texts)
+
+
+_POINTS = (("a", 1.0, 10.0), ("b", 2.0, 9.0), ("c", 2.0, 20.0), ("d", 3.0, 20.0))
+
+
+def test_a_point_is_on_the_front_if_none_is_cheaper_and_better():
+    a, b, c, d = (Point(n, x, y) for n, x, y in _POINTS)
+    assert pareto_front([d, c, b, a]) == [a, c]
+
+
+def test_runs_of_equal_budget_become_an_ablation(tmp_path):
+    files = []
+    for name, updates, lr, shift in (
+        *(("a", 10, 1, 0.0), ("b", 10, 2, 50.0)),
+        ("other-budget", 20, 1, 0.0),
+        ("quantized-a", 10, 1, -50.0),
+    ):
+        content = _content()
+        content["training"] = {"updates": updates, "lr": lr, "seed": 0}
+        for record in content["tasks"].values():
+            record["returns"] = [value + shift for value in record["returns"]]
+        files.append(_write(tmp_path / f"{name}.json", content))
+    html = _report(tmp_path, *files)
+    section = html[html.index('<section id="ablation">') :].split("</section>")[0]
+    texts = _Page(section).texts
+    assert "2 runs" in texts
+    means = [np.mean([r["score"] for r in _content()["tasks"].values()]) + d for d in (0, 5)]
+    assert {f"{mean:.2f}" for mean in means} <= set(texts)
+    assert "lr 2" in texts
+
+
+def test_a_run_and_its_rounds_are_drawn_from_their_folders(tmp_path):
+    run = tmp_path / "my-run"
+    run.mkdir()
+    _write(run / "config.json", {"kind": "run", "config": {"lr": 1}})
+    (run / "metrics.csv").write_text("update,loss,score\n1,2.0,\n2,1.0,30.5\n")
+    rounds = [{"updates": 5, "score": 12.0}, {"updates": 9, "score": None}]
+    _write(run / "rounds.json", {"kind": "dagger", "config": {}, "rounds": rounds})
+    curves = read_result_files([run / "config.json", run / "rounds.json"]).curves
+    found = [(curve.name, curve.panel, list(curve.points)) for curve in curves]
+    assert found == [
+        ("my-run", "loss", [(1, 2), (2, 1)]),
+        ("my-run", "normalized score", [(2, 30.5)]),
+        ("my-run", "normalized score", [(5, 12)]),
+    ]
+
+
+def test_unknown_kinds_and_unfinished_evaluations_are_named_and_left_out(tmp_path, capsys):
+    content = _content()
+    content["complete"] = False
+    whole = _write(tmp_path / "whole.json", _content())
+    half = _write(tmp_path / "half.json", content)
+    odd = _write(tmp_path / "odd.json", {"kind": "poem"})
+    output = tmp_path / "report.html"
+    words = ["report", str(whole), str(half), str(odd), "--output", str(output)]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "odd.json: unknown kind 'poem'" in out.replace("\n", " ")
+    assert "unfinished: 3 of 3 tasks" in out.replace("\n", " ")
+    assert "odd.json: unknown kind" in output.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"kind": "poem"}, "nothing to report"),
+        ({"kind": "expert", "config": {}}, "damaged"),
+        ({"kind": "expert", "config": {"task": "t"}, "learning_curve": 3}, "damaged"),
+        ({"kind": "bench", "candidates": [{"name": "x"}]}, "damaged"),
+        ({"kind": "demo", "rows": [{"name": "x"}]}, "damaged"),
+        ({"kind": "evaluation", "tasks": []}, "lacks its tasks"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, content, message):
+    path = _write(tmp_path / "bad.json", content)
+    with pytest.raises(ResultError, match=message):
+        _report(tmp_path, path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_missing_files_and_text_are_refused(tmp_path):
+    (tmp_path / "text.json").write_text("no json")
+    for name in ("text.json", "missing.json"):
+        with pytest.raises(ResultError, match=name):
+            _report(tmp_path, tmp_path / name)
+
+
+def test_names_from_files_cannot_break_the_page(tmp_path):
+    content = json.loads((ROOT / "results" / "demo.json").read_text())
+    content["rows"][0]["name"] = "<script>alert(1)</script> $x_1$"
+    html = _report(tmp_path, _write(tmp_path / "demo.json", content))
+    assert "<script" not in html
+    assert "<script>alert(1)</script> $x_1$" in _Page(html).texts

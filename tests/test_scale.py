@@ -1,0 +1,41 @@
+"""The benchmarks' own measurements, on sizes that a test can wait for."""
+
+import pytest
+from sampling_scale import timed_import
+from synthetic_shards import EPISODE_BYTES, write_shard
+from teacher_memory import fresh, load, write_random
+
+from tdmpc_opt.data.official import open_official
+from tdmpc_opt.task_table import MT30
+
+
+def test_a_synthetic_shard_has_the_official_layout(tmp_path):
+    path = tmp_path / "chunk_0.pt"
+    assert write_shard(path, 100 * EPISODE_BYTES, mixed=True) == 100
+    shard = open_official(path)
+    assert (shard.tasks, shard.episodes, shard.length) == (MT30, 100, 501)
+    assert set(shard.task_ids().tolist()) == set(range(30))
+
+
+@pytest.mark.slow
+def test_an_import_takes_no_more_memory_for_a_larger_file(tmp_path):
+    peaks = []
+    for size in (20_000_000, 600_000_000):
+        path = tmp_path / f"{size}.pt"
+        write_shard(path, size)
+        peaks.append(fresh(timed_import, path, tmp_path / f"data-{size}")["peak_rss_bytes"])
+        path.unlink()
+    assert peaks[1] < peaks[0] + 64_000_000
+    assert peaks[1] < 1_500_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["A", "B", "C"])
+@pytest.mark.parametrize("stored", ["fp32", "fp16"])
+def test_a_317m_teacher_takes_little_more_memory_than_it_keeps(tmp_path, layout, stored):
+    path = tmp_path / "teacher.pt"
+    fresh(write_random, "317", layout, stored, path)
+    for use, computes in (("agent", stored.replace("fp16", "bf16")), ("reward", "fp32")):
+        found = fresh(load, path, use, computes)
+        assert found["peak_bytes"] - found["before_bytes"] <= 1.3 * found["kept_bytes"]
+    assert found["peak_bytes"] < path.stat().st_size

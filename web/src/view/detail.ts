@@ -1,0 +1,31 @@
+/** How finely to draw, so that a slow machine draws smoothly rather than sharply. */
+
+const LEVELS = [1, 0.75, 0.5];
+const SLOW_MS = 30;
+const PATIENCE = 20; // frames
+
+/** Watches the time between frames and gives up detail while they come too slowly. */
+export class Detail {
+  private level = 0;
+  private readonly times: number[] = [];
+
+  /** Share of the screen's pixels along each side. */
+  get scale(): number {
+    return LEVELS[Math.min(this.level, LEVELS.length - 1)] as number;
+  }
+
+  /** Whether shadows are drawn; they go last. */
+  get shadows(): boolean {
+    return this.level < LEVELS.length;
+  }
+
+  /** Note the time since the last frame. */
+  note(milliseconds: number): void {
+    if (this.level >= LEVELS.length) return;
+    this.times.push(milliseconds);
+    if (this.times.length < PATIENCE) return;
+    const median = [...this.times].sort((a, b) => a - b)[PATIENCE >> 1] as number;
+    if (median > SLOW_MS) this.level += 1;
+    this.times.length = 0;
+  }
+}

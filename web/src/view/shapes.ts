@@ -1,0 +1,55 @@
+/** MuJoCo's shapes as three.js meshes. */
+
+import * as THREE from "three";
+import type { Drawn } from "../physics/frames";
+import { MATERIALS } from "./theme";
+
+/** Return a mesh of the shape at the origin, with MuJoCo's axes. */
+export function meshOf(drawn: Drawn): THREE.Mesh {
+  const mesh = new THREE.Mesh(geometryOf(drawn), materialOf(drawn));
+  const transparent = drawn.rgba[3] < 1 || drawn.name === "target";
+  mesh.castShadow = !transparent && drawn.shape !== "plane";
+  mesh.receiveShadow = !transparent;
+  if (drawn.shape === "ellipsoid") mesh.scale.set(...drawn.size);
+  return mesh;
+}
+
+function geometryOf({ shape, size }: Drawn): THREE.BufferGeometry {
+  const [a, b, c] = size;
+  switch (shape) {
+    case "sphere":
+      return new THREE.SphereGeometry(a, 40, 24);
+    case "ellipsoid":
+      return new THREE.SphereGeometry(1, 40, 24);
+    case "capsule":
+      return new THREE.CapsuleGeometry(a, 2 * b, 12, 32).rotateX(Math.PI / 2);
+    case "cylinder":
+      return new THREE.CylinderGeometry(a, a, 2 * b, 40).rotateX(Math.PI / 2);
+    case "box":
+      return new THREE.BoxGeometry(2 * a, 2 * b, 2 * c);
+    default:
+      return new THREE.PlaneGeometry(2 * a, 2 * b);
+  }
+}
+
+function materialOf({ rgba, shape, name }: Drawn): THREE.Material {
+  const key = rgba
+    .slice(0, 3)
+    .map((part) => Number(part.toFixed(2)))
+    .join(",");
+  const color = new THREE.Color(
+    MATERIALS[key] ??
+      new THREE.Color().setRGB(rgba[0], rgba[1], rgba[2], THREE.SRGBColorSpace).getHex(),
+  );
+  const target = name === "target";
+  return new THREE.MeshStandardMaterial({
+    color,
+    roughness: 0.45,
+    metalness: 0.02,
+    transparent: target || rgba[3] < 1,
+    opacity: target ? 0.55 : rgba[3],
+    emissive: target ? color : new THREE.Color(0),
+    emissiveIntensity: target ? 0.35 : 0,
+    side: shape === "plane" ? THREE.DoubleSide : THREE.FrontSide,
+  });
+}

@@ -1,0 +1,4 @@
+import * as Comlink from "comlink";
+import { World } from "./world";
+
+Comlink.expose(World);
