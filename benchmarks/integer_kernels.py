@@ -87,7 +87,7 @@ def main(config: Config) -> None:
                 {"shape": shape, "kernel": name, "us": least[name] * 1e6, "error": error}
             )
     content = {
-        "kind": "bench",
+        "kind": "kernels",
         "rows": rows,
         "config": {"rounds": config.rounds, "threads": 1},
         "versions": provenance.versions(),

@@ -48,7 +48,7 @@ def _sensitivity(config: configs.SensitivityConfig) -> None:
         )
     terminal = console()
     terminal.print(table)
-    whole = table_of("whole agent", "bytes", "action error", "value error")
+    whole = table_of("Whole agent", "format", "bytes", "action error", "value error")
     for row in content["whole"]:
         value = row["value_error"]
         whole.add_row(

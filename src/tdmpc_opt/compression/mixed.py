@@ -5,9 +5,27 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from tdmpc_opt.compression.recipe import LayerFormat
-from tdmpc_opt.compression.sensitivity import SensitivityRow
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint
+from tdmpc_opt.compression.recipe import LayerFormat, layers, weight_bytes
+from tdmpc_opt.compression.sensitivity import FORMATS, SensitivityRow
 from tdmpc_opt.errors import InputError
+
+
+def refuse_too_little(checkpoint: Checkpoint, budget_bytes: int) -> None:
+    """Refuse a budget that not even the smallest mix of formats meets.
+
+    Raises:
+        InputError: The layers' weights take more bytes than these in any mix.
+    """
+    least = sum(
+        min(weight_bytes(name, shape, kind) for kind in FORMATS)
+        for name, shape in layers(checkpoint).items()
+    )
+    if least > budget_bytes:
+        raise InputError(
+            f"no mix fits: the layers' weights take {least:,} bytes at least, and the budget "
+            f"leaves {max(budget_bytes, 0):,} for them"
+        )
 
 
 def most_accurate(rows: Sequence[SensitivityRow], budget_bytes: int) -> dict[str, LayerFormat]:
@@ -16,18 +34,13 @@ def most_accurate(rows: Sequence[SensitivityRow], budget_bytes: int) -> dict[str
     Errors of layers are taken as independent: the squares of their action errors add up, and
     so do their losses of correlation, which are the like of squares.
 
-    Raises:
-        InputError: Not even the smallest mix fits.
+    Args:
+        rows: What was measured.
+        budget_bytes: Bytes for the layers' weights; at least those of the smallest mix.
     """
-    least = sum(_least(rows).values())
-    if least > budget_bytes:
-        raise InputError(
-            f"no mix fits: the layers' weights take {least:,} bytes at least, and the budget "
-            f"leaves {budget_bytes:,} for them"
-        )
     sizes = np.array([row.size_bytes for row in rows], np.float64)
     found = _solve(rows, _squares(rows) + _losses(rows), [(sizes, float(budget_bytes))])
-    assert found is not None, "the smallest mix fits"
+    assert found is not None, "refuse_too_little comes first"
     return found
 
 
@@ -60,13 +73,6 @@ def _squares(rows: Sequence[SensitivityRow]) -> np.ndarray:
 
 def _losses(rows: Sequence[SensitivityRow]) -> np.ndarray:
     return np.array([row.value_error or 0.0 for row in rows])
-
-
-def _least(rows: Sequence[SensitivityRow]) -> dict[str, int]:
-    least: dict[str, int] = {}
-    for row in rows:
-        least[row.layer] = min(row.size_bytes, least.get(row.layer, row.size_bytes))
-    return least
 
 
 def _solve(

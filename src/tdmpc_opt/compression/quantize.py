@@ -17,7 +17,7 @@ from tdmpc_opt.compression.calibration import Observations, read_observations
 from tdmpc_opt.compression.extract import compact_embedding, one_task, policy_only
 from tdmpc_opt.compression.floats import DTYPES, round_weights
 from tdmpc_opt.compression.integers import as_float, refuse_quantized, to_integers
-from tdmpc_opt.compression.mixed import most_accurate, smallest
+from tdmpc_opt.compression.mixed import most_accurate, refuse_too_little, smallest
 from tdmpc_opt.compression.recipe import Recipe, layers, recipe, weight_bytes
 from tdmpc_opt.compression.sensitivity import measure
 from tdmpc_opt.configs import QuantizeConfig
@@ -129,10 +129,12 @@ def _mixed(
 ) -> Checkpoint:
     """Return the agent with the mix of formats that the config asks for."""
     used = observations[0]
-    rows = list(measure(part, *observations))
     if config.budget_bytes is not None:
-        formats = most_accurate(rows, config.budget_bytes - _besides_weights(part))
+        room = config.budget_bytes - _besides_weights(part)
+        refuse_too_little(part, room)  # before minutes of measuring
+        formats = most_accurate(list(measure(part, *observations)), room)
         return to_integers(part, formats, used)
+    rows = list(measure(part, *observations))
     assert config.max_action_error is not None, "the config has one of the two"
     return _within(
         partial(smallest, rows),
