@@ -173,6 +173,8 @@ def _by_onnx(file: OnnxFile) -> Act:
 
 def _by_plan(file: OnnxFile, planner: OnnxPlanner) -> Act:
     def act(obs: Array, task: int, generator: np.random.Generator) -> Array:
-        return planner.act(_inputs(file, obs, task), generator)
+        return planner.act(
+            _inputs(file, obs, task), file.tasks.tasks[task].action_dim, generator
+        )
 
     return act
