@@ -14,7 +14,6 @@ from tdmpc_opt.planning.mppi import iterations
 from tdmpc_opt.runtime.onnx_file import FORMAT, SCHEMA
 from tdmpc_opt.task_table import TaskTable
 
-
 _OF_THE_BUDGET = (
     "horizon",
     "samples",
