@@ -27,7 +27,8 @@ class OnnxPlanner:
     def __init__(
         self, session: Any, sizes: PlanSizes, width: int, timer: DeadlineTimer
     ) -> None:
-        self._session, self._sizes, self._width, self._timer = session, sizes, width, timer
+        self.sizes = sizes
+        self._session, self._width, self._timer = session, width, timer
         self._sequence: Array | None = None
         self._std: Array = np.empty(0, np.float32)
         self._executed = 0
@@ -46,7 +47,7 @@ class OnnxPlanner:
             dims: Number of the task's own actions.
             generator: Source of the noise.
         """
-        sizes, rows = self._sizes, len(inputs["obs"])
+        sizes, rows = self.sizes, len(inputs["obs"])
         if self._sequence is None or self._sequence.shape[1] != rows:
             self._sequence = np.zeros((sizes.horizon, rows, self._width), np.float32)
             self._std = np.full_like(self._sequence, np.inf)
@@ -67,7 +68,7 @@ class OnnxPlanner:
         because the plan has converged. Then it is called for each round, which costs the
         prior's share of a round again.
         """
-        sizes, rows = self._sizes, len(inputs["obs"])
+        sizes, rows = self.sizes, len(inputs["obs"])
         mean, std = self._start()
         prior = self._normal(generator, sizes.horizon, sizes.policy_samples, rows)
         common = inputs | {"prior": prior, "pick": generator.random(rows, np.float32)}
@@ -93,7 +94,7 @@ class OnnxPlanner:
 
     def _start(self) -> tuple[Array, Array]:
         """Return the distribution that a plan starts from, out of the last one."""
-        sizes, done = self._sizes, self._executed
+        sizes, done = self.sizes, self._executed
         assert self._sequence is not None, "an episode begins with zeros"
         mean = np.zeros_like(self._sequence)
         mean[: len(mean) - done] = np.float32(sizes.warm_mean) * self._sequence[done:]
@@ -104,7 +105,7 @@ class OnnxPlanner:
         return mean, std
 
     def _noise(self, generator: np.random.Generator, rounds: int, rows: int) -> Inputs:
-        sizes = self._sizes
+        sizes = self.sizes
         sampled = sizes.samples - sizes.policy_samples
         members = np.tile(np.arange(sizes.num_q), (rounds, 1))
         heads = generator.permuted(members, axis=1)[:, :2]
