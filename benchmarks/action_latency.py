@@ -54,13 +54,10 @@ def main(config: Config) -> None:
     observations = _observations(config.task)
     with tempfile.TemporaryDirectory() as folder:
         acts = _acts(config, observations, Path(folder))
-        first = race(acts, 3, warm=2)
-        turns = {
-            name: max(1, int(config.turn_ms / r["ms"])) for name, r in _timed(first).items()
-        }
-        times = race(
-            {name: _turn(act, turns[name]) for name, act in acts.items()}, config.rounds
-        )
+        tried = records(race(acts, 3, warm=2), dict.fromkeys(acts, 1))
+        turns = {name: max(1, int(config.turn_ms / r["ms"])) for name, r in tried.items()}
+        repeated = {name: _turn(act, turns[name]) for name, act in acts.items()}
+        times = race(repeated, config.rounds)
     found = records(times, turns)
     facts = {"threads": 1, "actions_a_turn": turns, "budgets": _budgets(config)}
     report("action-latency", "actions", found, config, facts)
