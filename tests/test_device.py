@@ -20,11 +20,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).parents[1]
 TASK = "cartpole-balance"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*axis name:UserWarning"),
-]
+pytestmark = pytest.mark.slow
 
 _ANSWER = """
 import sys

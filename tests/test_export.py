@@ -27,12 +27,6 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from tdmpc_opt.export.export import export  # noqa: E402  # needs onnx
 
-# torch's exporter trips over deprecations of torch's own, and names an axis twice.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*axis name:UserWarning"),
-]
-
 TASK = "cup-catch"
 BUDGET = PlannerBudget(horizon=2, iterations=3, samples=24, policy_samples=4, elites=6)
 

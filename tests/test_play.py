@@ -9,8 +9,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from tdmpc_opt import runtime, zoo
 from tdmpc_opt.cli import main
 from tdmpc_opt.configs import PlayConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
+from tdmpc_opt.play.agents import read_list, write_agents
 from tdmpc_opt.play.play import page_server
 from tdmpc_opt.play.server import BUNDLE, HOST, PlayServer
 from tdmpc_opt.task_table import MT30
@@ -205,28 +208,59 @@ def test_the_bundle_lists_an_agent_whose_files_are_there() -> None:
             assert len(_bundled(file["file"])) == file["bytes"]
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # from torch.onnx
-def test_a_checkpoint_is_exported_as_it_acts() -> None:
-    onnxruntime = pytest.importorskip("onnxruntime", reason="exporting needs the export extra")
+@pytest.fixture(scope="module")
+def exported() -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+    """The demo's teacher as the page gets it: what the list says, and its files by kind."""
+    pytest.importorskip("onnxruntime", reason="exporting needs the export extra")
     began: list[str] = []
     config = PlayConfig(checkpoints=("demo-teacher",), port=0)
     with page_server(config, began.append) as server, _running(server) as port:
         agents = json.loads(gzip_free(port, "/agents.json"))["agents"]
-        graphs = {f["precision"]: gzip_free(port, f"/{f['file']}") for f in agents[0]["files"]}
-    assert began == ["demo-teacher-2"] == [agents[0]["name"]]
-    assert agents[1]["name"] == "demo-teacher"
-    reference = runtime.load(zoo.path("demo-teacher"))
+        assert began == ["demo-teacher-2"] == [agents[0]["name"]]
+        assert agents[1]["name"] == "demo-teacher"
+        files = agents[0]["files"]
+        yield (
+            agents[0],
+            {
+                f"{file['mode']} {file['precision']}": gzip_free(port, f"/{file['file']}")
+                for file in files
+            },
+        )
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("policy fp32", 1e-5), ("policy int8", 0.2)])
+def test_a_checkpoint_is_exported_as_it_acts(exported, kind, tolerance, tmp_path) -> None:
+    path = tmp_path / "policy.onnx"
+    path.write_bytes(exported[1][kind])
+    agent, reference = runtime.load(path), runtime.load(zoo.path("demo-teacher"))
     random = np.random.default_rng(0)
-    tolerances = {"fp32": 1e-5, "int8": 0.2}
-    for precision, graph in graphs.items():
-        session = onnxruntime.InferenceSession(graph)
-        for index, task in enumerate(reference.tasks.tasks):
-            obs = random.standard_normal(task.obs_dim).astype(np.float32)
-            padded = np.zeros((1, reference.tasks.obs_dim), np.float32)
-            padded[0, : task.obs_dim] = obs
-            (action,) = session.run(None, {"obs": padded, "task": np.array([index])})
-            error = np.abs(action[0, : task.action_dim] - reference.act(obs, task.name)).max()
-            assert error <= tolerances[precision]
+    for task in reference.tasks.tasks:
+        obs = random.standard_normal(task.obs_dim).astype(np.float32)
+        error = np.abs(agent.act(obs, task.name) - reference.act(obs, task.name)).max()
+        assert error <= tolerance
+
+
+def test_a_world_model_comes_with_a_planner(exported, tmp_path) -> None:
+    entry, files = exported
+    path = tmp_path / "planner.onnx"
+    path.write_bytes(files["planner fp32"])
+    agent = runtime.load(path, preset="realtime")
+    assert agent.plan is not None
+    assert [file["plan"] for file in entry["files"] if "plan" in file] == [asdict(agent.plan)]
+    assert agent.act(np.zeros(3, np.float32), "pendulum-spin").shape == (1,)
+
+
+def test_an_exported_file_is_offered_as_it_is(exported, tmp_path) -> None:
+    path = tmp_path / "mine.onnx"
+    path.write_bytes(exported[1]["policy int8"])
+    site = tmp_path / "site"
+    site.mkdir()
+    (entry,) = write_agents([str(path)], site)
+    assert (entry["name"], list(entry["tasks"])) == ("mine", exported[0]["tasks"])
+    (file,) = entry["files"]
+    assert (file["mode"], file["precision"]) == ("policy", "int8")
+    assert (site / file["file"]).read_bytes() == path.read_bytes()
+    assert [listed["name"] for listed in read_list(site)] == ["mine"]
 
 
 def gzip_free(port: int, path: str) -> bytes:

@@ -11,6 +11,7 @@ class PlayConfig:
     """Serve a page on this machine where agents act live and can be pushed around."""
 
     checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Checkpoint files of any known layout, or zoo names, to offer beside the bundled agent."""
+    """Checkpoint files of any known layout, zoo names, or files of `tdmpc-opt export`, to offer
+    beside the bundled agent."""
     port: int = 8707
     """Port of 127.0.0.1; 0 takes any free one."""

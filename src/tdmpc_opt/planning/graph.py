@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,11 +138,18 @@ def _is_large(node: onnx.NodeProto, graph: onnx.ModelProto) -> bool:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter from reporting that it lacks operators no planner has."""
+    """Keep the exporter from reporting what a user can do nothing about.
+
+    It tells of operators that no planner has; copies a class of torch's own that is deprecated;
+    and names an axis that several inputs share twice, then says that the second is not used.
+    """
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+            warnings.filterwarnings("ignore", ".*axis name", UserWarning)
+            yield
     finally:
         logger.setLevel(level)

@@ -2,27 +2,40 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tdmpc_opt.configs.export import ExportFormat
 from tdmpc_opt.errors import InputError, MissingDependencyError
+from tdmpc_opt.runtime.onnx_file import OnnxFile, is_onnx, open_onnx
 from tdmpc_opt.task_table import MT30
 
 LIST = "agents.json"
 FOLDER = "agents"
 SCHEMA = 1
 
+PRESET = "realtime"
+"""Budget of the planner that the page gets."""
+
+_FILES: tuple[tuple[str, ExportFormat], ...] = (
+    ("policy", "fp32"),
+    ("policy", "int8"),
+    ("planner", "fp16"),
+)
+_NEEDED_FOR_FILES = {"onnxruntime": "runtime"}
 _NEEDED = {"torch": "train", "onnx": "export", "onnxscript": "export", "onnxruntime": "export"}
 
 
 def write_agents(
-    checkpoints: Sequence[str], site: Path, started: Callable[[str], None] = lambda _: None
+    sources: Sequence[str], site: Path, started: Callable[[str], None] = lambda _: None
 ) -> list[dict[str, Any]]:
-    """Export checkpoints into a site's folder and list them in its `agents.json`.
+    """Put agents into a site's folder and list them in its `agents.json`.
 
     Args:
-        checkpoints: Files of any known layout, or zoo names.
+        sources: Checkpoint files of any known layout, zoo names, or exported ONNX files.
         site: Folder that is served; what it lists already stays.
         started: Called with each agent's name when its export begins.
 
@@ -34,18 +47,12 @@ def write_agents(
         InputError: An agent that knows no task of MT30.
         MissingDependencyError: A library that exporting needs is not here.
     """
-    for package, extra in _NEEDED.items():
-        if importlib.util.find_spec(package) is None:
-            raise MissingDependencyError(
-                f"to play with a checkpoint you need {package}: "
-                f'pip install "tdmpc-opt[{extra}]"'
-            )
     listed = read_list(site)
     added: list[dict[str, Any]] = []
-    for checkpoint in checkpoints:
-        name = _free_name(Path(checkpoint).stem, [entry["name"] for entry in listed + added])
+    for source in sources:
+        name = _free_name(Path(source).stem, [entry["name"] for entry in listed + added])
         started(name)
-        added.append(_export(checkpoint, name, site))
+        added.append(_entry(source, name, site))
     content = {"schema": SCHEMA, "agents": added + listed}
     (site / LIST).write_text(json.dumps(content, indent=1) + "\n")
     return added
@@ -59,35 +66,83 @@ def read_list(site: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _export(checkpoint: str, name: str, site: Path) -> dict[str, Any]:
-    from tdmpc_opt.checkpoints.checkpoint import build
-    from tdmpc_opt.checkpoints.load import read_checkpoint
-    from tdmpc_opt.play.policy_graph import policy_graph
+def _check_libraries(needed: Mapping[str, str], what: str) -> None:
+    for package, extra in needed.items():
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(
+                f'to play with {what} you need {package}: pip install "tdmpc-opt[{extra}]"'
+            )
 
-    read = read_checkpoint(checkpoint)
-    tasks = read.tasks.names
-    if not set(tasks) & set(MT30.names):
-        raise InputError(
-            f"{checkpoint} knows no task of MT30, and the page has no other; "
-            "see: tdmpc-opt tasks"
-        )
-    model = build(read, policy_will_do=True)
+
+def _entry(source: str, name: str, site: Path) -> dict[str, Any]:
+    """Put an agent's files into the site, and return what the list says of it."""
     folder = site / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for precision in ("fp32", "int8"):
-        path = folder / f"{name}.policy.{precision}.onnx"
-        graph = policy_graph(model, quantize=precision == "int8")
-        path.write_bytes(graph.SerializeToString())
-        files.append(
-            {
-                "mode": "policy",
-                "precision": precision,
-                "file": f"{FOLDER}/{path.name}",
-                "bytes": path.stat().st_size,
-            }
+    if is_onnx(Path(source)):
+        _check_libraries(_NEEDED_FOR_FILES, "an exported file")
+        paths = [folder / f"{name}.onnx"]
+        shutil.copyfile(source, paths[0])
+    else:
+        _check_libraries(_NEEDED, "a checkpoint")
+        paths = _exported(source, name, folder)
+    files = [open_onnx(path, 1, None) for path in paths]
+    tasks = files[0].tasks.names
+    if not set(tasks) & set(MT30.names):
+        raise InputError(
+            f"{source} knows no task of MT30, and the page has no other; see: tdmpc-opt tasks"
         )
-    return {"name": name, "parameters": read.parameters, "tasks": tasks, "files": files}
+    listed = [_file(file, path) for file, path in zip(files, paths, strict=True)]
+    return {"name": name, "tasks": tasks, "files": listed}
+
+
+def _exported(checkpoint: str, name: str, folder: Path) -> list[Path]:
+    """Export the policy as fp32 and int8, and a planner where there is a world model.
+
+    The planner is stored in fp16, which halves the page, and computes in fp32.
+    """
+    from tdmpc_opt.checkpoints.checkpoint import build
+    from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
+    from tdmpc_opt.configs import ExportConfig
+    from tdmpc_opt.export.metadata import Facts
+    from tdmpc_opt.export.targets import make_artifact
+    from tdmpc_opt.planning.presets import find_preset
+
+    read = read_checkpoint(checkpoint)
+    model = build(read, policy_will_do=True)
+    paths = []
+    for mode, form in _FILES:
+        plans = mode == "planner"
+        if plans and not model.can_plan:
+            continue
+        path = folder / f"{name}.{mode}.{form}.onnx"
+        config = ExportConfig(
+            checkpoint=checkpoint, output=path, policy_only=not plans, format=form
+        )
+        facts = Facts(
+            source=Path(checkpoint),
+            sha256=sha256(resolve(checkpoint)),
+            config=read.config,
+            tasks=read.tasks,
+            number_format=form,
+            preset=PRESET if plans else None,
+            budget=find_preset(PRESET, read.extra).budget if plans else None,
+            score=None,
+        )
+        path.write_bytes(make_artifact(config, model, facts).content({}))
+        paths.append(path)
+    return paths
+
+
+def _file(file: OnnxFile, path: Path) -> dict[str, Any]:
+    plan = {} if file.plan is None else {"plan": asdict(file.plan)}
+    return {
+        "mode": "policy" if file.plan is None else "planner",
+        # That of the computation: what is stored in fp16 is widened when it is loaded.
+        "precision": "int8" if file.number_format == "int8" else "fp32",
+        "file": f"{FOLDER}/{path.name}",
+        "bytes": path.stat().st_size,
+        **plan,
+    }
 
 
 def _free_name(stem: str, taken: Sequence[str]) -> str:

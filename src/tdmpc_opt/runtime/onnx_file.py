@@ -56,6 +56,8 @@ class OnnxFile:
     """Tasks in the order of their ids."""
     plan: PlanSizes | None
     """None where the file holds the policy alone."""
+    number_format: str
+    """Number format of the weights."""
 
 
 def is_onnx(path: Path) -> bool:
@@ -86,12 +88,12 @@ def open_onnx(path: Path, threads: int, providers: Sequence[Provider] | None) ->
     metadata = _metadata(path, session)
     try:
         tasks = TaskTable.from_json(json.loads(metadata["tasks"]))
-        plan = None
+        plan, number_format = None, metadata["number_format"]
         if metadata["kind"] == "planner":
             plan = PlanSizes(**json.loads(metadata["plan"]))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
-    return OnnxFile(session, tasks, plan)
+    return OnnxFile(session, tasks, plan, number_format)
 
 
 def _session(path: Path, threads: int, providers: Sequence[Provider] | None) -> Any:

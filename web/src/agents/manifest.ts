@@ -5,6 +5,22 @@ import { PageError } from "../errors";
 /** How an agent's file acts. */
 export type Mode = "policy" | "planner";
 
+/** What a planner searches with, as in Python's `PlanSizes`. */
+export interface Plan {
+  rounds: number;
+  horizon: number;
+  samples: number;
+  policy_samples: number;
+  min_std: number;
+  max_std: number;
+  replan_every: number;
+  warm_mean: number;
+  warm_std: number;
+  converged_std: number;
+  mean_action: boolean;
+  num_q: number;
+}
+
 /** One exported file of an agent. */
 export interface AgentFile {
   mode: Mode;
@@ -12,12 +28,13 @@ export interface AgentFile {
   /** Address, relative to the page. */
   file: string;
   bytes: number;
+  /** Of planners alone. */
+  plan?: Plan;
 }
 
 /** One agent and the tasks that it has learned, in the order of their ids. */
 export interface AgentEntry {
   name: string;
-  parameters: number;
   tasks: string[];
   files: AgentFile[];
 }

@@ -34,13 +34,13 @@ export async function loadAgent(
   } catch (error) {
     throw new PageError(`the file of ${entry.name} is damaged (${file.file})`, error);
   }
-  for (const needed of file.mode === "planner" ? ["obs", "samples", "prior"] : ["obs"]) {
+  for (const needed of file.plan ? ["obs", "samples", "prior"] : ["obs"]) {
     if (!session.inputNames.includes(needed)) {
       throw new PageError(`${file.file} is no ${file.mode}: it has no input ${needed}`);
     }
   }
-  return file.mode === "planner"
-    ? new PlannerAgent(session, entry.tasks)
+  return file.plan
+    ? new PlannerAgent(session, entry.tasks, file.plan)
     : new PolicyAgent(session, entry.tasks);
 }
 

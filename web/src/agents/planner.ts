@@ -2,82 +2,127 @@
 
 import * as ort from "onnxruntime-web/wasm";
 import type { Agent } from "./agent";
+import type { Plan } from "./manifest";
 import { observed, shapeOf } from "./onnx";
 
-const START_STD = 2;
-const ITERATIONS = 6;
-
-interface Sizes {
-  horizon: number;
-  prior: number;
-  sampled: number;
-  width: number;
+/** Actions over the horizon and their standard deviations, each [horizon, width]. */
+interface Distribution {
+  mean: Float32Array;
+  std: Float32Array;
 }
 
 /** Plans within a deadline: it refines a plan as long as another round fits. */
 export class PlannerAgent implements Agent {
   /** Milliseconds that one plan may take. */
   deadlineMs = Infinity;
-  private readonly sizes: Sizes;
-  private mean: Float32Array;
+  private readonly width: number;
+  private last: Distribution;
+  private executed: number;
   private roundMs = 0;
 
   constructor(
     private readonly session: ort.InferenceSession,
     private readonly tasks: string[],
+    private readonly plan: Plan,
   ) {
-    const [, horizon, sampled, , width] = shapeOf(session, "samples");
-    const [, prior] = shapeOf(session, "prior");
-    this.sizes = { horizon, prior, sampled, width } as Sizes;
-    this.mean = new Float32Array(this.sizes.horizon * this.sizes.width);
+    this.width = Number(shapeOf(session, "samples").at(-1));
+    this.last = this.nothing();
+    this.executed = plan.replan_every;
   }
 
   reset(): void {
-    this.mean.fill(0);
+    this.last = this.nothing();
+    this.executed = this.plan.replan_every;
   }
 
   async act(observation: number[], task: string, actions: number): Promise<Float32Array> {
-    const start = performance.now();
-    const { horizon, prior, sampled, width } = this.sizes;
-    const shape = [horizon, 1, width];
-    // The last plan, one step on: its first action was executed.
-    const shifted = new Float32Array(this.mean.length);
-    shifted.set(this.mean.subarray(width));
-    let mean: ort.Tensor = new ort.Tensor("float32", shifted, shape);
-    let std: ort.Tensor = new ort.Tensor(
-      "float32",
-      new Float32Array(shifted.length).fill(START_STD),
-      shape,
-    );
-    let action = new Float32Array(width);
-    const shared = {
-      ...observed(this.session, observation, this.tasks.indexOf(task)),
-      prior: normal([horizon, prior, 1, width]),
-      pick: new ort.Tensor("float32", Float32Array.of(Math.random()), [1]),
-    };
-    for (let round = 0; round < ITERATIONS; round++) {
-      const began = performance.now();
-      if (round > 0 && began - start + this.roundMs > this.deadlineMs) break;
-      const noise = {
-        samples: normal([1, horizon, sampled, 1, width]),
-        value: normal([1, prior + sampled, 1, width]),
-        heads: new ort.Tensor("int64", BigInt64Array.of(0n, 1n), [1, 2]),
-      };
-      const plan = await this.session.run({ ...shared, ...noise, mean, std });
-      mean = plan.new_mean as ort.Tensor;
-      std = plan.new_std as ort.Tensor;
-      action = (plan.action as ort.Tensor).data as Float32Array<ArrayBuffer>;
-      const took = performance.now() - began;
-      this.roundMs = this.roundMs === 0 ? took : 0.8 * this.roundMs + 0.2 * took;
+    if (this.executed >= this.plan.replan_every) {
+      this.last = await this.planned(observation, task, actions);
+      this.executed = 0;
     }
-    this.mean = Float32Array.from(mean.data as Float32Array);
-    this.mean.set(action);
-    return action.slice(0, actions);
+    const start = this.executed * this.width;
+    this.executed += 1;
+    return this.last.mean.slice(start, start + actions);
   }
 
   async dispose(): Promise<void> {
     await this.session.release();
   }
+
+  private nothing(): Distribution {
+    const size = this.plan.horizon * this.width;
+    return { mean: new Float32Array(size), std: new Float32Array(size).fill(Infinity) };
+  }
+
+  private async planned(
+    observation: number[],
+    task: string,
+    actions: number,
+  ): Promise<Distribution> {
+    const began = performance.now();
+    const { horizon, samples, policy_samples, rounds, converged_std, mean_action } = this.plan;
+    const { width } = this;
+    let { mean, std } = this.start();
+    let action = mean;
+    const shared = {
+      ...observed(this.session, observation, this.tasks.indexOf(task)),
+      prior: normal([horizon, policy_samples, 1, width]),
+      pick: new ort.Tensor("float32", Float32Array.of(Math.random()), [1]),
+    };
+    for (let round = 0; round < rounds; round++) {
+      const roundBegan = performance.now();
+      if (round > 0 && roundBegan - began + this.roundMs > this.deadlineMs) break;
+      if (round > 0 && average(std, width, actions) < converged_std) break;
+      const found = await this.session.run({
+        ...shared,
+        samples: normal([1, horizon, samples - policy_samples, 1, width]),
+        value: normal([1, samples, 1, width]),
+        heads: new ort.Tensor("int64", twoOf(this.plan.num_q), [1, 2]),
+        mean: new ort.Tensor("float32", mean, [horizon, 1, width]),
+        std: new ort.Tensor("float32", std, [horizon, 1, width]),
+      });
+      mean = numbers(found.new_mean);
+      std = numbers(found.new_std);
+      action = numbers(found.action);
+      const took = performance.now() - roundBegan;
+      this.roundMs = this.roundMs === 0 ? took : 0.8 * this.roundMs + 0.2 * took;
+    }
+    if (!mean_action) mean.set(action);
+    return { mean, std };
+  }
+
+  /** The distribution to start from: the last plan without the actions executed since. */
+  private start(): Distribution {
+    const { min_std, max_std, warm_mean, warm_std } = this.plan;
+    const { mean, std } = this.nothing();
+    const done = this.executed * this.width;
+    mean.set(this.last.mean.subarray(done).map((value) => warm_mean * value));
+    std.set(this.last.std.subarray(done));
+    return {
+      mean,
+      // Infinite where no plan has been: there, as where plans start cold, it is the largest.
+      std: std.map((value) =>
+        warm_std ? Math.min(max_std, Math.max(min_std, warm_std * value)) : max_std,
+      ),
+    };
+  }
+}
+
+function numbers(tensor: ort.Tensor | undefined): Float32Array {
+  return Float32Array.from(tensor?.data as Float32Array);
+}
+
+/** Return the mean over all steps and the motors that the task has. */
+function average(values: Float32Array, width: number, actions: number): number {
+  const own = values.filter((_, i) => i % width < actions);
+  return own.reduce((sum, value) => sum + value, 0) / own.length;
+}
+
+/** Draw two different members of the ensemble. */
+function twoOf(count: number): BigInt64Array {
+  const first = Math.floor(Math.random() * count);
+  const other = (first + 1 + Math.floor(Math.random() * (count - 1))) % count;
+  return BigInt64Array.of(BigInt(first), BigInt(other));
 }
 
 function normal(shape: number[]): ort.Tensor {
