@@ -5,20 +5,25 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := torch==2.13.0
 
-.PHONY: setup demo test test-all test-web web lint format clean
+.PHONY: setup demo docs test test-all test-web web lint format clean
 
 setup: $(VENV)/.installed-dev
 
 demo: $(VENV)/.installed-dev
 	$(BIN)/tdmpc-opt demo
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest
 
 # Everything, slow tests and experts included; torch.compile runs without the shape checks.
-test-all: $(VENV)/.installed-all lint test-web
+test-all: $(VENV)/.installed-all lint docs test-web
 	$(BIN)/python -m pytest -m "not compile"
 	JAXTYPING_DISABLE=1 $(BIN)/python -m pytest -m compile
+
+# The site, in site/docs/index.html; a broken link or a name that is not there stops it.
+docs: $(VENV)/.installed-dev
+	$(BIN)/zensical build --strict
+	cp -r results examples site/
 
 # The page's own checks and tests, where there is npm; Python's tests cover the built page.
 test-web:
@@ -47,7 +52,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build dist site .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
