@@ -12,15 +12,16 @@ setup: $(VENV)/.installed-dev
 demo: $(VENV)/.installed-dev
 	$(BIN)/tdmpc-opt demo
 
-test: lint docs
+test: lint
 	$(BIN)/python -m pytest
 
 # Everything, slow tests and experts included; torch.compile runs without the shape checks.
-test-all: $(VENV)/.installed-all lint docs test-web
+test-all: $(VENV)/.installed-all lint test-web
 	$(BIN)/python -m pytest -m "not compile"
 	JAXTYPING_DISABLE=1 $(BIN)/python -m pytest -m compile
 
-# The site, in site/docs/index.html; a broken link or a name that is not there stops it.
+# The site, in site/docs/index.html; the tests build it too. Search needs a server:
+# python -m http.server -d site
 docs: $(VENV)/.installed-dev
 	$(BIN)/zensical build --strict
 	cp -r results examples site/

@@ -7,12 +7,10 @@ A table is between `<!-- begin NAME -->` and `<!-- end NAME -->`. Without its fi
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from marked import RESULTS, ROOT, filled, read, score, table_of
+from rich.console import Console
 
 PAGE = ROOT / "docs" / "planner.md"
 PRESETS = ("full", "balanced", "realtime", "policy")

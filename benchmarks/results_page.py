@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from marked import RESULTS, ROOT, Tables, filled, read, score, table_of
 from rich.console import Console
 
-from marked import RESULTS, ROOT, Tables, filled, read, score, table_of
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.planning.presets import PRESETS
 from tdmpc_opt.task_table import MT30
 
 HOME = (
-    ("released-1m-planner-noise.json", "released 1M student of TD-MPC-Opt, as published"),
+    ("released-1m-planner-noise.json", "released 1M student of TD-MPC-Opt, planner with noise"),
     ("released-1m-policy.json", "the same, policy network alone"),
     ("random-mt30.json", "random actions"),
 )
@@ -36,12 +36,12 @@ def main() -> None:
 
 def _home() -> list[str]:
     """The published agent on MT30, and what the demo makes."""
-    found = [("agent", "score", "measured on", "bytes")]
+    found = [("agent", "score", "measured on", "bytes of the file")]
     for name, agent in HOME:
         content = read(name)
         shown = _score(content["score"])
         found.append((agent, shown, _measured_on(content["config"]), "-"))
-    for row in read("demo.json")["rows"]:
+    for row in reversed(read("demo.json")["rows"]):
         size = f"{row['size_bytes']:,}" if row["size_bytes"] else "-"
         shown = score(row["score"], row["ci95"])
         found.append((f"demo: {row['name']}", shown, "4 tasks, 10 episodes a task", size))
@@ -49,16 +49,16 @@ def _home() -> list[str]:
 
 
 def _scores() -> list[str]:
-    found = [("file", "agent", "acts by", "measured on", "score", "commit")]
+    found = [("file", "agent", "acts by", "measured on", "score")]
     for path, content in _of_kind("evaluation"):
         config = content["config"]
         how = config["mode"] or "its own network"
         how = "chance" if config["checkpoint"]["name"] == "random" else how
         how += _budget(config) + (", noise" if config["noise"] else "")
-        agent = config["checkpoint"]["name"]
+        agent = Path(config["checkpoint"]["name"]).stem
         shown = _score(content["score"]) if content["complete"] else "unfinished"
         where = _measured_on(config)
-        found.append((_link(path), f"`{agent}`", how, where, shown, _commit(content)))
+        found.append((_link(path), agent, how, where, shown))
     return table_of(*found)
 
 
@@ -71,13 +71,13 @@ def _demo() -> list[str]:
 
 
 def _experts() -> list[str]:
-    head = ("file", "task", "algorithm", "n-step", "agent steps", "mean return", "commit")
+    head = ("file", "task", "algorithm", "n-step", "agent steps", "mean return")
     found = [head]
     for path, content in _of_kind("expert"):
         config, mean = content["config"], f"{np.mean(content['returns']):.1f}"
         settings = (config["task"], config["algorithm"], str(config["n_steps"]))
         steps = f"{content['steps']:,}"
-        found.append((_link(path), *settings, steps, mean, _commit(content)))
+        found.append((_link(path), *settings, steps, mean))
     return table_of(*found)
 
 
@@ -126,11 +126,6 @@ def _preset(config: dict[str, Any]) -> str | None:
     if budget == PlannerBudget():
         return None
     return next((name for name, preset in PRESETS.items() if preset.budget == budget), "")
-
-
-def _commit(content: dict[str, Any]) -> str:
-    commit, _, changed = content["versions"]["commit"].partition("-")
-    return f"`{commit[:7]}`" + ("*" if changed else "")
 
 
 def _link(path: Path) -> str:
