@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := torch==2.13.0
+# A process for each core; tests of a file stay together, since they share what it sets up.
+PARALLEL := -n auto --dist loadfile
 
 .PHONY: setup demo docs test test-all test-web web lint format clean
 
@@ -13,11 +15,11 @@ demo: $(VENV)/.installed-dev
 	$(BIN)/tdmpc-opt demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Everything, slow tests and experts included; torch.compile runs without the shape checks.
 test-all: $(VENV)/.installed-all lint test-web
-	$(BIN)/python -m pytest -m "not compile"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not compile"
 	JAXTYPING_DISABLE=1 $(BIN)/python -m pytest -m compile
 
 # The site, in site/docs/index.html; the tests build it too. Search needs a server:

@@ -1,6 +1,7 @@
 """Exported files act as torch does, on real observations, and say what they are."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.cli import main
 from tdmpc_opt.configs import ExportConfig, PlannerBudget
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, ResultError
-from tdmpc_opt.planning.mppi import draw_noise, prepare, refine, search
+from tdmpc_opt.planning import planner as planner_module
+from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, prepare, refine, search
 from tdmpc_opt.planning.networks import PlannerNetworks
 from tdmpc_opt.runtime import load
 
@@ -50,6 +52,26 @@ def policy(folder):
 def planner(folder, checkpoint_file):
     path = folder / "planner.onnx"
     return path, export(ExportConfig(checkpoint=str(checkpoint_file), output=path), BUDGET)
+
+
+ONE_ROUND = replace(BUDGET, iterations=1, warm_mean=0.5, warm_std=1.5, mean_action=True)
+
+
+@pytest.fixture(scope="module")
+def one_round(folder, checkpoint_file) -> Path:
+    path = folder / "one.onnx"
+    export(ExportConfig(checkpoint=str(checkpoint_file), output=path), ONE_ROUND)
+    return path
+
+
+def _changed_plan(source: Path, path: Path, **changes: float) -> Path:
+    """Write a copy of a planner whose search has other sizes, so far as the graph lets it."""
+    model = onnx.load(source)
+    for entry in model.metadata_props:
+        if entry.key == "plan":
+            entry.value = json.dumps(json.loads(entry.value) | changes)
+    onnx.save(model, path)
+    return path
 
 
 def _observations(task: str, count: int = 20) -> np.ndarray:
@@ -207,13 +229,8 @@ def test_plans_start_warm_until_the_reset_and_follow_the_generator(planner):
     assert np.abs(first).max() <= 1
 
 
-def test_a_plan_may_serve_for_several_steps(folder, checkpoint_file, planner):
-    path = folder / "twice.onnx"
-    model = onnx.load(planner[0])
-    for entry in model.metadata_props:
-        if entry.key == "plan":
-            entry.value = json.dumps(json.loads(entry.value) | {"replan_every": 2})
-    onnx.save(model, path)
+def test_a_plan_may_serve_for_several_steps(folder, planner):
+    path = _changed_plan(planner[0], folder / "twice.onnx", replan_every=2)
     agent, obs = load(path), _observations("pendulum-swingup")
     rng = np.random.default_rng(0)
     states = []
@@ -221,6 +238,62 @@ def test_a_plan_may_serve_for_several_steps(folder, checkpoint_file, planner):
         agent.act(obs[k], "pendulum-swingup", generator=rng)
         states.append(rng.bit_generator.state["state"]["state"])
     assert states[0] == states[1] != states[2] == states[3]
+
+
+@pytest.mark.parametrize("one", [True, False], ids=["warm and by the mean", "converging"])
+def test_plans_follow_each_other_as_torchs_do(
+    one, folder, planner, one_round, checkpoint_file, monkeypatch
+):
+    path, budget = one_round, ONE_ROUND
+    if not one:
+        changes = {"converged_std": 0.45, "replan_every": 2}
+        path = _changed_plan(planner[0], folder / "converging.onnx", **changes)
+        budget = replace(BUDGET, **changes)
+    asked: list[list[dict[str, np.ndarray]]] = []
+    agent = load(path)
+    session = agent._planner._session
+
+    class Recorder:
+        def run(self, names, inputs):
+            asked[-1].append(inputs)
+            return session.run(names, inputs)
+
+    agent._planner._session = Recorder()
+    obs, found, rounds = _observations("cartpole-balance")[:12], [], []
+    for k in range(0, 12, 2):
+        asked.append([])
+        found.append(agent.act(obs[k : k + 2], "cartpole-balance"))
+        rounds.append(agent.iterations)
+    drawn = [_recorded(parts, budget) for parts in asked if parts]
+    monkeypatch.setattr(planner_module, "draw_noise", lambda *_: drawn.pop(0))
+    reference = load_agent(checkpoint_file, preset=budget)
+    for k, action in zip(range(0, 12, 2), found, strict=True):
+        wanted = reference.act(obs[k : k + 2], "cartpole-balance")
+        np.testing.assert_allclose(action, wanted, atol=1e-3)
+        assert reference.iterations == rounds[k // 2]
+    assert not drawn
+    if budget.converged_std:
+        assert min(rounds) < max(rounds), "some plans stop earlier than others"
+
+
+def _recorded(parts: list[dict[str, np.ndarray]], budget: PlannerBudget) -> PlanNoise:
+    """Return the noise of a plan's rounds, and zeros for those that were left out."""
+
+    def rounds(name: str) -> torch.Tensor:
+        asked = np.concatenate([part[name] for part in parts])
+        missing = np.zeros((budget.iterations - len(asked), *asked.shape[1:]), asked.dtype)
+        return torch.from_numpy(np.concatenate([asked, missing]))
+
+    first = {name: torch.from_numpy(parts[0][name]) for name in ("prior", "pick")}
+    rows = len(first["pick"])
+    return PlanNoise(
+        prior=first["prior"],
+        samples=rounds("samples"),
+        value=rounds("value"),
+        heads=rounds("heads").unsqueeze(-1).expand(-1, -1, rows),
+        pick=first["pick"],
+        explore=torch.zeros(rows, first["prior"].shape[-1]),
+    )
 
 
 BAD_INPUT = [
@@ -359,6 +432,22 @@ def test_openvino_reads_the_file_and_acts_alike(policy):
         found = compiled({"obs": obs, "task": ids})["action"]
         width = agent.tasks[name].action_dim
         np.testing.assert_allclose(found[:, :width], agent.act(obs, name), atol=1e-4)
+
+
+def test_openvino_reads_plans_of_one_round(one_round, checkpoint_file):
+    """It has no loop over rounds as ONNX writes it."""
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(one_round), "CPU", settings)
+    session = onnxruntime.InferenceSession(str(one_round))
+    model = build(read_checkpoint(checkpoint_file))
+    for obs in _observations("pendulum-swingup")[5:9]:
+        *_, inputs = _plan_inputs(model, 0, obs[None])
+        inputs |= {name: inputs[name][:1] for name in ("samples", "value", "heads")}
+        for name in ("new_mean", "new_std", "action"):
+            wanted = session.run([name], inputs)[0]
+            np.testing.assert_allclose(compiled(inputs)[name], wanted, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -327,6 +328,17 @@ def test_ids_broadcast_over_leading_axes(model):
     assert q.shape == (2, 4, 3, 101)
     step = model.q_values(z[2], torch.zeros(3, 3), task)
     torch.testing.assert_close(q[:, 2], step)
+
+
+@pytest.mark.parametrize("target", [False, True])
+def test_chosen_heads_are_those_of_the_ensemble(model, target):
+    task, z, action = torch.tensor([0, 1, 1]), torch.randn(4, 3, 16), torch.randn(4, 3, 3)
+    five = WorldModel(replace(model.config, num_q=5), model.tasks).eval()
+    for ensemble in (five.q_ensemble, five.target_q_ensemble):
+        torch.nn.init.normal_(ensemble[-1].weight)
+    chosen = five.q_values(z, action, task, torch.tensor([3, 1]), target=target)
+    every = five.q_values(z, action, task, target=target)
+    torch.testing.assert_close(chosen, every[[3, 1]])
 
 
 def test_a_single_task_model_needs_no_ids(make_model):

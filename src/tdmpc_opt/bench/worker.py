@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,10 +49,10 @@ def _load(request: dict[str, Any]) -> tuple[Act, TaskTable, dict[str, Any]]:
     if request["engine"] == "runtime":
         from tdmpc_opt.runtime import load
 
-        device_agent = load(request["path"])
-        return device_agent.act, device_agent.tasks, {"mode": "policy", "budget": None}
-    from dataclasses import asdict
-
+        device_agent = load(request["path"], threads=request["threads"])
+        plan = device_agent.plan
+        facts = {"mode": "planner" if plan else "policy", "budget": plan and asdict(plan)}
+        return device_agent.act, device_agent.tasks, facts
     import torch
 
     from tdmpc_opt.agent import load_agent

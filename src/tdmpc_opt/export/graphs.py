@@ -16,6 +16,7 @@ from tdmpc_opt.planning.mppi import (
     RoundNoise,
     draw_elite,
     draw_noise,
+    iterations,
     prepare,
     refine,
 )
@@ -46,7 +47,7 @@ def policy_graph(model: WorldModel, *, quantize: bool = False) -> onnx.ModelProt
 def planner_graph(
     model: WorldModel, budget: PlannerBudget, *, quantize: bool = False
 ) -> onnx.ModelProto:
-    """Trace a whole plan; it refines as often as the noise has rounds.
+    """Trace a whole plan; it refines as often as the noise has rounds, or once if budgeted so.
 
     Its inputs are `obs` and `task` as in `policy_graph`, the distribution to start from, `mean`
     and `std` [horizon, B, action], and the noise: `prior` [horizon, prior, B, action],
@@ -97,7 +98,8 @@ def planner_graph(
     )
     if quantize:
         start, body = quantized(start), quantized(body)
-    return planner_of(start, body)
+    once = iterations(budget, model.config.action_dim) == 1
+    return planner_of(start, body, once=once)
 
 
 class _Start(nn.Module):

@@ -14,6 +14,20 @@ from tdmpc_opt.planning.mppi import iterations
 from tdmpc_opt.runtime.onnx_file import FORMAT, SCHEMA
 from tdmpc_opt.task_table import TaskTable
 
+_OF_THE_BUDGET = (
+    "horizon",
+    "samples",
+    "policy_samples",
+    "min_std",
+    "max_std",
+    "replan_every",
+    "warm_mean",
+    "warm_std",
+    "converged_std",
+    "mean_action",
+)
+"""What of a budget is not in the graph."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -58,15 +72,10 @@ def metadata(facts: Facts, check: Mapping[str, Any]) -> dict[str, str]:
     if facts.score is not None:
         entries["score"] = json.dumps(facts.score)
     if facts.budget is not None:
-        budget = facts.budget
-        plan = {
+        sizes = {name: getattr(facts.budget, name) for name in _OF_THE_BUDGET}
+        plan = sizes | {
             "preset": facts.preset,
-            "rounds": iterations(budget, facts.config.action_dim),
-            "horizon": budget.horizon,
-            "samples": budget.samples,
-            "policy_samples": budget.policy_samples,
-            "max_std": budget.max_std,
-            "replan_every": budget.replan_every,
+            "rounds": iterations(facts.budget, facts.config.action_dim),
             "num_q": facts.config.num_q,
         }
         entries["plan"] = json.dumps(plan)

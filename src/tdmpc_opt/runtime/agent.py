@@ -11,7 +11,7 @@ from tdmpc_opt.deadline import Clock, DeadlineTimer
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.input_checks import check_deadline, check_finite, check_shape, task_id
 from tdmpc_opt.runtime.numpy_policy import NumpyPolicy
-from tdmpc_opt.runtime.onnx_file import OnnxFile, Provider, is_onnx, open_onnx
+from tdmpc_opt.runtime.onnx_file import OnnxFile, PlanSizes, Provider, is_onnx, open_onnx
 from tdmpc_opt.runtime.planner import Inputs, OnnxPlanner
 from tdmpc_opt.runtime.weights import Weights, read_weights
 from tdmpc_opt.task_table import TaskTable
@@ -38,6 +38,11 @@ class Agent:
         self.tasks = tasks
         self._act, self._planner, self._timer = act, planner, timer
         self._generator = np.random.default_rng()
+
+    @property
+    def plan(self) -> PlanSizes | None:
+        """What the planner searches with; None where the policy acts."""
+        return self._planner.sizes if self._planner else None
 
     @property
     def deadlines(self) -> int:
@@ -173,6 +178,8 @@ def _by_onnx(file: OnnxFile) -> Act:
 
 def _by_plan(file: OnnxFile, planner: OnnxPlanner) -> Act:
     def act(obs: Array, task: int, generator: np.random.Generator) -> Array:
-        return planner.act(_inputs(file, obs, task), generator)
+        return planner.act(
+            _inputs(file, obs, task), file.tasks.tasks[task].action_dim, generator
+        )
 
     return act

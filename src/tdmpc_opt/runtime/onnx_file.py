@@ -30,9 +30,18 @@ class PlanSizes:
     horizon: int
     samples: int
     policy_samples: int
+    min_std: float
     max_std: float
     replan_every: int
     """Actions executed of one plan before the next is made."""
+    warm_mean: float
+    """Share of the last plan's mean that the next starts from."""
+    warm_std: float
+    """The next starts from so many of the last plan's standard deviations; 0 from `max_std`."""
+    converged_std: float
+    """Rows stay as they are once their mean standard deviation is below it."""
+    mean_action: bool
+    """Act by the plan's mean, not by an elite."""
     num_q: int
     """Members of the Q ensemble, of which each round draws two."""
 

@@ -27,8 +27,10 @@ class OnnxPlanner:
     def __init__(
         self, session: Any, sizes: PlanSizes, width: int, timer: DeadlineTimer
     ) -> None:
-        self._session, self._sizes, self._width, self._timer = session, sizes, width, timer
+        self.sizes = sizes
+        self._session, self._width, self._timer = session, width, timer
         self._sequence: Array | None = None
+        self._std: Array = np.empty(0, np.float32)
         self._executed = 0
         self.iterations: int | None = None
         """Rounds of the newest plan; None before the first."""
@@ -37,55 +39,73 @@ class OnnxPlanner:
         """Forget the plan."""
         self._sequence = None
 
-    def act(self, inputs: Inputs, generator: np.random.Generator) -> Array:
+    def act(self, inputs: Inputs, dims: int, generator: np.random.Generator) -> Array:
         """Return the next action [B, action] of the plan that is in use, or of a new one.
 
         Args:
             inputs: `obs` [B, width], and `task` [B] where the file has several.
+            dims: Number of the task's own actions.
             generator: Source of the noise.
         """
-        rows = len(inputs["obs"])
-        sequence = self._sequence
-        if sequence is None or sequence.shape[1] != rows:
-            shape = (self._sizes.horizon, rows, self._width)
-            sequence = np.zeros(shape, np.float32)
-            self._executed = self._sizes.replan_every
-        if self._executed >= self._sizes.replan_every:
-            done = self._executed
-            previous = np.concatenate([sequence[done:], np.zeros_like(sequence[:done])])
-            sequence = self._plan(inputs, previous, generator)
+        sizes, rows = self.sizes, len(inputs["obs"])
+        if self._sequence is None or self._sequence.shape[1] != rows:
+            self._sequence = np.zeros((sizes.horizon, rows, self._width), np.float32)
+            self._std = np.full_like(self._sequence, np.inf)
+            self._executed = sizes.replan_every
+        if self._executed >= sizes.replan_every:
+            self._sequence, self._std = self._plan(inputs, dims, generator)
             self._executed = 0
-        self._sequence = sequence
-        action: Array = sequence[self._executed]
+        action: Array = self._sequence[self._executed]
         self._executed += 1
         return action
 
-    def _plan(self, inputs: Inputs, mean: Array, generator: np.random.Generator) -> Array:
-        """Return the actions of a new plan, [horizon, B, action].
+    def _plan(
+        self, inputs: Inputs, dims: int, generator: np.random.Generator
+    ) -> tuple[Array, Array]:
+        """Return actions and standard deviations of a new plan, [horizon, B, action].
 
-        Without a deadline the graph loops over the rounds by itself. With one it is called for
-        each round, which costs the prior's share of a round again.
+        The graph loops over the rounds by itself, unless one may be the last by a deadline or
+        because the plan has converged. Then it is called for each round, which costs the
+        prior's share of a round again.
         """
-        sizes, rows = self._sizes, mean.shape[1]
-        std = np.full_like(mean, sizes.max_std)
+        sizes, rows = self.sizes, len(inputs["obs"])
+        mean, std = self._start()
         prior = self._normal(generator, sizes.horizon, sizes.policy_samples, rows)
         common = inputs | {"prior": prior, "pick": generator.random(rows, np.float32)}
-        at_once = 1 if self._timer.limited else sizes.rounds
-        done = 0
+        one_by_one = self._timer.limited or sizes.converged_std > 0
+        at_once = 1 if one_by_one else sizes.rounds
+        done, wide = 0, np.ones(rows, bool)
         action: Array = mean[0]
-        while done < sizes.rounds and not (done and self._timer.enough()):
+        while done < sizes.rounds and wide.any() and not (done and self._timer.enough()):
             start = self._timer.start_part()
             noise = self._noise(generator, at_once, rows)
-            distribution = {"mean": mean, "std": std}
-            action, mean, std = self._session.run(OUTPUTS, common | noise | distribution)
+            found = self._session.run(OUTPUTS, common | noise | {"mean": mean, "std": std})
             if self._timer.limited:
                 self._timer.end_part(start)
+            action, mean, std = (
+                np.where(wide[:, None], new, old)
+                for new, old in zip(found, (action, mean, std), strict=True)
+            )
+            wide = std[..., :dims].mean((0, 2)) >= sizes.converged_std
             done += at_once
         self.iterations = done
-        return np.concatenate([action[None], mean[1:]])
+        first = mean[0] if sizes.mean_action else action
+        return np.concatenate([first[None], mean[1:]]), std
+
+    def _start(self) -> tuple[Array, Array]:
+        """Return the distribution that a plan starts from, out of the last one."""
+        sizes, done = self.sizes, self._executed
+        assert self._sequence is not None, "an episode begins with zeros"
+        mean = np.zeros_like(self._sequence)
+        mean[: len(mean) - done] = np.float32(sizes.warm_mean) * self._sequence[done:]
+        std = np.full_like(mean, sizes.max_std)
+        if sizes.warm_std:  # infinite where there was no plan: there max_std it is
+            last = np.float32(sizes.warm_std) * self._std[done:]
+            std[: len(std) - done] = last.clip(sizes.min_std, sizes.max_std)
+        return mean, std
 
     def _noise(self, generator: np.random.Generator, rounds: int, rows: int) -> Inputs:
-        sizes = self._sizes
+        sizes = self.sizes
         sampled = sizes.samples - sizes.policy_samples
         members = np.tile(np.arange(sizes.num_q), (rounds, 1))
         heads = generator.permuted(members, axis=1)[:, :2]

@@ -59,14 +59,12 @@ class PolicyLosses:
         return self.objective + weights.behaviour * self.behaviour
 
 
-def two_random_heads(
-    logits: Float[Tensor, "heads *batch bins"], generator: torch.Generator
-) -> Float[Tensor, "2 *batch bins"]:
-    """Draw two different members of the ensemble, or take both of two."""
-    if logits.shape[0] == 2:
-        return logits
-    pair = torch.randperm(logits.shape[0], generator=generator)[:2]
-    return logits[pair.to(logits.device)]
+def two_random_heads(model: WorldModel, generator: torch.Generator) -> Int[Tensor, "2"] | None:
+    """Draw two different members of the Q ensemble; None where there are just two."""
+    count = model.config.num_q
+    if count == 2:
+        return None
+    return torch.randperm(count, generator=generator)[:2].to(model.bins.device)
 
 
 @torch.no_grad()
@@ -85,8 +83,8 @@ def td_target(
         TD-MPC2, arXiv:2310.16828, equation 4.
     """
     action = model.policy(next_z, task, _noise(model, next_z, generator)).action
-    logits = model.q_values(next_z, action, task, target=True)
-    value = model.decode(two_random_heads(logits, generator)).amin(0)
+    heads = two_random_heads(model, generator)
+    value = model.decode(model.q_values(next_z, action, task, heads, target=True)).amin(0)
     return reward + model.discount[task].unsqueeze(-1) * value
 
 
@@ -159,8 +157,8 @@ def policy_losses(
     task = batch.task
     noise = _noise(model, zs, generator) if noise is None else noise
     output = model.policy(zs, task, noise)
-    logits = model.q_values(zs, output.action, task)
-    q = model.decode(two_random_heads(logits, generator)).mean(0)
+    heads = two_random_heads(model, generator)
+    q = model.decode(model.q_values(zs, output.action, task, heads)).mean(0)
     scale.update(q[0].detach())
     per_step = (weights.entropy * output.log_prob - q / scale.value).mean(dim=(1, 2))
     objective = (_decay(weights.rho, len(zs), zs) * per_step).mean()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.task_table import TaskTable
@@ -167,14 +168,27 @@ class WorldModel(nn.Module):
         z: Float[Tensor, "*batch latent"],
         action: Float[Tensor, "*batch action"],
         task: Int[Tensor, " tasks"] | None,
+        heads: Int[Tensor, " heads"] | None = None,
         *,
         target: bool = False,
     ) -> Float[Tensor, "heads *batch bins"]:
-        """Predict returns as two-hot logits, one set per member of the (target) ensemble."""
+        """Predict returns as two-hot logits, one set per member of the (target) ensemble.
+
+        Args:
+            z: Latent states.
+            action: Actions in them.
+            task: Task ids.
+            heads: Members to compute; None means all.
+            target: Ask the target ensemble.
+        """
         ensemble = self.target_q_ensemble if target else self.q_ensemble
         x = torch.cat([z, self.embed(task, z), action], dim=-1)
-        flat = x.reshape(1, -1, x.shape[-1]).expand(self.config.num_q, -1, -1)
-        return ensemble(flat).unflatten(1, x.shape[:-1])
+        weights = ensemble.state_dict(keep_vars=True)
+        if heads is not None:
+            weights = {name: weight[heads] for name, weight in weights.items()}
+        count = self.config.num_q if heads is None else len(heads)
+        flat = x.reshape(1, -1, x.shape[-1]).expand(count, -1, -1)
+        return functional_call(ensemble, weights, (flat,)).unflatten(1, x.shape[:-1])
 
     def policy(
         self,

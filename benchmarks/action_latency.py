@@ -1,0 +1,147 @@
+"""Time whole actions, from observation to action, by each way to act, against plain modules.
+
+The plain planner and the published budget, the presets, and exported files on the runtime
+without torch take turns in one process on one thread; a fast one acts many times in its turn:
+
+    python benchmarks/action_latency.py --checkpoint student.safetensors
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from plain_planner import PlainPlanner
+from racing import cycle, race, records, report
+
+from tdmpc_opt import load_agent, make_env
+from tdmpc_opt.agent import Agent
+from tdmpc_opt.compression.quantize import quantize
+from tdmpc_opt.configs import ExportConfig, PlannerBudget, QuantizeConfig
+from tdmpc_opt.export.export import export
+from tdmpc_opt.planning.mppi import draw_noise
+from tdmpc_opt.planning.presets import find_preset
+from tdmpc_opt.runtime import load
+
+Act = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to time."""
+
+    checkpoint: str
+    """Checkpoint file of a world model."""
+    task: str = "walker-walk"
+    """Task whose observations are acted on."""
+    presets: tuple[str, ...] = ("full", "balanced", "realtime")
+    """Planner budgets by name; the last is exported as well."""
+    rounds: int = 20
+    """Turns of each, after one that does not count."""
+    turn_ms: float = 300.0
+    """About the time of a turn."""
+    output: Path = Path("results/bench-action-latency.json")
+    """Result file."""
+
+
+def main(config: Config) -> None:
+    """Time the actions, write the result file and print it as a table."""
+    torch.set_num_threads(1)
+    observations = _observations(config.task)
+    with tempfile.TemporaryDirectory() as folder:
+        acts = _acts(config, observations, Path(folder))
+        tried = records(race(acts, 3, warm=2), dict.fromkeys(acts, 1))
+        turns = {name: max(1, int(config.turn_ms / r["ms"])) for name, r in tried.items()}
+        repeated = {name: _turn(act, turns[name]) for name, act in acts.items()}
+        times = race(repeated, config.rounds)
+    found = records(times, turns)
+    facts = {"threads": 1, "actions_a_turn": turns, "budgets": _budgets(config)}
+    report("action-latency", "actions", found, config, facts)
+
+
+def _turn(act: Act, count: int) -> Act:
+    def turn() -> None:
+        for _ in range(count):
+            act()
+
+    return turn
+
+
+def _acts(config: Config, observations: list[np.ndarray], folder: Path) -> dict[str, Act]:
+    draw = cycle(observations)
+    acts = {"plain modules, full": _plain(config, draw)}
+    for preset in config.presets:
+        for engine in ("eager", "openvino"):
+            agent = load_agent(config.checkpoint, preset=preset, engine=engine)
+            acts[f"{engine}, {preset}"] = _with(agent, draw, config.task)
+    policy = load_agent(config.checkpoint, preset="policy")
+    acts["eager, policy"] = _with(policy, draw, config.task)
+    for name, path in _files(config, folder).items():
+        acts[name] = _with(load(path), draw, config.task)
+    return acts
+
+
+def _files(config: Config, folder: Path) -> dict[str, Path]:
+    """Export the last preset and the policy, and return what the files are."""
+    preset, path = config.presets[-1], folder / "planner.onnx"
+    found = {f"runtime, {preset} (ONNX)": path}
+    export(ExportConfig(checkpoint=config.checkpoint, output=path, preset=preset))
+    for kind in ("fp32", "int8"):
+        path = found[f"runtime, policy {kind} (ONNX)"] = folder / f"policy-{kind}.onnx"
+        export(
+            ExportConfig(
+                checkpoint=config.checkpoint, output=path, policy_only=True, format=kind
+            )
+        )
+        path = found[f"runtime, policy {kind} (numpy)"] = folder / f"{kind}.safetensors"
+        quantize(
+            QuantizeConfig(
+                checkpoint=config.checkpoint, output=path, policy_only=True, format=kind
+            )
+        )
+    return found
+
+
+def _with(agent: Any, draw: Callable[[], np.ndarray], task: str) -> Act:
+    return lambda: agent.act(draw(), task)
+
+
+def _plain(config: Config, draw: Callable[[], np.ndarray]) -> Act:
+    agent: Agent = load_agent(config.checkpoint)
+    model, budget = agent.world_model, PlannerBudget()
+    planner = PlainPlanner(model, budget)
+    task = torch.tensor([model.tasks.index(config.task)])
+    source = torch.Generator().manual_seed(0)
+    previous = torch.zeros(budget.horizon, 1, model.config.action_dim)
+
+    @torch.inference_mode()
+    def act() -> None:
+        nonlocal previous
+        obs = torch.from_numpy(draw())
+        padded = torch.nn.functional.pad(obs, (0, model.config.obs_dim - len(obs)))
+        z = model.encode(padded.unsqueeze(0), task)
+        previous, _ = planner.plan(z, task, previous, draw_noise(model, budget, [source]))
+
+    return act
+
+
+def _observations(task: str) -> list[np.ndarray]:
+    """Return the first observations of an episode of random actions."""
+    env = make_env(task, 0)
+    env.action_space.seed(0)
+    found = [env.reset()[0]]
+    while len(found) < 50:
+        found.append(env.step(env.action_space.sample())[0])
+    return found
+
+
+def _budgets(config: Config) -> dict[str, Any]:
+    return {name: vars(find_preset(name).budget) for name in config.presets}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
