@@ -145,7 +145,7 @@ def command(path: Path, content: dict[str, Any]) -> str:
     elif kind == "demo":
         words = ["make", "demo"]
     else:
-        words = _benchmark(path.name)
+        words = _benchmark(path.name, config)
     return shlex.join(words)
 
 
@@ -181,15 +181,22 @@ def _expert(content: dict[str, Any]) -> list[str]:
     return [word for pair in pairs for word in pair]
 
 
-def _benchmark(name: str) -> list[str]:
-    """Return the command of the script that names a file as its output, or in its docstring."""
+def _benchmark(name: str, config: dict[str, Any]) -> list[str]:
+    """Return the command of the script that names a file as its output, or in its docstring.
+
+    Options in the docstring's command get the values that the file was made with.
+    """
     for script in sorted((ROOT / "benchmarks").glob("*.py")):
         text = script.read_text()
-        line = re.search(rf"^ +(python benchmarks/.*results/{re.escape(name)})$", text, re.M)
-        if line:
-            return line[1].split()
-        if f'Path("results/{name}")' in text:
-            return ["python", f"benchmarks/{script.name}"]
+        lines = re.findall(rf"^ +(python benchmarks/{script.name}.*)$", text, re.MULTILINE)
+        named = [line for line in lines if line.endswith(f"results/{name}")]
+        if not named and f'Path("results/{name}")' not in text:
+            continue
+        words = (named or lines)[0].split()
+        for option, value in config.items():
+            if f"--{option}" in words and isinstance(value, str | int):
+                words[words.index(f"--{option}") + 1] = str(value)
+        return words
     raise ValueError(f"no script under benchmarks/ writes results/{name}; name it in one")
 
 

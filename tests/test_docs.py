@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import planner_page
 import pytest
 import results_page
@@ -93,6 +94,8 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # both from torch.onnx
+@pytest.mark.filterwarnings("ignore:.*axis name:UserWarning")
 def test_the_python_about_devices_runs(tmp_path, monkeypatch):
     """Up to the block for boards with a GPU."""
     monkeypatch.chdir(tmp_path)
@@ -106,7 +109,7 @@ def test_the_python_about_devices_runs(tmp_path, monkeypatch):
     first, second, _ = _blocks(ROOT / "docs" / "deploy.md", "python")
     names: dict[str, object] = {}
     exec(compile(first, "deploy.md", "exec"), names)
-    names["obs"] = [0.0] * 8
+    names["obs"] = np.zeros(8, np.float32)
     exec(compile(second, "deploy.md", "exec"), names)
 
 
