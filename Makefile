@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 # A process for each core; tests of a file stay together, since they share what it sets up.
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: setup demo test test-all test-web web lint format clean
+.PHONY: setup demo docs test test-all test-web web lint format clean
 
 setup: $(VENV)/.installed-dev
 
@@ -21,6 +21,12 @@ test: lint
 test-all: $(VENV)/.installed-all lint test-web
 	$(BIN)/python -m pytest $(PARALLEL) -m "not compile"
 	JAXTYPING_DISABLE=1 $(BIN)/python -m pytest -m compile
+
+# The site, in site/docs/index.html; the tests build it too. Search needs a server:
+# python -m http.server -d site
+docs: $(VENV)/.installed-dev
+	$(BIN)/zensical build --strict
+	cp -r results examples site/
 
 # The page's own checks and tests, where there is npm; Python's tests cover the built page.
 test-web:
@@ -49,7 +55,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build dist site .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -6,56 +6,29 @@ A table is between `<!-- begin NAME -->` and `<!-- end NAME -->`. Without its fi
 """
 
 import json
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from marked import RESULTS, ROOT, filled, read, score, table_of
 from rich.console import Console
 
-ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "planner.md"
-RESULTS = ROOT / "results"
 PRESETS = ("full", "balanced", "realtime", "policy")
 
 
 def main() -> None:
     """Rewrite the page in place."""
-    text = PAGE.read_text()
-    for name, table in TABLES.items():
-        try:
-            body = "\n".join(table())
-        except FileNotFoundError as error:
-            body = f"Not measured yet: `results/{Path(str(error.filename)).name}` is missing."
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        pattern = re.escape(begin) + ".*?" + re.escape(end)
-        text, count = re.subn(pattern, f"{begin}\n{body}\n{end}", text, flags=re.DOTALL)
-        assert count == 1, f"{PAGE} has no place for the table {name}"
-    PAGE.write_text(text)
+    PAGE.write_text(filled(PAGE, TABLES))
     Console().print(f"wrote {PAGE.name}")
 
 
-def _read(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((RESULTS / name).read_text())
-    return content
-
-
-def _rows(*rows: tuple[str, ...]) -> list[str]:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
-
-
 def _score(content: dict[str, Any]) -> str:
-    score = content["score"]
-    interval = score["ci95"]
-    return f"{score['mean']:.2f}" + (
-        f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
-    )
+    return score(content["score"]["mean"], content["score"]["ci95"])
 
 
 def _presets() -> list[str]:
     """Latency of each preset, and its score where an evaluation of it is there."""
-    bench = _read("bench-presets.json")
+    bench = read("bench-presets.json")
     rows = [("preset", "ms per action (p50)", "Hz", "times faster", "score", "file")]
     for record in bench["candidates"]:
         times = record["batches"]["1"]
@@ -64,20 +37,20 @@ def _presets() -> list[str]:
         link = f"[json](../results/{path.name})" if path.exists() else "-"
         numbers = (f"{times['p50_ms']:.3g}", f"{times['hz']:,.0f}", f"{times['speedup']:.1f}")
         rows.append((f"`{record['preset']}`", *numbers, score, link))
-    return _rows(*rows)
+    return table_of(*rows)
 
 
 def _engines() -> list[str]:
-    found = _read("bench-planner-latency.json")["engines"]
+    found = read("bench-planner-latency.json")["engines"]
     rows = [("engine", "ms per plan (p50)", "p95", "times faster", "difference")]
     for name, r in found.items():
         numbers = (f"{r['ms_p50']:.1f}", f"{r['ms_p95']:.1f}", f"{r['speedup']:.2f}")
         rows.append((name, *numbers, f"{r['agreement']:.0e}"))
-    return _rows(*rows)
+    return table_of(*rows)
 
 
 def _costs() -> list[str]:
-    found = _read("bench-planner-cost.json")
+    found = read("bench-planner-cost.json")
     samples = list(dict.fromkeys(row["samples"] for row in found["budgets"]))
     table = {(row["samples"], row["iterations"]): row["ms"] for row in found["budgets"]}
     rounds = list(dict.fromkeys(row["iterations"] for row in found["budgets"]))
@@ -92,11 +65,11 @@ def _costs() -> list[str]:
         )
         for row in found["sizes"]
     ]
-    return [*_rows(*rows), "", *_rows(*sizes), "", "![plots](planner-cost.png)"]
+    return [*table_of(*rows), "", *table_of(*sizes), "", "![plots](planner-cost.png)"]
 
 
 def _search() -> list[str]:
-    found = _read("tuning-released-1m.json")
+    found = read("tuning-released-1m.json")
     rows = [("budget", "share of the full budget's time", "score on the tuning episodes")]
     for trial in found["trials"]:
         if trial["on_front"]:
@@ -106,7 +79,7 @@ def _search() -> list[str]:
             how = "its mean" if b["mean_action"] else "an elite"
             budget = f"{shape}, horizon {b['horizon']}, acts by {how}"
             rows.append((budget, f"{100 * trial['share']:.1f}%", _score(trial)))
-    return _rows(*rows)
+    return table_of(*rows)
 
 
 TABLES: dict[str, Callable[[], list[str]]] = {

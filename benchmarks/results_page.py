@@ -1,0 +1,215 @@
+"""Fill the tables of docs/results.md, docs/index.md and docs/quantisation.md from result files.
+
+Run it after adding or replacing a file of results/:
+
+    python benchmarks/results_page.py
+"""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from marked import RESULTS, ROOT, Tables, filled, read, score, table_of
+from rich.console import Console
+
+from tdmpc_opt.configs import PlannerBudget
+from tdmpc_opt.planning.presets import PRESETS
+from tdmpc_opt.task_table import MT30
+
+HOME = (
+    ("released-1m-planner-noise.json", "released 1M student of TD-MPC-Opt, planner with noise"),
+    ("released-1m-policy.json", "the same, policy network alone"),
+    ("random-mt30.json", "random actions"),
+)
+SENSITIVITY = "sensitivity-released-1m.json"
+
+
+def main() -> None:
+    """Rewrite the pages in place."""
+    for page, tables in PAGES.items():
+        page.write_text(filled(page, tables))
+        Console().print(f"wrote {page.name}")
+
+
+def _home() -> list[str]:
+    """The published agent on MT30, and what the demo makes."""
+    found = [("agent", "score", "measured on", "bytes of the file")]
+    for name, agent in HOME:
+        content = read(name)
+        shown = _score(content["score"])
+        found.append((agent, shown, _measured_on(content["config"]), "-"))
+    for row in reversed(read("demo.json")["rows"]):
+        size = f"{row['size_bytes']:,}" if row["size_bytes"] else "-"
+        shown = score(row["score"], row["ci95"])
+        found.append((f"demo: {row['name']}", shown, "4 tasks, 10 episodes a task", size))
+    return table_of(*found)
+
+
+def _scores() -> list[str]:
+    found = [("file", "agent", "acts by", "measured on", "score")]
+    for path, content in _of_kind("evaluation"):
+        config = content["config"]
+        how = config["mode"] or "its own network"
+        how = "chance" if config["checkpoint"]["name"] == "random" else how
+        how += _budget(config) + (", noise" if config["noise"] else "")
+        agent = Path(config["checkpoint"]["name"]).stem
+        shown = _score(content["score"]) if content["complete"] else "unfinished"
+        where = _measured_on(config)
+        found.append((_link(path), agent, how, where, shown))
+    return table_of(*found)
+
+
+def _demo() -> list[str]:
+    found = [("agent", "score", "parameters", "bytes")]
+    for row in read("demo.json")["rows"]:
+        sizes = (f"{row[key]:,}" if row[key] else "-" for key in ("parameters", "size_bytes"))
+        found.append((row["name"], score(row["score"], row["ci95"]), *sizes))
+    return table_of(*found)
+
+
+def _experts() -> list[str]:
+    head = ("file", "task", "algorithm", "n-step", "agent steps", "mean return")
+    found = [head]
+    for path, content in _of_kind("expert"):
+        config, mean = content["config"], f"{np.mean(content['returns']):.1f}"
+        settings = (config["task"], config["algorithm"], str(config["n_steps"]))
+        steps = f"{content['steps']:,}"
+        found.append((_link(path), *settings, steps, mean))
+    return table_of(*found)
+
+
+def _files() -> list[str]:
+    found = [("file", "kind", "command")]
+    for path in sorted(RESULTS.glob("*.json")):
+        content = json.loads(path.read_text())
+        found.append((_link(path), content["kind"], f"`{command(path, content)}`"))
+    return table_of(*found)
+
+
+def _formats() -> list[str]:
+    found = [("format", "bytes", "action error", "loss of correlation of planned values")]
+    for row in read(SENSITIVITY)["whole"]:
+        value = "-" if row["value_error"] is None else f"{row['value_error']:.5f}"
+        error = f"{row['action_error']:.4f}"
+        found.append((f"`{row['format']}`", f"{row['size_bytes']:,}", error, value))
+    return table_of(*found)
+
+
+def _of_kind(kind: str) -> list[tuple[Path, dict[str, Any]]]:
+    pairs = ((path, json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json")))
+    return [(path, content) for path, content in pairs if content["kind"] == kind]
+
+
+def _score(found: dict[str, Any]) -> str:
+    return score(found["mean"], found["ci95"])
+
+
+def _measured_on(config: dict[str, Any]) -> str:
+    count, episodes = len(config["tasks"]), config["episodes"]
+    where = "MT30" if tuple(config["tasks"]) == MT30.names else f"{count} tasks"
+    return f"{where}, {episodes} episode{'s' * (episodes > 1)} a task"
+
+
+def _budget(config: dict[str, Any]) -> str:
+    preset = _preset(config)
+    return "" if preset is None else f" ({preset or 'budget of its own'})"
+
+
+def _preset(config: dict[str, Any]) -> str | None:
+    """Return the preset of a budget; None for the published one, "" for one without a name."""
+    if config.get("budget") is None:
+        return None
+    budget = PlannerBudget(**config["budget"])
+    if budget == PlannerBudget():
+        return None
+    return next((name for name, preset in PRESETS.items() if preset.budget == budget), "")
+
+
+def _link(path: Path) -> str:
+    return f"[{path.stem}](../results/{path.name})"
+
+
+def command(path: Path, content: dict[str, Any]) -> str:
+    """Return the command that wrote a result file."""
+    kind, config = content["kind"], content["config"]
+    output = ["--output", f"results/{path.name}"]
+    if kind == "evaluation":
+        words = ["tdmpc-opt", "evaluate", *_evaluation(config), *output]
+    elif kind == "expert":
+        words = ["tdmpc-opt", "experts", *_expert(content), "--output", "experts"]
+    elif kind in _OF_PRODUCT:
+        words = ["tdmpc-opt", *_OF_PRODUCT[kind].split(), *output]
+    elif kind == "demo":
+        words = ["make", "demo"]
+    else:
+        words = _benchmark(path.name, config)
+    return shlex.join(words)
+
+
+_OF_PRODUCT = {
+    "bench": "bench FILE",
+    "sensitivity": "sensitivity FILE --data DATA",
+    "tuning": "tune-planner FILE",
+}
+
+
+def _evaluation(config: dict[str, Any]) -> list[str]:
+    words = [config["checkpoint"]["name"]]
+    if tuple(config["tasks"]) != MT30.names:
+        words += ["--tasks", ",".join(config["tasks"])]
+    elif config["mode"] is None:
+        words += ["--tasks", "mt30"]
+    words += ["--episodes", str(config["episodes"]), "--seed", str(config["seed"])]
+    if config["mode"]:
+        words += ["--mode", config["mode"]]
+    if preset := _preset(config):
+        words += ["--preset", preset]
+    for option, usual in (("engine", "eager"), ("precision", "fp32")):
+        if config.get(option) not in (None, usual):
+            words += [f"--{option}", config[option]]
+    return words + ["--noise"] * config["noise"]
+
+
+def _expert(content: dict[str, Any]) -> list[str]:
+    config = content["config"]
+    names = ("algorithm", "n_steps", "envs", "update_ratio", "seed")
+    options = [(f"--{name.replace('_', '-')}", str(config[name])) for name in names]
+    pairs = [("--tasks", config["task"]), ("--steps", str(content["steps"])), *options]
+    return [word for pair in pairs for word in pair]
+
+
+def _benchmark(name: str, config: dict[str, Any]) -> list[str]:
+    """Return the command of the script that names a file as its output, or in its docstring.
+
+    Options in the docstring's command get the values that the file was made with.
+    """
+    for script in sorted((ROOT / "benchmarks").glob("*.py")):
+        text = script.read_text()
+        lines = re.findall(rf"^ +(python benchmarks/{script.name}.*)$", text, re.MULTILINE)
+        named = [line for line in lines if line.endswith(f"results/{name}")]
+        if not named and f'Path("results/{name}")' not in text:
+            continue
+        words = (named or lines)[0].split()
+        for option, value in config.items():
+            if f"--{option}" in words and isinstance(value, str | int):
+                words[words.index(f"--{option}") + 1] = str(value)
+        return words
+    raise ValueError(f"no script under benchmarks/ writes results/{name}; name it in one")
+
+
+PAGES: dict[Path, Tables] = {
+    ROOT / "docs" / "index.md": {"home": _home},
+    ROOT / "docs" / "quantisation.md": {"formats": _formats},
+    ROOT / "docs" / "results.md": {
+        "scores": _scores,
+        "demo": _demo,
+        "experts": _experts,
+        "files": _files,
+    },
+}
+
+if __name__ == "__main__":
+    main()
