@@ -64,9 +64,6 @@ class Shares(NamedTuple):
 class PlannerNetworks:
     """The heads of a world model, their weights shared with it or copied.
 
-    Quantised weights are copied as floats, since a plan uses each of them hundreds of times;
-    the model itself keeps them small.
-
     Quantised weights are copied as floats: each is used hundreds of times a plan. The model
     itself keeps them small.
 
