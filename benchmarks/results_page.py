@@ -24,6 +24,7 @@ HOME = (
     ("released-1m-policy.json", "the same, policy network alone"),
     ("random-mt30.json", "random actions"),
 )
+FORMATS = "formats-released-1m.json"
 SENSITIVITY = "sensitivity-released-1m.json"
 
 
@@ -95,6 +96,20 @@ def _formats() -> list[str]:
         value = "-" if row["value_error"] is None else f"{row['value_error']:.5f}"
         error = f"{row['action_error']:.4f}"
         found.append((f"`{row['format']}`", f"{row['size_bytes']:,}", error, value))
+    return table_of(*found)
+
+
+def _proof() -> list[str]:
+    """Bytes, memory, latency, score and error of each format."""
+    head = ("format", "acts by", "bytes", "memory, MB", "ms an action", "score", "action error")
+    found = [head]
+    for row in read(FORMATS)["rows"]:
+        error = "-" if row["action_error"] is None else f"{row['action_error']:.4f}"
+        memory = f"{row['peak_rss_bytes'] / 1e6:.0f}"
+        numbers = (f"{row['size_bytes']:,}", memory, f"{row['p50_ms']:.3g}")
+        how = {"policy": "policy", "realtime": "planner"}[row["how"]]
+        shown = f"[{_score(row['score'])}](../results/{row['result']})"
+        found.append((f"`{row['format']}`", how, *numbers, shown, error))
     return table_of(*found)
 
 
@@ -202,7 +217,7 @@ def _benchmark(name: str, config: dict[str, Any]) -> list[str]:
 
 PAGES: dict[Path, Tables] = {
     ROOT / "docs" / "index.md": {"home": _home},
-    ROOT / "docs" / "quantisation.md": {"formats": _formats},
+    ROOT / "docs" / "quantisation.md": {"formats": _formats, "proof": _proof},
     ROOT / "docs" / "results.md": {
         "scores": _scores,
         "demo": _demo,
