@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 import tdmpc_opt
+from tdmpc_opt import launch
 from tdmpc_opt.cli import (
     compression,
     data,
@@ -21,7 +22,7 @@ from tdmpc_opt.cli import (
     training,
 )
 from tdmpc_opt.cli.output import console
-from tdmpc_opt.errors import TdmpcOptError
+from tdmpc_opt.errors import InputError, TdmpcOptError
 
 _COMMANDS = (
     *files.COMMANDS,
@@ -34,7 +35,7 @@ _COMMANDS = (
     *reports.COMMANDS,
     *show.COMMANDS,
 )
-_RUNS = {command.config: command.run for command in _COMMANDS}
+_OF_CONFIG = {command.config: command for command in _COMMANDS}
 
 # Libraries that only some commands need, and the extra that brings each.
 _EXTRAS = {
@@ -59,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 0
     try:
         config = _parse(arguments)
-        _RUNS[type(config)](config)
+        command = _OF_CONFIG[type(config)]
+        if launch.world_size() > 1 and not command.by_ranks:
+            raise InputError(f"torchrun can start train and distill; call {command.name} alone")
+        command.run(config)
     except TdmpcOptError as error:
         status = _fail(str(error))
     except ModuleNotFoundError as error:
@@ -82,7 +86,8 @@ def _parse(arguments: list[str]) -> Any:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    sys.stderr.write(f"tdmpc-opt: {message}\n")
+    who = f"tdmpc-opt, rank {launch.rank()}" if launch.rank() else "tdmpc-opt"
+    sys.stderr.write(f"{who}: {message}\n")
     return status
 
 
