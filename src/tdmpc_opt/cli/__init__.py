@@ -42,6 +42,7 @@ _EXTRAS = {
     **dict.fromkeys(("torch", "tensordict", "lightning_fabric", "tensorboard"), "train"),
     **dict.fromkeys(("jaxtyping", "scipy", "matplotlib"), "train"),
     "optuna": "tune",
+    "ray": "ray",
     **dict.fromkeys(("gymnasium", "dm_control", "mujoco"), "envs"),
     **dict.fromkeys(("onnx", "onnx_ir", "onnxscript", "onnxruntime"), "export"),
     "executorch": "executorch",
