@@ -1,8 +1,8 @@
 """Losses and updates per second of one process, and of two that torchrun starts.
 
-All train the same student on the same global batches of synthetic data, through the command line.
-They take turns, each resuming its own run for some updates more, so that what else the machine
-does hits all of them alike:
+All train the same student on the same global batches of synthetic data, through the command
+line. They take turns, each resuming its own run for some updates more, so that what else the
+machine does hits all of them alike:
 
     python benchmarks/ddp.py
 """
