@@ -1,6 +1,7 @@
 """Several processes that train one model together, as torchrun starts them."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -115,6 +116,27 @@ def test_they_agree_with_every_term_labels_and_skipped_batches(
         assert "batch skipped (1 of at most 100)" in errors
         assert "episode 0 (" in errors
     _require_same_losses(tmp_path / "1", tmp_path / "2")
+
+
+@pytest.mark.slow
+def test_the_objective_trains_networks_that_fsdp_shards_over_two_processes():
+    """By Fabric's ModelParallelStrategy, on CPUs: half the weights, and the same losses."""
+    script = Path(__file__).parent / "sharded_training.py"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    found = []
+    for words in ([], launcher):
+        run = subprocess.run(
+            [sys.executable, *words, str(script)],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert run.returncode == 0, run.stderr
+        found.append(json.loads(run.stdout.splitlines()[-1]))
+    whole, sharded = found
+    assert sharded["losses"] == pytest.approx(whole["losses"], rel=TOLERANCE)
+    assert 0.49 < sharded["held"] / whole["held"] < 0.51
 
 
 def _pid_of_rank(launcher: int, rank: int) -> int:
