@@ -120,26 +120,33 @@ def _connect(address: str, workers: int) -> None:
     """Join a cluster until this process ends, since a search comes back for more."""
     import ray
 
-    if address == "local":
-        # Ray reports usage unless told not to; a cluster of this command's own does not.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init("local", num_cpus=workers or cores(), include_dashboard=False)
-        return
     try:
-        _require_listener(address)
-        ray.init(address)
+        if address == "local":
+            # Ray reports usage unless told not to; a cluster of this command's own does not.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            ray.init("local", num_cpus=workers or cores(), include_dashboard=False)
+        else:
+            _require_listener(address)
+            ray.init(address)
     except (OSError, RuntimeError, ValueError) as error:
         raise RunError(
             f"no Ray cluster at {address} ({error}); name the address that `ray start --head` "
             "printed, or take --ray local"
         ) from error
+    except Exception as error:
+        if type(error) is not Exception:  # what Ray raises after 30 s of a slow start
+            raise
+        raise RunError(f"Ray did not start ({error}); try again when less runs here") from error
 
 
 def _require_listener(address: str) -> None:
     """Fail at once where nobody listens: Ray itself would try for minutes."""
+    if address == "auto":
+        return
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdecimal():
-        socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
+    if not port.isdecimal():
+        raise ValueError("it is not HOST:PORT")
+    socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
 
 
 def _in_folder(function: Callable[[Item], Result], item: Item, folder: str) -> Result:
