@@ -23,6 +23,11 @@ def nodes() -> int:
     return _number("GROUP_WORLD_SIZE", 1)
 
 
+def restarts() -> int:
+    """Return how often torchrun has started the processes of this machine again."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
 def _number(name: str, otherwise: int) -> int:
     # Other launchers set some of these names too; this one is torchrun's own.
     if "TORCHELASTIC_RUN_ID" not in os.environ:

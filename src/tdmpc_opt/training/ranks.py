@@ -226,11 +226,29 @@ def join(device: torch.device, precision: Any) -> tuple[Fabric, Ranks]:
         devices=launch.local_world_size(),
         num_nodes=launch.nodes(),
         precision=precision,
-        strategy=DDPStrategy(process_group_backend=backend, timeout=PATIENCE),
+        strategy=DDPStrategy(),
     )
     with _others_alive():
+        _meet(backend)
         fabric.launch()
     return fabric, Ranks(fabric.global_rank, fabric.world_size)
+
+
+def _meet(backend: str) -> None:
+    """Start the process group; Fabric takes the one that it finds.
+
+    torchrun keeps one store over restarts, with the addresses of the ranks before. On one
+    machine each attempt gets keys of its own; machines may count their restarts differently.
+    """
+    attempt = launch.restarts() if launch.nodes() == 1 else 0
+    store, rank, count = next(distributed.rendezvous("env://"))
+    distributed.init_process_group(
+        backend,
+        store=distributed.PrefixStore(f"attempt-{attempt}", store),
+        rank=rank,
+        world_size=count,
+        timeout=PATIENCE,
+    )
 
 
 def _require_devices(device: torch.device) -> None:
