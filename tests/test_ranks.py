@@ -45,9 +45,17 @@ def _start(
 def _run(arguments: Sequence[object], *options: str, processes: int = 2) -> str:
     """Run to the end and return what was printed as an error."""
     process = _start(arguments, *options, processes=processes)
-    _, errors = process.communicate(timeout=300)
+    _, errors = _end(process)
     assert process.returncode == 0, errors
     return errors
+
+
+def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Wait for the end; leave nothing running where it does not come."""
+    try:
+        return process.communicate(timeout=300)
+    finally:
+        process.terminate()  # torchrun ends its ranks first
 
 
 def _train(data: Path, output: Path, updates: int, **settings: object) -> list[object]:
@@ -170,7 +178,7 @@ def test_a_killed_rank_costs_the_updates_since_the_last_checkpoint_alone(
     run = _start(_train(dataset_dir, killed, 60, **options), "--max-restarts=1")
     _wait_for_update(run, killed, 5)
     os.kill(_pid_of_rank(run.pid, rank), signal.SIGKILL)
-    _, errors = run.communicate(timeout=300)
+    _, errors = _end(run)
     assert run.returncode == 0, errors
     assert "Signal 9 (SIGKILL)" in errors or "exitcode: -9" in errors
     whole, resumed = _tensors(tmp_path / "whole" / "run"), _tensors(killed)
@@ -183,7 +191,7 @@ def test_a_signal_to_torchrun_saves_and_another_number_of_ranks_goes_on(dataset_
     run = _start(_train(dataset_dir, tmp_path / "run", 100_000, **{"save-every": 5}))
     _wait_for_update(run, tmp_path / "run", 5)
     run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=120)
+    _end(run)
     done = _update(tmp_path / "run")
     assert done % 5 or done > 5
     for processes in (1, 2):
@@ -197,7 +205,7 @@ def test_a_signal_to_torchrun_saves_and_another_number_of_ranks_goes_on(dataset_
 @pytest.mark.slow
 def test_what_cannot_be_run_is_said_by_the_first_rank_and_ends_all(dataset_dir, tmp_path):
     run = _start(_train(dataset_dir, tmp_path / "run", 5, **{"batch-size": 7}))
-    _, errors = run.communicate(timeout=120)
+    _, errors = _end(run)
     assert run.returncode != 0
     assert "tdmpc-opt: a batch of 7 slices cannot be shared out evenly over 2 ranks" in errors
     assert not (tmp_path / "run").exists()

@@ -15,6 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -241,10 +242,10 @@ def _meet(backend: str) -> None:
     machine each attempt gets keys of its own; machines may count their restarts differently.
     """
     attempt = launch.restarts() if launch.nodes() == 1 else 0
-    store, rank, count = next(distributed.rendezvous("env://"))
+    store, rank, count = next(rendezvous("env://"))
     distributed.init_process_group(
         backend,
-        store=distributed.PrefixStore(f"attempt-{attempt}", store),
+        store=distributed.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
         rank=rank,
         world_size=count,
         timeout=PATIENCE,
