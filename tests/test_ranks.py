@@ -98,6 +98,19 @@ def test_two_processes_have_the_losses_and_weights_of_one(dataset_dir, tmp_path)
         torch.testing.assert_close(second[name], tensor, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train_together(dataset_dir, tmp_path):
+    """Losses without dropout agree before the first step; GPUs draw its masks otherwise."""
+    for processes in (1, 2):
+        run = _train(dataset_dir, tmp_path / str(processes), 6, device="cuda")
+        _run(run, processes=processes)
+    first, second = _rows(tmp_path / "1"), _rows(tmp_path / "2")
+    for term in ("consistency", "reward"):
+        assert second[0][term] == pytest.approx(first[0][term], rel=1e-3)
+    assert len(second) == 6
+
+
 @pytest.mark.slow
 def test_they_agree_with_every_term_labels_and_skipped_batches(
     dataset_dir, checkpoint_file, tmp_path
