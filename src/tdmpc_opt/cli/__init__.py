@@ -35,7 +35,8 @@ _COMMANDS = (
     *reports.COMMANDS,
     *show.COMMANDS,
 )
-_OF_CONFIG = {command.config: command for command in _COMMANDS}
+_RUNS = {command.config: command.run for command in _COMMANDS}
+_BY_RANKS = {command.config for command in _COMMANDS if command.by_ranks}
 
 # Libraries that only some commands need, and the extra that brings each.
 _EXTRAS = {
@@ -61,10 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 0
     try:
         config = _parse(arguments)
-        command = _OF_CONFIG[type(config)]
-        if launch.world_size() > 1 and not command.by_ranks:
-            raise InputError(f"torchrun can start train and distill; call {command.name} alone")
-        command.run(config)
+        if launch.world_size() > 1 and type(config) not in _BY_RANKS:
+            raise InputError("torchrun can start train and distill; call others without it")
+        _RUNS[type(config)](config)
     except TdmpcOptError as error:
         status = _fail(str(error))
     except ModuleNotFoundError as error:
