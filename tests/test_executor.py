@@ -3,12 +3,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tdmpc_opt.errors import RunError
+from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.configs import EvaluateConfig
+from tdmpc_opt.errors import InputError, RunError
+from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate, evaluate_task
 from tdmpc_opt.executor import cores, run_parallel
+from tdmpc_opt.policies import PolicySource
 
 
 def _square(x: int) -> int:
@@ -66,3 +73,82 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path):
     while any(map(_is_running, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(_is_running, workers))
+
+
+def test_an_address_where_no_ray_cluster_listens_is_refused_at_once():
+    pytest.importorskip("ray")
+    with pytest.raises(RunError, match=r"no Ray cluster at 127\.0\.0\.1:9 .*--ray local"):
+        list(run_parallel(_square, [1], 1, "127.0.0.1:9"))
+
+
+@pytest.fixture(scope="module")
+def on_ray() -> Iterator[None]:
+    """Ends the cluster that the first use of Ray starts."""
+    ray = pytest.importorskip("ray")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_ray")
+def test_a_ray_cluster_gives_what_local_processes_give(checkpoint_file, tmp_path):
+    asked = EvaluateConfig(
+        checkpoint=str(checkpoint_file),
+        mode="policy",
+        episodes=2,
+        workers=2,
+        output=tmp_path / "local.json",
+        device="cpu",
+    )
+    local = evaluate(asked)
+    ray = evaluate(replace(asked, ray="local", output=tmp_path / "ray.json"))
+    for name, record in local["tasks"].items():
+        assert ray["tasks"][name]["returns"] == record["returns"]
+    assert ray["config"] == local["config"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_ray")
+def test_work_whose_ray_worker_is_killed_is_done_again(checkpoint_file, tmp_path):
+    table = read_checkpoint(checkpoint_file).tasks
+    policy = PolicySource(source=str(checkpoint_file), mode="policy", device="cpu")
+    work = [TaskWork(policy, task, 1, 0) for task in table.tasks]
+
+    def killed_once(item: TaskWork) -> dict[str, Any]:
+        mark = tmp_path / item.task.name
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return evaluate_task(item)
+
+    found = {
+        item.task.name: record for item, record in run_parallel(killed_once, work, 2, "local")
+    }
+    assert len(list(tmp_path.iterdir())) == len(work)
+    for item in work:
+        assert found[item.task.name]["returns"] == evaluate_task(item)["returns"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_ray")
+def test_ray_work_sees_the_same_folder_and_raises_what_it_raised(tmp_path, monkeypatch):
+    def fail(text: str) -> None:
+        raise RunError(f"{text} in {Path.cwd()}")
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=rf"^wrong in {tmp_path}$"):
+        list(run_parallel(fail, ["wrong"], 1, "local"))
+
+    def die(_: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RunError, match="a Ray worker died 4 times over the same work"):
+        list(run_parallel(die, [1], 1, "local"))
+
+
+def test_ray_shares_cpus_alone(checkpoint_file, tmp_path):
+    asked = EvaluateConfig(
+        checkpoint=str(checkpoint_file), output=tmp_path / "x", ray="local", device="cuda"
+    )
+    with pytest.raises(InputError, match="--ray shares CPUs alone"):
+        evaluate(asked)

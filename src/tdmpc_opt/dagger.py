@@ -38,7 +38,7 @@ FIRST_SEED = 1_000_000
 
 # What may differ between a call and the one that goes on with it.
 _FREE = (
-    *("output", "on_policy", "rounds", "device", "workers"),
+    *("output", "on_policy", "rounds", "device", "workers", "ray"),
     *("log_every", "save_every", "eval_every", "wandb", "keep", "max_skipped"),
 )
 
@@ -98,8 +98,9 @@ def _round(config: DaggerConfig, tasks: TaskTable, number: int, progress: Progre
         noise=config.noise,
         seed=seed,
         output=config.on_policy,
-        device=config.device,
+        device="cpu" if config.ray else config.device,
         workers=config.workers,
+        ray=config.ray,
     )
     dataset = collect(drive, Stage(progress, f"{stage}, collect"))
     model = _train(config, number * config.updates, Stage(progress, f"{stage}, train"))
@@ -154,8 +155,9 @@ def _score(
         seed=PERIODIC_SEED,
         mode="policy",
         output=config.output / "scores" / f"round-{number}.json",
-        device=config.device,
+        device="cpu" if config.ray else config.device,
         workers=config.workers,
+        ray=config.ray,
     )
     return float(evaluate(asked, progress)["score"]["mean"])
 

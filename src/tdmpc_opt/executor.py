@@ -1,19 +1,25 @@
-"""The same work over local processes; it knows nothing of the work."""
+"""The same work over local processes or a Ray cluster; it knows nothing of the work."""
 
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from tdmpc_opt.errors import RunError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+RETRIES = 3
+"""How often Ray does a piece of work again whose worker or machine died."""
+_SECONDS_TO_ANSWER = 10.0
 
 
 def cores() -> int:
@@ -26,7 +32,10 @@ def cores() -> int:
 
 
 def run_parallel(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int = 0
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int = 0,
+    ray: str | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """Apply a function to items in worker processes; yield pairs as they finish.
 
@@ -34,10 +43,16 @@ def run_parallel(
         function: Module-level callable; it, the items and the results must pickle.
         items: The work.
         workers: Processes at once; 0 takes one per core, 1 works in this process.
+        ray: Address of a Ray cluster whose processes to take, or `local` for one of this
+            machine alone. Work whose process dies is done again.
 
     Raises:
-        RunError: A worker process died.
+        RunError: A worker process died, or the cluster cannot be reached.
+        ModuleNotFoundError: Ray is asked for and not installed.
     """
+    if ray is not None:
+        yield from _over_ray(function, items, workers, ray)
+        return
     workers = min(workers or cores(), len(items))
     if workers <= 1:
         for item in items:
@@ -76,3 +91,80 @@ def _leave_with_parent() -> None:
     if parent is not None:
         connection.wait([parent.sentinel])
         os._exit(1)
+
+
+def _over_ray(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, address: str
+) -> Iterator[tuple[Item, Result]]:
+    import ray
+
+    if not ray.is_initialized():
+        _connect(address, workers)
+    task: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(_in_folder)
+    waiting = list(reversed(items))
+    running: dict[Any, Item] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < (workers or len(items)):
+                item = waiting.pop()
+                running[task.remote(function, item, str(Path.cwd()))] = item
+            (done, *_), _ = ray.wait(list(running))
+            result = _result(done)
+            yield running.pop(done), result
+    finally:
+        for left in running:
+            ray.cancel(left, force=True)
+
+
+def _connect(address: str, workers: int) -> None:
+    """Join a cluster until this process ends, since a search comes back for more."""
+    import ray
+
+    try:
+        if address == "local":
+            # Ray reports usage unless told not to; a cluster of this command's own does not.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            ray.init("local", num_cpus=workers or cores(), include_dashboard=False)
+        else:
+            _require_listener(address)
+            ray.init(address)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunError(
+            f"no Ray cluster at {address} ({error}); name the address that `ray start --head` "
+            "printed, or take --ray local"
+        ) from error
+    except Exception as error:
+        if type(error) is not Exception:  # what Ray raises after 30 s of a slow start
+            raise
+        raise RunError(f"Ray did not start ({error}); try again when less runs here") from error
+
+
+def _require_listener(address: str) -> None:
+    """Fail at once where nobody listens: Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        raise ValueError("it is not HOST:PORT")
+    socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
+
+
+def _in_folder(function: Callable[[Item], Result], item: Item, folder: str) -> Result:
+    """Work in the folder of whoever asked, so that relative paths mean the same files."""
+    os.chdir(folder)
+    return function(item)
+
+
+def _result(done: Any) -> Any:
+    import ray
+
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error  # what the work itself raised
+    except ray.exceptions.RayError as error:
+        raise RunError(
+            f"a Ray worker died {RETRIES + 1} times over the same work "
+            f"({type(error).__name__}), perhaps out of memory; run the same command again with "
+            "fewer --workers, finished work is kept"
+        ) from error

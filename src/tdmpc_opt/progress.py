@@ -15,6 +15,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from tdmpc_opt import launch
+
 SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -62,11 +64,15 @@ class Stage:
 
 
 class ConsoleProgress:
-    """A bar with the time left in a terminal; a line now and then in a log file."""
+    """A bar with the time left in a terminal; a line now and then in a log file.
+
+    Of several processes that torchrun started the first shows it for all.
+    """
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._console = Console(stderr=True)
+        self._silent = launch.rank() > 0
+        self._console = Console(stderr=True, quiet=self._silent)
         self._bar: Bar | None = None
         self._stage: tuple[int, int, float] | None = (
             None  # total, units done at its start, time
@@ -75,7 +81,7 @@ class ConsoleProgress:
 
     def __enter__(self) -> "ConsoleProgress":
         """Start the bar."""
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._silent:
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -96,6 +102,8 @@ class ConsoleProgress:
 
     def update(self, done: int, total: int, text: str) -> None:
         """Show the report."""
+        if self._silent:
+            return
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=text)
             return

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 import tdmpc_opt
+from tdmpc_opt import launch
 from tdmpc_opt.cli import (
     compression,
     data,
@@ -21,7 +22,7 @@ from tdmpc_opt.cli import (
     training,
 )
 from tdmpc_opt.cli.output import console
-from tdmpc_opt.errors import TdmpcOptError
+from tdmpc_opt.errors import InputError, TdmpcOptError
 
 _COMMANDS = (
     *files.COMMANDS,
@@ -35,12 +36,14 @@ _COMMANDS = (
     *show.COMMANDS,
 )
 _RUNS = {command.config: command.run for command in _COMMANDS}
+_BY_RANKS = {command.config for command in _COMMANDS if command.by_ranks}
 
 # Libraries that only some commands need, and the extra that brings each.
 _EXTRAS = {
     **dict.fromkeys(("torch", "tensordict", "lightning_fabric", "tensorboard"), "train"),
     **dict.fromkeys(("jaxtyping", "scipy", "matplotlib"), "train"),
     "optuna": "tune",
+    "ray": "ray",
     **dict.fromkeys(("gymnasium", "dm_control", "mujoco"), "envs"),
     **dict.fromkeys(("onnx", "onnx_ir", "onnxscript", "onnxruntime"), "export"),
     "executorch": "executorch",
@@ -59,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 0
     try:
         config = _parse(arguments)
+        if launch.world_size() > 1 and type(config) not in _BY_RANKS:
+            raise InputError("torchrun can start train and distill; call others without it")
         _RUNS[type(config)](config)
     except TdmpcOptError as error:
         status = _fail(str(error))
@@ -82,7 +87,8 @@ def _parse(arguments: list[str]) -> Any:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    sys.stderr.write(f"tdmpc-opt: {message}\n")
+    who = f"tdmpc-opt, rank {launch.rank()}" if launch.rank() else "tdmpc-opt"
+    sys.stderr.write(f"{who}: {message}\n")
     return status
 
 

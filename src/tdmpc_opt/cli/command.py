@@ -12,3 +12,5 @@ class Command:
     name: str
     config: type
     run: Callable[[Any], None]
+    by_ranks: bool = False
+    """Whether the processes that torchrun starts can do it together."""

@@ -5,10 +5,15 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from tdmpc_opt import launch
+
 
 def console() -> Console:
-    """Return standard output, of a fixed width where it is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+    """Return standard output, of a fixed width where it is no terminal.
+
+    Of several processes that torchrun started the first prints for all.
+    """
+    return Console(width=None if sys.stdout.isatty() else 120, quiet=launch.rank() > 0)
 
 
 def table_of(title: str, *columns: str) -> Table:

@@ -60,8 +60,8 @@ def _demo(config: configs.DemoConfig) -> None:
 
 
 COMMANDS = (
-    Command("train", configs.TrainConfig, _train),
-    Command("distill", configs.DistillConfig, _distill),
+    Command("train", configs.TrainConfig, _train, by_ranks=True),
+    Command("distill", configs.DistillConfig, _distill, by_ranks=True),
     Command("dagger", configs.DaggerConfig, _dagger),
     Command("demo", configs.DemoConfig, _demo),
 )

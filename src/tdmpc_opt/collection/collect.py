@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig
+from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.executor import run_parallel
 from tdmpc_opt.policies import PolicySource, RandomPolicy
@@ -47,7 +47,8 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
         arXiv:1703.09327, for an expert's own labels under noise.
     """
     progress = progress or Silent()
-    policy = PolicySource(source=config.policy, mode=config.mode, device=config.device)
+    device = device_of_work(config.device, config.ray)
+    policy = PolicySource(source=config.policy, mode=config.mode, device=device)
     tasks = policy.tasks(config.tasks)
     labeller = _labeller(config, tasks)
     own = any(task.env for task in tasks.tasks)
@@ -63,7 +64,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     ]
     done = len(tasks) - len(work)
     progress.update(done, len(tasks), "")
-    for item, episodes in run_parallel(_collect_task, work, config.workers):
+    for item, episodes in run_parallel(_collect_task, work, config.workers, config.ray):
         name = item.task.name
         dataset.append_shard(names[name], episodes, sources[name])
         done += 1
@@ -76,7 +77,8 @@ def _labeller(config: CollectConfig, tasks: TaskTable) -> PolicySource | None:
     """Return who labels if not the policy itself, once it is known that it can."""
     if config.label is None:
         return None
-    labeller = PolicySource(source=config.label, mode=config.label_mode, device=config.device)
+    device = device_of_work(config.device, config.ray)
+    labeller = PolicySource(source=config.label, mode=config.label_mode, device=device)
     labeller.require_labels(tasks)
     return labeller
 

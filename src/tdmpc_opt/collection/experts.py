@@ -67,7 +67,8 @@ def train_experts(config: ExpertsConfig) -> None:
         )
     tasks = choose_tasks(config.tasks).tasks
     waiting = [task for task in tasks if not _is_finished(config, task.name)]
-    for _ in run_parallel(partial(train_expert, config), waiting, config.workers):
+    work = partial(train_expert, config)
+    for _ in run_parallel(work, waiting, config.workers, config.ray):
         pass  # each worker writes its own files
 
 

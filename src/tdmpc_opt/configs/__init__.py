@@ -8,6 +8,7 @@ from tdmpc_opt.configs.common import (
     EngineName,
     EnginePrecision,
     Mode,
+    device_of_work,
 )
 from tdmpc_opt.configs.compression import QuantizeConfig, SensitivityConfig
 from tdmpc_opt.configs.dagger import DaggerConfig
@@ -74,5 +75,6 @@ __all__ = [
     "TuneConfig",
     "VideoConfig",
     "ZooConfig",
+    "device_of_work",
     "model_config",
 ]

@@ -49,6 +49,9 @@ class ExpertsConfig:
     """Agent steps between saved states; a killed run loses at most these."""
     workers: int = 0
     """Tasks trained at once, one process each; 0 takes one per CPU core."""
+    ray: str | None = None
+    """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
+    machine, or `local` for one of this command's own; none starts plain processes."""
 
     def __post_init__(self) -> None:
         """Refuse counts that cannot be run."""
@@ -94,6 +97,9 @@ class CollectConfig:
     """Where the networks run."""
     workers: int = 0
     """Processes that share the tasks; 0 takes one per CPU core."""
+    ray: str | None = None
+    """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
+    machine, or `local` for one of this command's own; none starts plain processes."""
 
     def __post_init__(self) -> None:
         """Refuse counts and noise that cannot be run."""

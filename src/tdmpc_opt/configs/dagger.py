@@ -41,6 +41,9 @@ class DaggerConfig(DistillConfig):
     """Episodes per task that score the student after each round; 0 scores never."""
     workers: int = 0
     """Processes that share the tasks; 0 takes one per CPU core."""
+    ray: str | None = None
+    """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
+    machine, or `local` for one of this command's own; none starts plain processes."""
     on_policy: Path = field(init=False)
     """The dataset that grows: `data` in the output folder."""
 

@@ -50,6 +50,9 @@ class EvaluateConfig:
     """Where the networks run."""
     workers: int = 0
     """Processes that share the tasks; 0 takes one per CPU core."""
+    ray: str | None = None
+    """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
+    machine, or `local` for one of this command's own; none starts plain processes."""
 
     def __post_init__(self) -> None:
         """Refuse seeds that data collection may have seen."""

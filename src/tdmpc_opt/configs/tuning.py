@@ -41,6 +41,9 @@ class TuneConfig:
     """Seeds the search. Episodes start from environment seed 900,000 on, whatever it is."""
     workers: int = 0
     """Processes that share the tasks; 0 takes one per CPU core."""
+    ray: str | None = None
+    """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
+    machine, or `local` for one of this command's own; none starts plain processes."""
     output: Path
     """Folder of the search; the same command goes on with it."""
     store: Path | None = None

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tdmpc_opt.agent import best_device
-from tdmpc_opt.configs import EvaluateConfig
+from tdmpc_opt.configs import EvaluateConfig, device_of_work
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
 from tdmpc_opt.executor import run_parallel
@@ -41,12 +41,13 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         ResultError: An output that belongs to another evaluation or cannot be written.
     """
     progress = progress or Silent()
+    device = device_of_work(config.device, config.ray)
     policy = PolicySource(
         source=config.checkpoint,
         mode=config.mode,
         preset=config.preset,
         noise=config.noise,
-        device=config.device,
+        device=device,
         replan_every=config.replan_every,
         engine=config.engine,
         precision=config.precision,
@@ -59,7 +60,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         if task.name not in result.tasks
     ]
     progress.update(len(result.tasks), len(tasks), "")
-    for item, record in run_parallel(evaluate_task, work, config.workers):
+    for item, record in run_parallel(evaluate_task, work, config.workers, config.ray):
         result.add(item.task.name, record)
         note = f"{item.task.name} {record['score']:.1f}"
         progress.update(len(result.tasks), len(tasks), note)
@@ -83,7 +84,7 @@ def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) ->
         "engine": config.engine if plans else None,
         "precision": config.precision if plans else None,
         "noise": config.noise,
-        "device": best_device(config.device).type,
+        "device": best_device(policy.device).type,
     }
 
 

@@ -19,6 +19,7 @@ from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.training.expert_teacher import ExpertTeacher, load_experts
 from tdmpc_opt.training.loop import open_data, run_training
+from tdmpc_opt.training.ranks import Ranks
 from tdmpc_opt.training.teacher_cache import TeacherCache
 from tdmpc_opt.training.teachers import (
     POLICY_TERMS,
@@ -50,12 +51,14 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> Path:
         InputError: Teachers that cannot answer for a term with a weight, or are never asked.
     """
 
-    def open_teachers(student: WorldModel, device: torch.device) -> Distillation | None:
+    def open_teachers(
+        student: WorldModel, device: torch.device, ranks: Ranks
+    ) -> Distillation | None:
         found = open_distillation(config, student, device)
         if found is None or config.teacher_cache is None:
             return found
         cache = TeacherCache(config, datasets, student.tasks)
-        cache.fill(found.teachers, device, Stage(shown, "teachers"))
+        cache.fill(found.teachers, device, Stage(shown, "teachers"), ranks)
         return replace(found, teachers=cache)
 
     datasets, shown = open_data(config), progress or Silent()

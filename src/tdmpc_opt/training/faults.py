@@ -57,13 +57,16 @@ class FaultKeeper:
         )
 
     def _blame(self, batch: Batch) -> str:
+        ranks = self._learner.ranks
         columns = self._find(batch, range(batch.task.numel()))
-        if not columns:
+        origins = [self._sampler.origin(column) for column in columns]
+        origins = [origin for of_rank in ranks.gather(origins) for origin in of_rank]
+        if not origins:
             return "though no slice of the batch is at fault alone"
-        found = "; ".join(self._sampler.origin(column) for column in columns[:3])
-        more = f" and {len(columns) - 3} more" if len(columns) > 3 else ""
-        every = ", every slice of the batch" if len(columns) == batch.task.numel() else ""
-        return f"by {found}{more}{every}"
+        more = f" and {len(origins) - 3} more" if len(origins) > 3 else ""
+        all_at_fault = len(origins) == batch.task.numel() * ranks.count
+        every = ", every slice of the batch" if all_at_fault else ""
+        return f"by {'; '.join(origins[:3])}{more}{every}"
 
     def _find(self, batch: Batch, columns: range) -> list[int]:
         """Halve the batch until each slice at fault is alone."""

@@ -25,10 +25,13 @@ from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import rollout
 from tdmpc_opt.training.faults import FaultKeeper
 from tdmpc_opt.training.metrics import MetricsWriter
+from tdmpc_opt.training.ranks import Ranks, join
 from tdmpc_opt.training.run import Run
 from tdmpc_opt.training.step import Learner, build_learner, train_step
 from tdmpc_opt.training.terms import Distillation
 from tdmpc_opt.world_model.model import WorldModel
+
+OpenTeachers = Callable[[WorldModel, torch.device, Ranks], Distillation | None]
 
 PERIODIC_SEED = 900_000
 """First environment seed of evaluations while training; `evaluate` starts from 0."""
@@ -62,7 +65,8 @@ def run_training(
     config: TrainConfig,
     datasets: Sequence[EpisodeDataset],
     progress: Progress,
-    open_teachers: Callable[[WorldModel, torch.device], Distillation | None] | None = None,
+    open_teachers: Callable[[WorldModel, torch.device, Ranks], Distillation | None]
+    | None = None,
 ) -> Path:
     """Train with or without a teacher.
 
@@ -76,8 +80,8 @@ def run_training(
         The checkpoint that was written.
     """
     _refuse_own_tasks(config, datasets)
-    device = best_device(config.device)
-    fabric = Fabric(accelerator=device.type, devices=1, precision=config.precision)
+    fabric, ranks = join(best_device(config.device), config.precision)
+    progress = progress if ranks.is_first else _Unheard()
     torch.manual_seed(config.seed)
     model = _initial_model(config, datasets)
     sampler = SliceSampler(
@@ -88,18 +92,43 @@ def run_training(
         seed=config.seed,
         last_share=config.on_policy_share,
         sampling=config.sampling,
+        rank=ranks.rank,
+        world_size=ranks.count,
     )
-    distillation = open_teachers(model, fabric.device) if open_teachers else None
-    run = Run(config, datasets)
+    distillation = open_teachers(model, fabric.device, ranks) if open_teachers else None
+    with ranks.first_alone():
+        run = Run(config, datasets, writes=ranks.is_first)
+    ranks.require_same(run.identity, "run")
     projection = distillation.projection if distillation else None
-    learner = build_learner(fabric, model, config, projection)
+    learner = build_learner(fabric, model, config, projection, ranks)
     run.restore(learner, sampler, progress)
+    ranks.require_same(learner.update, "checkpoint")
+    with _curves(run, learner, config) as metrics:
+        _loop(fabric, learner, sampler, run, metrics, config, (distillation, progress))
+    return run.model_path
+
+
+class _Unheard:
+    """The progress of a rank that another speaks for."""
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Leave it to the first rank."""
+
+    def warn(self, text: str) -> None:
+        """Leave it to the first rank."""
+
+
+@contextmanager
+def _curves(run: Run, learner: Learner, config: TrainConfig) -> Iterator[MetricsWriter | None]:
+    """Open the curves; None on ranks that do not write them."""
+    if not learner.ranks.is_first:
+        yield None
+        return
     metrics = MetricsWriter(run.folder, learner.update, wandb=config.wandb)
     try:
-        _loop(fabric, learner, sampler, run, metrics, config, (distillation, progress))
+        yield metrics
     finally:
         metrics.close()
-    return run.model_path
 
 
 def _refuse_own_tasks(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> None:
@@ -125,32 +154,35 @@ def _loop(
     learner: Learner,
     sampler: SliceSampler,
     run: Run,
-    metrics: MetricsWriter,
+    metrics: MetricsWriter | None,
     config: TrainConfig,
     rest: tuple[Distillation | None, Progress],
 ) -> None:
     distillation, progress = rest
-    window = _Window(learner.update)
+    ranks, window = learner.ranks, _Window(learner.update)
     faults = FaultKeeper(learner, sampler, config, progress)
     with _interrupt_between_updates() as interrupted:
         while learner.update < config.updates:
             batch = None
             try:
-                batch = _to_device(fabric, sampler.sample())
+                batch = _to_device(fabric, _sample(sampler, ranks))
                 lesson = distillation.lesson(batch, learner.update) if distillation else None
                 terms = train_step(fabric, learner, batch, config, lesson)
             except NonFiniteError as error:
                 faults.skip(error, batch)
                 continue
             window.add(terms)
-            stop = bool(interrupted)  # once: a signal from here on waits for the next update
+            stop = ranks.any(
+                bool(interrupted)
+            )  # once: a signal from here on waits for the next update
             last = learner.update == config.updates or stop
             scored = _is_due(learner.update, config.eval_every)
             if _is_due(learner.update, config.log_every) or scored or last:
-                row = window.close(learner.update)
+                row = window.close(learner.update, ranks)
                 if scored:
-                    row["score"] = _score(learner.model, config.eval_episodes)
-                metrics.write(row)
+                    row["score"] = _score(learner.model, config.eval_episodes, ranks)
+                if metrics is not None:
+                    metrics.write(row)
                 note = f"loss {row['loss']:.3f}, {row['updates_per_second']:.1f} updates/s"
                 progress.update(learner.update, config.updates, note)
             if _is_due(learner.update, config.save_every) or last:
@@ -161,6 +193,18 @@ def _loop(
 
 def _is_due(update: int, every: int) -> bool:
     return every > 0 and update % every == 0
+
+
+def _sample(sampler: SliceSampler, ranks: Ranks) -> Batch:
+    """Draw this rank's slices of the next batch; if any rank's hold NaN, all skip the batch."""
+    batch, fault = None, None
+    try:
+        batch = sampler.sample()
+    except NonFiniteError as error:
+        fault = error
+    ranks.raise_together(fault)
+    assert batch is not None, "a rank without a batch has raised"
+    return batch
 
 
 def _to_device(fabric: Fabric, batch: Batch) -> Batch:
@@ -191,25 +235,34 @@ class _Window:
         for name, value in terms.items():  # a term may be missing while its weight is 0
             self._sums[name] = self._sums.get(name, 0) + value
 
-    def close(self, update: int) -> dict[str, int | float]:
-        """Return the row, and begin the next."""
+    def close(self, update: int, ranks: Ranks) -> dict[str, int | float]:
+        """Return the row, of the whole batch, and begin the next."""
         count = update - self._first
+        if ranks.count > 1 and self._sums:
+            told = torch.stack([total.detach().cpu().double() for total in self._sums.values()])
+            self._sums = dict(zip(self._sums, ranks.mean(told), strict=True))
         means = {name: float(total) / count for name, total in self._sums.items()}
         seconds = time.perf_counter() - self._time
         self._start(update)
         return {"update": update, **means, "updates_per_second": count / seconds}
 
 
-def _score(model: WorldModel, episodes: int) -> float:
-    """Return the normalised score of the policy alone, on seeds no dataset holds."""
+def _score(model: WorldModel, episodes: int, ranks: Ranks) -> float:
+    """Return the normalised score of the policy alone, on seeds no dataset holds.
+
+    Ranks share the tasks.
+    """
     policy = AgentPolicy(Agent(model.eval(), mode="policy"))
-    returns = {}
-    for index, name in enumerate(model.tasks.names):
+    names = model.tasks.names
+    own: dict[str, list[float]] = {}
+    for index in range(ranks.rank, len(names), ranks.count):
+        name = names[index]
         seeds = range(PERIODIC_SEED, PERIODIC_SEED + episodes)
         streams = [(PERIODIC_SEED, index, k) for k in range(episodes)]
         found = rollout(policy, name, seeds, streams)
-        returns[name] = [episode.total_reward for episode in found]
-    return normalized_score(returns).mean
+        own[name] = [episode.total_reward for episode in found]
+    returns = {name: row for of_rank in ranks.gather(own) for name, row in of_rank.items()}
+    return normalized_score({name: returns[name] for name in names}).mean
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tdmpc_opt.configs import LossWeights
 from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.training.ranks import ALONE, Ranks
 from tdmpc_opt.world_model.model import PolicyOutput, WorldModel
 
 
@@ -74,6 +75,7 @@ def td_target(
     reward: Float[Tensor, "horizon batch 1"],
     task: Int[Tensor, " batch"],
     generator: torch.Generator,
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, "horizon batch 1"]:
     """Return one-step targets: reward plus the discounted least of two target Qs.
 
@@ -82,7 +84,8 @@ def td_target(
     Source:
         TD-MPC2, arXiv:2310.16828, equation 4.
     """
-    action = model.policy(next_z, task, _noise(model, next_z, generator)).action
+    noise = _noise(model, next_z, generator, ranks)
+    action = model.policy(next_z, task, noise).action
     heads = two_random_heads(model, generator)
     value = model.decode(model.q_values(next_z, action, task, heads, target=True)).amin(0)
     return reward + model.discount[task].unsqueeze(-1) * value
@@ -94,6 +97,7 @@ def model_losses(
     next_z: Float[Tensor, "horizon batch latent"],
     target: Float[Tensor, "horizon batch 1"],
     weights: LossWeights,
+    ranks: Ranks = ALONE,
 ) -> tuple[ModelLosses, Rollout]:
     """Roll the dynamics through a batch of slices and compare with what happened.
 
@@ -103,6 +107,7 @@ def model_losses(
         next_z: Encoded real observations 1..H, without gradient.
         target: TD targets of the Q ensemble, in environment units.
         weights: Its rho; a behaviour weight of 0 leaves that term uncomputed.
+        ranks: Who else has slices of the same batch; the mean of their losses is the batch's.
 
     Returns:
         The losses, and what they were computed from.
@@ -126,7 +131,7 @@ def model_losses(
         consistency=(decay * squared).mean(),
         reward=(decay * reward_ce).mean(),
         value=(decay * value_ce.mean(2)).mean(),
-        behaviour=_imitation(model, zs, batch, weights)
+        behaviour=_imitation(model, zs, batch, weights, ranks)
         if weights.behaviour
         else zs.new_zeros(()),
     )
@@ -145,7 +150,7 @@ def policy_losses(
     """Score the policy by the Q ensemble on latents of the rollout, and update the scale.
 
     Gradients reach the Q ensemble and the embedding as well; the caller steps the policy
-    network alone.
+    network alone. The scale says who else has slices of the same batch.
 
     Returns:
         The losses, and the policy's output that they were computed from.
@@ -155,27 +160,31 @@ def policy_losses(
         arXiv:2106.06860.
     """
     task = batch.task
-    noise = _noise(model, zs, generator) if noise is None else noise
+    noise = _noise(model, zs, generator, scale.ranks) if noise is None else noise
     output = model.policy(zs, task, noise)
     heads = two_random_heads(model, generator)
     q = model.decode(model.q_values(zs, output.action, task, heads)).mean(0)
     scale.update(q[0].detach())
     per_step = (weights.entropy * output.log_prob - q / scale.value).mean(dim=(1, 2))
     objective = (_decay(weights.rho, len(zs), zs) * per_step).mean()
-    behaviour = _action_distance(model, output.mean[:-1], batch, weights.rho)
+    behaviour = _action_distance(model, output.mean[:-1], batch, weights.rho, scale.ranks)
     return PolicyLosses(objective, behaviour), output
 
 
 def _imitation(
-    model: WorldModel, zs: Tensor, batch: Batch, weights: LossWeights
+    model: WorldModel, zs: Tensor, batch: Batch, weights: LossWeights, ranks: Ranks
 ) -> Float[Tensor, ""]:
     still = zs.new_zeros(batch.action.shape)
     mean = model.policy(zs[:-1], batch.task, still).mean
-    return _action_distance(model, mean, batch, weights.rho)
+    return _action_distance(model, mean, batch, weights.rho, ranks)
 
 
 def _action_distance(
-    model: WorldModel, mean: Float[Tensor, "horizon batch action"], batch: Batch, rho: float
+    model: WorldModel,
+    mean: Float[Tensor, "horizon batch action"],
+    batch: Batch,
+    rho: float,
+    ranks: Ranks,
 ) -> Float[Tensor, ""]:
     mask = model.mask(batch.task)
     known = batch.label.isfinite().all(-1)
@@ -183,7 +192,9 @@ def _action_distance(
     label = torch.where(known.unsqueeze(-1), batch.label, 0.0)
     distance = ((mean - label) ** 2 * mask).sum(-1) / mask.sum(-1)
     weight = known * _decay(rho, len(known), mean).unsqueeze(-1)
-    return (weight * distance).sum() / known.sum().clamp(min=1)
+    # Of several ranks the mean count: the batch has labels though one rank's slices have none.
+    labelled = ranks.mean(known.sum().float()).clamp(min=1 / ranks.count)
+    return (weight * distance).sum() / labelled
 
 
 class RunningScale:
@@ -193,14 +204,15 @@ class RunningScale:
         TD-MPC2, arXiv:2310.16828, section 3.1; DreamerV3, arXiv:2301.04104.
     """
 
-    def __init__(self, tau: float, device: torch.device) -> None:
+    def __init__(self, tau: float, device: torch.device, ranks: Ranks = ALONE) -> None:
         self.tau = tau
+        self.ranks = ranks
         self.value = torch.ones((), device=device)
 
     def update(self, q: Float[Tensor, "batch 1"]) -> None:
-        """Move the scale towards the percentile range of these Q values."""
+        """Move the scale towards the percentile range of these Q values, those of all ranks."""
         percentiles = torch.tensor([0.05, 0.95], device=q.device)
-        low, high = torch.quantile(q.float().flatten(), percentiles)
+        low, high = torch.quantile(self.ranks.gather_rows(q.float().flatten()), percentiles)
         self.value = torch.lerp(self.value, (high - low).clamp(min=1.0), self.tau)
 
 
@@ -208,7 +220,7 @@ def _decay(rho: float, steps: int, like: Tensor) -> Float[Tensor, " steps"]:
     return rho ** torch.arange(steps, device=like.device, dtype=like.dtype)
 
 
-def _noise(model: WorldModel, z: Tensor, generator: torch.Generator) -> Tensor:
+def _noise(model: WorldModel, z: Tensor, generator: torch.Generator, ranks: Ranks) -> Tensor:
     # Drawn on the CPU: one stream whatever the device, and one state to save.
-    shape = (*z.shape[:-1], model.config.action_dim)
-    return torch.randn(shape, generator=generator).to(z)
+    shape = ranks.whole_shape((*z.shape[:-1], model.config.action_dim), -2)
+    return ranks.own_rows(torch.randn(shape, generator=generator), -2).to(z)

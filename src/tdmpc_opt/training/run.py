@@ -40,20 +40,26 @@ class Run:
         config: What to train; an existing run must have been started with the same.
         datasets: What it trains on, as the config names them; all but those of `on_policy` must
             not have changed either.
+        writes: False for a rank that only reads what the first one writes.
 
     Raises:
         RunError: The folder holds another run, or cannot be written.
     """
 
-    def __init__(self, config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> None:
+    def __init__(
+        self, config: TrainConfig, datasets: Sequence[EpisodeDataset], *, writes: bool = True
+    ) -> None:
+        self._writes = writes
         self.folder = config.output
         self.model_path = config.output / "model.safetensors"
         self._states = StateFolder(config.output, config.keep)
-        self._identity = _identity(config, datasets)
+        self.identity = _identity(config, datasets)
         path = config.output / "config.json"
         try:
             if path.exists():
-                _require_same(path, self._identity)
+                _require_same(path, self.identity)
+            if not writes:
+                return
             remove_unfinished(config.output)
             remove_unfinished(self._states.path)
             with replace_when_done(path) as temp:
@@ -64,7 +70,7 @@ class Run:
     def _record(self) -> dict[str, Any]:
         return {
             "kind": "run",
-            "config": self._identity,
+            "config": self.identity,
             "versions": provenance.versions(),
             "machine": provenance.machine(),
         }
@@ -73,14 +79,16 @@ class Run:
         """Write the weights that other commands read, then the exact state.
 
         In this order a state never says more than the weights hold: a run killed between the
-        two repeats some updates.
+        two repeats some updates. A rank that does not write does nothing.
 
         Raises:
             CheckpointError: A file cannot be written; the ones before it are still whole.
             RunError: A weight is NaN or infinite; nothing is written.
         """
         require_finite_weights(learner, self.folder)
-        extra = {"updates": str(learner.update), "run": json.dumps(self._identity)}
+        if not self._writes:
+            return
+        extra = {"updates": str(learner.update), "run": json.dumps(self.identity)}
         write_native(self.model_path, from_model(learner.model, extra))
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         state = {
@@ -126,7 +134,8 @@ class Run:
         sampler.load_state_dict(state["sampler"])
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+            # What the first rank drew with, on its first GPU, for this rank's own.
+            torch.cuda.set_rng_state(state["cuda_rng"][0], learner.scale.value.device)
 
 
 def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[str, Any]:

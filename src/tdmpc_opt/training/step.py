@@ -20,6 +20,7 @@ from tdmpc_opt.training.objective import (
     policy_losses,
     td_target,
 )
+from tdmpc_opt.training.ranks import ALONE, Ranks
 from tdmpc_opt.training.terms import Lesson, Losses, model_terms, policy_terms
 from tdmpc_opt.world_model.layers import Dense
 from tdmpc_opt.world_model.model import WorldModel
@@ -39,6 +40,8 @@ class Learner:
     """Source of policy noise and of the choice of Qs; dropout uses torch's own."""
     precision: Precision
     """Fabric's: in half precision it holds the scale of the loss."""
+    ranks: Ranks = ALONE
+    """Who trains the same model on other slices of each batch."""
     projection: Dense | None = None
     """From the model's latents to its teacher's; the model's optimiser owns it, no file of
     weights holds it."""
@@ -49,7 +52,11 @@ class Learner:
 
 
 def build_learner(
-    fabric: Fabric, model: WorldModel, config: TrainConfig, projection: Dense | None = None
+    fabric: Fabric,
+    model: WorldModel,
+    config: TrainConfig,
+    projection: Dense | None = None,
+    ranks: Ranks = ALONE,
 ) -> Learner:
     """Put the model on its device and give it optimisers.
 
@@ -58,6 +65,7 @@ def build_learner(
         model: What is trained.
         config: Learning rates.
         projection: Trained with the model, for the latent distillation term.
+        ranks: Who trains the same model; all start from the weights of the first.
 
     Source:
         TD-MPC2, arXiv:2310.16828, hyper-parameters: Adam, a smaller rate for the encoder, and
@@ -70,6 +78,7 @@ def build_learner(
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     if projection is not None:
         rest += fabric.to_device(projection).parameters()
+    ranks.start_alike([model, projection])
     groups: list[dict[str, Any]] = [
         {"params": rest},
         {"params": encoder, "lr": config.lr * config.encoder_lr_scale},
@@ -80,9 +89,10 @@ def build_learner(
         model=model,
         model_optimizer=_set_up(fabric, adam),
         policy_optimizer=_set_up(fabric, policy_adam),
-        scale=RunningScale(config.tau, fabric.device),
+        scale=RunningScale(config.tau, fabric.device, ranks),
         generator=torch.Generator().manual_seed(config.seed),
         precision=fabric.strategy.precision,
+        ranks=ranks,
         projection=projection,
     )
 
@@ -101,6 +111,8 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Update the model, then its policy, then the target Qs.
 
+    Of several ranks all call it, each with its slices of the batch.
+
     Args:
         fabric: Device and precision.
         learner: Changed in place.
@@ -109,7 +121,8 @@ def train_step(
         lesson: What teachers say of the batch; None trains without.
 
     Returns:
-        Loss terms and gradient norms before clipping, as detached scalars.
+        Loss terms and gradient norms before clipping, as detached scalars; of several ranks
+        the losses are those of its own slices, and their mean is the batch's.
 
     Raises:
         NonFiniteError: A loss or gradient is NaN or infinite. What it belongs to has not been
@@ -118,20 +131,20 @@ def train_step(
     Source:
         TD-MPC2, arXiv:2310.16828, algorithm 2; TD-MPC-Opt, arXiv:2507.01823, section 3.
     """
-    model = learner.model.train()
-    with torch.no_grad(), fabric.autocast():
+    model, ranks = learner.model.train(), learner.ranks
+    with torch.no_grad(), fabric.autocast(), ranks.shared_dropout():
         next_z = model.encode(batch.obs[1:], batch.task)
-        target = td_target(model, next_z, batch.reward, batch.task, learner.generator)
-    with fabric.autocast():
-        losses, rollout = model_losses(model, batch, next_z, target, config.weights)
+        target = td_target(model, next_z, batch.reward, batch.task, learner.generator, ranks)
+    with fabric.autocast(), ranks.shared_dropout():
+        losses, rollout = model_losses(model, batch, next_z, target, config.weights, ranks)
         total = losses.total(config.weights)
         distilled: Losses = {}
         if lesson is not None:
             distilled = model_terms(model, rollout, batch, lesson, learner.projection)
             total = total + lesson.total(distilled)
-    norm = _descend(fabric, model, learner.model_optimizer, total, config)
+    norm = _descend(fabric, learner, learner.model_optimizer, total, config)
     scale_before = learner.scale.value
-    with fabric.autocast(), _only(model, model.policy_head):
+    with fabric.autocast(), ranks.shared_dropout(), _only(model, model.policy_head):
         policy, output = policy_losses(
             model, rollout.zs.detach(), batch, learner.scale, config.weights, learner.generator
         )
@@ -141,7 +154,7 @@ def train_step(
             taught = policy_terms(output, mask, lesson, rollout.decay)
             policy_total = policy_total + lesson.total(taught)
     try:
-        policy_norm = _descend(fabric, model, learner.policy_optimizer, policy_total, config)
+        policy_norm = _descend(fabric, learner, learner.policy_optimizer, policy_total, config)
     except NonFiniteError:
         learner.scale.value = scale_before
         raise
@@ -175,15 +188,16 @@ def _columns(lesson: Lesson | None, losses: Losses) -> dict[str, Tensor]:
 
 def _descend(
     fabric: Fabric,
-    model: nn.Module,
+    learner: Learner,
     optimizer: Optimizer,
     loss: Tensor,
     config: TrainConfig,
 ) -> Tensor:
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
+    loss = learner.ranks.average_gradients(optimizer, loss)
     norm = fabric.clip_gradients(
-        model, optimizer, max_norm=config.grad_clip, error_if_nonfinite=False
+        learner.model, optimizer, max_norm=config.grad_clip, error_if_nonfinite=False
     )
     assert norm is not None
     # Half precision scales the loss until gradients overflow, and skips these steps itself.

@@ -26,6 +26,7 @@ from tdmpc_opt.data.sampler import Batch, ordered_shards
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.training.ranks import ALONE, Ranks
 from tdmpc_opt.training.run import source_identity
 from tdmpc_opt.training.teachers import TeacherTargets
 
@@ -94,20 +95,30 @@ class TeacherCache:
         teachers: Callable[[Batch], TeacherTargets],
         device: torch.device,
         progress: Progress,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Ask the teachers about every shard that is not kept yet; it may be stopped any time.
 
+        Ranks share the shards.
+
         Raises:
-            RunError: A file that cannot be written.
+            RunError: A file that cannot be written, or that another rank wrote elsewhere.
         """
-        for index, cached in enumerate(self._shards):
+        for index in range(ranks.rank, len(self._shards), ranks.count):
+            cached = self._shards[index]
+            if self._open(cached) is None:
+                self._write(cached, self._ask(cached, teachers, device))
+            done = min(index + ranks.count, len(self._shards))
+            progress.update(done, len(self._shards), cached.shard.name)
+        ranks.wait()
+        for cached in self._shards:
             maps = self._open(cached)
             if maps is None:
-                self._write(cached, self._ask(cached, teachers, device))
-                maps = self._open(cached)
-                assert maps is not None, "it was written just now"
+                raise RunError(
+                    f"{cached.folder} is gone; --teacher-cache must be on a disk that all "
+                    "ranks share"
+                )
             self._maps.append(maps)
-            progress.update(index + 1, len(self._shards), cached.shard.name)
 
     def __call__(self, batch: Batch) -> TeacherTargets:
         """Return what the teachers said of the batch's rows, in float32 on its device."""

@@ -144,7 +144,7 @@ class _Search:
             TaskWork(policy, task, self.config.episodes, TUNING_SEED)
             for task in self.tasks.tasks
         ]
-        records = run_parallel(evaluate_task, work, self.config.workers)
+        records = run_parallel(evaluate_task, work, self.config.workers, self.config.ray)
         return {item.task.name: record["returns"] for item, record in records}
 
     def _agent(self, budget: PlannerBudget) -> Agent:

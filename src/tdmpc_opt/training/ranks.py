@@ -1,0 +1,274 @@
+"""Processes that train one model together: each takes its slices of the same global batch.
+
+Whatever is random is drawn for the whole batch on every rank, alike, and each takes its rows.
+So a run is the same on any number of ranks, but for the order in which sums are rounded.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from tdmpc_opt import launch
+from tdmpc_opt.errors import InputError, NonFiniteError, RunError
+
+PATIENCE = timedelta(hours=2)
+"""How long a rank waits for the others, which may be filling their part of a teacher cache."""
+
+Value = TypeVar("Value")
+
+
+class Ranks:
+    """The ranks of a run, of which this process is one.
+
+    Every method that talks to the others must be called by all of them, in the same order. A
+    rank that is alone talks to nobody, and gets back what it gave.
+
+    Args:
+        rank: Number of this one.
+        count: How many there are.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1) -> None:
+        self.rank = rank
+        self.count = count
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes, logs and prints for all."""
+        return self.rank == 0
+
+    def whole_shape(self, shape: Iterable[int], batch_axis: int) -> list[int]:
+        """Return the shape that a tensor of this rank's rows has for the whole batch."""
+        whole = list(shape)
+        whole[batch_axis] *= self.count
+        return whole
+
+    def own_rows(self, whole: Tensor, batch_axis: int) -> Tensor:
+        """Return this rank's rows, as the sampler takes them: every so many of the batch.
+
+        The axis may also be several steps of the batch, one after the other.
+        """
+        if self.count == 1:
+            return whole
+        index = [slice(None)] * whole.ndim
+        index[batch_axis] = slice(self.rank, None, self.count)
+        return whole[tuple(index)]
+
+    def shared_dropout(self) -> AbstractContextManager[object]:
+        """Return a context in which dropout is drawn for the whole batch."""
+        return nullcontext() if self.count == 1 else _WholeDropout(self)
+
+    def start_alike(self, modules: Iterable[nn.Module | None]) -> None:
+        """Give all ranks the weights of the first, whose machine may round otherwise."""
+        if self.count == 1:
+            return
+        for module in modules:
+            for tensor in module.state_dict().values() if module is not None else ():
+                with _others_alive():
+                    distributed.broadcast(tensor, src=0)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean over the ranks, in a tensor of its own where there are several."""
+        if self.count == 1:
+            return value
+        total = value.detach().clone()
+        with _others_alive():
+            distributed.all_reduce(total)
+        return total / self.count
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks, laid end to end."""
+        if self.count == 1:
+            return rows
+        found = [torch.empty_like(rows) for _ in range(self.count)]
+        with _others_alive():
+            distributed.all_gather(found, rows.contiguous())
+        return torch.cat(found)
+
+    def average_gradients(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+        """Average the gradients that an optimiser is to use, and return the mean of the loss.
+
+        All in one message. The losses of ranks are means over equally many slices, so that
+        their mean is the loss of the whole batch, and NaN on one rank is NaN on all.
+        """
+        if self.count == 1:
+            return loss
+        owned = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        gradients = [gradient for gradient in owned if gradient is not None]
+        message = [gradient.flatten() for gradient in gradients]
+        mean = self.mean(torch.cat([*message, loss.detach().float().reshape(1)]))
+        *parts, last = mean.split([*(part.numel() for part in message), 1])
+        torch._foreach_copy_(
+            gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
+        )
+        return last[0]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return a plain value of each rank, by rank."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        with _others_alive():
+            distributed.all_gather_object(found, value)
+        return found
+
+    def any(self, flag: bool) -> bool:
+        """Tell whether the flag is set on any rank."""
+        if self.count == 1:
+            return flag
+        told = torch.tensor([float(flag)])
+        with _others_alive():
+            distributed.all_reduce(told, distributed.ReduceOp.MAX)
+        return bool(told[0])
+
+    def raise_together(self, error: NonFiniteError | None) -> None:
+        """Raise on all ranks what any of them met; nothing where none met anything.
+
+        Raises:
+            NonFiniteError: With the messages of all.
+        """
+        if not self.any(error is not None):
+            return
+        told = [text for text in self.gather(str(error) if error else None) if text]
+        raise NonFiniteError("; ".join(told)) from error
+
+    def require_same(self, value: Any, what: str) -> None:
+        """Refuse to go on unless all ranks hold the same.
+
+        Args:
+            value: Made of JSON's kinds of values.
+            what: Names it in the error.
+
+        Raises:
+            RunError: A rank holds another value.
+        """
+        text = json.dumps(value, sort_keys=True, default=str)
+        digests = self.gather(hashlib.sha256(text.encode()).hexdigest())
+        other = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if other:
+            raise RunError(
+                f"the ranks {other} have another {what} than rank 0; give all the same "
+                "options, and put data, teachers and --output on a disk that they share"
+            )
+
+    def wait(self) -> None:
+        """Go on once all ranks are here."""
+        self.any(False)
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Let rank 0 go through a block before the others do."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
+
+ALONE = Ranks()
+"""A run in a single process."""
+
+
+class _WholeDropout(TorchFunctionMode):
+    """Draws the masks of dropout for all rows of the batch; torch's own do for this rank's.
+
+    On the CPU it gives the bits that torch's dropout gives a single process. The layers know
+    nothing of ranks, which is why the function is met on its way.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__()
+        self._ranks = ranks
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        if function is not functional.dropout:
+            return function(*arguments, **(options or {}))
+        return self._dropout(*arguments, **(options or {}))
+
+    def _dropout(self, x: Tensor, p: float, training: bool, inplace: bool = False) -> Tensor:
+        if not training:
+            return x
+        shape = self._ranks.whole_shape(x.shape, -2)
+        mask = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
+        return x * self._ranks.own_rows(mask, -2).div(1 - p)
+
+
+def join(device: torch.device, precision: Any) -> tuple[Fabric, Ranks]:
+    """Meet the other processes that torchrun started; without torchrun there are none.
+
+    Args:
+        device: Kind of device to train on.
+        precision: Lightning Fabric's.
+
+    Raises:
+        InputError: More processes on this machine than it has GPUs.
+        RunError: The others cannot be reached.
+    """
+    if launch.world_size() == 1:
+        return Fabric(accelerator=device.type, devices=1, precision=precision), ALONE
+    _require_devices(device)
+    # gloo carries flags and texts beside nccl, so that no GPU is waited for.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=launch.local_world_size(),
+        num_nodes=launch.nodes(),
+        precision=precision,
+        strategy=DDPStrategy(),
+    )
+    with _others_alive():
+        _meet(backend)
+        fabric.launch()
+    return fabric, Ranks(fabric.global_rank, fabric.world_size)
+
+
+def _meet(backend: str) -> None:
+    """Start the process group; Fabric takes the one that it finds.
+
+    torchrun keeps one store over restarts, with the addresses of the ranks before. On one
+    machine each attempt gets keys of its own; machines may count their restarts differently.
+    """
+    attempt = launch.restarts() if launch.nodes() == 1 else 0
+    store, rank, count = next(rendezvous("env://"))
+    distributed.init_process_group(
+        backend,
+        store=distributed.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
+        rank=rank,
+        world_size=count,
+        timeout=PATIENCE,
+    )
+
+
+def _require_devices(device: torch.device) -> None:
+    asked = launch.local_world_size()
+    found = {"cuda": torch.cuda.device_count(), "cpu": asked}.get(device.type, 1)
+    if asked > found:
+        raise InputError(
+            f"torchrun started {asked} processes here, for {found} {device.type} device"
+            f"{'s' * (found != 1)}; set --nproc-per-node to that, or train with --device cpu"
+        )
+
+
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    """Say in one line what torch says of a connection that broke."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(
+            f"rank {launch.rank()} lost the other processes ({str(error).splitlines()[0]}); "
+            "torchrun --max-restarts starts all again from the last checkpoint"
+        ) from error
