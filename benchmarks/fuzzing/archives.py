@@ -4,6 +4,7 @@ import io
 import pickletools
 import random
 import struct
+import warnings
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,7 +48,10 @@ def pack(entries: tuple[_Entry, ...] | list[_Entry], *, packed: bool = False) ->
     """Write an archive as torch does: each entry's bytes begin at a multiple of 64."""
     file = io.BytesIO()
     kind = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
-    with zipfile.ZipFile(file, "w", kind) as archive:
+    with (
+        warnings.catch_warnings(action="ignore", category=UserWarning),  # of equal names
+        zipfile.ZipFile(file, "w", kind) as archive,
+    ):
         for entry in entries:
             info = zipfile.ZipInfo(entry.name)
             info.compress_type = kind

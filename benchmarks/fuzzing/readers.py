@@ -22,7 +22,6 @@ from tdmpc_opt.configs import (
     DataExportConfig,
     DataImportConfig,
     InspectConfig,
-    ReportConfig,
 )
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
@@ -31,7 +30,6 @@ from tdmpc_opt.data.verify import verify
 from tdmpc_opt.errors import TdmpcOptError
 from tdmpc_opt.expert_policy import ExpertNetwork
 from tdmpc_opt.progress import Silent
-from tdmpc_opt.report.page import write_report
 from tdmpc_opt.report.read import read_result_files
 from tdmpc_opt.report.sections import sections
 
@@ -47,8 +45,6 @@ class Reader:
     read: Read
     passes: Callable[[Seed], bool]
     """Whether the first check of the content would let the file through."""
-    share: float
-    """Part of all cases that are of this kind; those that are cheap to read get more."""
 
 
 def prepare() -> None:
@@ -126,10 +122,7 @@ def _dataset(listing: Path, number: int) -> object:
 
 
 def _result(path: Path, number: int) -> object:
-    found = read_result_files([path])
-    if number % 64 == 0:
-        return write_report(ReportConfig(results=(path,), output=path.with_name("report.html")))
-    return sections(found)
+    return sections(read_result_files([path]))
 
 
 def _record(path: Path, number: int) -> object:
@@ -205,18 +198,18 @@ def _is_json(content: bytes) -> bool:
 def readers(folder: Path) -> dict[str, Reader]:
     """Return all of them by name; the folder is for what they need beside the files."""
     found = (
-        Reader("public checkpoints", _public, _has_magic, 0.04),
-        Reader("safetensors", _native, _has_header, 0.1),
-        Reader("quantised safetensors", _native, _has_header, 0.1),
-        Reader("safetensors on the device", _on_device, _has_header, 0.22),
-        Reader("ONNX", _onnx, _has_tag, 0.02),
-        Reader("official shards", _official, _has_magic, 0.02),
-        Reader("datasets", _dataset, _has_listing, 0.08),
-        Reader("result files", _result, _has_listing, 0.15),
-        Reader("run records", _record, _has_listing, 0.15),
-        Reader("training states", _Resumed(folder / "resumed"), _has_magic, 0.02),
-        Reader("expert policies", _expert, _has_header, 0.08),
-        Reader("expert states", _expert_state, _has_magic, 0.02),
+        Reader("public checkpoints", _public, _has_magic),
+        Reader("safetensors", _native, _has_header),
+        Reader("quantised safetensors", _native, _has_header),
+        Reader("safetensors on the device", _on_device, _has_header),
+        Reader("ONNX", _onnx, _has_tag),
+        Reader("official shards", _official, _has_magic),
+        Reader("datasets", _dataset, _has_listing),
+        Reader("result files", _result, _has_listing),
+        Reader("run records", _record, _has_listing),
+        Reader("training states", _Resumed(folder / "resumed"), _has_magic),
+        Reader("expert policies", _expert, _has_header),
+        Reader("expert states", _expert_state, _has_magic),
     )
     return {reader.name: reader for reader in found}
 
@@ -262,10 +255,12 @@ class Case:
         name = names[0] if draw.random() < 0.6 else draw.choice(names)
         changed = change(draw, name, seed[name])
         place = self._folders[chosen] / name
+        place.unlink()  # not overwritten: what was read before may still be mapped
         place.write_bytes(changed)
         try:
             fault, failed = judge(self.reader.read, self.path(chosen), number)
         finally:
+            place.unlink(missing_ok=True)
             place.write_bytes(seed[name])
         passed = self.reader.passes(seed | {name: changed})
         return Outcome(passed, fault is None and not failed, fault)

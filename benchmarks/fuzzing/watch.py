@@ -71,14 +71,16 @@ class Watch:
         if event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING:
             self._require_inside(event, arguments[0])
         elif event in _CHANGES:
-            self._require_inside(event, arguments[0])
+            self._require_inside(event, arguments[0], arguments[1:])
         elif event == "exec" and CANARY in repr(getattr(arguments[0], "co_consts", "")):
             raise CodeRunError("exec of a text from the file")
 
-    def _require_inside(self, event: str, path: object) -> None:
+    def _require_inside(self, event: str, path: object, more: tuple[Any, ...] = ()) -> None:
         if not isinstance(path, str | bytes | os.PathLike):
             return
-        text = os.path.abspath(os.fsdecode(path))
+        handle = more[-1] if more and isinstance(more[-1], int) else -1
+        folder = os.readlink(f"/proc/self/fd/{handle}") if handle >= 0 else os.getcwd()
+        text = os.path.abspath(os.path.join(folder, os.fsdecode(path)))
         if not text.startswith(self._allowed) and text != "/dev/null":
             raise CodeRunError(f"{event} of {text}")
 

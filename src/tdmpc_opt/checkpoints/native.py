@@ -16,6 +16,7 @@ from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, validate
 from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.stable_safetensors import sort_metadata
 from tdmpc_opt.task_table import Task, TaskTable
 from tdmpc_opt.world_model.quantized import QuantizedWeight
@@ -155,8 +156,8 @@ def _check_schema(path: Path, metadata: Mapping[str, str]) -> None:
 def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:
     """Return one JSON value of the metadata, of the kind it must have."""
     try:
-        value = json.loads(metadata[key])
-    except (KeyError, ValueError, RecursionError) as error:
+        value = parse_json(metadata[key])
+    except (KeyError, ValueError) as error:
         raise CheckpointError(f"its metadata has no readable {key!r}") from error
     if not isinstance(value, kind):
         raise CheckpointError(f"its metadata entry {key!r} is not a {kind.__name__}")
@@ -188,7 +189,10 @@ def _tasks(records: list[Any]) -> TaskTable:
         if not isinstance(record, dict):
             raise CheckpointError("its task table holds an entry that is not a task")
         _check_fields(Task, record, "task table")
-    return TaskTable.from_json(records)
+    try:
+        return TaskTable.from_json(records)
+    except ValueError as error:
+        raise CheckpointError(f"its task table cannot be used: {error}") from error
 
 
 def _check_fields(

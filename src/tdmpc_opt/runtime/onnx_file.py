@@ -1,13 +1,13 @@
 """Opening ONNX files that `tdmpc-opt export` wrote; onnxruntime loads with the first."""
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.task_table import TaskTable
 
 FORMAT = "tdmpc-opt"
@@ -76,11 +76,11 @@ def open_onnx(path: Path, threads: int, providers: Sequence[Provider] | None) ->
     session = _session(path, threads, providers)
     metadata = _metadata(path, session)
     try:
-        tasks = TaskTable.from_json(json.loads(metadata["tasks"]))
+        tasks = TaskTable.from_json(parse_json(metadata["tasks"]))
         plan = None
         if metadata["kind"] == "planner":
-            plan = PlanSizes(**json.loads(metadata["plan"]))
-    except (KeyError, TypeError, ValueError) as error:
+            plan = PlanSizes(**parse_json(metadata["plan"]))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
     return OnnxFile(session, tasks, plan)
 
@@ -129,7 +129,7 @@ def _metadata(path: Path, session: Any) -> dict[str, str]:
             f"{path} is an ONNX file of another program; write one with tdmpc-opt export"
         )
     schema = metadata.get("schema", "")
-    if not schema.isdigit():
+    if not (schema.isascii() and schema.isdigit() and len(schema) < 10):
         raise CheckpointError(f"{path} is damaged: its schema number is {schema[:20]!r}")
     if int(schema) > SCHEMA:
         raise CheckpointError(
