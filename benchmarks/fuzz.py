@@ -134,9 +134,7 @@ def _memory() -> str | None:
 
 def _turns(state: State, config: Config, names: list[str]) -> Iterator[tuple[str, int]]:
     """Yield whose turn it is and up to which case, the kinds that lack most of theirs first."""
-    goals = {
-        name: max(AT_LEAST, math.ceil(SHARES[name] * config.cases)) for name in names
-    }
+    goals = {name: max(AT_LEAST, math.ceil(SHARES[name] * config.cases)) for name in names}
     while True:
         lacking = {
             name: state.tallies[name].cases / min(goal, AT_LEAST)

@@ -16,14 +16,32 @@ _ALIGNMENT = 64
 _CENTRAL = b"PK\x01\x02"
 _END = b"PK\x05\x06"
 _SIZES = (0, 1, -1, 2, 8, 64, 2**31 - 1, 2**31, 2**40, 2**62, -(2**31))
-_NAMES = (b"data.pkl", b"../data.pkl", b"byteorder", b"version", b"data/0", b"constants.pkl", b"")
+_NAMES = (
+    b"data.pkl",
+    b"../data.pkl",
+    b"byteorder",
+    b"version",
+    b"data/0",
+    b"constants.pkl",
+    b"",
+)
 _GLOBALS = (
-    *(b"torch FloatStorage", b"torch DoubleStorage", b"torch QInt8Storage", b"torch ByteStorage"),
+    *(
+        b"torch FloatStorage",
+        b"torch DoubleStorage",
+        b"torch QInt8Storage",
+        b"torch ByteStorage",
+    ),
     *(b"torch._utils _rebuild_tensor_v2", b"torch._utils _rebuild_sparse_tensor"),
     *(b"torch._utils _rebuild_parameter", b"torch._utils _rebuild_qtensor"),
     *(b"torch._utils _rebuild_meta_tensor_no_storage", b"torch.storage UntypedStorage"),
     *(b"collections OrderedDict", b"builtins bytearray", b"torch Size", b"torch float64"),
-    *(b"_codecs encode", b"builtins set", b"torch device", b"torch._utils _rebuild_wrapper_subclass"),
+    *(
+        b"_codecs encode",
+        b"builtins set",
+        b"torch device",
+        b"torch._utils _rebuild_wrapper_subclass",
+    ),
     *(b"torch._tensor _rebuild_from_type_v2", b"torch.nn.parameter Parameter"),
 )
 
@@ -39,7 +57,7 @@ def _entries(content: bytes) -> tuple[_Entry, ...] | None:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             found = [_Entry(item.filename, archive.read(item)) for item in archive.infolist()]
-    except Exception:  # noqa: BLE001  # whatever a changed archive may raise: it has no entries
+    except Exception:  # whatever a changed archive may raise: it has no entries
         return None
     return tuple(found) or None
 
@@ -91,7 +109,7 @@ def _stops(content: bytes) -> tuple[int, ...]:
         try:
             for _ in pickletools.genops(file):
                 pass
-        except Exception:  # noqa: BLE001  # the end of the pickles, in whatever way it shows
+        except Exception:  # the end of the pickles, in whatever way it shows
             break
         stops.append(file.tell())
     return tuple(stops)
@@ -102,7 +120,7 @@ def _ops(program: bytes) -> tuple[tuple[Any, Any, int, int], ...]:
     """Return operation, argument, begin and end of each."""
     try:
         found = list(pickletools.genops(program))
-    except Exception:  # noqa: BLE001  # a pickle changed before: nothing to take apart
+    except Exception:  # a pickle changed before: nothing to take apart
         return ()
     ends = [*(at for _, _, at in found[1:]), len(program)]
     return tuple(
@@ -110,7 +128,7 @@ def _ops(program: bytes) -> tuple[tuple[Any, Any, int, int], ...]:
     )
 
 
-def _program(draw: random.Random, program: bytes) -> bytes:
+def _program(draw: random.Random, program: bytes) -> bytes:  # noqa: PLR0911  # one for each change
     ops = _ops(program)
     if not ops:
         return program
@@ -130,7 +148,9 @@ def _program(draw: random.Random, program: bytes) -> bytes:
     return program[:at] + _argument(draw, op.name, argument, program[at:end]) + program[end:]
 
 
-def _argument(draw: random.Random, name: str, argument: Any, before: bytes) -> bytes:
+def _argument(  # noqa: PLR0911  # one for each kind
+    draw: random.Random, name: str, argument: Any, before: bytes
+) -> bytes:
     """Return the operation with another argument of its kind, or one like it."""
     if name == "GLOBAL":
         module, attribute = draw.choice(_GLOBALS).split(b" ")
@@ -140,9 +160,21 @@ def _argument(draw: random.Random, name: str, argument: Any, before: bytes) -> b
     if isinstance(argument, int):
         return programs.integer(draw.choice((*_SIZES, argument + 1, argument * 2, -argument)))
     if isinstance(argument, str):
-        words = (argument + "x", argument[:-1], "", "0", "1", "cuda:0", "meta", "storage", "é" * 9)
+        words = (
+            argument + "x",
+            argument[:-1],
+            "",
+            "0",
+            "1",
+            "cuda:0",
+            "meta",
+            "storage",
+            "é" * 9,
+        )
         return programs.text(draw.choice(words))
-    return before + draw.choice((b"0", b"2", b"(", b"t", b"R", b"Q", b"b", b"}", b"]", b"u", b"s"))
+    return before + draw.choice(
+        (b"0", b"2", b"(", b"t", b"R", b"Q", b"b", b"}", b"]", b"u", b"s")
+    )
 
 
 def directory(draw: random.Random, content: bytes) -> bytes:
@@ -182,7 +214,9 @@ def _fields(draw: random.Random, content: bytes) -> bytes:
         return content
     width = draw.choice((2, 4, 8))
     start = draw.choice(places) + draw.randrange(4, 48)
-    value = draw.choice((0, 1, 8, 9, 14, 0xFFFF, 2**31, 2**32 - 1, len(content), len(content) // 2))
+    value = draw.choice(
+        (0, 1, 8, 9, 14, 0xFFFF, 2**31, 2**32 - 1, len(content), len(content) // 2)
+    )
     number = struct.pack("<Q", value)[:width]
     return content[:start] + number + content[start + width :]
 
@@ -202,7 +236,13 @@ def members(draw: random.Random, content: bytes) -> bytes:
         text = mutations.json_text(draw, text)
         data = head + mark + text
         if draw.random() < 0.7:  # else the header tells another length
-            return pack([*changed[:chosen], _Entry("progress.npy", _array(text)), *changed[chosen + 1 :]])
+            return pack(
+                [
+                    *changed[:chosen],
+                    _Entry("progress.npy", _array(text)),
+                    *changed[chosen + 1 :],
+                ]
+            )
     else:
         kind = draw.choice((mutations.numpy_file, mutations.raw, _as_pickle))
         data = kind(draw, data)

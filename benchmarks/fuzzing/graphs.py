@@ -5,7 +5,18 @@ from functools import lru_cache
 from typing import Any
 
 _SIZES = (0, 1, -1, 2, 3, 7, 100, 2**20, 2**31 - 1, 2**31, 2**40, 2**62, -(2**40))
-_OPS = ("Add", "MatMul", "Reshape", "Expand", "ConstantOfShape", "Range", "Loop", "If", "Tile", "Gather")
+_OPS = (
+    "Add",
+    "MatMul",
+    "Reshape",
+    "Expand",
+    "ConstantOfShape",
+    "Range",
+    "Loop",
+    "If",
+    "Tile",
+    "Gather",
+)
 _WORDS = ("", "obs", "action", "mean", "x" * 300, "../x", "/etc/passwd", "com.microsoft", "é")
 
 
@@ -72,7 +83,7 @@ def _change_row(draw: random.Random, field: Any, row: Any) -> None:
         row[at] = _other(draw, field, row[at])
 
 
-def _other(draw: random.Random, field: Any, value: Any) -> Any:
+def _other(draw: random.Random, field: Any, value: Any) -> Any:  # noqa: PLR0911
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):

@@ -12,7 +12,19 @@ CANARY_MODULE = "fuzzing_canary"
 
 _BYTES = (0, 1, 0x7F, 0x80, 0xFF, 0x20, 0x2E, 0x22, 0x7B)
 _LENGTHS = (0, 1, 7, 0xFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
-_WORDS = ("", "é", "\x1b[2J", "a\nb", "../../x", "[/b]", "\ud800", "NaN", "0" * 400, "I64", "BF16")
+_WORDS = (
+    "",
+    "é",
+    "\x1b[2J",
+    "a\nb",
+    "../../x",
+    "[/b]",
+    "\ud800",
+    "NaN",
+    "0" * 400,
+    "I64",
+    "BF16",
+)
 _NUMBERS: tuple[Any, ...] = (
     *(0, 1, -1, 2, 7, 255, 2**31, 2**53, 2**63, 2**64, 10**30, 0.5, -0.0, 1e308),
     *(float("nan"), float("inf"), float("-inf")),
@@ -33,7 +45,9 @@ def change(draw: random.Random, name: str, content: bytes) -> bytes:
 
 def raw(draw: random.Random, content: bytes) -> bytes:
     """Change bytes without regard to what they mean; rather at the beginning or the end."""
-    return draw.choice((_flip, _flip, _set, _number, _cut, _drop, _repeat, _splice))(draw, content)
+    return draw.choice((_flip, _flip, _set, _number, _cut, _drop, _repeat, _splice))(
+        draw, content
+    )
 
 
 def _place(draw: random.Random, content: bytes) -> int:
@@ -142,14 +156,18 @@ def _places(value: Any) -> Any:
             yield from _places(inner)
 
 
-def _like(draw: random.Random, value: Any) -> Any:
+def _like(draw: random.Random, value: Any) -> Any:  # noqa: PLR0911
     """Return something of the same kind, mostly; texts that are JSON change inside."""
     if draw.random() < 0.25:
         return draw.choice(_ODD)
     if isinstance(value, str) and value[:1] in ("{", "["):
-        return json_text(draw, value.encode("utf-8", "surrogatepass")).decode("utf-8", "replace")
+        return json_text(draw, value.encode("utf-8", "surrogatepass")).decode(
+            "utf-8", "replace"
+        )
     if isinstance(value, str):
-        return draw.choice((*_WORDS, f"{CANARY_MODULE}:Env", value + "x", value[:-1], value * 2))
+        return draw.choice(
+            (*_WORDS, f"{CANARY_MODULE}:Env", value + "x", value[:-1], value * 2)
+        )
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):

@@ -1,10 +1,11 @@
 """Pickles that would run code, or take all memory, if anyone unpickled them freely."""
 
-import os
 import random
 import struct
+import tempfile
+from pathlib import Path
 
-CANARY = "/dev/shm/tdmpc-opt-fuzz-canary" if os.path.isdir("/dev/shm") else "fuzz-canary"
+CANARY = str(Path(tempfile.gettempdir()) / "tdmpc-opt-fuzz-canary")
 """A file that the programs try to make; it must never be there."""
 
 _CALLS: tuple[tuple[str, str, tuple[str | int, ...]], ...] = (
@@ -44,7 +45,9 @@ def hostile(draw: random.Random, *, whole: bool = True) -> bytes:
     if kind == 0:
         body = draw.choice((b"(", b"]", b"}", b"]q\x00h\x00")) * draw.choice((10, 4000))
     elif kind == 1:  # a giant text, or number, of which the first bytes alone are there
-        body = draw.choice((b"X\xff\xff\xff\x7fab", b"\x8b\xff\xff\xff\x7f\x01", b"B\xff\xff\xff\x7f"))
+        body = draw.choice(
+            (b"X\xff\xff\xff\x7fab", b"\x8b\xff\xff\xff\x7f\x01", b"B\xff\xff\xff\x7f")
+        )
     elif kind == 2:  # each list holds the one before twice
         body = b"]q\x00" + b"".join(b"(h%ch%cl" % (n, n) + b"q%c" % (n + 1) for n in range(40))
     else:

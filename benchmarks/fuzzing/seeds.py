@@ -146,7 +146,9 @@ def dataset(folder: Path) -> list[Seed]:
         ("plain", TASKS.tasks[0], False),
         ("labelled", TASKS.tasks[1], True),
     ):
-        made.append_shard(name, [_episode(task, labelled=labelled) for _ in range(2)], {"policy": "p"})
+        made.append_shard(
+            name, [_episode(task, labelled=labelled) for _ in range(2)], {"policy": "p"}
+        )
     files = [path / "dataset.json", *sorted(path.rglob("*/*"))]
     whole = {str(file.relative_to(path)): file.read_bytes() for file in files}
     listing = json.loads(whole["dataset.json"])
@@ -188,7 +190,11 @@ def onnx(folder: Path) -> list[Seed]:
 def results(folder: Path) -> list[Seed]:
     """One result file of each kind."""
     del folder
-    about = {"config": {"task": "walker-run"}, "versions": {"numpy": "2"}, "machine": {"cores": 2}}
+    about = {
+        "config": {"task": "walker-run"},
+        "versions": {"numpy": "2"},
+        "machine": {"cores": 2},
+    }
     record = {"returns": [1.0, 2.5, 3.0], "seeds": [0, 1, 2], "score": 0.2, "seconds": 1.0}
     who = {"checkpoint": {"name": "m", "sha256": "a" * 64}, "mode": "planner"}
     budget = {"budget": asdict(BUDGET), "tasks": ["walker-run", "cup-spin"], "noise": False}
@@ -201,10 +207,18 @@ def results(folder: Path) -> list[Seed]:
         "training": {"size": "0.3", "updates": 4, "seed": 0},
     }
     row = {"name": "a", "score": 1.5, "ci95": [1, 2], "size_bytes": 10}
-    timed = {"file": {"name": "m", "sha256": "b", "size_bytes": 10}, "name": "m", "mode": "policy"}
+    timed = {
+        "file": {"name": "m", "sha256": "b", "size_bytes": 10},
+        "name": "m",
+        "mode": "policy",
+    }
     found = [
         evaluation | about | {"config": who | budget},
-        {"kind": "expert", "learning_curve": [[500 * n, 1.0 * n] for n in range(1, 12)], **about},
+        {
+            "kind": "expert",
+            "learning_curve": [[500 * n, 1.0 * n] for n in range(1, 12)],
+            **about,
+        },
         {"kind": "demo", "rows": [row, row | {"ci95": None, "size_bytes": 0}], **about},
         {"kind": "dagger", "rounds": [{"updates": 4, "score": 0.5}], **about},
         {"kind": "bench", "candidates": [timed | {"batches": {"1": {"p50_ms": 0.2}}}], **about},

@@ -17,7 +17,15 @@ _RUNS = (
     *("subprocess.Popen", "pty.spawn", "ctypes.dlopen", "socket.connect", "socket.bind"),
     "pickle.find_class",
 )
-_CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.chmod")
+_CHANGES = (
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.symlink",
+    "os.link",
+    "os.chmod",
+)
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -79,8 +87,8 @@ class Watch:
         if not isinstance(path, str | bytes | os.PathLike):
             return
         handle = more[-1] if more and isinstance(more[-1], int) else -1
-        folder = os.readlink(f"/proc/self/fd/{handle}") if handle >= 0 else os.getcwd()
-        text = os.path.abspath(os.path.join(folder, os.fsdecode(path)))
+        folder = Path(f"/proc/self/fd/{handle}").resolve() if handle >= 0 else Path.cwd()
+        text = os.path.normpath(folder / os.fsdecode(path))
         if not text.startswith(self._allowed) and text != "/dev/null":
             raise CodeRunError(f"{event} of {text}")
 

@@ -1,6 +1,6 @@
 """Reads changed files one after the other, in a process that may die of one.
 
-    python -m fuzzing.worker READER SEED FIRST SECONDS LIMIT FOLDER
+python -m fuzzing.worker READER SEED FIRST SECONDS LIMIT FOLDER
 """
 
 import json

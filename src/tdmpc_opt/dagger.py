@@ -25,8 +25,8 @@ from tdmpc_opt.configs import (
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError
-from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.evaluation.evaluate import evaluate
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.policies import PolicySource, is_expert_folder
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.task_table import TaskTable

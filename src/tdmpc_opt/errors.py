@@ -1,6 +1,5 @@
 """Errors a user can act on: each message says what is wrong and what to do."""
 
-
 _LONGEST = 1500
 """Characters of a message; what a file says of itself may be of any length."""
 

@@ -1,7 +1,6 @@
 """Everything that can drive a task: agents, experts and random actions, behind one protocol."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,8 @@ from tdmpc_opt.checkpoints.hub import is_model_folder
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.configs import Device, EngineName, EnginePrecision, Mode, PlannerBudget
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
-from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.planning.presets import Preset, find_preset
 from tdmpc_opt.runtime.agent import Agent as DeviceAgent
 from tdmpc_opt.runtime.agent import load as load_for_device

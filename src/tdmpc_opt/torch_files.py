@@ -22,8 +22,8 @@ ZIP_MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # ends with the lengths of the name and of the extras
 _CODE_SIGNS = ("GLOBAL", "global", "class", "Trying to call reduce")
 _REFUSED = (
-    "was refused: the file asks to run code or to build objects other than tensors; get it from "
-    "another source"
+    "was refused: the file asks to run code or to build objects other than tensors; get it "
+    "from another source"
 )
 _HARMLESS = (
     "TypedStorage is deprecated",
@@ -137,8 +137,8 @@ def _allowed(stand_ins: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
 def _refuse_foreign(path: Path) -> None:
     """Refuse what torch.save does not write and torch would read all the same.
 
-    Packed entries may unpack to terabytes. Of two entries of one name, in capitals or not, torch
-    may read the other one than is looked at here.
+    Packed entries may unpack to terabytes. Of two entries of one name, in capitals or not,
+    torch may read the other one than is looked at here.
     """
     if not is_zipped(path):
         _refuse_filling(path.read_bytes())
@@ -149,7 +149,9 @@ def _refuse_foreign(path: Path) -> None:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise TorchFileError("is a packed zip file, not one by torch.save")
         if len({*names}) < len(names) or any(n.endswith("constants.pkl") for n in names):
-            raise TorchFileError("holds a program, or an entry twice; torch.save writes neither")
+            raise TorchFileError(
+                "holds a program, or an entry twice; torch.save writes neither"
+            )
         for entry in entries:
             if entry.filename.lower().endswith(".pkl"):
                 _refuse_filling(archive.read(entry))

@@ -4,7 +4,6 @@ Minari holds T + 1 observations beside T actions and rewards: what is done in st
 row t there, and in row t + 1 here.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

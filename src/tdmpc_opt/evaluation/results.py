@@ -12,8 +12,8 @@ from tdmpc_opt import provenance
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.errors import ResultError
-from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.evaluation.score import normalized_score
+from tdmpc_opt.json_text import parse_json
 
 KIND = "evaluation"
 

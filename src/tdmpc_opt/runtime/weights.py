@@ -123,7 +123,9 @@ def check_weights(weights: Weights) -> None:
     expected |= _expected("encoder", weights, tasks.obs_dim + task_dim, latent)
     expected |= _expected("policy_head", weights, latent + task_dim, 2 * tasks.action_dim)
     found = {name: tensor.shape for name, tensor in weights.tensors.items()}
-    wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    wrong = sorted(
+        name for name in {*found, *expected} if found.get(name) != expected.get(name)
+    )
     if wrong:
         name = wrong[0]
         raise ValueError(f"{name} is {found.get(name)}, expected {expected.get(name)}")

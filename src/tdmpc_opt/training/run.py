@@ -19,8 +19,8 @@ from tdmpc_opt.configs import DistillConfig, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler, joint_tasks
 from tdmpc_opt.errors import CheckpointError, DataError, RunError
-from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.expert_policy import expert_path
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.policies import PolicySource, is_expert_folder
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.task_table import TaskTable
