@@ -97,10 +97,11 @@ def public(folder: Path) -> list[Seed]:
     tensors = {name: torch.randn(shape, generator=source) for name, shape in shapes.items()}
     alone = expected_shapes(_config(TaskTable(TASKS.tasks[:1]), task_dim=0))
     single = {name: torch.randn(shape, generator=source) for name, shape in alone.items()}
-    integers = {
-        key: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
-        for key, tensor in layout_a(tensors).items()
-    }
+    with warnings.catch_warnings(action="ignore"):  # torch's own, of its quantised tensors
+        integers = {
+            key: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+            for key, tensor in layout_a(tensors).items()
+        }
     old = {"_use_new_zipfile_serialization": False}
     return [
         _saved({"model": layout_a(tensors)}),

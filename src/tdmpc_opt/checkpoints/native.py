@@ -26,6 +26,8 @@ FORMAT = "tdmpc-opt"
 SCHEMA = 2
 """Newest schema, that of files with quantised weights; files without keep schema 1. A reader
 for each released one stays."""
+_WIDEST = 1 << 16
+"""Largest width; networks that a file does not hold are of the widths that it tells, too."""
 
 
 def write_native(path: Path, checkpoint: Checkpoint) -> None:
@@ -177,7 +179,13 @@ def _config(values: Mapping[str, Any]) -> ModelConfig:
     except (ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"its config cannot be built: {error}") from error
     widths = (config.enc_dim, config.mlp_dim, config.latent_dim, config.num_bins - 1)
-    usable = min(widths) > 0 and config.task_dim >= 0 and 0 <= config.dropout < 1
+    widest = max(value for value in asdict(config).values() if type(value) is int)
+    usable = (
+        min(widths) > 0
+        and widest <= _WIDEST
+        and config.task_dim >= 0
+        and 0 <= config.dropout < 1
+    )
     if not (usable and 0 < config.bin_limit < math.inf):
         raise CheckpointError(f"its config cannot be built: {config}")
     return config

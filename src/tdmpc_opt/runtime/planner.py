@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc_opt.deadline import DeadlineTimer
-from tdmpc_opt.runtime.onnx_file import PlanSizes
+from tdmpc_opt.runtime.onnx_file import PlanSizes, check_output
 
 Array = NDArray[np.float32]
 Inputs = dict[str, NDArray[Any]]
@@ -78,6 +78,9 @@ class OnnxPlanner:
             noise = self._noise(generator, at_once, rows)
             distribution = {"mean": mean, "std": std}
             action, mean, std = self._session.run(OUTPUTS, common | noise | distribution)
+            for values, shape in ((action, (rows, self._width)), (mean, std.shape)):
+                check_output(values, shape)
+            check_output(std, (sizes.horizon, rows, self._width))
             if self._timer.limited:
                 self._timer.end_part(start)
             done += at_once

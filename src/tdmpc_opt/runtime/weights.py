@@ -117,8 +117,10 @@ def check_weights(weights: Weights) -> None:
         raise ValueError(f"a latent of {latent!r:.20} in groups of {group!r:.20}")
     embedding = weights.tensors.get("task_embedding.weight")
     task_dim = 0 if embedding is None else embedding.shape[-1]
-    expected = {} if embedding is None else {"task_embedding.weight": (len(tasks), task_dim)}
-    if embedding is None and len(tasks) != 1:
+    expected: dict[str, tuple[int, ...]] = {}
+    if embedding is not None:
+        expected["task_embedding.weight"] = (len(tasks), task_dim)
+    elif len(tasks) != 1:
         raise ValueError(f"{len(tasks)} tasks without an embedding")
     expected |= _expected("encoder", weights, tasks.obs_dim + task_dim, latent)
     expected |= _expected("policy_head", weights, latent + task_dim, 2 * tasks.action_dim)
