@@ -235,10 +235,9 @@ def records(folder: Path) -> list[Seed]:
     done = {
         "round": 1,
         "updates": 4,
-        "loss": 0.5,
-        "collected": {"cup-spin": 1.0},
+        "episodes": 2,
+        "returns": {"cup-spin": 1.0},
         "score": None,
-        "student": "s",
     }
     corrected = {"kind": "dagger", "rounds": [done], "config": RUN["config"]}
     expert = {"config": {"task": "walker-run", "seed": 0}, "steps": 10, "returns": [1.0]}
