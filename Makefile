@@ -65,7 +65,7 @@ sbom: $(VENV)/.installed-audit
 	  --output-reproducible --of JSON -o dist/sbom.cdx.json
 
 fuzz: $(VENV)/.installed-all
-	nice -n 19 $(BIN)/python benchmarks/fuzz.py
+	nice -n 19 $(BIN)/python benchmarks/fuzz.py --page docs/security.md
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -45,6 +45,8 @@ SHARES = {
 """Part of all cases of each kind: those that are quick to read get more."""
 AT_LEAST = 10_000
 """Cases of each kind."""
+MARKS = ("<!-- fuzz: begin -->", "<!-- fuzz: end -->")
+"""Where the table of a page begins and ends."""
 _HANG_S = 20.0  # processor seconds for one small file
 _LOST_S = 600.0  # wall seconds, of a process that does not even compute
 
@@ -63,6 +65,8 @@ class Config:
     """Seed of all changes; another seed begins anew beside it."""
     output: Path = Path("results/fuzz.json")
     """Result file."""
+    page: Path | None = None
+    """Page whose table is to show the result, such as docs/security.md."""
 
 
 @dataclass
@@ -106,7 +110,7 @@ class State:
 
 
 def main(config: Config) -> None:
-    """Try, and write the result file after every turn."""
+    """Try, keep what was done after every turn, and write the result."""
     home = Path(os.environ.get("TDMPC_OPT_HOME", Path.home() / ".cache" / "tdmpc-opt")) / "fuzz"
     home.mkdir(parents=True, exist_ok=True)
     state = State(home, config.seed)
@@ -121,6 +125,7 @@ def main(config: Config) -> None:
             state.tallies[name].seconds += time.monotonic() - begun
             state.save()
             write_result(state, config)
+    write_result(state, config)
     faults = sum(len(tally.faults) for tally in state.tallies.values())
     total = sum(tally.cases for tally in state.tallies.values())
     Console().print(f"{total:,} cases, {faults} faults; {config.output}", highlight=False)
@@ -168,6 +173,7 @@ def _turn(tally: Tally, config: Config, name: str, limit: int, work: Path) -> No
     folder = work / "turn"
     shutil.rmtree(folder / "work", ignore_errors=True)
     folder.mkdir(exist_ok=True)
+    (folder / "beat").unlink(missing_ok=True)  # of the process before
     words = [name, config.seed, tally.following, config.seconds, limit, folder]
     command = [sys.executable, "-m", "fuzzing.worker", *map(str, words)]
     root = Path(__file__).resolve().parent
@@ -177,7 +183,7 @@ def _turn(tally: Tally, config: Config, name: str, limit: int, work: Path) -> No
         hung = not _listen(process, tally, folder)
         status = process.wait()
     if hung or status:
-        case = _at(folder)
+        case = max(_at(folder), tally.following)
         reason = "hang" if hung else "crash"
         text = f"no end after {_HANG_S} s" if hung else f"the process ended with {status}"
         tally.faults.append({"fault": reason, "case": case, "message": text})
@@ -198,8 +204,7 @@ def _listen(process: "subprocess.Popen[bytes]", tally: Tally, folder: Path) -> b
         current = _at(folder)
         if current != case:
             case, since, burnt = current, time.monotonic(), _burnt(process.pid)
-        warm = case >= tally.following or case < 0
-        limit = _HANG_S if warm and case >= 0 else 10 * _HANG_S
+        limit = _HANG_S if case >= 0 else 10 * _HANG_S  # valid files are made and read first
         if _burnt(process.pid) - burnt > limit or time.monotonic() - since > _LOST_S:
             process.send_signal(signal.SIGKILL)
             return False
@@ -231,7 +236,7 @@ def _burnt(process: int) -> float:
 
 
 def write_result(state: State, config: Config) -> None:
-    """Write what was tried and what came of it."""
+    """Write what was tried and what came of it, to the file and the page."""
     tallies = state.tallies
     faults = [fault for tally in tallies.values() for fault in tally.faults]
     kinds = [fault["fault"] for fault in faults]
@@ -262,6 +267,29 @@ def write_result(state: State, config: Config) -> None:
     }
     with replace_when_done(config.output) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
+    if config.page is not None:
+        config.page.write_text(with_table(config.page.read_text(), result))
+
+
+def with_table(page: str, result: dict[str, Any]) -> str:
+    """Return a page with the result between its two marks."""
+    head, _, rest = page.partition(MARKS[0])
+    _, _, tail = rest.partition(MARKS[1])
+    rows = [
+        f"| {name} | {row['cases']:,} | {row['passed_first_check']:,} | {row['read']:,} |"
+        for name, row in result["per_reader"].items()
+    ]
+    faults = result["crashes"] + result["hangs"] + result["code_runs"]
+    lines = [
+        "| kind of file | cases | pass the first check | still valid |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"{result['cases']:,} cases in all: {result['crashes']} crashes or bombs, "
+        f"{result['hangs']} hangs, {result['code_runs']} runs of code "
+        f"({faults} faults in [json](../results/fuzz.json)).",
+    ]
+    return head + MARKS[0] + "\n" + "\n".join(lines) + "\n" + MARKS[1] + tail
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "licences.md"
 _HEAD = """# Licences of the libraries
 
-What each version in `constraints.txt` states of its licence; `make licences` writes this page anew.
+What each version in `constraints.txt` states of its licence; `make licences` writes this page
+anew.
 None of them is part of this package: they are installed beside it, and most only by an extra.
-What the page of `tdmpc-opt play` is built of states its licences itself, in `licences.txt` beside
+What the page of `tdmpc-opt play` is built of states its licences itself, in `licences.txt`
+beside
 it.
 
 | library | version | licence |
@@ -44,15 +46,19 @@ def main() -> None:
     missing = [name for name in pinned() if name not in found]
     assert not missing, f"not installed here, so that nobody can tell: {missing}"
     rows = [
-        f"| {found[name]['Name']} | {version} | {_short(found[name]['License'])} |"
+        f"| {found[name]['Name']} | {version} | {_short(name, found[name]['License'])} |"
         for name, version in sorted(pinned().items())
     ]
     PAGE.write_text(_HEAD + "\n".join(rows) + "\n")
 
 
-def _short(licence: str) -> str:
+_STATED = {"atheris": "Apache-2.0", "torchao": "BSD-3-Clause"}
+"""Of those whose metadata tells nothing, by the licence file in their packages."""
+
+
+def _short(name: str, licence: str) -> str:
     """Return one line: some put the whole text there."""
-    line = " ".join(licence.split())
+    line = " ".join(_STATED.get(name, licence).split())
     return line if len(line) < 90 else f"{line[:80]} ..."
 
 

@@ -28,7 +28,7 @@ from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.data.summary import summarize
 from tdmpc_opt.data.verify import verify
 from tdmpc_opt.errors import TdmpcOptError
-from tdmpc_opt.evaluation import score
+from tdmpc_opt.evaluation import ablation, score
 from tdmpc_opt.expert_policy import ExpertNetwork
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.report.read import read_result_files
@@ -52,7 +52,9 @@ def prepare() -> None:
     """Leave out what costs time and reads nothing, such as asking git for a commit."""
     provenance.versions = dict
     provenance.machine = dict
-    score.RESAMPLES = 20  # the intervals of a report are no part of reading
+    score.RESAMPLES = ablation.RESAMPLES = (
+        20  # the intervals of a report are no part of reading
+    )
 
 
 def _public(path: Path, number: int) -> object:

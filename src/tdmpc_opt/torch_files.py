@@ -25,6 +25,7 @@ _REFUSED = (
     "was refused: the file asks to run code or to build objects other than tensors; get it "
     "from another source"
 )
+_BIG_ENDIAN = "was written on a big-endian machine, which is not supported"
 _HARMLESS = (
     "TypedStorage is deprecated",
     "torch.quantize_per_tensor",
@@ -152,9 +153,11 @@ def _refuse_foreign(path: Path) -> None:
             raise TorchFileError(
                 "holds a program, or an entry twice; torch.save writes neither"
             )
-        for entry in entries:
-            if entry.filename.lower().endswith(".pkl"):
+        for entry, name in zip(entries, names, strict=True):
+            if name.endswith(".pkl"):
                 _refuse_filling(archive.read(entry))
+            if name.endswith("byteorder") and archive.open(entry).read(16) != b"little":
+                raise TorchFileError(_BIG_ENDIAN)  # torch ends the process on outlines of these
 
 
 def _refuse_filling(pickled: bytes) -> None:
@@ -182,20 +185,16 @@ class Records:
         path: The file.
 
     Raises:
-        TorchFileError: No such index, or numbers stored with their last byte first.
+        TorchFileError: No such index.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             with path.open("rb") as file, zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()
-                orders = [e for e in entries if e.filename.endswith("/byteorder")]
-                foreign = any(archive.open(e).read(16) != b"little" for e in orders)
                 self._entries = {_start(file, e.header_offset): e for e in entries}
         except _DAMAGE as error:
             raise TorchFileError("is truncated or damaged") from error
-        if foreign:
-            raise TorchFileError("was written on a big-endian machine, which is not supported")
 
     def place(self, outline: Tensor) -> int:
         """Return the byte of the file at which a tensor of `load_outline` begins.
