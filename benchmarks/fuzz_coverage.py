@@ -33,6 +33,8 @@ def main(name: str, options: list[str]) -> None:
         case = readers.Case(reader, seeds, folder / "cases")
         path = case.path(0)
         (folder / "corpus" / "valid").write_bytes(path.read_bytes())
+        for number in range(16):  # loads what readers load
+            readers.judge(reader.read, path, number)
         guard = watch.Watch(folder)
 
         def one(content: bytes) -> None:

@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import re
 import subprocess
 import sys
 import warnings
@@ -216,7 +215,7 @@ def test_the_device_refuses_a_file_that_lacks_a_tensor(tmp_path, name):
     def change(header):
         header["q_" + name] = header.pop(name)
 
-    with pytest.raises(CheckpointError, match=re.escape(name)):
+    with pytest.raises(CheckpointError, match=r"is damaged: .*, expected"):
         runtime.load(_changed(tmp_path / "x.safetensors", change))
 
 
