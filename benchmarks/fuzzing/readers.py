@@ -288,7 +288,11 @@ def _unclear(error: TdmpcOptError) -> str | None:
         return f"unclear message of {len(text)} characters: {text[:200]!r}"
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, MemoryError) or "alloc" in str(cause).lower():
+        # torch reserves what a file claims before it can be compared with the file, and fills
+        # none of it: the peak is what counts.
+        reserved = "DefaultCPUAllocator" in str(cause)
+        failed = isinstance(cause, MemoryError) or "alloc" in str(cause).lower()
+        if failed and not reserved:
             return f"out of memory: {cause!r:.300} at {_origin(cause)}"
         cause = cause.__cause__ or cause.__context__
     return None
