@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 # A process for each core; tests of a file stay together, since they share what it sets up.
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: setup demo docs test test-all test-web web lint format clean
+.PHONY: setup demo docs test test-all test-web web lint format dist audit licences sbom fuzz clean
 
 setup: $(VENV)/.installed-dev
 
@@ -54,6 +54,27 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Wheel and sdist; the same bytes for the same commit, whenever and wherever they are built.
+dist: $(VENV)/.installed-dev
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --outdir dist .
+
+# Known weaknesses of the pinned versions; asks a database, so it needs a network. Strict, since
+# pip-audit without a network finds nothing and would call that a success.
+audit: $(VENV)/.installed-audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+licences: $(VENV)/.installed-all $(VENV)/.installed-audit
+	$(BIN)/python benchmarks/licences.py
+
+# What the pinned versions are, in the form that tools for supply chains read.
+sbom: $(VENV)/.installed-audit
+	mkdir -p dist
+	$(BIN)/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml \
+	  --output-reproducible --of JSON -o dist/sbom.cdx.json
+
+fuzz: $(VENV)/.installed-all
+	nice -n 19 $(BIN)/python benchmarks/fuzz.py --page docs/security.md
+
 clean:
 	rm -rf $(VENV) build dist site .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -69,4 +90,8 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-all: $(VENV)/.installed-dev
 	$(PIP) -e ".[all,dev]"
+	touch $@
+
+$(VENV)/.installed-audit: $(VENV)/.installed-dev
+	$(PIP) -e ".[audit]"
 	touch $@

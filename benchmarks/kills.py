@@ -232,10 +232,7 @@ class _Saboteur:
 def _same_ending(run: Path, reference: Path) -> bool:
     """Compare weights, newest state and curves (but for speed) of two runs, to the bit."""
     weights = [(folder / "model.safetensors").read_bytes() for folder in (run, reference)]
-    states = [
-        training_state.StateFolder(folder).newest(torch.device("cpu"), _refuse)
-        for folder in (run, reference)
-    ]
+    states = [training_state.StateFolder(folder).newest(_refuse) for folder in (run, reference)]
     curves = [_curves(folder) for folder in (run, reference)]
     left_over = list(run.rglob("*.tmp"))
     return (

@@ -102,7 +102,7 @@ def short(config) -> DaggerConfig:
 
 
 def _state(folder: Path) -> dict:
-    state = StateFolder(folder).newest(torch.device("cpu"), pytest.fail)
+    state = StateFolder(folder).newest(pytest.fail)
     assert state is not None
     return state
 

@@ -261,7 +261,7 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 
 
 def _state(folder: Path) -> dict:
-    state = StateFolder(folder).newest(CPU, pytest.fail)
+    state = StateFolder(folder).newest(pytest.fail)
     assert state is not None
     return state
 

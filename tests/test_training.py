@@ -85,7 +85,7 @@ def _die() -> None:
 
 
 def _state(folder: Path) -> dict:
-    state = StateFolder(folder).newest(torch.device("cpu"), pytest.fail)
+    state = StateFolder(folder).newest(pytest.fail)
     assert state is not None
     return state
 

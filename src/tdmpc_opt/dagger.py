@@ -26,6 +26,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.evaluation.evaluate import evaluate
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.policies import PolicySource, is_expert_folder
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.task_table import TaskTable
@@ -227,10 +228,10 @@ class _RoundsFile:
 
     def _read(self) -> None:
         try:
-            content = json.loads(self._path.read_text())
+            content = parse_json(self._path.read_bytes())
             found = dict(content["config"])
             self.rounds = [Round(**row) for row in content["rounds"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, LookupError, TypeError, ValueError) as error:
             raise RunError(
                 f"{self._path} is damaged ({error!r}); choose another --output or delete it"
             ) from error

@@ -1,8 +1,25 @@
 """Errors a user can act on: each message says what is wrong and what to do."""
 
+_LONGEST = 1500
+"""Characters of a message; what a file says of itself may be of any length."""
+
 
 class TdmpcOptError(Exception):
     """Base of every error that the command line prints as one line."""
+
+    def __str__(self) -> str:
+        """Return one line, whatever of a foreign file was put into it."""
+        return printable(super().__str__(), _LONGEST)
+
+
+def printable(text: str, longest: int) -> str:
+    """Return a text without what moves a terminal's cursor or colours it, cut to a length."""
+    plain = text if text.isprintable() else "".join(map(_visible, text))
+    return plain if len(plain) <= longest else f"{plain[: longest - 4]} ..."
+
+
+def _visible(letter: str) -> str:
+    return letter if letter.isprintable() else ascii(letter)[1:-1]
 
 
 class UnknownTaskError(TdmpcOptError, ValueError):

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.errors import CheckpointError, InputError
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.stable_safetensors import sort_metadata
 
 KIND = "expert"
@@ -113,11 +114,11 @@ class ExpertNetwork:
                 task=metadata["task"],
                 algorithm=metadata["algorithm"],
                 steps=int(metadata["steps"]),
-                returns=tuple(float(value) for value in json.loads(metadata["returns"])),
+                returns=tuple(float(value) for value in parse_json(metadata["returns"])),
                 weights=_layers(tensors, "weight"),
                 biases=_layers(tensors, "bias"),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is a damaged expert policy: {error!r}") from error
         if not _fits_together(network):
             raise CheckpointError(
@@ -139,7 +140,7 @@ def _read(path: Path) -> tuple[dict[str, NDArray[np.floating]], dict[str, str]]:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError) as error:  # numpy has no bfloat16
         raise CheckpointError(f"cannot read expert policy {path}: {error}") from error
 
 

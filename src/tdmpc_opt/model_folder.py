@@ -15,11 +15,14 @@ from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.checkpoints.native import SCHEMA, write_native
 from tdmpc_opt.checkpoints.summary import CheckpointSummary, describe
 from tdmpc_opt.configs import ConvertConfig
-from tdmpc_opt.errors import CheckpointError, ResultError
+from tdmpc_opt.errors import CheckpointError, ResultError, printable
 from tdmpc_opt.evaluation.results import read_evaluation
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.task_table import MT30
 
 _TAGS = ("reinforcement-learning", "world-model", "tdmpc2", "robotics", "continuous-control")
+_LONGEST = 20_000
+"""Characters of a fact; one is the whole configuration of a run."""
 
 
 def save_folder(config: ConvertConfig) -> CheckpointSummary:
@@ -78,6 +81,7 @@ def card(
         license_id: Licence by its id on the hub, such as `mit`.
         results: Contents of evaluation files.
     """
+    extra = {key: printable(text, _LONGEST) for key, text in summary.extra.items()}
     data: dict[str, Any] = {
         "library_name": "tdmpc-opt",
         "license": license_id,
@@ -108,10 +112,10 @@ def card(
         f"| observation, padded | {summary.config.obs_dim} |",
         f"| action, padded | {summary.config.action_dim} |",
         f"| tasks | {', '.join(summary.tasks)} |",
-        f"| made from | {summary.extra['source']}, sha256 {summary.extra['source_sha256']} |",
+        f"| made from | {extra.get('source', '?')}, sha256 {extra.get('source_sha256', '?')} |",
         f"| licence | {license_id} |",
         *_results(results),
-        *_training(summary.extra),
+        *_training(extra),
     ]
     return "\n".join(lines) + "\n"
 
@@ -163,6 +167,10 @@ def _results(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def _training(extra: Mapping[str, str]) -> list[str]:
     if "run" not in extra:
         return []
-    run = json.dumps(json.loads(extra["run"]), indent=1)
-    updates = f"Trained for {int(extra['updates']):,} updates by a run of this configuration:"
+    try:
+        run = json.dumps(parse_json(extra["run"]), indent=1)
+        count = int(extra["updates"])
+    except (LookupError, ValueError):
+        return []  # another program may have put anything there
+    updates = f"Trained for {count:,} updates by a run of this configuration:"
     return ["", "## Training", "", updates, "", "```json", run, "```"]

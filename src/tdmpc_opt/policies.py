@@ -1,7 +1,6 @@
 """Everything that can drive a task: agents, experts and random actions, behind one protocol."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.configs import Device, EngineName, EnginePrecision, Mode, PlannerBudget
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.planning.presets import Preset, find_preset
 from tdmpc_opt.runtime.agent import Agent as DeviceAgent
 from tdmpc_opt.runtime.agent import load as load_for_device
@@ -131,7 +131,12 @@ class PolicySource:
         extra = read_checkpoint(self._file()).extra
         if "run" not in extra:
             return None
-        return json.loads(extra["run"]) | {"updates": int(extra["updates"])}  # those done
+        try:
+            return dict(parse_json(extra["run"])) | {"updates": int(extra["updates"])}
+        except (LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.source} does not tell how it was trained ({error!r})"
+            ) from error
 
     def tasks(self, chosen: str | None) -> TaskTable:
         """Return the tasks to drive.

@@ -6,7 +6,7 @@ Source: the public TD-MPC2 task definition (arXiv:2310.16828, appendix on MT30).
 import difflib
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -138,9 +138,24 @@ class TaskTable:
         """Rebuild a table that `to_json` wrote.
 
         Raises:
-            TypeError: A record with missing or foreign fields.
+            TypeError: A record with missing or foreign fields, or a value of a wrong kind.
+            ValueError: A width below 1, or a name that cannot be shown.
         """
-        return cls(tuple(Task(**record) for record in records))
+        return cls(tuple(_task_of(record) for record in records))
+
+
+def _task_of(record: dict[str, Any]) -> Task:
+    task = Task(**record)
+    kinds = {item.name: item.type for item in fields(Task)}
+    for name, kind in kinds.items():
+        value = getattr(task, name)
+        if type(value) is not kind:  # a bool must not pass for an int
+            raise TypeError(f"a task has {name} = {value!r:.40}")
+    if min(task.obs_dim, task.action_dim, task.episode_length) < 1:
+        raise ValueError(f"task {task.name!r:.40} has a width or length below 1")
+    if not (task.name.isprintable() and task.env.isprintable()):
+        raise ValueError(f"a task is called {task.name!r:.40}")
+    return task
 
 
 def _task(name: str, obs_dim: int, action_dim: int, *, custom: bool = False) -> Task:

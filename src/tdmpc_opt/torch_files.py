@@ -21,6 +21,11 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 _LOCAL_HEADER = struct.Struct("<26xHH")  # ends with the lengths of the name and of the extras
 _CODE_SIGNS = ("GLOBAL", "global", "class", "Trying to call reduce")
+_REFUSED = (
+    "was refused: the file asks to run code or to build objects other than tensors; get it "
+    "from another source"
+)
+_BIG_ENDIAN = "was written on a big-endian machine, which is not supported"
 _HARMLESS = (
     "TypedStorage is deprecated",
     "torch.quantize_per_tensor",
@@ -102,8 +107,7 @@ def _load(
     stand_ins: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Any:
     try:
-        if mapped or device == "meta":
-            _refuse_compressed(path)
+        _refuse_foreign(path)
         with warnings.catch_warnings(), _allowed(stand_ins or {}):
             for message in _HARMLESS:  # set off by quantised entries and damaged files
                 warnings.filterwarnings("ignore", message=message, category=UserWarning)
@@ -131,12 +135,35 @@ def _allowed(stand_ins: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
         add_safe_globals(before)
 
 
-def _refuse_compressed(path: Path) -> None:
-    """Refuse packed entries: torch.save writes none, and one may unpack to terabytes."""
+def _refuse_foreign(path: Path) -> None:
+    """Refuse what torch.save does not write and torch would read all the same.
+
+    Packed entries may unpack to terabytes. Of two entries of one name, in capitals or not,
+    torch may read the other one than is looked at here.
+    """
+    if not is_zipped(path):
+        _refuse_filling(path.read_bytes())
+        return
     with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise TorchFileError("is a packed zip file, not one by torch.save")
+        entries = archive.infolist()
+        names = [entry.filename.lower() for entry in entries]
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise TorchFileError("is a packed zip file, not one by torch.save")
+        if len({*names}) < len(names) or any(n.endswith("constants.pkl") for n in names):
+            raise TorchFileError(
+                "holds a program, or an entry twice; torch.save writes neither"
+            )
+        for entry, name in zip(entries, names, strict=True):
+            if name.endswith(".pkl"):
+                _refuse_filling(archive.read(entry))
+            if name.endswith("byteorder") and archive.open(entry).read(16) != b"little":
+                raise TorchFileError(_BIG_ENDIAN)  # torch ends the process on outlines of these
+
+
+def _refuse_filling(pickled: bytes) -> None:
+    """Refuse arrays of bytes, of which a few letters make one as large as memory."""
+    if b"\nbytearray\n" in pickled:
+        raise TorchFileError(_REFUSED)
 
 
 def _reason(message: str) -> str:
@@ -144,10 +171,7 @@ def _reason(message: str) -> str:
     # What follows the mark is the fault itself; the advice before it names classes as well.
     fault = message.rpartition("WeightsUnpickler error:")[2]
     if any(sign in fault for sign in _CODE_SIGNS):
-        return (
-            "was refused: the file asks to run code or to build objects other than tensors; "
-            "get it from another source"
-        )
+        return _REFUSED
     return "is truncated or damaged, or holds other things than tensors"
 
 
@@ -161,20 +185,16 @@ class Records:
         path: The file.
 
     Raises:
-        TorchFileError: No such index, or numbers stored with their last byte first.
+        TorchFileError: No such index.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             with path.open("rb") as file, zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()
-                orders = [e for e in entries if e.filename.endswith("/byteorder")]
-                foreign = any(archive.open(e).read(16) != b"little" for e in orders)
                 self._entries = {_start(file, e.header_offset): e for e in entries}
         except _DAMAGE as error:
             raise TorchFileError("is truncated or damaged") from error
-        if foreign:
-            raise TorchFileError("was written on a big-endian machine, which is not supported")
 
     def place(self, outline: Tensor) -> int:
         """Return the byte of the file at which a tensor of `load_outline` begins.

@@ -16,6 +16,7 @@ from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, validate
 from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.stable_safetensors import sort_metadata
 from tdmpc_opt.task_table import Task, TaskTable
 from tdmpc_opt.world_model.quantized import QuantizedWeight
@@ -25,6 +26,8 @@ FORMAT = "tdmpc-opt"
 SCHEMA = 2
 """Newest schema, that of files with quantised weights; files without keep schema 1. A reader
 for each released one stays."""
+_WIDEST = 1 << 16
+"""Largest width; networks that a file does not hold are of the widths that it tells, too."""
 
 
 def write_native(path: Path, checkpoint: Checkpoint) -> None:
@@ -155,8 +158,8 @@ def _check_schema(path: Path, metadata: Mapping[str, str]) -> None:
 def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:
     """Return one JSON value of the metadata, of the kind it must have."""
     try:
-        value = json.loads(metadata[key])
-    except (KeyError, ValueError, RecursionError) as error:
+        value = parse_json(metadata[key])
+    except (KeyError, ValueError) as error:
         raise CheckpointError(f"its metadata has no readable {key!r}") from error
     if not isinstance(value, kind):
         raise CheckpointError(f"its metadata entry {key!r} is not a {kind.__name__}")
@@ -176,7 +179,13 @@ def _config(values: Mapping[str, Any]) -> ModelConfig:
     except (ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"its config cannot be built: {error}") from error
     widths = (config.enc_dim, config.mlp_dim, config.latent_dim, config.num_bins - 1)
-    usable = min(widths) > 0 and config.task_dim >= 0 and 0 <= config.dropout < 1
+    widest = max(value for value in asdict(config).values() if type(value) is int)
+    usable = (
+        min(widths) > 0
+        and widest <= _WIDEST
+        and config.task_dim >= 0
+        and 0 <= config.dropout < 1
+    )
     if not (usable and 0 < config.bin_limit < math.inf):
         raise CheckpointError(f"its config cannot be built: {config}")
     return config
@@ -188,7 +197,10 @@ def _tasks(records: list[Any]) -> TaskTable:
         if not isinstance(record, dict):
             raise CheckpointError("its task table holds an entry that is not a task")
         _check_fields(Task, record, "task table")
-    return TaskTable.from_json(records)
+    try:
+        return TaskTable.from_json(records)
+    except ValueError as error:
+        raise CheckpointError(f"its task table cannot be used: {error}") from error
 
 
 def _check_fields(

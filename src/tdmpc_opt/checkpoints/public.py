@@ -164,7 +164,10 @@ def _weights(entries: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(tensor: Tensor) -> Tensor:
     """Return an ordinary contiguous tensor, quantised ones as float32."""
     plain = tensor.detach()
-    return (plain.dequantize() if plain.is_quantized else plain).contiguous()
+    try:
+        return (plain.dequantize() if plain.is_quantized else plain).contiguous()
+    except RuntimeError as error:  # a scale or zero point out of range
+        raise CheckpointError("a quantised tensor is damaged") from error
 
 
 def _native_names(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:

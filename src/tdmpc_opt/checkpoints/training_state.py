@@ -1,6 +1,5 @@
 """Everything an exact resume needs: the last few states of a run, each one whole file."""
 
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.torch_files import TorchFileError, load_whole
 
 SCHEMA = 2
 
@@ -43,17 +43,14 @@ class StateFolder:
         for path in {*self.files()} - {*older[: self._keep]}:
             path.unlink(missing_ok=True)
 
-    def newest(
-        self, device: torch.device, warn: Callable[[str], None]
-    ) -> dict[str, Any] | None:
+    def newest(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
         """Read the newest state that is whole; no code is unpickled.
 
         Args:
-            device: Where its tensors go.
             warn: Told of each damaged state that an older one stands in for.
 
         Returns:
-            The state, or None where there is none at all.
+            The state on the CPU, or None where there is none at all.
 
         Raises:
             CheckpointError: All states are damaged, or of another version.
@@ -61,7 +58,7 @@ class StateFolder:
         files = self.files()
         for number, path in enumerate(files):
             try:
-                return _load(path, device)
+                return _load(path)
             except CheckpointError as error:
                 if number + 1 == len(files):
                     raise
@@ -77,12 +74,12 @@ def _save(path: Path, state: Mapping[str, Any]) -> None:
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
-def _load(path: Path, device: torch.device) -> dict[str, Any]:
+def _load(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        state = load_whole(path)
+    except TorchFileError as error:
         raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}); delete it to start the run anew, or "
+            f"{path} {error}; delete it to start the run anew, or "
             "start another from the run's model.safetensors with --start"
         ) from error
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:

@@ -1,8 +1,11 @@
 """Commands that look at checkpoints or rewrite them."""
 
+from rich.text import Text
+
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import console, table_of
+from tdmpc_opt.errors import printable
 
 
 def _tasks(config: configs.TasksConfig) -> None:
@@ -46,8 +49,8 @@ def _inspect(config: configs.InspectConfig) -> None:
     for name, value in vars(summary.config).items():
         facts.add_row(name, str(value))
     for name, text in summary.extra.items():
-        facts.add_row(name, text)
-    facts.add_row("tasks", ", ".join(summary.tasks))
+        facts.add_row(Text(printable(name, 100)), Text(printable(text, 10_000)))
+    facts.add_row("tasks", Text(", ".join(summary.tasks)))
     terminal.print(facts)
     parts = table_of("Parts", "part", "parameters", "bytes", "dtype")
     for part, count in summary.part_parameters.items():

@@ -1,15 +1,18 @@
 """State of an unfinished expert training in one file, read back without pickle."""
 
 import json
+import math
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.data.maps import DAMAGED_ARRAY
 from tdmpc_opt.errors import RunError
+from tdmpc_opt.json_text import parse_json
 
 _BUFFER_FIELDS = (
     "observations",
@@ -21,6 +24,7 @@ _BUFFER_FIELDS = (
 )
 # SAC and CrossQ keep one critic state, TQC two.
 _POLICY_FIELDS = ("actor_state", "qf_state", "qf1_state", "qf2_state", "key", "noise_key")
+_DAMAGE = (*DAMAGED_ARRAY, AttributeError, RuntimeError, zipfile.BadZipFile)
 _MODEL_FIELDS = ("ent_coef_state", "key")
 
 
@@ -65,12 +69,12 @@ def read_progress(path: Path) -> Progress:
         RunError: The file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            fields = json.loads(archive["progress"].tobytes())
+        with path.open("rb") as file, _opened(file) as archive:
+            fields = parse_json(archive["progress"].tobytes())
         # JSON has no tuples.
         fields["curve"] = [(int(step), float(value)) for step, value in fields["curve"]]
         return Progress(**fields)
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise RunError(_damaged(path, error)) from error
 
 
@@ -83,7 +87,7 @@ def restore_model(path: Path, model: Any, progress: Progress) -> None:
     from flax import serialization
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, _opened(file) as archive:
             arrays = dict(archive)
         saved = serialization.from_bytes(_networks(model), arrays["networks"].tobytes())
         buffer = model.replay_buffer
@@ -92,13 +96,29 @@ def restore_model(path: Path, model: Any, progress: Progress) -> None:
         buffer.pos = int(arrays["position"])
         buffer.full = len(arrays["rewards"]) == buffer.buffer_size
         model._n_updates = int(arrays["updates"])
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise RunError(_damaged(path, error)) from error
     for name, value in saved["policy"].items():
         setattr(model.policy, name, value)
     for name, value in saved["model"].items():
         setattr(model, name, value)
     model.num_timesteps = progress.step
+
+
+def _opened(file: IO[bytes]) -> Any:
+    """Open an archive of arrays none of which claims more bytes than it has."""
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("is packed")  # numpy's is not, and one may unpack to terabytes
+            with archive.open(entry) as member:
+                if np.lib.format.read_magic(member) != (1, 0):
+                    raise ValueError("is of a newer numpy")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            if math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise ValueError(f"{entry.filename} is cut off")
+    file.seek(0)
+    return np.load(file, allow_pickle=False)
 
 
 def _networks(model: Any) -> dict[str, dict[str, Any]]:

@@ -31,6 +31,7 @@ from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
 from tdmpc_opt.executor import run_parallel
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.task_table import MT30, Task, TaskTable
 from tdmpc_opt.tasks.choice import choose_tasks
 from tdmpc_opt.tasks.environment import make_env
@@ -185,11 +186,7 @@ def _is_finished(config: ExpertsConfig, task: str) -> bool:
         if state.exists():
             _refuse_other(state, read_progress(state).identity, config, task)
         return False
-    try:
-        content = json.loads(record.read_text())
-        identity, steps = content["config"], int(content["steps"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{record} is damaged ({error!r}); delete it to train again") from error
+    identity, steps = _recorded(record)
     _refuse_other(record, identity, config, task)
     if not expert_path(config.output, task).exists():
         return False
@@ -202,6 +199,15 @@ def _is_finished(config: ExpertsConfig, task: str) -> bool:
         return False
     rich.print(f"{task}: already finished, skipped")
     return True
+
+
+def _recorded(record: Path) -> tuple[Any, int]:
+    """Return the config and the steps of a finished expert."""
+    try:
+        content = parse_json(record.read_bytes())
+        return content["config"], int(content["steps"])
+    except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise RunError(f"{record} is damaged ({error!r}); delete it to train again") from error
 
 
 def _refuse_other(path: Path, found: dict[str, Any], config: ExpertsConfig, task: str) -> None:

@@ -4,7 +4,6 @@ Minari holds T + 1 observations beside T actions and rewards: what is done in st
 row t there, and in row t + 1 here.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from minari.dataset.minari_storage import MinariStorage
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.data.transfer import ImportReport
 from tdmpc_opt.errors import DataError
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.task_table import MT30, Task, TaskTable
 
@@ -84,7 +84,7 @@ def _write_minari(dataset: EpisodeDataset, name: str, folder: Path) -> None:
 
 def _is_complete(data: Path) -> bool:
     try:
-        return "dataset_id" in json.loads((data / _METADATA).read_text())
+        return "dataset_id" in parse_json((data / _METADATA).read_bytes())
     except (OSError, ValueError):
         return False
 
@@ -140,7 +140,7 @@ def import_minari(
 def _open(data: Path) -> tuple[MinariStorage, str]:
     """Open the data, and return what the dataset is called."""
     try:
-        metadata = json.loads((data / _METADATA).read_text())
+        metadata = parse_json((data / _METADATA).read_bytes())
         if not {"observation_space", "action_space"} <= set(metadata):
             # Minari would build the environment that the file names, and so run its code.
             raise DataError(f"{data} does not store its spaces; have Minari write it anew")

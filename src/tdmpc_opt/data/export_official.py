@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
+from tdmpc_opt.data.maps import DAMAGED_ARRAY
 from tdmpc_opt.data.official import FLOATS, Rows
 from tdmpc_opt.data.shard_files import POSITIONS, field_file
 from tdmpc_opt.data.transfer import Throughput, refuse_full_disk
@@ -175,9 +176,9 @@ def _positions(path: Path, episodes: int) -> NDArray[np.int64] | None:
     if not path.exists():
         return None
     try:
-        known = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}; copy the dataset again") from error
+        known = np.load(path, mmap_mode="r", allow_pickle=False)
+    except DAMAGED_ARRAY as error:
+        raise DataError(f"cannot read {path}: {error!r}; copy the dataset again") from error
     if known.shape != (episodes,):
         raise DataError(f"{path} is damaged; copy the dataset again")
     return known

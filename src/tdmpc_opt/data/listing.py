@@ -12,6 +12,7 @@ from typing import Any
 
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.errors import DataError
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.task_table import TaskTable
 
 FORMAT = "tdmpc-opt-data"
@@ -119,7 +120,7 @@ def read_listing(folder: Path) -> Listing:
     """
     listing = folder / LISTING
     try:
-        record = json.loads(listing.read_text(encoding="utf-8"))
+        record = parse_json(listing.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"no dataset at {folder} ({LISTING} is missing); collect one with "
@@ -136,7 +137,7 @@ def read_listing(folder: Path) -> Listing:
         )
     try:
         return _from_record(record)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise DataError(f"{listing} is damaged ({error!r}); restore it from a copy") from error
 
 

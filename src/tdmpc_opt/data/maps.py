@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+DAMAGED_ARRAY = (
+    *(OSError, EOFError, MemoryError, SyntaxError, tokenize.TokenError),
+    *(ArithmeticError, LookupError, TypeError, ValueError),
+)
+"""What numpy was seen to raise on array files that are cut, changed or foreign."""
 _PAGE = mmap.PAGESIZE
 _madvise = ctypes.CDLL(None).madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)

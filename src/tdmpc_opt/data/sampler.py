@@ -16,6 +16,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 from tdmpc_opt.data.maps import ReadAhead
 from tdmpc_opt.data.weights import Sampling, Units, by_return, by_task
 from tdmpc_opt.errors import DataError, NonFiniteError
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.task_table import Task, TaskTable
 
 
@@ -245,7 +246,7 @@ class SliceSampler:
             DataError: A state that `state_dict` did not write.
         """
         try:
-            self._generator.bit_generator.state = json.loads(state["generator"])
+            self._generator.bit_generator.state = parse_json(state["generator"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"the sampler's saved state is damaged ({error!r})") from error
         self._state, self._next = self._generator.bit_generator.state, None

@@ -45,6 +45,16 @@ def ablation(paths: Sequence[Path]) -> list[AblationRow]:
         ResultError: A file that cannot be read, of an unfinished evaluation, of an agent that
             does not say how it was trained, or of another budget than the first one's.
     """
+    try:
+        return _rows(paths)
+    except ResultError:
+        raise  # it is a ValueError, which is caught below
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        names = ", ".join(map(str, paths))
+        raise ResultError(f"{names}: cannot be compared ({error!r}); make them anew") from error
+
+
+def _rows(paths: Sequence[Path]) -> list[AblationRow]:
     contents = [_read(path) for path in paths]
     for path, content in zip(paths, contents, strict=True):
         _require_equal_budget(paths[0], contents[0], path, content)

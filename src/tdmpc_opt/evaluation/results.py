@@ -13,6 +13,7 @@ from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.score import normalized_score
+from tdmpc_opt.json_text import parse_json
 
 KIND = "evaluation"
 
@@ -109,10 +110,10 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         ResultError: The file is missing, damaged or of another kind.
     """
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise ResultError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ResultError(f"{path} is no JSON ({error}); delete or repair it") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise ResultError(f"{path} is not a result of tdmpc-opt evaluate")

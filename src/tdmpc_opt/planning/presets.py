@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 from tdmpc_opt.configs import Mode, PlannerBudget
 from tdmpc_opt.errors import CheckpointError, InputError
+from tdmpc_opt.json_text import parse_json
 
 STORED_AS = "presets"
 """Entry of a checkpoint's further facts that holds presets of its own."""
@@ -67,7 +68,7 @@ def stored(extra: Mapping[str, str]) -> dict[str, Preset]:
         CheckpointError: They cannot be read.
     """
     try:
-        records = json.loads(extra.get(STORED_AS, "{}"))
+        records = parse_json(extra.get(STORED_AS, "{}"))
         return {
             str(name): Preset(record["mode"], PlannerBudget(**record["budget"]))
             for name, record in records.items()

@@ -1,7 +1,6 @@
 """Result files of every kind, read into what a report shows of them."""
 
 import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import read_evaluation
 from tdmpc_opt.evaluation.score import Score, normalized_score
+from tdmpc_opt.json_text import parse_json
 
 _SMOOTHED = 8  # episodes that one point of an expert's curve is the mean of
 
@@ -136,7 +136,7 @@ def read_result_files(paths: Sequence[Path]) -> ResultSet:
         source = Source(names[path], path, str(kind), facts)
         try:
             _READERS[str(kind)](results, source, content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, ResultError):
                 raise
             raise ResultError(f"{path} is damaged ({error!r}); make it anew") from error
@@ -161,10 +161,10 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise ResultError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ResultError(f"{path} is no JSON ({error}); delete or repair it") from error
     return content if isinstance(content, dict) else {}
 

@@ -11,7 +11,14 @@ from tdmpc_opt.deadline import Clock, DeadlineTimer
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.input_checks import check_deadline, check_finite, check_shape, task_id
 from tdmpc_opt.runtime.numpy_policy import NumpyPolicy
-from tdmpc_opt.runtime.onnx_file import OnnxFile, PlanSizes, Provider, is_onnx, open_onnx
+from tdmpc_opt.runtime.onnx_file import (
+    OnnxFile,
+    PlanSizes,
+    Provider,
+    check_output,
+    is_onnx,
+    open_onnx,
+)
 from tdmpc_opt.runtime.planner import Inputs, OnnxPlanner
 from tdmpc_opt.runtime.weights import Weights, read_weights
 from tdmpc_opt.task_table import TaskTable
@@ -171,6 +178,7 @@ def _inputs(file: OnnxFile, obs: Array, task: int) -> Inputs:
 def _by_onnx(file: OnnxFile) -> Act:
     def act(obs: Array, task: int, _: np.random.Generator) -> Array:
         action: Array = file.session.run(["action"], _inputs(file, obs, task))[0]
+        check_output(action, (len(obs), file.tasks.action_dim))
         return action
 
     return act

@@ -1,13 +1,13 @@
 """Opening ONNX files that `tdmpc-opt export` wrote; onnxruntime loads with the first."""
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.task_table import TaskTable
 
 FORMAT = "tdmpc-opt"
@@ -50,8 +50,8 @@ class PlanSizes:
 class OnnxFile:
     """An open file."""
 
-    session: Any
-    """onnxruntime.InferenceSession."""
+    session: "CheckedSession"
+    """Runs the graph."""
     tasks: TaskTable
     """Tasks in the order of their ids."""
     plan: PlanSizes | None
@@ -84,16 +84,104 @@ def open_onnx(path: Path, threads: int, providers: Sequence[Provider] | None) ->
         InputError: A provider that this build of ONNX Runtime lacks.
         MissingDependencyError: onnxruntime is not installed.
     """
-    session = _session(path, threads, providers)
-    metadata = _metadata(path, session)
+    session = CheckedSession(path, _session(path, threads, providers))
+    metadata = _metadata(path, session.raw)
     try:
-        tasks = TaskTable.from_json(json.loads(metadata["tasks"]))
+        tasks = TaskTable.from_json(parse_json(metadata["tasks"]))
         plan, number_format = None, metadata["number_format"]
         if metadata["kind"] == "planner":
-            plan = PlanSizes(**json.loads(metadata["plan"]))
-    except (KeyError, TypeError, ValueError) as error:
+            plan = PlanSizes(**parse_json(metadata["plan"]))
+            _check_plan(plan)
+        _check_graph(session.raw, tasks, plan)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
     return OnnxFile(session, tasks, plan, number_format)
+
+
+class CheckedSession:
+    """Runs the graph of a file, which may fail where the file is damaged.
+
+    Args:
+        path: The file.
+        raw: onnxruntime.InferenceSession.
+    """
+
+    def __init__(self, path: Path, raw: Any) -> None:
+        self.raw = raw
+        self._path = path
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Any]) -> list[Any]:
+        """Return outputs by name.
+
+        Raises:
+            CheckpointError: The graph cannot be computed.
+        """
+        try:
+            found: list[Any] = self.raw.run(outputs, inputs)
+        except _errors() as error:
+            raise CheckpointError(
+                f"{self._path} is damaged, its graph cannot be computed: {_one_line(error)}"
+            ) from error
+        return found
+
+
+def check_output(values: Any, shape: tuple[int, ...]) -> None:
+    """Refuse what a graph gave in another shape than it should.
+
+    Raises:
+        CheckpointError: Another shape.
+    """
+    if values.shape != shape:
+        raise CheckpointError(
+            f"the ONNX file is damaged: its graph gave {list(values.shape)}, not {list(shape)}"
+        )
+
+
+def _check_plan(plan: PlanSizes) -> None:
+    """Refuse sizes that no planner is written with."""
+    sizes = (plan.rounds, plan.horizon, plan.samples, plan.policy_samples)
+    counts = (*sizes, plan.replan_every, plan.num_q)
+    spreads = (plan.min_std, plan.max_std, plan.warm_mean, plan.warm_std, plan.converged_std)
+    if type(plan.preset) is not str or type(plan.mean_action) is not bool:
+        raise ValueError("its plan has no name, or does not say how it acts")
+    if not all(type(count) is int and 0 <= count < _MOST for count in counts):
+        raise ValueError(f"a plan of {plan}")
+    if not all(type(spread) in (int, float) and 0 <= spread < _MOST for spread in spreads):
+        raise ValueError(f"a plan of {plan}")
+    if not (plan.policy_samples < plan.samples and 0 < plan.replan_every <= plan.horizon):
+        raise ValueError(f"a plan of {plan}")
+    if min(plan.rounds, plan.num_q) < 1 or plan.samples * plan.horizon * plan.rounds > _MOST:
+        raise ValueError(f"a plan of {plan}")
+
+
+_MOST = 1 << 22
+"""Sampled actions of one plan; the published budget has about 9,000 of them."""
+
+
+def _check_graph(session: Any, tasks: TaskTable, plan: PlanSizes | None) -> None:
+    """Refuse a graph with other inputs and outputs than the metadata lets expect."""
+    inputs = {item.name: item.shape for item in session.get_inputs()}
+    wanted = {"obs"} | ({"task"} if len(tasks) > 1 else set())
+    if plan is not None:
+        wanted |= {"prior", "mean", "std", "samples", "value", "heads", "pick"}
+    outputs = {item.name for item in session.get_outputs()}
+    if {*inputs} != wanted or "action" not in outputs:
+        raise ValueError(f"its graph takes {sorted(inputs)} and gives {sorted(outputs)}")
+    if plan is not None and not {"new_mean", "new_std"} <= outputs:
+        raise ValueError(f"its graph gives {sorted(outputs)}")
+    widths = [shape[-1] if shape else None for shape in (inputs["obs"],)]
+    if widths != [tasks.obs_dim]:
+        raise ValueError(f"its graph takes {widths[0]} numbers, its tasks have {tasks.obs_dim}")
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """Return what onnxruntime raises on files that are damaged."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    return (
+        *(errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf),
+        *(errors.NotImplemented, errors.RuntimeException),
+    )
 
 
 def _session(path: Path, threads: int, providers: Sequence[Provider] | None) -> Any:
@@ -102,7 +190,6 @@ def _session(path: Path, threads: int, providers: Sequence[Provider] | None) -> 
             'ONNX files need onnxruntime: pip install "tdmpc-opt[runtime]"'
         )
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     wanted = ["CPUExecutionProvider"] if providers is None else list(providers)
     offered = onnxruntime.get_available_providers()
@@ -117,14 +204,7 @@ def _session(path: Path, threads: int, providers: Sequence[Provider] | None) -> 
     options.log_severity_level = 3  # errors alone: what goes wrong is raised
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=wanted)
-    except (
-        errors.Fail,
-        errors.InvalidArgument,
-        errors.InvalidGraph,
-        errors.InvalidProtobuf,
-        errors.NotImplemented,
-        errors.RuntimeException,
-    ) as error:
+    except _errors() as error:
         raise CheckpointError(
             f"{path} is damaged, or not an ONNX file that runs here: {_one_line(error)}"
         ) from error
@@ -140,7 +220,7 @@ def _metadata(path: Path, session: Any) -> dict[str, str]:
             f"{path} is an ONNX file of another program; write one with tdmpc-opt export"
         )
     schema = metadata.get("schema", "")
-    if not schema.isdigit():
+    if not (schema.isascii() and schema.isdigit() and len(schema) < 10):
         raise CheckpointError(f"{path} is damaged: its schema number is {schema[:20]!r}")
     if int(schema) > SCHEMA:
         raise CheckpointError(

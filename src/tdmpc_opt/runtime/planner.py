@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc_opt.deadline import DeadlineTimer
-from tdmpc_opt.runtime.onnx_file import PlanSizes
+from tdmpc_opt.runtime.onnx_file import PlanSizes, check_output
 
 Array = NDArray[np.float32]
 Inputs = dict[str, NDArray[Any]]
@@ -80,6 +80,8 @@ class OnnxPlanner:
             start = self._timer.start_part()
             noise = self._noise(generator, at_once, rows)
             found = self._session.run(OUTPUTS, common | noise | {"mean": mean, "std": std})
+            for value, like in zip(found, (action, mean, std), strict=True):
+                check_output(value, like.shape)
             if self._timer.limited:
                 self._timer.end_part(start)
             action, mean, std = (

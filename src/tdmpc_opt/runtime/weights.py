@@ -1,6 +1,5 @@
 """Reading this project's safetensors without torch."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.task_table import TaskTable
 
 FORMAT = "tdmpc-opt"
@@ -31,6 +31,11 @@ class Integers:
     """Number of inputs."""
     group: int
     """Neighbouring inputs that share a scale."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        return len(self.codes), self.columns
 
     def dense(self) -> NDArray[np.float32]:
         """Return the weight in float32, [out, in]."""
@@ -77,26 +82,76 @@ def read_weights(path: Path) -> Weights:
     try:
         stored = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
         length = int.from_bytes(content[:_LENGTH], "little")
-        metadata = json.loads(content[_LENGTH : _LENGTH + length]).get("__metadata__", {})
+        metadata = parse_json(content[_LENGTH : _LENGTH + length]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{path} is no ONNX or safetensors file, or damaged: {error}"
         ) from error
     _check_schema(path, metadata)
     try:
-        config = json.loads(metadata["config"])
-        tasks = TaskTable.from_json(json.loads(metadata["tasks"]))
+        config = parse_json(metadata["config"])
+        tasks = TaskTable.from_json(parse_json(metadata["tasks"]))
         entries = {name: entry for name, entry in stored if name.startswith(_READ)}
-        listed = dict(json.loads(metadata.get("quantized", "{}")))
+        listed = dict(parse_json(metadata.get("quantized", "{}")))
         tensors: dict[str, NDArray[np.float32] | Integers] = {
             name: _integers(name, layout, entries)
             for name, layout in listed.items()
             if name.startswith(_READ)
         }
         tensors |= {name: _array(entry) for name, entry in entries.items()}
-        return Weights(tensors, tasks, config["latent_dim"], config["simnorm_dim"])
-    except (KeyError, TypeError, ValueError) as error:
+        weights = Weights(tensors, tasks, config["latent_dim"], config["simnorm_dim"])
+        check_weights(weights)
+        return weights
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
+
+
+def check_weights(weights: Weights) -> None:
+    """Check that each layer is there, fits the one before it, and holds finite numbers.
+
+    Raises:
+        ValueError: The message names the first fault.
+    """
+    tasks, latent, group = weights.tasks, weights.latent_dim, weights.simnorm_dim
+    if type(latent) is not int or type(group) is not int or group < 1 or latent % group:
+        raise ValueError(f"a latent of {latent!r:.20} in groups of {group!r:.20}")
+    embedding = weights.tensors.get("task_embedding.weight")
+    task_dim = 0 if embedding is None else embedding.shape[-1]
+    expected: dict[str, tuple[int, ...]] = {}
+    if embedding is not None:
+        expected["task_embedding.weight"] = (len(tasks), task_dim)
+    elif len(tasks) != 1:
+        raise ValueError(f"{len(tasks)} tasks without an embedding")
+    expected |= _expected("encoder", weights, tasks.obs_dim + task_dim, latent)
+    expected |= _expected("policy_head", weights, latent + task_dim, 2 * tasks.action_dim)
+    found = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    wrong = sorted(
+        name for name in {*found, *expected} if found.get(name) != expected.get(name)
+    )
+    if wrong:
+        name = wrong[0]
+        raise ValueError(f"{name} is {found.get(name)}, expected {expected.get(name)}")
+    for name, tensor in weights.tensors.items():
+        values = tensor.scale if isinstance(tensor, Integers) else tensor
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+
+
+def _expected(
+    part: str, weights: Weights, inputs: int, outputs: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a network's tensors, of as many layers as the file has."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    count = sum(name.startswith(part) and name.count(".") == 2 for name in weights.tensors) // 2
+    for index in range(max(count, 1)):
+        name, last = f"{part}.{index}", index == max(count, 1) - 1
+        weight = weights.tensors.get(f"{name}.weight")
+        rows = outputs if last or weight is None else weight.shape[0]
+        shapes |= {f"{name}.weight": (rows, inputs), f"{name}.bias": (rows,)}
+        if part == "encoder" or not last:
+            shapes |= {f"{name}.norm.weight": (rows,), f"{name}.norm.bias": (rows,)}
+        inputs = rows
+    return shapes
 
 
 def _check_schema(path: Path, metadata: dict[str, str]) -> None:
@@ -106,7 +161,7 @@ def _check_schema(path: Path, metadata: dict[str, str]) -> None:
             "with tdmpc-opt convert"
         )
     schema = metadata.get("schema", "")
-    if not schema.isdigit():
+    if not (schema.isascii() and schema.isdigit() and len(schema) < 10):
         raise CheckpointError(f"{path} is damaged: its schema number is {schema[:20]!r}")
     if int(schema) > SCHEMA:
         raise CheckpointError(

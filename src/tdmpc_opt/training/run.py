@@ -18,8 +18,9 @@ from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.configs import DistillConfig, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler, joint_tasks
-from tdmpc_opt.errors import RunError
+from tdmpc_opt.errors import CheckpointError, DataError, RunError
 from tdmpc_opt.expert_policy import expert_path
+from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.policies import PolicySource, is_expert_folder
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.task_table import TaskTable
@@ -31,6 +32,12 @@ _FREE = (
     *("output", "updates", "device", "log_every", "save_every", "eval_every", "wandb"),
     *("keep", "max_skipped"),
 )
+
+_UNFIT = (
+    *(AttributeError, AssertionError, ArithmeticError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
+"""What torch raises on states of another shape or kind."""
 
 
 class Run:
@@ -116,11 +123,23 @@ class Run:
             progress: Warned of a damaged state that the one before it stands in for.
 
         Raises:
-            CheckpointError: All states are damaged.
+            CheckpointError: All states are damaged, or the newest that can be read is not one
+                of such a run.
         """
-        state = self._states.newest(torch.device("cpu"), progress.warn)
+        state = self._states.newest(progress.warn)
         if state is None:
             return
+        try:
+            self._put_back(state, learner, sampler)
+        except (DataError, *_UNFIT) as error:
+            raise CheckpointError(
+                f"{self._states.path} holds a state that does not fit this run "
+                f"({type(error).__name__}); delete it to start the run anew"
+            ) from error
+
+    def _put_back(
+        self, state: Mapping[str, Any], learner: Learner, sampler: SliceSampler
+    ) -> None:
         learner.update = state["update"]
         learner.skipped = state["skipped"]
         learner.model.load_state_dict(state["model"])
@@ -194,8 +213,8 @@ def source_identity(source: str, tasks: TaskTable) -> dict[str, str | None]:
 
 def _require_same(path: Path, asked: Mapping[str, Any]) -> None:
     try:
-        found = json.loads(path.read_text())["config"]
-    except (ValueError, KeyError, TypeError) as error:
+        found = dict(parse_json(path.read_bytes())["config"])
+    except (LookupError, TypeError, ValueError) as error:
         raise RunError(f"{path} is damaged; choose another --output or delete it") from error
     for key in sorted({*found, *asked} - {*_FREE}):
         if found.get(key) != json.loads(json.dumps(asked.get(key))):

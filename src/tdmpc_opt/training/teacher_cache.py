@@ -22,6 +22,7 @@ from torch.nn import functional
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.configs import DistillConfig
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
+from tdmpc_opt.data.maps import DAMAGED_ARRAY
 from tdmpc_opt.data.sampler import Batch, ordered_shards
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.progress import Progress
@@ -145,7 +146,7 @@ class TeacherCache:
         for field in self._fields:
             try:
                 values = np.load(cached.folder / f"{field}.npy", mmap_mode="r")
-            except (OSError, ValueError):
+            except DAMAGED_ARRAY:
                 return None
             if values.dtype != np.float32 or len(values) != cached.rows:
                 return None

@@ -1,0 +1,1 @@
+"""Hostile files: valid ones are made, changed, read and watched."""
