@@ -182,6 +182,8 @@ def _turn(tally: Tally, config: Config, name: str, limit: int, work: Path) -> No
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         hung = not _listen(process, tally, folder)
         status = process.wait()
+    if _at(folder) < 0 and (hung or status):
+        sys.exit(f"the valid files of {name} are not read; mend that before changing them")
     if hung or status:
         case = max(_at(folder), tally.following)
         reason = "hang" if hung else "crash"
