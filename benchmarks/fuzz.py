@@ -202,7 +202,8 @@ def _listen(process: "subprocess.Popen[bytes]", tally: Tally, folder: Path) -> b
             line = process.stdout.readline()
             if not line:
                 return True
-            _note(tally, json.loads(line))
+            if line.startswith(b"{"):  # libraries print as well
+                _note(tally, json.loads(line))
         current = _at(folder)
         if current != case:
             case, since, burnt = current, time.monotonic(), _burnt(process.pid)

@@ -25,6 +25,8 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.errors import CheckpointError, ResultError, RunError, TdmpcOptError
 from tdmpc_opt.evaluation.ablation import ablation
 from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.report.read import read_result_files
+from tdmpc_opt.report.sections import sections
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.torch_files import TorchFileError, load_outline, load_whole
 
@@ -298,6 +300,15 @@ def test_results_without_a_seed_cannot_be_compared(tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(content))
     with pytest.raises(ResultError, match="cannot be compared"):
         ablation([tmp_path / "r.json"])
+
+
+def test_curves_without_a_point_and_kinds_that_are_no_names(tmp_path):
+    content = {"kind": "expert", "learning_curve": [], "config": {"task": "walker-run"}}
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    with pytest.raises(ResultError, match="r: cannot be shown"):
+        sections(read_result_files([tmp_path / "r.json"]))
+    (tmp_path / "r.json").write_text(json.dumps({"kind": {}}))
+    assert not read_result_files([tmp_path / "r.json"]).sources
 
 
 def test_states_of_experts_that_claim_more_than_they_hold_are_refused(tmp_path):

@@ -419,7 +419,9 @@ def test_the_state_before_stands_in_for_a_damaged_newest(config, tmp_path, part)
     newest, before = StateFolder(config.output).files()
     assert (newest.stem, before.stem) == ("000000005", "000000004")
     _truncate(newest, part)
-    with pytest.warns(RuntimeWarning, match=r"5.pt is .*damaged.*goes on from 000000004.pt"):
+    with pytest.warns(
+        RuntimeWarning, match=r"5.pt is truncated or damaged.*goes on from 000000004.pt"
+    ):
         resumed = train(config)
     whole = train(replace(config, output=tmp_path / "whole" / "run"))
     assert _same_weights(whole, resumed)

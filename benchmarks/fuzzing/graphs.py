@@ -68,7 +68,9 @@ def _change(draw: random.Random, message: Any) -> None:
     elif field.message_type is not None:
         message.ClearField(field.name)
     else:
-        setattr(message, field.name, _other(draw, field, value))
+        other = _other(draw, field, value)
+        if field.enum_type is None or other in field.enum_type.values_by_number:
+            setattr(message, field.name, other)
 
 
 def _change_row(draw: random.Random, field: Any, row: Any) -> None:

@@ -1,7 +1,6 @@
 """Result files: JSON that carries scores, configuration, versions and machine."""
 
 import json
-import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.json_text import parse_json
 
 KIND = "evaluation"
+_MOST = 1e100  # of a return; NaN is not below it, and squares of those that are stay finite
 
 
 class EvaluationFile:
@@ -132,6 +132,6 @@ def _is_record(record: object) -> bool:
     returns, seeds = record.get("returns"), record.get("seeds")
     if not isinstance(returns, list) or not isinstance(seeds, list):
         return False
-    numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in returns)
+    numbers = all(isinstance(value, int | float) and abs(value) < _MOST for value in returns)
     numbers = numbers and all(isinstance(seed, int) for seed in seeds)
     return bool(returns) and len(returns) == len(seeds) and numbers

@@ -129,7 +129,7 @@ def read_result_files(paths: Sequence[Path]) -> ResultSet:
     for path in paths:
         content = _json(path)
         kind = content.get("kind")
-        if kind not in _READERS:
+        if not isinstance(kind, str) or kind not in _READERS:
             results.skipped.append((path, f"unknown kind {kind!r}" if kind else "has no kind"))
             continue
         facts = {key: content[key] for key in _FACTS if content.get(key)}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.ablation import ablation, equal_budgets
 from tdmpc_opt.evaluation.score import Score, normalized_score
 from tdmpc_opt.report.charts import (
@@ -48,14 +49,19 @@ class Section:
 
 
 def sections(results: ResultSet) -> list[Section]:
-    """Return the sections for which there are results."""
-    found = [
-        _scores(results),
-        _tasks(results),
-        _costs(results),
-        _ablations(results),
-        _curves(results),
-    ]
+    """Return the sections for which there are results.
+
+    Raises:
+        ResultError: Values that cannot be shown, such as a curve without a point.
+    """
+    parts = (_scores, _tasks, _costs, _ablations, _curves)
+    try:
+        found = [part(results) for part in parts]
+    except ResultError:
+        raise  # it is a ValueError, which is caught below
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        names = ", ".join(source.name for source in results.sources)
+        raise ResultError(f"{names}: cannot be shown ({error!r}); make them anew") from error
     return [section for section in found if section.figures]
 
 

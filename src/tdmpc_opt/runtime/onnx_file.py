@@ -201,7 +201,7 @@ def _session(path: Path, threads: int, providers: Sequence[Provider] | None) -> 
             )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors alone: what goes wrong is raised
+    options.log_severity_level = 4  # what goes wrong is raised, and need not be printed too
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=wanted)
     except _errors() as error:
