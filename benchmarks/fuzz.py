@@ -78,6 +78,8 @@ class Tally:
     """Cases that the first check of the content lets through."""
     read: int = 0
     """Changed files that were still valid to their reader."""
+    too_large: int = 0
+    """Files that asked for more than 3 GiB at once, did not get it, and were refused."""
     seconds: float = 0.0
     following: int = 0
     """Number of the next case."""
@@ -220,6 +222,7 @@ def _note(tally: Tally, said: dict[str, Any]) -> None:
         tally.cases += said["cases"]
         tally.passed += said["passed"]
         tally.read += said["read"]
+        tally.too_large += said["too_large"]
         tally.following = said["next"]
 
 
@@ -248,6 +251,7 @@ def write_result(state: State, config: Config) -> None:
             "cases": tally.cases,
             "passed_first_check": tally.passed,
             "read": tally.read,
+            "too_large": tally.too_large,
             "faults": len(tally.faults),
             "mended": tally.mended,
             "seconds": round(tally.seconds, 1),
@@ -280,12 +284,13 @@ def with_table(page: str, result: dict[str, Any]) -> str:
     _, _, tail = rest.partition(MARKS[1])
     rows = [
         f"| {name} | {row['cases']:,} | {row['passed_first_check']:,} | {row['read']:,} |"
+        f" {row['too_large']:,} |"
         for name, row in result["per_reader"].items()
     ]
     faults = result["crashes"] + result["hangs"] + result["code_runs"]
     lines = [
-        "| kind of file | cases | pass the first check | still valid |",
-        "|---|---|---|---|",
+        "| kind of file | cases | pass the first check | still valid | ask for over 3 GiB |",
+        "|---|---|---|---|---|",
         *rows,
         "",
         f"{result['cases']:,} cases in all: {result['crashes']} crashes or bombs, "

@@ -42,7 +42,7 @@ def main(name: str, options: list[str]) -> None:
             path.write_bytes(content)
             number = random.Random(content).randrange(64)
             with guard:
-                fault, _ = readers.judge(reader.read, path, number)
+                fault = readers.judge(reader.read, path, number).fault
             if fault is not None:
                 raise AssertionError(fault)
 

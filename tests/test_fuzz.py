@@ -70,8 +70,8 @@ def test_valid_files_are_read(name, cases):
     case = cases(name)
     for number in range(len(case.seeds)):
         found = [readers.judge(case.reader.read, case.path(number), way) for way in range(8)]
-        assert {fault for fault, _ in found} == {None}
-        assert not all(refused for _, refused in found)
+        assert {verdict.fault for verdict in found} == {None}
+        assert not all(verdict.refused for verdict in found)
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -134,6 +134,7 @@ def test_the_driver_counts_goes_on_and_retries(tmp_path, monkeypatch):
         "cases": 40,
         "passed_first_check": state.tallies["run records"].passed,
         "read": state.tallies["run records"].read,
+        "too_large": 0,
         "faults": 0,
         "mended": 1,
         "seconds": 0,
@@ -243,13 +244,17 @@ def test_networks_that_a_file_lacks_cannot_be_told_of_any_width(tmp_path):
 
 def _torch_file(path: Path, change: Callable[[bytes], bytes]) -> Path:
     """Write a small file by torch whose pickle is changed."""
-    from fuzzing.archives import _entries, _Entry, pack
-
     file = io.BytesIO()
     torch.save({"a": torch.ones(2)}, file)
+    return _repacked(path, file.getvalue(), change)
+
+
+def _repacked(path: Path, content: bytes, change: Callable[[bytes], bytes]) -> Path:
+    from fuzzing.archives import _entries, _Entry, pack
+
     entries = [
         _Entry(e.name, change(e.data) if e.name.endswith("data.pkl") else e.data)
-        for e in _entries(file.getvalue())
+        for e in _entries(content)
     ]
     path.write_bytes(pack(entries))
     return path
@@ -309,6 +314,19 @@ def test_curves_without_a_point_and_kinds_that_are_no_names(tmp_path):
         sections(read_result_files([tmp_path / "r.json"]))
     (tmp_path / "r.json").write_text(json.dumps({"kind": {}}))
     assert not read_result_files([tmp_path / "r.json"]).sources
+
+
+def test_quantised_tensors_out_of_range_are_refused(tmp_path):
+    content = seeds.public(tmp_path)[3]["model.pt"]
+    point = programs.integer(1 << 40)
+
+    def change(program: bytes) -> bytes:
+        at = program.index(b"G\x3f\xb9\x99\x99")  # the scale; the zero point follows it
+        assert program[at + 9 : at + 11] == b"K\x00"
+        return program[: at + 9] + point + program[at + 11 :]
+
+    with pytest.raises(CheckpointError, match="quantised tensor is damaged"):
+        read_checkpoint(_repacked(tmp_path / "a.pt", content, change))
 
 
 def test_states_of_experts_that_claim_more_than_they_hold_are_refused(tmp_path):

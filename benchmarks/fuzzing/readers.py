@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -227,7 +228,9 @@ class Outcome:
     read: bool
     """Whether the reader took it."""
     fault: str | None
-    """What went wrong: anything but success or one clear line of the project's own errors."""
+    """As of `Verdict`."""
+    too_large: bool
+    """As of `Verdict`."""
 
 
 class Case:
@@ -262,40 +265,53 @@ class Case:
         place.unlink()  # not overwritten: what was read before may still be mapped
         place.write_bytes(changed)
         try:
-            fault, failed = judge(self.reader.read, self.path(chosen), number)
+            verdict = judge(self.reader.read, self.path(chosen), number)
         finally:
             place.unlink(missing_ok=True)
             place.write_bytes(seed[name])
         passed = self.reader.passes(seed | {name: changed})
-        return Outcome(passed, fault is None and not failed, fault)
+        return Outcome(passed, not verdict.refused, verdict.fault, verdict.too_large)
 
 
-def judge(read: Read, path: Path, number: int) -> tuple[str | None, bool]:
-    """Read a file; return what is wrong, and whether it was refused as it should be."""
+class Verdict(NamedTuple):
+    """What reading one file came to."""
+
+    fault: str | None
+    """What is wrong: anything but success or one clear line of the project's own errors."""
+    refused: bool
+    """Whether it was not read."""
+    too_large: bool = False
+    """Whether it asked for more memory than the process may have, and did not get it."""
+
+
+def judge(read: Read, path: Path, number: int) -> Verdict:
+    """Read a file, and say what is wrong with how that went."""
     try:
         read(path, number)
     except TdmpcOptError as error:
-        return _unclear(error), True
+        return Verdict(_unclear(error), True, _is_of_memory(error))
     except Exception as error:  # which is what is looked for
-        return f"{type(error).__name__}: {str(error)[:300]!r} at {_origin(error)}", True
-    return None, False
+        fault = f"{type(error).__name__}: {str(error)[:300]!r} at {_origin(error)}"
+        return Verdict(fault, True)
+    return Verdict(None, False)
 
 
 def _unclear(error: TdmpcOptError) -> str | None:
-    """Say what is wrong with the message, or that memory had run out."""
+    """Say what is wrong with the message."""
     text = str(error)
-    if not text.isprintable() or not 10 < len(text) < 3000:
-        return f"unclear message of {len(text)} characters: {text[:200]!r}"
+    if text.isprintable() and 10 < len(text) < 3000:
+        return None
+    return f"unclear message of {len(text)} characters: {text[:200]!r}"
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Tell whether an allocation failed on the way."""
     cause: BaseException | None = error
     while cause is not None:
-        # torch reserves what a file claims before it can be compared with the file, and fills
-        # none of it: the peak is what counts.
-        reserved = "DefaultCPUAllocator" in str(cause)
-        failed = isinstance(cause, MemoryError) or "alloc" in str(cause).lower()
-        if failed and not reserved:
-            return f"out of memory: {cause!r:.300} at {_origin(cause)}"
+        if isinstance(cause, MemoryError) or "alloc" in str(cause).lower():
+            return True
         cause = cause.__cause__ or cause.__context__
-    return None
+    return False
 
 
 def _origin(error: BaseException) -> str:

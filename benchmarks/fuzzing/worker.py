@@ -49,7 +49,7 @@ class _Worker:
         (folder / BEAT).write_bytes(b"\xff" * 8)
         with (folder / BEAT).open("r+b") as file:
             self._beat = mmap.mmap(file.fileno(), 8)
-        self._counts = {"cases": 0, "passed": 0, "read": 0}
+        self._counts = {"cases": 0, "passed": 0, "read": 0, "too_large": 0}
 
     def run(self, first: int, limit: int, seconds: float) -> None:
         self._warm_up()
@@ -71,8 +71,8 @@ class _Worker:
             ways = []
             for number in range(16):
                 found = readers.judge(self._case.reader.read, self._case.path(chosen), number)
-                assert found[0] is None, f"{self._name}, file {chosen}, {number}: {found[0]}"
-                ways.append(found[1])
+                assert found.fault is None, f"{self._name}, {chosen}, {number}: {found.fault}"
+                ways.append(found.refused)
             assert not all(ways), f"{self._name}: valid file {chosen} was refused"
         for number in range(20):
             self._case.run(case_of(-1, self._name, number), number)
@@ -92,6 +92,7 @@ class _Worker:
         self._counts["cases"] += 1
         self._counts["passed"] += outcome.passed
         self._counts["read"] += outcome.read
+        self._counts["too_large"] += outcome.too_large
         if outcome.fault is not None:
             _say(fault="crash", case=number, message=outcome.fault)
         if watch.peak_memory() > self._peak:

@@ -179,6 +179,7 @@ def _errors() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     return (
+        UnicodeDecodeError,  # its own message quotes names of the file
         *(errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf),
         *(errors.NotImplemented, errors.RuntimeException),
     )
