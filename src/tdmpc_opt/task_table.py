@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from tdmpc_opt.errors import UnknownTaskError
 
+_MOST = 1 << 24
+"""Largest width or length that a file may tell of a task."""
 UNNAMED = "task"
 """Name of the one task of a single-task checkpoint, whose file does not tell it."""
 
@@ -139,7 +141,7 @@ class TaskTable:
 
         Raises:
             TypeError: A record with missing or foreign fields, or a value of a wrong kind.
-            ValueError: A width below 1, or a name that cannot be shown.
+            ValueError: A width or length that no task has, or a name that cannot be shown.
         """
         return cls(tuple(_task_of(record) for record in records))
 
@@ -151,8 +153,9 @@ def _task_of(record: dict[str, Any]) -> Task:
         value = getattr(task, name)
         if type(value) is not kind:  # a bool must not pass for an int
             raise TypeError(f"a task has {name} = {value!r:.40}")
-    if min(task.obs_dim, task.action_dim, task.episode_length) < 1:
-        raise ValueError(f"task {task.name!r:.40} has a width or length below 1")
+    sizes = (task.obs_dim, task.action_dim, task.episode_length)
+    if min(sizes) < 1 or max(sizes) > _MOST:
+        raise ValueError(f"task {task.name!r:.40} has a width or length not in 1..{_MOST:,}")
     if not (task.name.isprintable() and task.env.isprintable()):
         raise ValueError(f"a task is called {task.name!r:.40}")
     return task
