@@ -365,6 +365,16 @@ def test_verify_names_what_changed_or_is_gone(shard, bring, tmp_path):
     assert f"{second.name}: cannot read position.npy: No such file or directory" in faults
 
 
+def test_verify_names_a_shard_whose_folder_cannot_be(shard, bring, tmp_path):
+    bring(shard)
+    folder = tmp_path / "data"
+    text = (folder / "dataset.json").read_text()
+    first = min(path.name for path in folder.iterdir() if path.is_dir())
+    (folder / "dataset.json").write_text(text.replace(first, "0" * 300))
+    (fault,) = verify(folder, Silent()).faults
+    assert "File name too long" in fault
+
+
 def test_verify_looks_at_the_values_where_no_checksums_were_stored(shard, bring, tmp_path):
     bring(shard)
     listing = tmp_path / "data" / "dataset.json"

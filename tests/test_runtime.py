@@ -153,6 +153,14 @@ def test_foreign_and_damaged_metadata_is_refused(
     load(_rewritten(tmp_path / "policy.safetensors"))
 
 
+def test_a_file_without_metadata_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "policy.safetensors"
+    header = b'{"__metadata__":null}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="of another program"):
+        load(path)
+
+
 def test_missing_and_truncated_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "policy.safetensors"
     with pytest.raises(CheckpointError, match=r"cannot read .*No such file"):

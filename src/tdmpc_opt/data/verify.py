@@ -54,8 +54,12 @@ def verify(path: Path, progress: Progress) -> Verification:
 
 
 def _size(dataset: EpisodeDataset, shard: Shard) -> int:
+    """Return the bytes of a shard; one that cannot be read has none, and is named later."""
     folder = dataset.path / shard.name
-    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    try:
+        return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    except OSError:
+        return 0
 
 
 def _check(dataset: EpisodeDataset, shard: Shard, throughput: Throughput) -> None:

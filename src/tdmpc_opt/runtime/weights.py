@@ -82,7 +82,7 @@ def read_weights(path: Path) -> Weights:
     try:
         stored = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
         length = int.from_bytes(content[:_LENGTH], "little")
-        metadata = parse_json(content[_LENGTH : _LENGTH + length]).get("__metadata__", {})
+        metadata = parse_json(content[_LENGTH : _LENGTH + length]).get("__metadata__") or {}
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{path} is no ONNX or safetensors file, or damaged: {error}"
