@@ -4,7 +4,7 @@ Every kind of file has valid ones that are made here; a case is a change of one,
 seed and the number of the case, so that it can be made again. What is already done is kept, and
 the same command goes on; faults are tried anew first, so that mended ones go.
 
-    nice -n 19 python benchmarks/fuzz.py --cases 5000000
+    python benchmarks/fuzz.py --cases 5000000
 """
 
 import json
