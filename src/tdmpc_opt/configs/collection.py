@@ -65,7 +65,8 @@ class ExpertsConfig:
             raise InputError(
                 f"envs * update_ratio must be a whole number of updates, got {updates:g}"
             )
-        if self.warm_up_episodes < self.envs or self.warm_up_episodes % self.envs:
+        episodes = self.warm_up_episodes
+        if self.warm_up is not None and (episodes < self.envs or episodes % self.envs):
             raise InputError(f"warm_up_episodes must be a multiple of envs ({self.envs})")
 
 
