@@ -1,4 +1,4 @@
-"""Fill the tables of docs/results.md, docs/index.md and docs/quantisation.md from result files.
+"""Fill the tables of the pages under docs/ from result files.
 
 Run it after adding or replacing a file of results/:
 
@@ -8,6 +8,7 @@ Run it after adding or replacing a file of results/:
 import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,55 @@ def _proof() -> list[str]:
         shown = f"[{_score(row['score'])}](../results/{row['result']})"
         found.append((f"`{row['format']}`", how, *numbers, shown, error))
     return table_of(*found)
+
+
+def _sampling() -> list[str]:
+    """Import, start-up, memory and sampling at each size, a column a size."""
+    sizes = read("bench-sampling-scale.json")["sizes"]
+    rows = [("", *(f"{row['gigabytes']:g} GB" for row in sizes))]
+    for name, shown in _SAMPLING:
+        rows.append((name, *(shown(row) for row in sizes)))
+    return table_of(*rows)
+
+
+def _batches(how: str) -> Callable[[dict[str, Any]], str]:
+    def shown(row: dict[str, Any]) -> str:
+        found = row[f"sample_{how}"]
+        return f"{found['cold_batches_per_second']:.0f}, {found['warm_batches_per_second']:.0f}"
+
+    return shown
+
+
+_SAMPLING: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ("episodes", lambda row: f"{row['episodes']:,}"),
+    ("import, seconds", lambda row: f"{_wall(row['imports']):.1f}"),
+    ("speed of the import over that of a copy", lambda row: f"{row['import_over_copy']:.2f}"),
+    (
+        "most memory of the import, MB",
+        lambda row: f"{max(found['peak_rss_bytes'] for found in row['imports']) / 1e6:.0f}",
+    ),
+    (
+        "from the end of imports to the first update, seconds, cold",
+        lambda row: f"{row['train_cold']['first_update_seconds']:.2f}",
+    ),
+    ("the same, warm", lambda row: f"{row['train_warm']['first_update_seconds']:.2f}"),
+    (
+        "anonymous memory of training, MB",
+        lambda row: f"{row['train_warm']['anonymous_peak_bytes'] / 1e6:.0f}",
+    ),
+    (
+        "sampling's share of an update, cold",
+        lambda row: f"{row['train_cold']['sampling_share']:.1%}",
+    ),
+    ("the same, warm", lambda row: f"{row['train_warm']['sampling_share']:.1%}"),
+    ("batches/s, cold and warm, `uniform`", _batches("uniform")),
+    ("the same, `task`", _batches("task")),
+    ("the same, `return`", _batches("return")),
+)
+
+
+def _wall(timings: list[dict[str, Any]]) -> float:
+    return min(float(found["wall_seconds"]) for found in timings)
 
 
 def _of_kind(kind: str) -> list[tuple[Path, dict[str, Any]]]:
@@ -218,6 +268,7 @@ def _benchmark(name: str, config: dict[str, Any]) -> list[str]:
 PAGES: dict[Path, Tables] = {
     ROOT / "docs" / "index.md": {"home": _home},
     ROOT / "docs" / "quantisation.md": {"formats": _formats, "proof": _proof},
+    ROOT / "docs" / "scale.md": {"sampling": _sampling},
     ROOT / "docs" / "results.md": {
         "scores": _scores,
         "demo": _demo,

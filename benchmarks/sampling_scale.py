@@ -65,6 +65,10 @@ class _Watch:
         self.first = self.first or time.perf_counter()
         self.anonymous = max(self.anonymous, memory()["anonymous_bytes"])
 
+    def warn(self, text: str) -> None:
+        """Stop: what the training loop warns of would spoil the figures."""
+        raise RuntimeError(text)
+
 
 def main(config: Config) -> None:
     """Measure every size and write the result file."""
