@@ -75,7 +75,7 @@ def main(config: Config) -> None:
     rows = []
     for size in config.sizes:
         with tempfile.TemporaryDirectory(dir=config.folder) as folder:
-            rows.append(_measure(config, size, Path(folder)))
+            rows.append(measure(config, size, Path(folder)))
             print(json.dumps(rows[-1]), flush=True)  # noqa: T201
     content = {
         "kind": "sampling-scale",
@@ -88,7 +88,7 @@ def main(config: Config) -> None:
             "batch_size": 256,
             "model_size": "1",
             "mixed": config.mixed,
-            "threads": torch.get_num_threads(),
+            "threads": 1,
         },
         "versions": provenance.versions(),
         "machine": provenance.machine(),
@@ -97,7 +97,8 @@ def main(config: Config) -> None:
     config.output.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _measure(config: Config, gigabytes: float, folder: Path) -> dict[str, Any]:
+def measure(config: Config, gigabytes: float, folder: Path) -> dict[str, Any]:
+    """Write a shard, and measure what becomes of it, each step in a process of its own."""
     shard, data = folder / "chunk_0.pt", folder / "data"
     row: dict[str, Any] = {"gigabytes": gigabytes}
     row["episodes"] = write_shard(shard, int(gigabytes * 1e9), mixed=config.mixed)

@@ -1,7 +1,9 @@
 """The benchmarks' own measurements, on sizes that a test can wait for."""
 
+import shutil
+
 import pytest
-from sampling_scale import timed_import
+from sampling_scale import Config, measure, timed_import
 from synthetic_shards import EPISODE_BYTES, write_shard
 from teacher_memory import fresh, load, write_random
 
@@ -27,6 +29,19 @@ def test_an_import_takes_no_more_memory_for_a_larger_file(tmp_path):
         path.unlink()
     assert peaks[1] < peaks[0] + 64_000_000
     assert peaks[1] < 1_500_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gigabytes", [0.2, 12.0])
+def test_memory_of_training_does_not_know_the_size_of_the_data(tmp_path, gigabytes):
+    if shutil.disk_usage(tmp_path).free < 3.5e9 * gigabytes:
+        pytest.skip(f"needs {3.5 * gigabytes:.0f} GB on the disk")
+    found = measure(Config(rounds=1, updates=8, batches=8), gigabytes, tmp_path)
+    assert found["imports"][0]["peak_rss_bytes"] < 1_500_000_000
+    for cache in ("cold", "warm"):
+        assert found[f"train_{cache}"]["anonymous_peak_bytes"] < 2_000_000_000
+    for sampling in ("uniform", "task", "return"):
+        assert found[f"sample_{sampling}"]["anonymous_bytes"] < 1_000_000_000
 
 
 @pytest.mark.slow
