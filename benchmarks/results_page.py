@@ -83,6 +83,31 @@ def _experts() -> list[str]:
     return table_of(*found)
 
 
+def _mt30_experts() -> list[str]:
+    """What the committed experts of MT30 reach, and how each was trained."""
+    found = [("task", "mean return", "agent steps", "algorithm", "first episodes driven by")]
+    means = []
+    for task in MT30.names:
+        path = ROOT / "experts" / f"{task}.json"
+        if not path.exists():
+            continue
+        content = json.loads(path.read_text())
+        config = content["config"]
+        means.append(np.mean(content["returns"]))
+        how = f"{config['algorithm']}, {config['n_steps']}-step, ratio {config['update_ratio']:g}"
+        warm = config.get("warm_up")
+        driver = "random actions" if warm is None else _driver(warm, task)
+        numbers = (f"{means[-1]:.0f}", f"{content['steps']:,}")
+        found.append((f"[{task}](../experts/{path.name})", *numbers, how, driver))
+    found.append((f"mean of {len(means)}", f"{np.mean(means):.0f}", "", "", ""))
+    return table_of(*found)
+
+
+def _driver(warm: dict[str, Any], task: str) -> str:
+    who = f"the expert of {warm['task']}" if warm["task"] != task else "the released planner"
+    return f"{who}, {warm['episodes']}"
+
+
 def _files() -> list[str]:
     found = [("file", "kind", "command")]
     for path in sorted(RESULTS.glob("*.json")):
@@ -267,6 +292,7 @@ def _benchmark(name: str, config: dict[str, Any]) -> list[str]:
 
 PAGES: dict[Path, Tables] = {
     ROOT / "docs" / "index.md": {"home": _home},
+    ROOT / "docs" / "mt30-student.md": {"experts": _mt30_experts},
     ROOT / "docs" / "quantisation.md": {"formats": _formats, "proof": _proof},
     ROOT / "docs" / "scale.md": {"sampling": _sampling},
     ROOT / "docs" / "results.md": {

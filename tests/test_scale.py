@@ -10,6 +10,8 @@ from teacher_memory import fresh, load, write_random
 from tdmpc_opt.data.official import open_official
 from tdmpc_opt.task_table import MT30
 
+_ON_THE_WAY = 128_000_000  # blocks that are read and not yet dropped by the system, in bytes
+
 
 def test_a_synthetic_shard_has_the_official_layout(tmp_path):
     path = tmp_path / "chunk_0.pt"
@@ -52,5 +54,6 @@ def test_a_317m_teacher_takes_little_more_memory_than_it_keeps(tmp_path, layout,
     fresh(write_random, "317", layout, stored, path)
     for use, computes in (("agent", stored.replace("fp16", "bf16")), ("reward", "fp32")):
         found = fresh(load, path, use, computes)
-        assert found["peak_bytes"] - found["before_bytes"] <= 1.3 * found["kept_bytes"]
+        rise = found["peak_bytes"] - found["before_bytes"]
+        assert rise <= 1.2 * found["kept_bytes"] + _ON_THE_WAY, (use, found)
     assert found["peak_bytes"] < path.stat().st_size
