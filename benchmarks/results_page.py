@@ -94,12 +94,30 @@ def _mt30_experts() -> list[str]:
         content = json.loads(path.read_text())
         config = content["config"]
         means.append(np.mean(content["returns"]))
-        how = f"{config['algorithm']}, {config['n_steps']}-step, ratio {config['update_ratio']:g}"
+        how = (
+            f"{config['algorithm']}, {config['n_steps']}-step, ratio {config['update_ratio']:g}"
+        )
         warm = config.get("warm_up")
         driver = "random actions" if warm is None else _driver(warm, task)
         numbers = (f"{means[-1]:.0f}", f"{content['steps']:,}")
         found.append((f"[{task}](../experts/{path.name})", *numbers, how, driver))
     found.append((f"mean of {len(means)}", f"{np.mean(means):.0f}", "", "", ""))
+    return table_of(*found)
+
+
+def _warmed() -> list[str]:
+    """What it brings that somebody drives the first episodes."""
+    found = [("task", "alone", "committed", "first episodes driven by")]
+    for path, content in _of_kind("expert"):
+        task = content["config"]["task"]
+        if path.stem != f"expert-alone-{task}":
+            continue
+        other = json.loads((ROOT / "experts" / f"{task}.json").read_text())
+        means = [f"{np.mean(record['returns']):.0f}" for record in (content, other)]
+        warm = other["config"].get("warm_up")
+        if warm is not None:
+            alone = f"[{means[0]}](../results/{path.name})"
+            found.append((task, alone, means[1], _driver(warm, task)))
     return table_of(*found)
 
 
@@ -292,7 +310,10 @@ def _benchmark(name: str, config: dict[str, Any]) -> list[str]:
 
 PAGES: dict[Path, Tables] = {
     ROOT / "docs" / "index.md": {"home": _home},
-    ROOT / "docs" / "mt30-student.md": {"experts": _mt30_experts},
+    ROOT / "docs" / "mt30-student.md": {
+        "experts": _mt30_experts,
+        "warmed": _warmed,
+    },
     ROOT / "docs" / "quantisation.md": {"formats": _formats, "proof": _proof},
     ROOT / "docs" / "scale.md": {"sampling": _sampling},
     ROOT / "docs" / "results.md": {
