@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def reference_dir() -> Path:
     folder = Path(__file__).parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip("needs the ../shared reference folder")
+    return folder
+
+
+@pytest.fixture
+def two_experts(tmp_path: Path) -> Path:
+    """A folder with the repository's experts of two tasks and no other."""
+    folder = tmp_path / "two-experts"
+    folder.mkdir()
+    for task in ("cartpole-balance", "cup-catch"):
+        shutil.copy(Path(__file__).parents[1] / "experts" / f"{task}.safetensors", folder)
     return folder
 
 

@@ -247,9 +247,9 @@ def test_unknown_tasks_are_refused_with_near_matches(refused, checkpoint_file, t
 
 
 def test_labellers_that_cannot_label_are_refused(
-    refused, checkpoint_file, dataset_dir, tmp_path
+    refused, checkpoint_file, dataset_dir, two_experts, tmp_path
 ):
-    out, experts = tmp_path / "out", Path(__file__).parents[1] / "experts"
+    out, experts = tmp_path / "out", two_experts
     drive = ("collect", "--policy", "random", *ONE_TASK, "--output", out)
     assert "no expert for pendulum-swingup" in refused(*drive, "--label", experts)
     assert "nothing to imitate" in refused(*drive, "--label", "random")

@@ -355,7 +355,7 @@ def test_each_row_is_answered_by_the_first_teacher_that_knows_its_task(write, ma
 
 
 def test_experts_teach_the_policies_of_their_tasks_and_the_teacher_those_of_the_others(
-    write, make_model
+    write, make_model, two_experts
 ):
     student = make_model(MT30.select("pendulum-swingup,cartpole-balance,cup-catch"))
     path, model = write("main", "mt30", seed=3)
@@ -363,7 +363,7 @@ def test_experts_teach_the_policies_of_their_tasks_and_the_teacher_those_of_the_
         student,
         {"policy_mse": ON, "reward_mse": ON, "value_kl": ON},
         teacher=path,
-        policy_teacher=str(EXPERTS),
+        policy_teacher=str(two_experts),
     )
     batch = _batch(student.tasks, rows=9)
     targets = found.teachers(batch)
@@ -375,7 +375,7 @@ def test_experts_teach_the_policies_of_their_tasks_and_the_teacher_those_of_the_
     torch.testing.assert_close(
         targets.policy_location[:, swingup], main.policy_location[:, swingup]
     )
-    experts = load_experts(EXPERTS, student.tasks)
+    experts = load_experts(two_experts, student.tasks)
     for name in ("cartpole-balance", "cup-catch"):
         rows = batch.task == student.tasks.index(name)
         task = student.tasks[name]
