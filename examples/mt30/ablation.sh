@@ -1,0 +1,55 @@
+#!/bin/sh
+# What each part of the recipe brings: 8 tasks of 8 domains, the same data, updates and seeds in
+# every row. Killed, it goes on when called again. Two runs at once, one core each.
+# Usage: examples/mt30/ablation.sh TEACHER FOLDER
+set -eu
+tasks=walker-walk,cheetah-run,reacher-easy,cartpole-swingup,cup-spin,finger-spin,pendulum-spin,fish-swim
+
+# A row: its name, then the command and what sets it apart. Rewards alone are the paper's term.
+rows() {
+  cat <<'ROWS'
+none train
+reward-d0.05 distill --terms.reward-mse 0.05
+reward-d0.25 distill --terms.reward-mse 0.25
+reward-d0.4 distill --terms.reward-mse 0.4
+reward-d0.55 distill --terms.reward-mse 0.55
+reward-d0.9 distill --terms.reward-mse 0.9
+reward-kl distill --terms.reward-mse 0 --terms.reward-kl 0.1 --reward-steps all
+value-kl distill --terms.reward-mse 0 --terms.value-kl 0.1
+latent distill --terms.reward-mse 0 --terms.latent 1
+policy-of-teacher distill --terms.reward-mse 0 --terms.policy-mse 20
+policy-of-experts distill --terms.reward-mse 0 --terms.policy-mse 20 --policy-teacher experts
+full distill --terms.reward-mse 0 --terms.policy-mse 20 --policy-teacher experts --terms.reward-kl 0.1 --terms.value-kl 0.1 --reward-steps all
+ROWS
+}
+
+# One row with one seed: train it, then score it by its policy and by its planner.
+one() {
+  teacher=$1 work=$2 seed=$3 name=$4 command=$5
+  shift 5
+  run=$work/runs/$name-$seed
+  if [ "$command" = distill ]; then
+    set -- "$@" --teacher "$teacher"
+  fi
+  tdmpc-opt "$command" "$@" --data "$work/data" --output "$run" --seed "$seed" --updates 5000 \
+    --batch-size 64 --lr 1e-3 --encoder-lr-scale 1 --save-every 1000 --log-every 100
+  tdmpc-opt evaluate "$run/model.safetensors" --mode policy --workers 1 \
+    --output "$work/policy-$name-$seed.json"
+  tdmpc-opt evaluate "$run/model.safetensors" --preset realtime --engine openvino --episodes 3 \
+    --workers 1 --output "$work/planner-$name-$seed.json"
+}
+
+if [ "$1" = one ]; then
+  shift
+  one "$@"
+  exit
+fi
+teacher=$1 work=$2
+export OMP_NUM_THREADS=1
+"$(dirname "$0")/collect.sh" "$work/data" "$tasks"
+for seed in 0 1 2; do
+  rows | sed "s|^|$teacher $work $seed |"
+done | xargs -P 2 -L 1 "$0" one
+for how in policy planner; do
+  tdmpc-opt ablation "$work"/$how-*.json --plot "$work/$how.png"
+done
