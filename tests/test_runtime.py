@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +160,17 @@ def test_a_file_without_metadata_is_refused(tmp_path: Path) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(CheckpointError, match="of another program"):
         load(path)
+
+
+def test_a_model_folder_is_read_by_its_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match=r"cannot read .*agent.model.safetensors"):
+        load(folder)
+    shutil.copy(TEACHER, folder / "model.safetensors")
+    task = load(TEACHER).tasks.names[0]
+    obs = _observations(task)
+    np.testing.assert_array_equal(load(folder).act(obs, task), load(TEACHER).act(obs, task))
 
 
 def test_missing_and_truncated_files_are_refused(tmp_path: Path) -> None:

@@ -4,9 +4,7 @@ import re
 from pathlib import Path
 
 from tdmpc_opt.errors import CheckpointError
-
-MODEL_FILE = "model.safetensors"
-"""The weights in a model folder and in the folder of a training run."""
+from tdmpc_opt.runtime.weights import MODEL_FILE
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 

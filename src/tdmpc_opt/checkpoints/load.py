@@ -6,11 +6,12 @@ from pathlib import Path
 
 from tdmpc_opt import zoo
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint
-from tdmpc_opt.checkpoints.hub import MODEL_FILE, fetch, is_hub_id, is_model_folder
+from tdmpc_opt.checkpoints.hub import fetch, is_hub_id, is_model_folder
 from tdmpc_opt.checkpoints.native import read_native
 from tdmpc_opt.checkpoints.public import read_public
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.runtime.onnx_file import is_onnx
+from tdmpc_opt.runtime.weights import MODEL_FILE
 from tdmpc_opt.torch_files import ZIP_MAGIC
 
 _PICKLE_MAGIC = b"\x80"

@@ -20,7 +20,7 @@ from tdmpc_opt.runtime.onnx_file import (
     open_onnx,
 )
 from tdmpc_opt.runtime.planner import Inputs, OnnxPlanner
-from tdmpc_opt.runtime.weights import Weights, read_weights
+from tdmpc_opt.runtime.weights import MODEL_FILE, Weights, read_weights
 from tdmpc_opt.task_table import TaskTable
 
 Array = NDArray[np.float32]
@@ -122,7 +122,8 @@ def load(
 
     Args:
         path: ONNX file of `tdmpc-opt export`, or a safetensors checkpoint of this project, of
-            which the policy acts (`tdmpc-opt quantize --policy-only` makes the smallest).
+            which the policy acts (`tdmpc-opt quantize --policy-only` makes the smallest), or
+            a folder with such a `model.safetensors`.
         threads: Threads of one action, for ONNX files.
         providers: Execution providers of ONNX Runtime in the order of preference, each a name
             or a name with options; None is the CPU.
@@ -137,6 +138,8 @@ def load(
     if threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
     path, timer = Path(path), DeadlineTimer(clock)
+    if path.is_dir():
+        path /= MODEL_FILE
     if not is_onnx(path):
         if preset is not None:
             raise InputError(_other_preset(path, preset, None))

@@ -14,6 +14,8 @@ from tdmpc_opt.task_table import TaskTable
 
 FORMAT = "tdmpc-opt"
 SCHEMA = 2
+MODEL_FILE = "model.safetensors"
+"""The weights in a model folder and in the folder of a training run."""
 _DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 _READ = ("encoder.", "policy_head.", "task_embedding.")
 _LENGTH = 8  # bytes of a safetensors file that hold the length of its header
