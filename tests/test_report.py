@@ -188,6 +188,16 @@ def test_a_run_and_its_rounds_are_drawn_from_their_folders(tmp_path):
     ]
 
 
+def test_tasks_whose_names_begin_alike_have_panels_of_their_own(tmp_path):
+    files = [
+        Path(__file__).parents[1] / "results" / f"expert-alone-{task}.json"
+        for task in ("cartpole-swingup-sparse", "cartpole-swingup")
+    ]
+    html = _report(tmp_path, *files)
+    section = html[html.index('<section id="curves">') :].split("</section>")[0]
+    assert section.count("<td>cartpole-swingup</td>") == 1
+
+
 def test_unknown_kinds_and_unfinished_evaluations_are_named_and_left_out(tmp_path, capsys):
     content = _content()
     content["complete"] = False

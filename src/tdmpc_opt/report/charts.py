@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from tdmpc_opt.evaluation.score import Score
 from tdmpc_opt.report.read import Curve
@@ -21,6 +22,7 @@ AGENTS = len(SERIES)
 
 _ROW = 0.17  # inches that one line of text or one bar takes
 _NARROW = 5.0
+_LEGEND_BELOW = 0.42  # inches from an axis to its legend: ticks and label stand between
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def curve_chart(panels: Mapping[str, Sequence[Curve]]) -> Callable[[float], Figu
             ratios: dict[str, Any] = {"height_ratios": heights}
             axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=ratios).flat
             for axis, (title, curves) in zip(axes, panels.items(), strict=False):
-                _draw_panel(axis, title, curves)
+                _draw_panel(axis, title, curves, figure.dpi_scale_trans)
             for axis in list(axes)[len(panels) :]:
                 axis.set_axis_off()
         return figure
@@ -123,7 +125,7 @@ def curve_chart(panels: Mapping[str, Sequence[Curve]]) -> Callable[[float], Figu
     return draw
 
 
-def _draw_panel(axis: Axes, title: str, curves: Sequence[Curve]) -> None:
+def _draw_panel(axis: Axes, title: str, curves: Sequence[Curve], inches: Transform) -> None:
     for curve, series in zip(curves, SERIES, strict=False):
         x, y = zip(*curve.points, strict=True)
         marks = max(1, len(x) // 8)
@@ -147,7 +149,8 @@ def _draw_panel(axis: Axes, title: str, curves: Sequence[Curve]) -> None:
     axis.grid(axis="y")
     place: dict[str, Any] = {
         "loc": "upper left",
-        "bbox_to_anchor": (0.0, -0.22),
+        "bbox_to_anchor": (0.0, 0.0),
+        "bbox_transform": axis.transAxes + ScaledTranslation(0.0, -_LEGEND_BELOW, inches),
         "borderaxespad": 0.0,
     }
     axis.legend(frameon=False, fontsize=8, handlelength=3.2, **place)

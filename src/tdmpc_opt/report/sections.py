@@ -1,5 +1,6 @@
 """What stands in a report: result files sorted into sections of charts and tables."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -232,7 +233,7 @@ def _curves(results: ResultSet) -> Section:
     charts: dict[str, dict[str, list[Curve]]] = {}
     for curve in results.curves:
         panels = charts.setdefault(curve.chart, {})
-        same = [name for name in panels if name.startswith(curve.panel)]
+        same = [name for name in panels if re.sub(r" \(\d+\)$", "", name) == curve.panel]
         if same and len(panels[same[-1]]) < AGENTS:
             panels[same[-1]].append(curve)
         else:  # a further panel, for no more can be told apart
