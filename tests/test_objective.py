@@ -1,4 +1,5 @@
 import math
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.training.objective import (
     ModelLosses,
     RunningScale,
+    imitation,
     model_losses,
     policy_losses,
     td_target,
@@ -311,6 +313,43 @@ def test_the_encoder_learns_at_its_own_rate(learner):
     assert encoder == pytest.approx([9e-5] * len(encoder))
     assert rates[id(learner.model.dynamics[0].weight)] == 3e-4
     assert learner.policy_optimizer.param_groups[0]["eps"] == 1e-5
+
+
+def test_the_learning_rates_fall_on_a_line_to_zero(fabric, learner, batch):
+    config = replace(CONFIG, lr_zero_at=4)
+    for share in (1, 0.75, 0.5, 0.25):
+        train_step(fabric, learner, batch, config)
+        rest, encoder = (group["lr"] for group in learner.model_optimizer.param_groups)
+        assert rest == learner.policy_optimizer.param_groups[0]["lr"]
+        assert rest == pytest.approx(share * 3e-4)
+        assert encoder == pytest.approx(share * 9e-5)
+
+
+def test_further_labels_train_encoder_and_policy_and_nothing_else(fabric, model, batch):
+    """Beside a batch without labels, at a weight that drowns every other term."""
+    config = replace(CONFIG, weights=LossWeights(behaviour=1e6), behaviour_batch=4)
+    plain = replace(batch, label=torch.full_like(batch.label, torch.nan))
+    gradients = []
+    for labelled in (None, batch):
+        torch.manual_seed(0)
+        learner = build_learner(fabric, deepcopy(model), config)
+        train_step(fabric, learner, plain, config, labelled=labelled)
+        gradients.append({n: p.grad for n, p in learner.model.named_parameters()})
+    without, with_labels = gradients
+    moved = {
+        name.split(".")[0]
+        for name, gradient in with_labels.items()
+        if gradient is not None and float((gradient / (without[name].norm() + 1)).norm()) > 0.1
+    }
+    assert moved == {"encoder", "policy_head", "task_embedding"}
+
+
+def test_further_labels_are_imitated_in_every_state_alike(model, batch):
+    zs = model.encode(batch.obs[:-1], batch.task)
+    own = model.policy(zs, batch.task, torch.zeros(3, 4, 3)).mean
+    mask = model.mask(batch.task)
+    expected = (((own - batch.label) ** 2 * mask).sum(-1) / mask.sum(-1)).mean()
+    torch.testing.assert_close(imitation(model, zs, batch), expected)
 
 
 def test_a_step_trains_every_part_and_the_policy_by_its_own_loss_alone(fabric, learner, batch):

@@ -152,10 +152,17 @@ def test_no_path_of_this_machine_is_written(distillation, checkpoint_file):
         assert "tiny.safetensors" in text
 
 
-@pytest.mark.parametrize("kind", ["train", "distill"])
+@pytest.fixture
+def imitation(config) -> TrainConfig:
+    """More labels than slices, and a learning rate that falls to zero."""
+    weights = LossWeights(behaviour=1.0)
+    return replace(config, weights=weights, behaviour_batch=4, lr_zero_at=8)
+
+
+@pytest.mark.parametrize("kind", ["config", "imitation", "distillation"])
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(kind, request, tmp_path):
-    run, name = (train, "config") if kind == "train" else (distill, "distillation")
-    config = request.getfixturevalue(name)
+    config = request.getfixturevalue(kind)
+    run = distill if kind == "distillation" else train
     whole = run(config)
     parts = replace(config, output=tmp_path / "parts" / "run")
     run(replace(parts, updates=3))
@@ -641,6 +648,29 @@ def test_bf16_mixed_precision_runs_and_keeps_float32_weights(config):
 def test_counts_that_cannot_be_run_are_refused(config, changes):
     with pytest.raises(InputError, match="must be at least 1"):
         replace(config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lr_zero_at": 5}, "zero at update 5"),
+        ({"behaviour_batch": 4}, "needs a weight of behaviour"),
+        ({"behaviour_batch": -1}, "at least 0"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(config, changes, said):
+    with pytest.raises(InputError, match=said):
+        replace(config, **changes)
+
+
+def test_a_state_without_the_draws_of_labels_is_refused(config, imitation):
+    train(replace(imitation, updates=2))
+    folder = StateFolder(imitation.output)
+    state = _state(imitation.output)
+    state["sampler"] = {"generator": state["sampler"]["generator"]}
+    folder.save(state.pop("update"), state)
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        train(imitation)
 
 
 def test_wandb_without_its_package_says_so(config, monkeypatch):

@@ -191,6 +191,8 @@ def _refuse_early(config: DaggerConfig) -> TaskTable:
 def _identity(config: DaggerConfig, tasks: TaskTable) -> dict[str, Any]:
     """Describe the run by values alone: files by name and hash, so that no path matters."""
     values = {name: value for name, value in asdict(config).items() if name not in _FREE}
+    # As absent, as it was in the records of runs from before there was a choice.
+    values["behaviour_batch"] = config.behaviour_batch or None
     values["data"] = [
         {"name": folder.resolve().name, "sha256": sha256(folder / "dataset.json")}
         for folder in config.folders

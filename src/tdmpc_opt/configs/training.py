@@ -58,12 +58,18 @@ class TrainConfig:
     """Seed of initial weights, sampling, dropout and policy noise."""
     batch_size: int = 256
     """Slices per update."""
+    behaviour_batch: int = 0
+    """Further slices per update, for the behaviour term alone: their states are encoded one by
+    one, without the dynamics and the Qs, so that labels are seen more often at little cost."""
     horizon: int = 3
     """Latent steps of a slice."""
     weights: LossWeights = field(default_factory=LossWeights)
     """Weights of the objective."""
     lr: float = 3e-4
     """Adam's learning rate."""
+    lr_zero_at: int | None = None
+    """Update at which the learning rate, falling from `lr` on a line, reaches zero, where a run
+    should end; none keeps it constant."""
     encoder_lr_scale: float = 0.3
     """Factor on the learning rate of the encoder."""
     grad_clip: float = 20.0
@@ -104,6 +110,15 @@ class TrainConfig:
         share = self.on_policy_share
         if share is not None and (self.on_policy is None or not 0 <= share <= 1):
             raise InputError("on_policy_share is from 0 to 1, and needs --on-policy")
+        if self.lr_zero_at is not None and self.lr_zero_at < self.updates:
+            raise InputError(
+                f"the learning rate is zero at update {self.lr_zero_at}, so that none of the "
+                f"{self.updates} updates beyond it would change anything"
+            )
+        if self.behaviour_batch < 0 or (self.behaviour_batch and not self.weights.behaviour):
+            raise InputError(
+                "behaviour_batch is at least 0, and needs a weight of behaviour to count"
+            )
         counts = (self.updates, self.batch_size, self.horizon, self.log_every, self.save_every)
         if min(*counts, self.keep) < 1 or self.max_skipped < 0:
             raise InputError(

@@ -85,7 +85,7 @@ class SliceSampler:
         *,
         horizon: int,
         batch_size: int,
-        seed: int,
+        seed: int | tuple[int, int],
         last_share: float | None = None,
         sampling: Sampling = "uniform",
         rank: int = 0,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import ScaledTranslation, Transform
+from matplotlib.transforms import Affine2DBase, ScaledTranslation
 
 from tdmpc_opt.evaluation.score import Score
 from tdmpc_opt.report.read import Curve
@@ -125,7 +125,7 @@ def curve_chart(panels: Mapping[str, Sequence[Curve]]) -> Callable[[float], Figu
     return draw
 
 
-def _draw_panel(axis: Axes, title: str, curves: Sequence[Curve], inches: Transform) -> None:
+def _draw_panel(axis: Axes, title: str, curves: Sequence[Curve], inches: Affine2DBase) -> None:
     for curve, series in zip(curves, SERIES, strict=False):
         x, y = zip(*curve.points, strict=True)
         marks = max(1, len(x) // 8)

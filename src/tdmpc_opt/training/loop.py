@@ -17,12 +17,13 @@ from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import TrainConfig, model_config
 from tdmpc_opt.data.episodes import EpisodeDataset
-from tdmpc_opt.data.sampler import Batch, SliceSampler, joint_tasks
+from tdmpc_opt.data.sampler import Batch, joint_tasks
 from tdmpc_opt.errors import NonFiniteError, RunError
 from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.policies import AgentPolicy
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import rollout
+from tdmpc_opt.training.draws import Draws
 from tdmpc_opt.training.faults import FaultKeeper
 from tdmpc_opt.training.metrics import MetricsWriter
 from tdmpc_opt.training.ranks import Ranks, join
@@ -84,27 +85,17 @@ def run_training(
     progress = progress if ranks.is_first else _Unheard()
     torch.manual_seed(config.seed)
     model = _initial_model(config, datasets)
-    sampler = SliceSampler(
-        datasets,
-        model.tasks,
-        horizon=config.horizon,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        last_share=config.on_policy_share,
-        sampling=config.sampling,
-        rank=ranks.rank,
-        world_size=ranks.count,
-    )
+    draws = Draws(config, datasets, model.tasks, ranks)
     distillation = open_teachers(model, fabric.device, ranks) if open_teachers else None
     with ranks.first_alone():
         run = Run(config, datasets, writes=ranks.is_first)
     ranks.require_same(run.identity, "run")
     projection = distillation.projection if distillation else None
     learner = build_learner(fabric, model, config, projection, ranks)
-    run.restore(learner, sampler, progress)
+    run.restore(learner, draws, progress)
     ranks.require_same(learner.update, "checkpoint")
     with _curves(run, learner, config) as metrics:
-        _loop(fabric, learner, sampler, run, metrics, config, (distillation, progress))
+        _loop(fabric, learner, draws, run, metrics, config, (distillation, progress))
     return run.model_path
 
 
@@ -152,7 +143,7 @@ def _initial_model(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> W
 def _loop(
     fabric: Fabric,
     learner: Learner,
-    sampler: SliceSampler,
+    draws: Draws,
     run: Run,
     metrics: MetricsWriter | None,
     config: TrainConfig,
@@ -160,14 +151,16 @@ def _loop(
 ) -> None:
     distillation, progress = rest
     ranks, window = learner.ranks, _Window(learner.update)
-    faults = FaultKeeper(learner, sampler, config, progress)
+    faults = FaultKeeper(learner, draws.slices, config, progress)
     with _interrupt_between_updates() as interrupted:
         while learner.update < config.updates:
             batch = None
             try:
-                batch = _to_device(fabric, _sample(sampler, ranks))
+                drawn, more = _sample(draws, ranks)
+                batch = _to_device(fabric, drawn)
+                labelled = more and _to_device(fabric, more)
                 lesson = distillation.lesson(batch, learner.update) if distillation else None
-                terms = train_step(fabric, learner, batch, config, lesson)
+                terms = train_step(fabric, learner, batch, config, lesson, labelled)
             except NonFiniteError as error:
                 faults.skip(error, batch)
                 continue
@@ -186,7 +179,7 @@ def _loop(
                 note = f"loss {row['loss']:.3f}, {row['updates_per_second']:.1f} updates/s"
                 progress.update(learner.update, config.updates, note)
             if _is_due(learner.update, config.save_every) or last:
-                run.save(learner, sampler)
+                run.save(learner, draws)
             if stop:
                 raise KeyboardInterrupt
 
@@ -195,16 +188,16 @@ def _is_due(update: int, every: int) -> bool:
     return every > 0 and update % every == 0
 
 
-def _sample(sampler: SliceSampler, ranks: Ranks) -> Batch:
+def _sample(draws: Draws, ranks: Ranks) -> tuple[Batch, Batch | None]:
     """Draw this rank's slices of the next batch; if any rank's hold NaN, all skip the batch."""
-    batch, fault = None, None
+    drawn, fault = None, None
     try:
-        batch = sampler.sample()
+        drawn = draws.sample()
     except NonFiniteError as error:
         fault = error
     ranks.raise_together(fault)
-    assert batch is not None, "a rank without a batch has raised"
-    return batch
+    assert drawn is not None, "a rank without a batch has raised"
+    return drawn
 
 
 def _to_device(fabric: Fabric, batch: Batch) -> Batch:

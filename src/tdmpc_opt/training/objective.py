@@ -131,7 +131,7 @@ def model_losses(
         consistency=(decay * squared).mean(),
         reward=(decay * reward_ce).mean(),
         value=(decay * value_ce.mean(2)).mean(),
-        behaviour=_imitation(model, zs, batch, weights, ranks)
+        behaviour=imitation(model, zs[:-1], batch, ranks, weights.rho)
         if weights.behaviour
         else zs.new_zeros(()),
     )
@@ -171,12 +171,25 @@ def policy_losses(
     return PolicyLosses(objective, behaviour), output
 
 
-def _imitation(
-    model: WorldModel, zs: Tensor, batch: Batch, weights: LossWeights, ranks: Ranks
+def imitation(
+    model: WorldModel,
+    zs: Float[Tensor, "horizon batch latent"],
+    batch: Batch,
+    ranks: Ranks = ALONE,
+    rho: float = 1.0,
 ) -> Float[Tensor, ""]:
+    """Return the squared distance of the policy's mean to the labels of a batch.
+
+    Args:
+        model: The student in training.
+        zs: Latents of the states that the labels belong to.
+        batch: Slices with labels; states without one do not count.
+        ranks: Who else has slices of the same batch.
+        rho: Factor by which each further step counts less.
+    """
     still = zs.new_zeros(batch.action.shape)
-    mean = model.policy(zs[:-1], batch.task, still).mean
-    return _action_distance(model, mean, batch, weights.rho, ranks)
+    mean = model.policy(zs, batch.task, still).mean
+    return _action_distance(model, mean, batch, rho, ranks)
 
 
 def _action_distance(

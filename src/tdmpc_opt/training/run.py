@@ -17,13 +17,14 @@ from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.configs import DistillConfig, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
-from tdmpc_opt.data.sampler import SliceSampler, joint_tasks
+from tdmpc_opt.data.sampler import joint_tasks
 from tdmpc_opt.errors import CheckpointError, DataError, RunError
 from tdmpc_opt.expert_policy import expert_path
 from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.policies import PolicySource, is_expert_folder
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.training.draws import Draws
 from tdmpc_opt.training.faults import require_finite_weights
 from tdmpc_opt.training.step import Learner
 
@@ -82,7 +83,7 @@ class Run:
             "machine": provenance.machine(),
         }
 
-    def save(self, learner: Learner, sampler: SliceSampler) -> None:
+    def save(self, learner: Learner, draws: Draws) -> None:
         """Write the weights that other commands read, then the exact state.
 
         In this order a state never says more than the weights hold: a run killed between the
@@ -108,18 +109,18 @@ class Run:
             "generator": learner.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": cuda,
-            "sampler": sampler.state_dict(),
+            "sampler": draws.state_dict(),
         }
         if learner.projection is not None:
             state["projection"] = learner.projection.state_dict()
         self._states.save(learner.update, state)
 
-    def restore(self, learner: Learner, sampler: SliceSampler, progress: Progress) -> None:
+    def restore(self, learner: Learner, draws: Draws, progress: Progress) -> None:
         """Go on where `save` was called last; a run without a state starts anew.
 
         Args:
             learner: Set to what the state holds.
-            sampler: Set to draw on from there.
+            draws: Set to draw on from there.
             progress: Warned of a damaged state that the one before it stands in for.
 
         Raises:
@@ -130,16 +131,14 @@ class Run:
         if state is None:
             return
         try:
-            self._put_back(state, learner, sampler)
+            self._put_back(state, learner, draws)
         except (DataError, *_UNFIT) as error:
             raise CheckpointError(
                 f"{self._states.path} holds a state that does not fit this run "
                 f"({type(error).__name__}); delete it to start the run anew"
             ) from error
 
-    def _put_back(
-        self, state: Mapping[str, Any], learner: Learner, sampler: SliceSampler
-    ) -> None:
+    def _put_back(self, state: Mapping[str, Any], learner: Learner, draws: Draws) -> None:
         learner.update = state["update"]
         learner.skipped = state["skipped"]
         learner.model.load_state_dict(state["model"])
@@ -150,7 +149,7 @@ class Run:
         learner.scale.value = state["scale"].to(learner.scale.value.device)
         learner.precision.load_state_dict(state["precision"])
         learner.generator.set_state(state["generator"])
-        sampler.load_state_dict(state["sampler"])
+        draws.load_state_dict(state["sampler"])
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
             # What the first rank drew with, on its first GPU, for this rank's own.
@@ -165,6 +164,7 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
     values["on_policy"] = config.on_policy and config.on_policy.resolve().name
     # As absent, as it was in the records of runs from before there was a choice.
     values["sampling"] = config.sampling if config.sampling != "uniform" else None
+    values["behaviour_batch"] = config.behaviour_batch or None
     values["output"] = config.output.resolve().name
     values["start"] = _file(config.start) if config.start else None
     if isinstance(config, DistillConfig):

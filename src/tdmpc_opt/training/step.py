@@ -15,7 +15,10 @@ from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.errors import NonFiniteError
 from tdmpc_opt.training.objective import (
+    PolicyLosses,
+    Rollout,
     RunningScale,
+    imitation,
     model_losses,
     policy_losses,
     td_target,
@@ -108,6 +111,7 @@ def train_step(
     batch: Batch,
     config: TrainConfig,
     lesson: Lesson | None = None,
+    labelled: Batch | None = None,
 ) -> dict[str, Tensor]:
     """Update the model, then its policy, then the target Qs.
 
@@ -119,6 +123,7 @@ def train_step(
         batch: Slices of the horizon's length, on the model's device.
         config: Weights and rates.
         lesson: What teachers say of the batch; None trains without.
+        labelled: Further slices, for the behaviour term alone.
 
     Returns:
         Loss terms and gradient norms before clipping, as detached scalars; of several ranks
@@ -132,6 +137,7 @@ def train_step(
         TD-MPC2, arXiv:2310.16828, algorithm 2; TD-MPC-Opt, arXiv:2507.01823, section 3.
     """
     model, ranks = learner.model.train(), learner.ranks
+    _set_rates(learner, config)
     with torch.no_grad(), fabric.autocast(), ranks.shared_dropout():
         next_z = model.encode(batch.obs[1:], batch.task)
         target = td_target(model, next_z, batch.reward, batch.task, learner.generator, ranks)
@@ -142,22 +148,13 @@ def train_step(
         if lesson is not None:
             distilled = model_terms(model, rollout, batch, lesson, learner.projection)
             total = total + lesson.total(distilled)
+        states = None if labelled is None else _States.of(model, labelled)
+        if states is not None:
+            total = total + config.weights.behaviour * states.imitation(model, ranks)
     norm = _descend(fabric, learner, learner.model_optimizer, total, config)
-    scale_before = learner.scale.value
-    with fabric.autocast(), ranks.shared_dropout(), _only(model, model.policy_head):
-        policy, output = policy_losses(
-            model, rollout.zs.detach(), batch, learner.scale, config.weights, learner.generator
-        )
-        policy_total = policy.total(config.weights)
-        if lesson is not None:
-            mask = model.mask(batch.task)
-            taught = policy_terms(output, mask, lesson, rollout.decay)
-            policy_total = policy_total + lesson.total(taught)
-    try:
-        policy_norm = _descend(fabric, learner, learner.policy_optimizer, policy_total, config)
-    except NonFiniteError:
-        learner.scale.value = scale_before
-        raise
+    policy, policy_norm = _update_policy(
+        fabric, learner, batch, config, rollout, lesson, states
+    )
     model.renormalize_task_embedding()
     _move_targets(model, config.tau)
     learner.update += 1
@@ -173,6 +170,68 @@ def train_step(
         "q_scale": learner.scale.value,
         **_columns(lesson, distilled),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _States:
+    """Labelled states beside the rollout, each encoded."""
+
+    zs: Tensor
+    batch: Batch
+
+    @classmethod
+    def of(cls, model: WorldModel, batch: Batch) -> "_States":
+        return cls(model.encode(batch.obs[:-1], batch.task), batch)
+
+    def detached(self) -> "_States":
+        return _States(self.zs.detach(), self.batch)
+
+    def imitation(self, model: WorldModel, ranks: Ranks) -> Tensor:
+        return imitation(model, self.zs, self.batch, ranks)
+
+
+def _update_policy(
+    fabric: Fabric,
+    learner: Learner,
+    batch: Batch,
+    config: TrainConfig,
+    rollout: Rollout,
+    lesson: Lesson | None,
+    states: _States | None,
+) -> tuple[PolicyLosses, Tensor]:
+    """Step the policy alone; return its losses and the norm of its gradient."""
+    model, ranks, weights = learner.model, learner.ranks, config.weights
+    scale_before = learner.scale.value
+    with fabric.autocast(), ranks.shared_dropout(), _only(model, model.policy_head):
+        losses, output = policy_losses(
+            model, rollout.zs.detach(), batch, learner.scale, weights, learner.generator
+        )
+        total = losses.total(weights)
+        if lesson is not None:
+            mask = model.mask(batch.task)
+            total = total + lesson.total(policy_terms(output, mask, lesson, rollout.decay))
+        if states is not None:
+            total = total + weights.behaviour * states.detached().imitation(model, ranks)
+    try:
+        norm = _descend(fabric, learner, learner.policy_optimizer, total, config)
+    except NonFiniteError:
+        learner.scale.value = scale_before
+        raise
+    return losses, norm
+
+
+def _set_rates(learner: Learner, config: TrainConfig) -> None:
+    """Let the learning rates fall on a line to zero, where the run asks for it.
+
+    Source:
+        Straight to Zero, arXiv:2502.15938: for how it is done, and that a line does best.
+    """
+    if config.lr_zero_at is None:
+        return
+    lr = config.lr * (1 - learner.update / config.lr_zero_at)
+    rest, encoder = learner.model_optimizer.param_groups
+    rest["lr"], encoder["lr"] = lr, lr * config.encoder_lr_scale
+    learner.policy_optimizer.param_groups[0]["lr"] = lr
 
 
 def _columns(lesson: Lesson | None, losses: Losses) -> dict[str, Tensor]:
