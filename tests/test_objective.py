@@ -187,13 +187,13 @@ def test_the_behaviour_term_reaches_the_encoder_where_it_has_a_weight(model, bat
 
 
 def _behaviour(model: WorldModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The term of the model's loss and of the policy's."""
+    """The term of the model's loss and of the policy's, the latter without noise."""
     losses, zs = _terms(model, batch, weights=LossWeights(behaviour=1.0))
     return losses.behaviour, _policy_behaviour(model, zs.detach(), batch)
 
 
 def _policy_behaviour(model: WorldModel, zs: Tensor, batch: Batch) -> Tensor:
-    noise = torch.ones(4, len(batch.task), 3)
+    noise = torch.zeros(4, len(batch.task), 3)
     args = (zs, batch, _scale(), LossWeights(), _generator(), noise)
     return policy_losses(model, *args)[0].behaviour
 
@@ -202,6 +202,23 @@ def _gradient(model: WorldModel, loss: Tensor) -> Tensor:
     model.zero_grad()
     loss.backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_the_behaviour_term_holds_down_the_noise_of_the_policy(model, batch):
+    """Nothing else would: entropy asks for more of it, and TD targets are drawn with it."""
+    zs = _terms(model, batch)[1].detach()
+    with torch.no_grad():
+        model.policy_head[-1].bias[3:] = 0.8  # a standard deviation of about 1
+    optimizer = torch.optim.Adam(model.policy_head.parameters(), lr=1e-2)
+    generator, spread = _generator(), []
+    for _ in range(150):
+        losses, output = policy_losses(model, zs, batch, _scale(), LossWeights(), generator)
+        optimizer.zero_grad()
+        (losses.objective + 20 * losses.behaviour).backward()
+        optimizer.step()
+        spread.append(float((output.log_std.exp() * model.mask(batch.task)).mean().detach()))
+    assert spread[0] > 0.3
+    assert spread[-1] < 0.5 * spread[0]
 
 
 def test_the_behaviour_term_imitates_labels_and_not_actions(model, batch):

@@ -27,7 +27,7 @@ class LossWeights:
     entropy: float = 1e-4
     """Weight of the policy's log-probability in the policy loss."""
     behaviour: float = 0.0
-    """Weight of the squared distance between the policy's mean and the dataset's label (its
+    """Weight of the squared distance between the policy's action and the dataset's label (its
     action, where it has no labels), which trains the policy and, through the latents, the
     encoder and the dynamics."""
     rho: float = 0.5

@@ -53,7 +53,8 @@ class PolicyLosses:
     objective: Float[Tensor, ""]
     """Entropy and scaled Q, to be minimised."""
     behaviour: Float[Tensor, ""]
-    """Squared distance of the policy's mean to the dataset's label, where there is one."""
+    """Squared distance of the policy's sampled action to the dataset's label, where there is
+    one."""
 
     def total(self, weights: LossWeights) -> Float[Tensor, ""]:
         """Return the weighted sum that is minimised."""
@@ -167,7 +168,9 @@ def policy_losses(
     scale.update(q[0].detach())
     per_step = (weights.entropy * output.log_prob - q / scale.value).mean(dim=(1, 2))
     objective = (_decay(weights.rho, len(zs), zs) * per_step).mean()
-    behaviour = _action_distance(model, output.mean[:-1], batch, weights.rho, scale.ranks)
+    # Of what it does, noise included: of the mean alone, nothing would hold the noise down, and
+    # both the TD targets and the planner's prior are drawn with it.
+    behaviour = _action_distance(model, output.action[:-1], batch, weights.rho, scale.ranks)
     return PolicyLosses(objective, behaviour), output
 
 
@@ -178,7 +181,7 @@ def imitation(
     ranks: Ranks = ALONE,
     rho: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Return the squared distance of the policy's mean to the labels of a batch.
+    """Return the squared distance of the policy's mean action to the labels of a batch.
 
     Args:
         model: The student in training.
@@ -194,7 +197,7 @@ def imitation(
 
 def _action_distance(
     model: WorldModel,
-    mean: Float[Tensor, "horizon batch action"],
+    action: Float[Tensor, "horizon batch action"],
     batch: Batch,
     rho: float,
     ranks: Ranks,
@@ -203,8 +206,8 @@ def _action_distance(
     known = batch.label.isfinite().all(-1)
     # Before any arithmetic: NaN times zero is NaN, in the gradient too.
     label = torch.where(known.unsqueeze(-1), batch.label, 0.0)
-    distance = ((mean - label) ** 2 * mask).sum(-1) / mask.sum(-1)
-    weight = known * _decay(rho, len(known), mean).unsqueeze(-1)
+    distance = ((action - label) ** 2 * mask).sum(-1) / mask.sum(-1)
+    weight = known * _decay(rho, len(known), action).unsqueeze(-1)
     # Of several ranks the mean count: the batch has labels though one rank's slices have none.
     labelled = ranks.mean(known.sum().float()).clamp(min=1 / ranks.count)
     return (weight * distance).sum() / labelled

@@ -119,7 +119,7 @@ def policy_terms(
         return losses
     if "policy_mse" in lesson.weights:
         goal = _given(targets.policy_location)
-        losses["policy_mse"] = policy_mse(output.mean, goal, mask, decay)
+        losses["policy_mse"] = policy_mse(output.action, goal, mask, decay)
     if "policy_kl" in lesson.weights:
         goals = _given(targets.policy_location), _given(targets.policy_log_std)
         own = output.location, output.log_std
@@ -181,10 +181,10 @@ def policy_mse(
     mask: Float[Tensor, "batch action"],
     decay: Float[Tensor, " rows"],
 ) -> Float[Tensor, ""]:
-    """Return the squared distance of mean actions in [-1, 1], per real action dimension.
+    """Return the squared distance to mean actions in [-1, 1], per real action dimension.
 
     Args:
-        student: Means after tanh.
+        student: Actions after tanh; sampled, so that the distance holds down their noise too.
         teacher_location: Means before tanh.
         mask: 1 for real action dimensions.
         decay: rho^t.
