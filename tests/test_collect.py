@@ -271,6 +271,8 @@ def test_a_labeller_that_cannot_is_refused_and_leaves_nothing(
         collect(replace(config, label=str(tmp_path / "nowhere")))
     with pytest.raises(InputError, match="name it with --label"):
         replace(config, label=None, label_mode="planner")
+    with pytest.raises(InputError, match="needs --mode planner"):
+        replace(config, preset="realtime")
     assert not (tmp_path / "d").exists()
 
 

@@ -215,6 +215,32 @@ def test_finished_rounds_are_left_alone_and_scored_on_seeds_of_their_own(short):
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+def test_the_student_drives_by_planning_as_well_and_the_expert_labels(short, student):
+    rows = dagger(replace(short, planner_episodes=2))
+    data = EpisodeDataset.open(short.on_policy)
+    by_mode = {shard.source["mode"]: shard for shard in data.shards}
+    assert {mode: shard.episodes for mode, shard in by_mode.items()} == {
+        "policy": 1,
+        "planner": 2,
+    }
+    planned = by_mode["planner"]
+    assert planned.source["preset"] == "realtime"
+    assert planned.source["label"]["policy"] == by_mode["policy"].source["label"]["policy"]
+    assert planned.source["seed"] != by_mode["policy"].source["seed"]
+    assert rows[0].episodes == 3
+    assert rows[0].returns == {
+        "pendulum-spin": next(iter(data.episodes(by_mode["policy"]))).total_reward
+    }
+    with pytest.raises(RunError, match="planner_episodes"):
+        dagger(short)
+
+
+def test_a_preset_that_nobody_knows_is_refused_before_anything_is_written(short):
+    with pytest.raises(InputError, match="unknown planner preset 'warp'"):
+        dagger(replace(short, planner_episodes=1, planner_preset="warp"))
+    assert not short.output.exists()
+
+
 def test_what_is_labelled_is_learned(short, student):
     def distance(path: Path) -> float:
         agent = load_agent(path, mode="policy")
@@ -310,10 +336,19 @@ def test_a_damaged_record_or_a_lost_state_is_refused(short):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"rounds": 0}, {"episodes": 0}, {"noise": -0.1}, {"score_episodes": -1}]
+    "changes",
+    [
+        {"rounds": 0},
+        {"episodes": 0},
+        {"noise": -0.1},
+        {"score_episodes": -1},
+        {"planner_episodes": -1},
+    ],
 )
 def test_counts_that_cannot_be_run_are_refused(config, changes):
     with pytest.raises(InputError, match="must be at least 1"):
         replace(config, **changes)
     with pytest.raises(InputError, match="on_policy_share is from 0 to 1"):
         replace(config, on_policy_share=1.5)
+    with pytest.raises(InputError, match="2 rounds make 8 updates, but"):
+        replace(config, lr_zero_at=7)

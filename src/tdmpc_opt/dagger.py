@@ -6,7 +6,7 @@ Source: DAgger, arXiv:1011.0686, with the student alone at the wheel in every ro
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from tdmpc_opt.training.run import source_identity
 
 FIRST_SEED = 1_000_000
 """Collection seed of the first round, far above those that other datasets begin with."""
+PLANNER_SEED = 2_000_000
+"""The same of the episodes driven by planning."""
 
 # What may differ between a call and the one that goes on with it.
 _FREE = (
@@ -89,21 +91,7 @@ def dagger(config: DaggerConfig, progress: Progress | None = None) -> list[Round
 def _round(config: DaggerConfig, tasks: TaskTable, number: int, progress: Progress) -> Round:
     """Drive, label, train and score; each part skips what an interrupted call has done."""
     stage = f"round {number} of {config.rounds}"
-    seed = FIRST_SEED + (number - 1) * config.episodes
-    drive = CollectConfig(
-        policy=config.start if number == 1 else str(_student(config, number - 1)),
-        tasks=tasks.selection,
-        label=config.label or config.teacher,
-        label_mode=config.label_mode,
-        episodes=config.episodes,
-        noise=config.noise,
-        seed=seed,
-        output=config.on_policy,
-        device="cpu" if config.ray else config.device,
-        workers=config.workers,
-        ray=config.ray,
-    )
-    dataset = collect(drive, Stage(progress, f"{stage}, collect"))
+    dataset, seed = _drive(config, tasks, number, Stage(progress, f"{stage}, collect"))
     model = _train(config, number * config.updates, Stage(progress, f"{stage}, train"))
     student = _student(config, number)
     try:
@@ -114,10 +102,40 @@ def _round(config: DaggerConfig, tasks: TaskTable, number: int, progress: Progre
     return Round(
         round=number,
         updates=number * config.updates,
-        episodes=number * config.episodes * len(tasks),
+        episodes=number * (config.episodes + config.planner_episodes) * len(tasks),
         returns=_returns(dataset, seed, tasks),
         score=_score(config, tasks, number, Stage(progress, f"{stage}, score")),
     )
+
+
+def _drive(
+    config: DaggerConfig, tasks: TaskTable, number: int, progress: Progress
+) -> tuple[EpisodeDataset, int]:
+    """Let the student drive, by policy and by planning; return the data and the first seed."""
+    drive = CollectConfig(
+        policy=config.start if number == 1 else str(_student(config, number - 1)),
+        tasks=tasks.selection,
+        label=config.label or config.teacher,
+        label_mode=config.label_mode,
+        episodes=config.episodes,
+        noise=config.noise,
+        seed=FIRST_SEED + (number - 1) * config.episodes,
+        output=config.on_policy,
+        device="cpu" if config.ray else config.device,
+        workers=config.workers,
+        ray=config.ray,
+    )
+    dataset = collect(drive, progress)
+    if config.planner_episodes:
+        plan = replace(
+            drive,
+            mode="planner",
+            preset=config.planner_preset,
+            episodes=config.planner_episodes,
+            seed=PLANNER_SEED + (number - 1) * config.planner_episodes,
+        )
+        dataset = collect(plan, progress)
+    return dataset, drive.seed
 
 
 def _student(config: DaggerConfig, number: int) -> Path:
@@ -174,6 +192,9 @@ def _refuse_early(config: DaggerConfig) -> TaskTable:
     PolicySource(source=config.label or config.teacher, mode=config.label_mode).require_labels(
         tasks
     )
+    if config.planner_episodes:
+        preset = config.planner_preset
+        PolicySource(source=config.start, mode="planner", preset=preset).chosen()
     if not (is_expert_folder(config.teacher) or config.more_teachers):
         teacher = read_checkpoint(config.teacher).tasks
         for name in known.names:
@@ -193,6 +214,8 @@ def _identity(config: DaggerConfig, tasks: TaskTable) -> dict[str, Any]:
     values = {name: value for name, value in asdict(config).items() if name not in _FREE}
     # As absent, as it was in the records of runs from before there was a choice.
     values["behaviour_batch"] = config.behaviour_batch or None
+    values["planner_episodes"] = config.planner_episodes or None
+    values["planner_preset"] = config.planner_preset if config.planner_episodes else None
     values["data"] = [
         {"name": folder.resolve().name, "sha256": sha256(folder / "dataset.json")}
         for folder in config.folders

@@ -48,7 +48,9 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     """
     progress = progress or Silent()
     device = device_of_work(config.device, config.ray)
-    policy = PolicySource(source=config.policy, mode=config.mode, device=device)
+    policy = PolicySource(
+        source=config.policy, mode=config.mode, preset=config.preset, device=device
+    )
     tasks = policy.tasks(config.tasks)
     labeller = _labeller(config, tasks)
     own = any(task.env for task in tasks.tasks)
@@ -94,6 +96,8 @@ def _source(
         "seed": config.seed,
         "episodes": config.episodes,
     }
+    if config.preset is not None:
+        record["preset"] = config.preset
     if labeller is not None:
         record["label"] = {"policy": labeller.identity(one), "mode": labeller.mode}
     return record
@@ -101,8 +105,9 @@ def _source(
 
 def _shard_name(task: str, source: Mapping[str, Any]) -> str:
     sha = source["policy"]["sha256"]
+    how = "-".join([source["mode"], *filter(None, [source.get("preset")])])
     name = (
-        f"{task}-{sha[:12] if sha else 'random'}-{source['mode']}-noise{source['noise']:g}"
+        f"{task}-{sha[:12] if sha else 'random'}-{how}-noise{source['noise']:g}"
         f"-seed{source['seed']}-n{source['episodes']}"
     )
     if "label" in source:

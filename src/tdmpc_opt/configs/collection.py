@@ -87,6 +87,9 @@ class CollectConfig:
     """Offset of the environment seeds, which start at 1,000,000."""
     mode: Mode = "policy"
     """How a checkpoint acts: by its policy network, or by planning."""
+    preset: str | None = None
+    """What a plan may spend: `full`, `balanced`, `realtime`, or one that the checkpoint holds;
+    none means the full published budget."""
     label: str | None = None
     """Checkpoint file, zoo name or folder of experts whose actions in the states on the way are
     stored for imitation; none means the policy's own actions without the noise."""
@@ -108,6 +111,8 @@ class CollectConfig:
             raise InputError("episodes must be at least 1; seed and noise at least 0")
         if self.label is None and self.label_mode == "planner":
             raise InputError("a label mode needs to know who labels; name it with --label")
+        if self.preset is not None and self.mode == "policy":
+            raise InputError("a preset is what a plan may spend; it needs --mode planner")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,12 @@ class DaggerConfig(DistillConfig):
     """Tasks to drive, joined by commas; none means all that the student knows."""
     episodes: int = 4
     """Episodes per task and round."""
+    planner_episodes: int = 0
+    """Episodes per task and round that the student drives by planning: they teach its model
+    what plans get wrong, and its policy the way back."""
+    planner_preset: str = "realtime"
+    """What a plan of these episodes may spend: `full`, `balanced`, `realtime`, or a preset that
+    the student's checkpoint holds."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the student's actions, in action units."""
     score_episodes: int = 0
@@ -51,7 +57,14 @@ class DaggerConfig(DistillConfig):
         """Refuse counts that cannot be run."""
         object.__setattr__(self, "on_policy", self.output / "data")
         super().__post_init__()
-        if min(self.rounds, self.episodes) < 1 or min(self.noise, self.score_episodes) < 0:
+        more = (self.noise, self.score_episodes, self.planner_episodes)
+        if min(self.rounds, self.episodes) < 1 or min(more) < 0:
             raise InputError(
-                "rounds and episodes must be at least 1; noise and score_episodes at least 0"
+                "rounds and episodes must be at least 1; planner_episodes, noise and "
+                "score_episodes at least 0"
+            )
+        if self.lr_zero_at is not None and self.lr_zero_at < self.rounds * self.updates:
+            raise InputError(
+                f"{self.rounds} rounds make {self.rounds * self.updates} updates, but the "
+                f"learning rate is zero from update {self.lr_zero_at} on"
             )
