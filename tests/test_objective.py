@@ -13,6 +13,7 @@ from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.training.objective import (
     ModelLosses,
     RunningScale,
+    TargetRule,
     imitation,
     model_losses,
     policy_losses,
@@ -78,6 +79,32 @@ def test_targets_are_the_reward_plus_the_discounted_least_target_q(model, batch)
     target = td_target(model, next_z, batch.reward, batch.task, _generator())
     torch.testing.assert_close(target, expected)
     assert not target.requires_grad
+
+
+@pytest.mark.parametrize("heads", ["least", "mean"])
+@pytest.mark.parametrize("lookahead", [0.0, 0.3, 1.0])
+def test_targets_look_ahead_as_far_as_lambda_says(model, batch, heads, lookahead):
+    """Against the mixture of n-step returns that defines them, for each step of the slice."""
+    with torch.no_grad():
+        model.target_q_ensemble[-1].bias.add_(torch.randn(2, 101, generator=_generator()))
+        next_z = model.encode(batch.obs[1:], batch.task)
+        noise = torch.randn(3, 4, 3, generator=_generator())
+        action = model.policy(next_z, batch.task, noise).action
+        qs = model.decode(model.q_values(next_z, action, batch.task, target=True))
+    value = qs.amin(0) if heads == "least" else (qs[0] + qs[1]) / 2
+
+    def after(t: int, steps: int) -> Tensor:
+        rewards = sum(0.99**k * batch.reward[t + k] for k in range(steps))
+        return rewards + 0.99**steps * value[t + steps - 1]
+
+    rule = TargetRule(lookahead, heads)
+    target = td_target(model, next_z, batch.reward, batch.task, _generator(), rule=rule)
+    for t in range(3):
+        longest = 3 - t
+        expected = lookahead ** (longest - 1) * after(t, longest)
+        for n in range(1, longest):
+            expected = expected + (1 - lookahead) * lookahead ** (n - 1) * after(t, n)
+        torch.testing.assert_close(target[t], expected)
 
 
 def test_targets_come_from_the_target_qs_alone(model, batch):

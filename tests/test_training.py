@@ -656,6 +656,7 @@ def test_counts_that_cannot_be_run_are_refused(config, changes):
         ({"lr_zero_at": 5}, "zero at update 5"),
         ({"behaviour_batch": 4}, "needs a weight of behaviour"),
         ({"behaviour_batch": -1}, "at least 0"),
+        ({"td_lambda": 1.1}, "from 0 to 1"),
     ],
 )
 def test_what_would_change_nothing_is_refused(config, changes, said):

@@ -214,6 +214,8 @@ def _identity(config: DaggerConfig, tasks: TaskTable) -> dict[str, Any]:
     values = {name: value for name, value in asdict(config).items() if name not in _FREE}
     # As absent, as it was in the records of runs from before there was a choice.
     values["behaviour_batch"] = config.behaviour_batch or None
+    values["td_lambda"] = config.td_lambda or None
+    values["td_heads"] = config.td_heads if config.td_heads != "least" else None
     values["planner_episodes"] = config.planner_episodes or None
     values["planner_preset"] = config.planner_preset if config.planner_episodes else None
     values["data"] = [

@@ -76,6 +76,13 @@ class TrainConfig:
     """Largest gradient norm of each of the two optimisers."""
     tau: float = 0.01
     """Step of the target Qs and of the running value scale towards the newest."""
+    td_lambda: float = 0.0
+    """How far TD targets look along a slice before they ask the target Qs: 0, as published, one
+    step; 1 to its end; between them a mixture (TD(lambda))."""
+    td_heads: Literal["least", "mean"] = "least"
+    """What a TD target takes of two target Qs: the least, as published, or their mean. The
+    least guards a policy that climbs the Qs against their errors; for one that imitates labels
+    it is a bias that adds up over 1 / (1 - discount) steps."""
     start: str | None = None
     """Checkpoint whose weights the training starts from; none starts from random ones."""
     device: Device = "auto"
@@ -119,6 +126,8 @@ class TrainConfig:
             raise InputError(
                 "behaviour_batch is at least 0, and needs a weight of behaviour to count"
             )
+        if not 0 <= self.td_lambda <= 1:
+            raise InputError(f"td_lambda is from 0 to 1, got {self.td_lambda}")
         counts = (self.updates, self.batch_size, self.horizon, self.log_every, self.save_every)
         if min(*counts, self.keep) < 1 or self.max_skipped < 0:
             raise InputError(

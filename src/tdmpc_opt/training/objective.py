@@ -1,6 +1,7 @@
 """TD-MPC2's training objective, as pure functions of a world model and a batch."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -30,6 +31,19 @@ class ModelLosses:
             + weights.value * self.value
             + weights.behaviour * self.behaviour
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRule:
+    """How TD targets are made."""
+
+    lookahead: float = 0.0
+    """Lambda: 0 asks the target Qs after one step, 1 at the end of the slice alone."""
+    heads: Literal["least", "mean"] = "least"
+    """What is taken of two target Qs."""
+
+
+PUBLISHED_TARGET = TargetRule()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +91,28 @@ def td_target(
     task: Int[Tensor, " batch"],
     generator: torch.Generator,
     ranks: Ranks = ALONE,
+    rule: TargetRule = PUBLISHED_TARGET,
 ) -> Float[Tensor, "horizon batch 1"]:
-    """Return one-step targets: reward plus the discounted least of two target Qs.
+    """Return what each step was worth: rewards and, where they end, the value of two target Qs.
 
-    No task of this project ends an episode early, so the bootstrap is never cut.
+    As published these are one-step targets with the least of the two. No task of this project
+    ends an episode early, so the bootstrap is never cut.
 
     Source:
-        TD-MPC2, arXiv:2310.16828, equation 4.
+        TD-MPC2, arXiv:2310.16828, equation 4; lambda-returns as in DreamerV2, arXiv:2010.02193,
+        equation 4, here of what happened.
     """
     noise = _noise(model, next_z, generator, ranks)
     action = model.policy(next_z, task, noise).action
     heads = two_random_heads(model, generator)
-    value = model.decode(model.q_values(next_z, action, task, heads, target=True)).amin(0)
-    return reward + model.discount[task].unsqueeze(-1) * value
+    values = model.decode(model.q_values(next_z, action, task, heads, target=True))
+    value = values.mean(0) if rule.heads == "mean" else values.amin(0)
+    discount = model.discount[task].unsqueeze(-1)
+    targets = [reward[-1] + discount * value[-1]]
+    for t in reversed(range(len(reward) - 1)):
+        later = torch.lerp(value[t], targets[0], rule.lookahead)
+        targets.insert(0, reward[t] + discount * later)
+    return torch.stack(targets)
 
 
 def model_losses(

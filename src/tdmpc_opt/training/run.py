@@ -165,6 +165,8 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
     # As absent, as it was in the records of runs from before there was a choice.
     values["sampling"] = config.sampling if config.sampling != "uniform" else None
     values["behaviour_batch"] = config.behaviour_batch or None
+    values["td_lambda"] = config.td_lambda or None
+    values["td_heads"] = config.td_heads if config.td_heads != "least" else None
     values["output"] = config.output.resolve().name
     values["start"] = _file(config.start) if config.start else None
     if isinstance(config, DistillConfig):

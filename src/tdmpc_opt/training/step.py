@@ -18,6 +18,7 @@ from tdmpc_opt.training.objective import (
     PolicyLosses,
     Rollout,
     RunningScale,
+    TargetRule,
     imitation,
     model_losses,
     policy_losses,
@@ -140,7 +141,9 @@ def train_step(
     _set_rates(learner, config)
     with torch.no_grad(), fabric.autocast(), ranks.shared_dropout():
         next_z = model.encode(batch.obs[1:], batch.task)
-        target = td_target(model, next_z, batch.reward, batch.task, learner.generator, ranks)
+        rule = TargetRule(config.td_lambda, config.td_heads)
+        source = learner.generator
+        target = td_target(model, next_z, batch.reward, batch.task, source, ranks, rule)
     with fabric.autocast(), ranks.shared_dropout():
         losses, rollout = model_losses(model, batch, next_z, target, config.weights, ranks)
         total = losses.total(config.weights)
