@@ -1,6 +1,7 @@
 import copy
 import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:Deprec
 TOLERANCE = 1e-4
 """Largest difference of mean and std from the reference, except where two samples tie."""
 BUDGET = PlannerBudget(iterations=3, samples=256, policy_samples=24, elites=32)
+HELD = replace(BUDGET, samples=64, policy_samples=16, prior_penalty=10.0)
+"""Plans that are held close to the policy."""
 
 every_engine = pytest.mark.parametrize(
     "name",
@@ -111,10 +114,13 @@ def observations(reference_dir) -> tuple[Tensor, Tensor]:
 
 
 @every_engine
-def test_engines_agree_with_the_reference_on_real_observations(name, student, observations):
+@pytest.mark.parametrize("budget", [BUDGET, HELD], ids=["published", "held"])
+def test_engines_agree_with_the_reference_on_real_observations(
+    name, budget, student, observations
+):
     obs, task = observations
     assert len(task.unique()) >= 10
-    reference, other = _plans(student, BUDGET, obs, task, _engine(name, student, BUDGET))
+    reference, other = _plans(student, budget, obs, task, _engine(name, student, budget))
     difference = _differences(reference, other)
     # Two samples whose values tie up to rounding may swap places among the elites.
     assert (difference < TOLERANCE).float().mean() >= 0.9

@@ -48,7 +48,9 @@ def planner(folder, checkpoint_file):
     return path, export(ExportConfig(checkpoint=str(checkpoint_file), output=path), BUDGET)
 
 
-ONE_ROUND = replace(BUDGET, iterations=1, warm_mean=0.5, warm_std=1.5, mean_action=True)
+ONE_ROUND = replace(
+    BUDGET, iterations=1, warm_mean=0.5, warm_std=1.5, mean_action=True, prior_penalty=5.0
+)
 
 
 @pytest.fixture(scope="module")

@@ -83,6 +83,23 @@ def test_the_plan_moves_to_the_best_action(toy):
     assert (result.std[:, real] < 0.5).all()
 
 
+def test_a_prior_penalty_holds_the_plan_by_the_policy(toy):
+    task = torch.tensor([0, 0])
+    with torch.no_grad():
+        source = torch.Generator().manual_seed(5)
+        z = toy.encode(torch.randn(1, 5, generator=source).expand(2, -1), task)
+        noise = draw_noise(toy, BUDGET, _generators(0, 1))
+        own = prepare(PlannerNetworks(toy), z, task, noise.prior).prior_actions.mean(1)
+
+    def distance(penalty: float) -> float:
+        found = _plan(toy, replace(BUDGET, prior_penalty=penalty), task=task).mean
+        return float((found - own).abs().mean())
+
+    free, held, tied = distance(0.0), distance(30.0), distance(1e5)
+    assert free > 1.2 * held > 1.2 * tied
+    assert tied < 0.1
+
+
 def test_more_iterations_find_better_plans(toy):
     task = torch.tensor([0, 1])
     z = toy.encode(
@@ -273,11 +290,17 @@ def test_values_that_are_not_numbers_count_as_zero(model):
         {"elites": 97},
         {"horizon": 0},
         {"iterations": 0},
+        {"prior_penalty": -1.0},
     ],
 )
 def test_budgets_that_cannot_run_are_refused(changes):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match=r"must be|at least 0"):
         replace(BUDGET, **changes)
+
+
+def test_a_prior_penalty_without_a_prior_is_refused():
+    with pytest.raises(ValueError, match="needs policy_samples"):
+        replace(BUDGET, policy_samples=0, prior_penalty=1.0)
 
 
 def test_the_full_preset_is_the_published_budget():

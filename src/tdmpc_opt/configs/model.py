@@ -107,6 +107,10 @@ class PlannerBudget:
     """Lower clip of the sampling standard deviation."""
     max_std: float = 2.0
     """Upper clip of the sampling standard deviation, and its start."""
+    prior_penalty: float = 0.0
+    """Value that a sequence loses per squared distance from what the policy would do, summed
+    over steps. One action changes the return of a good policy by less than a value network
+    errs; this keeps a plan from following those errors. Published: 0."""
     replan_every: int = 1
     """Actions executed of one plan before the next is made; up to the horizon. Published: 1."""
     warm_mean: float = 1.0
@@ -134,5 +138,9 @@ class PlannerBudget:
             raise InputError("replan_every must be between 1 and the horizon")
         if not 0 <= self.min_std <= self.max_std:
             raise InputError("min_std must be at least 0 and at most max_std")
+        if self.prior_penalty < 0 or (self.prior_penalty and not self.policy_samples):
+            raise InputError(
+                "prior_penalty is at least 0, and needs policy_samples to know the policy by"
+            )
         if not 0 <= self.warm_mean <= 1 or self.warm_std < 0 or self.converged_std < 0:
             raise InputError("warm_mean is in 0..1; warm_std, converged_std are at least 0")

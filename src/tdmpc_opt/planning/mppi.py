@@ -213,14 +213,29 @@ def refine(
     sampled = (mean.unsqueeze(1) + std.unsqueeze(1) * noise.samples).clamp(-1.0, 1.0)
     sampled = sampled * problem.mask
     value = sequence_values(networks, problem, sampled, noise.value, noise.heads)
-    top, index = value.nan_to_num(0.0).topk(budget.elites, dim=0)
     actions = torch.cat([problem.prior_actions, sampled], dim=1)
+    if budget.prior_penalty:
+        value = value - budget.prior_penalty * _distance_to_prior(problem, actions)
+    top, index = value.nan_to_num(0.0).topk(budget.elites, dim=0)
     shape = (len(actions), -1, -1, actions.shape[-1])
     elites = actions.gather(1, index[None, ..., None].expand(shape))
     weights = torch.exp(budget.temperature * (top - top[:1]))
     weights = weights / weights.sum(0)
     mean, std = _refit(elites, weights, problem.mask, budget)
     return Refined(mean, std, elites[0], weights)
+
+
+def _distance_to_prior(
+    problem: Problem, actions: Float[Tensor, "horizon samples batch action"]
+) -> Float[Tensor, "samples batch"]:
+    """Return how far sequences are from the policy's own, squared, the mean over dimensions.
+
+    Source:
+        A Gaussian prior of MPPI's free energy, arXiv:1509.01149, around the policy as in LOOP's
+        actor regularised control, arXiv:2008.10066.
+    """
+    centre = problem.prior_actions.mean(1, keepdim=True)
+    return ((actions - centre) ** 2).sum((0, 3)) / problem.mask.sum(1)
 
 
 def plan(
