@@ -16,13 +16,16 @@ test -f "$planner" || tdmpc-opt export "$released" --preset realtime --output "$
 
 # CrossQ with three-step returns, the default.
 train --steps 60000 --tasks \
-walker-stand,walker-walk,walker-walk-backwards,walker-run-backwards,\
-cheetah-run,cheetah-run-backwards,cheetah-run-front,cheetah-run-back,cheetah-jump,\
-reacher-easy,reacher-hard,reacher-three-easy,cartpole-balance,cup-catch,\
-finger-spin,fish-swim,hopper-hop,hopper-hop-backwards
+walker-stand,walker-walk,cheetah-jump,reacher-easy,reacher-hard,reacher-three-easy,\
+cartpole-balance,cup-catch
+train --steps 120000 --tasks walker-walk-backwards,cheetah-run-backwards,finger-spin
+train --steps 220000 --tasks cheetah-run,fish-swim
+train --steps 260000 --tasks cheetah-run-front,cheetah-run-back
 
 # A related task's expert drives first, or the released planner.
-train --steps 80000 --tasks walker-run --warm-up "$experts" --warm-up-task walker-walk
+train --steps 220000 --tasks walker-run --warm-up "$experts" --warm-up-task walker-walk
+train --steps 160000 --tasks walker-run-backwards --warm-up "$experts" \
+  --warm-up-task walker-walk-backwards
 train --steps 40000 --tasks cartpole-balance-sparse --warm-up "$experts" \
   --warm-up-task cartpole-balance
 train --steps 100000 --tasks reacher-three-hard --warm-up "$experts" \
@@ -30,6 +33,8 @@ train --steps 100000 --tasks reacher-three-hard --warm-up "$experts" \
 train --steps 60000 --tasks pendulum-swingup --warm-up "$planner"
 train --steps 130000 --tasks finger-turn-easy --warm-up "$planner" --warm-up-episodes 100
 train --steps 120000 --tasks hopper-stand --warm-up "$planner" --warm-up-episodes 40
+train --steps 160000 --tasks hopper-hop,hopper-hop-backwards --warm-up "$experts" \
+  --warm-up-task hopper-stand
 train --steps 80000 --tasks acrobot-swingup --warm-up "$planner" --warm-up-episodes 40
 train --steps 60000 --tasks finger-turn-hard
 

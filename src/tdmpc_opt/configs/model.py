@@ -108,9 +108,10 @@ class PlannerBudget:
     max_std: float = 2.0
     """Upper clip of the sampling standard deviation, and its start."""
     prior_penalty: float = 0.0
-    """Value that a sequence loses per squared distance from what the policy would do, summed
-    over steps. One action changes the return of a good policy by less than a value network
-    errs; this keeps a plan from following those errors. Published: 0."""
+    """What a sequence loses per squared distance from what the policy would do, summed over
+    steps, as a share of what the policy's own sequences are worth. One action changes the
+    return of a good policy by less than a value network errs; this keeps a plan from following
+    those errors. Published: 0."""
     replan_every: int = 1
     """Actions executed of one plan before the next is made; up to the horizon. Published: 1."""
     warm_mean: float = 1.0

@@ -215,7 +215,8 @@ def refine(
     value = sequence_values(networks, problem, sampled, noise.value, noise.heads)
     actions = torch.cat([problem.prior_actions, sampled], dim=1)
     if budget.prior_penalty:
-        value = value - budget.prior_penalty * _distance_to_prior(problem, actions)
+        worth = value[: budget.policy_samples].mean(0).abs()
+        value = value - budget.prior_penalty * worth * _distance_to_prior(problem, actions)
     top, index = value.nan_to_num(0.0).topk(budget.elites, dim=0)
     shape = (len(actions), -1, -1, actions.shape[-1])
     elites = actions.gather(1, index[None, ..., None].expand(shape))
