@@ -21,12 +21,25 @@ from tdmpc_opt.planning.presets import PRESETS
 from tdmpc_opt.task_table import MT30
 
 HOME = (
+    ("mt30-1m-policy.json", "our 1M student, policy network alone"),
     ("released-1m-planner-noise.json", "released 1M student of TD-MPC-Opt, planner with noise"),
     ("released-1m-policy.json", "the same, policy network alone"),
     ("random-mt30.json", "random actions"),
 )
-FORMATS = "formats-released-1m.json"
-SENSITIVITY = "sensitivity-released-1m.json"
+FORMATS = "formats-mt30-1m.json"
+SENSITIVITY = "sensitivity-mt30-1m.json"
+STUDENT = {
+    "student": "mt30-1m-policy.json",
+    "released, policy": "released-1m-policy.json",
+    "released, planner": "released-1m-planner-deterministic.json",
+}
+TRIALS = {
+    "mt30-trial-constant.json": "a constant learning rate, five rounds of `dagger`",
+    "mt30-trial-annealed.json": "1,500 updates more, `--lr-zero-at 1500`",
+    "mt30-trial-labels.json": "the same with `--behaviour-batch 256` instead",
+    "mt30-trial-noise.json": "1,200 more, the policy's noise held down by its labels",
+}
+"""Steps on the way to the student, each from the weights of one before it."""
 
 
 def main() -> None:
@@ -102,6 +115,30 @@ def _mt30_experts() -> list[str]:
         numbers = (f"{means[-1]:.0f}", f"{content['steps']:,}")
         found.append((f"[{task}](../experts/{path.name})", *numbers, how, driver))
     found.append((f"mean of {len(means)}", f"{np.mean(means):.0f}", "", "", ""))
+    return table_of(*found)
+
+
+def _mt30_student() -> list[str]:
+    """The student beside its experts and the released one, task by task."""
+    shown = {name: read(file)["tasks"] for name, file in STUDENT.items()}
+    found = [("task", "expert", *shown)]
+    rows = []
+    for task in MT30.names:
+        expert = json.loads((ROOT / "experts" / f"{task}.json").read_text())
+        returns = [expert["returns"], *(tasks[task]["returns"] for tasks in shown.values())]
+        rows.append([float(np.mean(each)) for each in returns])
+        found.append((task, *(f"{mean:.0f}" for mean in rows[-1])))
+    found.append(("mean of 30", *(f"{mean:.0f}" for mean in np.mean(rows, axis=0))))
+    return table_of(*found)
+
+
+def _trials() -> list[str]:
+    """What some steps on the way brought."""
+    found = [("step", "score", "measured on", "file")]
+    for name, step in TRIALS.items():
+        content = read(name)
+        on = _measured_on(content["config"])
+        found.append((step, _score(content["score"]), on, _link(RESULTS / name)))
     return table_of(*found)
 
 
@@ -313,6 +350,8 @@ PAGES: dict[Path, Tables] = {
     ROOT / "docs" / "mt30-student.md": {
         "experts": _mt30_experts,
         "warmed": _warmed,
+        "student": _mt30_student,
+        "trials": _trials,
     },
     ROOT / "docs" / "quantisation.md": {"formats": _formats, "proof": _proof},
     ROOT / "docs" / "scale.md": {"sampling": _sampling},
