@@ -118,19 +118,24 @@ def _stored(config: Config) -> Iterator[File]:
 
 
 def _exported(config: Config) -> Iterator[File]:
+    folder = config.files / sha256(resolve(config.checkpoint))[:12]
+    folder.mkdir(exist_ok=True)
     for form in EXPORTED:
         for how in HOWS:
-            path = config.files / f"{config.name}-{form}-{how}.onnx"
-            export(
-                ExportConfig(
-                    checkpoint=config.checkpoint,
-                    output=path,
-                    format=form,
-                    policy_only=how == "policy",
-                    preset=None if how == "policy" else how,
-                    data=config.data,
+            path = folder / f"{config.name}-{form}-{how}.onnx"
+            # A file tells the error that its check measured, whose last digits hang on the
+            # number of threads. Written anew it could have another hash, and be scored again.
+            if not path.exists():
+                export(
+                    ExportConfig(
+                        checkpoint=config.checkpoint,
+                        output=path,
+                        format=form,
+                        policy_only=how == "policy",
+                        preset=None if how == "policy" else how,
+                        data=config.data,
+                    )
                 )
-            )
             yield File(f"ONNX {form}", how, path, None)
 
 

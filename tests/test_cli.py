@@ -1,6 +1,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -370,6 +372,14 @@ def test_an_interrupt_exits_with_status_130_and_says_how_to_go_on(run, tmp_path,
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
     assert json.loads(out.read_text())["complete"]
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback():
+    command = [sys.executable, "-m", "tdmpc_opt", "train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_a_missing_library_is_answered_with_the_extra_that_brings_it(monkeypatch, capsys):

@@ -19,11 +19,12 @@ train --steps 60000 --tasks \
 walker-stand,walker-walk,cheetah-jump,reacher-easy,reacher-hard,reacher-three-easy,\
 cartpole-balance,cup-catch
 train --steps 120000 --tasks walker-walk-backwards,cheetah-run-backwards,finger-spin
-train --steps 220000 --tasks cheetah-run,fish-swim
-train --steps 260000 --tasks cheetah-run-front,cheetah-run-back
+train --steps 160000 --tasks cheetah-run
+train --steps 220000 --tasks fish-swim
+train --steps 180000 --tasks cheetah-run-front,cheetah-run-back
 
 # A related task's expert drives first, or the released planner.
-train --steps 220000 --tasks walker-run --warm-up "$experts" --warm-up-task walker-walk
+train --steps 160000 --tasks walker-run --warm-up "$experts" --warm-up-task walker-walk
 train --steps 160000 --tasks walker-run-backwards --warm-up "$experts" \
   --warm-up-task walker-walk-backwards
 train --steps 40000 --tasks cartpole-balance-sparse --warm-up "$experts" \

@@ -1,5 +1,6 @@
 """The command line: parse a config, call one function, print what came of it."""
 
+import os
 import sys
 from collections.abc import Sequence
 from functools import reduce
@@ -72,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         done = "interrupted; what was finished is kept, and the same command goes on from there"
         status = _fail(done, 130)
+    except BrokenPipeError:  # whoever read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
     return status
 
 
