@@ -22,6 +22,8 @@ from tdmpc_opt.task_table import MT30
 
 HOME = (
     ("mt30-1m-policy.json", "our 1M student, policy network alone"),
+    ("mt30-1m-taught.json", "the same network taught by experts, not corrected yet"),
+    ("mt30-1m-untaught.json", "the same network, data and updates without a teacher"),
     ("released-1m-planner-noise.json", "released 1M student of TD-MPC-Opt, planner with noise"),
     ("released-1m-policy.json", "the same, policy network alone"),
     ("random-mt30.json", "random actions"),
@@ -33,6 +35,12 @@ STUDENT = {
     "released, policy": "released-1m-policy.json",
     "released, planner": "released-1m-planner-deterministic.json",
 }
+PAIR = {
+    "mt30-1m-untaught.json": "nobody: plain TD-MPC2",
+    "mt30-1m-taught.json": "the experts, on the states of the dataset",
+    "mt30-1m-policy.json": "the experts, then on its own states too",
+}
+"""The main comparison, and the recipe's last step."""
 TRIALS = {
     "mt30-trial-constant.json": "a constant learning rate, five rounds of `dagger`",
     "mt30-trial-annealed.json": "1,500 updates more, `--lr-zero-at 1500`",
@@ -129,6 +137,18 @@ def _mt30_student() -> list[str]:
         rows.append([float(np.mean(each)) for each in returns])
         found.append((task, *(f"{mean:.0f}" for mean in rows[-1])))
     found.append(("mean of 30", *(f"{mean:.0f}" for mean in np.mean(rows, axis=0))))
+    return table_of(*found)
+
+
+def _pair() -> list[str]:
+    """What teachers bring at equal budget."""
+    found = [("teacher", "updates", "score", "measured on", "file")]
+    for name, teacher in PAIR.items():
+        content = read(name)
+        training = content["training"]
+        updates = f"{training['updates']:,}" + (" more" if training["start"] else "")
+        on = _measured_on(content["config"])
+        found.append((teacher, updates, _score(content["score"]), on, _link(RESULTS / name)))
     return table_of(*found)
 
 
@@ -351,6 +371,7 @@ PAGES: dict[Path, Tables] = {
         "experts": _mt30_experts,
         "warmed": _warmed,
         "student": _mt30_student,
+        "pair": _pair,
         "trials": _trials,
     },
     ROOT / "docs" / "quantisation.md": {"formats": _formats, "proof": _proof},

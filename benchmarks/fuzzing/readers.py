@@ -148,13 +148,13 @@ class _Resumed:
     def __init__(self, folder: Path) -> None:
         from fuzzing.seeds import learner_of
 
-        self.run, self.learner, self.sampler = learner_of(folder)
+        self.run, self.learner, self.draws = learner_of(folder)
 
     def __call__(self, path: Path, number: int) -> object:
         states = self.run.folder / "states"
         states.mkdir(exist_ok=True)
         shutil.copyfile(path, states / "4.pt")
-        return self.run.restore(self.learner, self.sampler, Silent())
+        return self.run.restore(self.learner, self.draws, Silent())
 
 
 def _expert(path: Path, number: int) -> object:

@@ -21,12 +21,12 @@ from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.extract import policy_only
 from tdmpc_opt.compression.integers import to_integers
 from tdmpc_opt.compression.recipe import recipe
-from tdmpc_opt.configs import ModelConfig, PlannerBudget, TrainConfig
+from tdmpc_opt.configs import LossWeights, ModelConfig, PlannerBudget, TrainConfig
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
-from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.expert_policy import ExpertNetwork
 from tdmpc_opt.planning.presets import Preset, storable
 from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.training.draws import Draws
 from tdmpc_opt.training.run import Run
 from tdmpc_opt.training.step import Learner, build_learner
 from tdmpc_opt.world_model.model import WorldModel
@@ -252,13 +252,22 @@ def _text(content: object) -> bytes:
     return json.dumps(content).encode()
 
 
-def learner_of(folder: Path) -> tuple[Run, Learner, SliceSampler]:
+def learner_of(folder: Path) -> tuple[Run, Learner, Draws]:
     """Return a run, what it trains, and where it draws from."""
     shutil.rmtree(folder, ignore_errors=True)
     data = EpisodeDataset.create(folder / "data", TASKS, 4)
     for task in TASKS.tasks:
         data.append_shard(task.name, [_episode(task, labelled=False)] * 2, {"policy": "p"})
-    config = TrainConfig(data=folder / "data", output=folder / "run", device="cpu", updates=4)
+    config = TrainConfig(
+        data=folder / "data",
+        output=folder / "run",
+        device="cpu",
+        updates=4,
+        horizon=2,
+        batch_size=4,
+        behaviour_batch=4,
+        weights=LossWeights(behaviour=1.0),
+    )
     model = WorldModel(_config(TASKS), TASKS, torch.Generator().manual_seed(0))
     learner = build_learner(Fabric(accelerator="cpu", devices=1), model, config)
     for optimizer, part in (
@@ -267,15 +276,14 @@ def learner_of(folder: Path) -> tuple[Run, Learner, SliceSampler]:
     ):
         torch.stack([weight.sum() for weight in part.parameters()]).sum().backward()
         optimizer.step()
-    sampler = SliceSampler([data], TASKS, horizon=2, batch_size=4, seed=0)
-    return Run(config, [data]), learner, sampler
+    return Run(config, [data]), learner, Draws(config, [data], TASKS)
 
 
 def states(folder: Path) -> list[Seed]:
     """The state of an unfinished run, of networks of a few numbers."""
-    run, learner, sampler = learner_of(folder / "run")
+    run, learner, draws = learner_of(folder / "run")
     learner.update = 4
-    run.save(learner, sampler)
+    run.save(learner, draws)
     (state,) = (run.folder / "states").glob("*.pt")
     return [{"state.pt": state.read_bytes()}]
 
