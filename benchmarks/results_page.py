@@ -38,7 +38,9 @@ STUDENT = {
 PAIR = {
     "mt30-1m-untaught.json": "nobody: plain TD-MPC2",
     "mt30-1m-taught.json": "the experts, on the states of the dataset",
-    "mt30-1m-policy.json": "the experts, then on its own states too",
+    "mt30-1m-corrected.json": "the experts, then on its own states too",
+    "mt30-1m-again.json": "the same again on nine tasks where it stays behind them",
+    "mt30-1m-policy.json": "the same on all tasks once more: `mt30-1m`",
 }
 """The main comparison, and the recipe's last step."""
 TRIALS = {

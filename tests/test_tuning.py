@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def _config(checkpoint: Path, output: Path, **changes: object) -> TuneConfig:
     return TuneConfig(checkpoint=str(checkpoint), output=output, **(settings | changes))
 
 
-def _trial(score: float, ms: float, **budget: int) -> Trial:
+def _trial(score: float, ms: float, **budget: Any) -> Trial:
     return Trial(0, PlannerBudget(**budget), Score(score, None), ms / 300, ms, on_front=True)
 
 
@@ -54,6 +55,13 @@ def test_presets_are_the_best_within_their_time():
     assert presets["balanced"].budget.horizon == 4
     assert presets["policy"].mode == "policy"
     assert choose(trials[1:], 1.0, 1.0)["realtime"].budget.horizon == 2, "the fastest there is"
+
+
+def test_full_keeps_as_close_to_the_policy_as_balanced_does():
+    held = {"prior_penalty": 0.3, "mean_action": True}
+    trials = [_trial(10.0, 2.0), _trial(30.0, 25.0, horizon=2, **held)]
+    full = choose(trials, realtime_ms=10.0, balanced_ms=30.0)["full"].budget
+    assert full == PlannerBudget(**held)
 
 
 def test_stored_presets_are_chosen_by_name_and_others_stay(checkpoint_file, tmp_path):

@@ -32,7 +32,7 @@ one() {
     set -- "$@" --teacher "$teacher"
   fi
   tdmpc-opt "$command" "$@" --data "$work/data" --output "$run" --seed "$seed" --updates 5000 \
-    --batch-size 64 --lr 1e-3 --encoder-lr-scale 1 --save-every 1000 --log-every 100
+    --lr-zero-at 5000 --batch-size 64 --lr 1e-3 --encoder-lr-scale 1 --save-every 1000 --log-every 100
   tdmpc-opt evaluate "$run/model.safetensors" --mode policy --workers 1 \
     --output "$work/policy-$name-$seed.json"
   tdmpc-opt evaluate "$run/model.safetensors" --preset realtime --engine openvino --episodes 3 \

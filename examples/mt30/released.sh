@@ -1,7 +1,7 @@
 #!/bin/sh
 # A released checkpoint improved from itself and what it collects alone, without any expert: its policy
 # learns what its planner does, first from episodes that either drives, then where the policy goes
-# itself. About two hours on one core. Killed, it goes on when called again.
+# itself. About an hour and a half on one core. Killed, it goes on when called again.
 # Usage: examples/mt30/released.sh RELEASED FOLDER
 set -eu
 released=$1 work=$2
@@ -29,8 +29,8 @@ tdmpc-opt evaluate "$work/cloned/model.safetensors" --mode policy --workers 1 \
 
 # shellcheck disable=SC2086
 tdmpc-opt dagger --start "$work/cloned/model.safetensors" --teacher "$released" --label "$planner" \
-  --data "$data" --output "$work/corrected" --sampling return --rounds 3 --updates 2000 \
-  --lr-zero-at 6000 --episodes 2 --on-policy-share 0.5 --terms.reward-mse 0 --workers 1 $common
+  --data "$data" --output "$work/corrected" --sampling return --rounds 2 --updates 1500 \
+  --lr-zero-at 3000 --episodes 1 --on-policy-share 0.5 --terms.reward-mse 0 --workers 1 $common
 tdmpc-opt quantize "$work/corrected/model.safetensors" --format fp16 \
   --output "$work/released-corrected.safetensors"
 tdmpc-opt evaluate "$work/released-corrected.safetensors" --mode policy --workers 1 \

@@ -30,7 +30,7 @@ class TuneConfig:
     max_iterations: int = 6
     """Most refinements per plan."""
     score_full: bool = True
-    """Score the published budget too. It takes longer than all cheap ones together."""
+    """Score the preset `full` too. It takes longer than all cheap ones together."""
     realtime_ms: float = 10.0
     """The preset `realtime` is the best budget that plans within this time."""
     balanced_ms: float = 30.0

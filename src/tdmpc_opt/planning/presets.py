@@ -22,7 +22,17 @@ class Preset:
 
 PRESETS = {
     "full": Preset(),
-    "balanced": Preset(),
+    "balanced": Preset(
+        budget=PlannerBudget(
+            horizon=3,
+            iterations=3,
+            samples=192,
+            policy_samples=24,
+            elites=24,
+            temperature=1.0,
+            mean_action=True,
+        )
+    ),
     "realtime": Preset(
         budget=PlannerBudget(
             horizon=2,

@@ -29,7 +29,7 @@ from tdmpc_opt.tuning.latency import cost_of
 from tdmpc_opt.tuning.space import starts, suggest
 
 _RETURNS, _BUDGET, _FULL_MS = "returns", "budget", "full_ms"
-_IDENTITY, _FULL_RETURNS = "identity", "full_returns"
+_IDENTITY, _FULL = "identity", "full"
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,22 @@ def choose(
 ) -> dict[str, Preset]:
     """Return presets: the best scored budget within each time, beside `full` and `policy`.
 
-    Where no budget is as fast as `realtime_ms`, the fastest of them is taken.
+    Where no budget is as fast as `realtime_ms`, the fastest of them is taken. `full` has the
+    published sizes, and keeps as close to the policy as `balanced` does: how far a model may be
+    trusted is the agent's, not the budget's.
     """
-    presets = {"full": Preset()}
+    presets: dict[str, Preset] = {}
     for name, limit in (("balanced", balanced_ms), ("realtime", realtime_ms)):
         within = [trial for trial in trials if trial.latency_ms <= limit]
         within = within or [min(trials, key=lambda trial: trial.share)]
         best = max(within, key=lambda trial: (trial.score.mean, -trial.share))
         presets[name] = Preset(budget=best.budget)
-    return presets | {"policy": Preset("policy")}
+    held = presets["balanced"].budget
+    full = PlannerBudget(
+        prior_penalty=held.prior_penalty,
+        mean_action=bool(held.prior_penalty) and held.mean_action,
+    )
+    return {"full": Preset(budget=full)} | presets | {"policy": Preset("policy")}
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,19 @@ class _Search:
             note = f"{score:.1f} at {100 * share:.1f}% of the full budget's time"
             progress.update(done + 1, self.config.trials, note)
             yield
-        if self.config.score_full and _FULL_RETURNS not in self.study.user_attrs:
-            self.study.set_user_attr(_FULL_RETURNS, self._returns(PlannerBudget()))
+        if self.config.score_full:
+            self._score_full()
+
+    def _score_full(self) -> None:
+        """Score the preset `full`, unless a search that goes on scored the same one before."""
+        config = self.config
+        budget = choose(_trials(self.study), config.realtime_ms, config.balanced_ms)[
+            "full"
+        ].budget
+        found = self.study.user_attrs.get(_FULL)
+        if found is None or found[_BUDGET] != asdict(budget):
+            scored = {_BUDGET: asdict(budget), _RETURNS: self._returns(budget)}
+            self.study.set_user_attr(_FULL, scored)
 
     def _measure(
         self, trial: optuna.Trial, budget: PlannerBudget, full: Agent
@@ -209,14 +227,14 @@ def _trials(study: optuna.Study) -> list[Trial]:
 def _content(
     config: TuneConfig, identity: Mapping[str, Any], study: optuna.Study
 ) -> dict[str, Any]:
-    trials, full = _trials(study), study.user_attrs.get(_FULL_RETURNS)
+    trials, full = _trials(study), study.user_attrs.get(_FULL)
     presets = choose(trials, config.realtime_ms, config.balanced_ms)
     limits = {"realtime_ms": config.realtime_ms, "balanced_ms": config.balanced_ms}
     return {
         "kind": "tuning",
         "schema": 1,
         "trials": [asdict(trial) for trial in trials],
-        "full": None if full is None else asdict(normalized_score(full)),
+        "full": None if full is None else asdict(normalized_score(full[_RETURNS])),
         "presets": {name: asdict(preset) for name, preset in presets.items()},
         "config": {**identity, **limits, "seed": config.seed},
         "versions": provenance.versions(),

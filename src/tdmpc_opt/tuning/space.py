@@ -45,7 +45,7 @@ def suggest(trial: optuna.Trial, max_samples: int, max_iterations: int) -> Plann
             "converged_std": trial.suggest_categorical("converged_std", [0.0, 0.1, 0.2, 0.4]),
             "mean_action": trial.suggest_categorical("mean_action", [False, True]),
             "prior_penalty": trial.suggest_categorical(
-                "prior_penalty", [0.0, 0.01, 0.03, 0.1, 0.3]
+                "prior_penalty", [0.0, 0.03, 0.1, 0.3, 1.0]
             ),
         }
     )
@@ -83,11 +83,14 @@ def starts(max_samples: int, max_iterations: int) -> list[Parameters]:
         small,
         small | {"mean_action": True},
         small | {"mean_action": True, "temperature": 4.0},
-        small | {"mean_action": True, "temperature": 4.0, "prior_penalty": 0.1},
+        small | {"mean_action": True, "temperature": 4.0, "prior_penalty": 0.3},
         small | {"horizon": 3, "samples": 64, "mean_action": True},
         small | {"horizon": 3, "samples": 64, "iterations": 2, "mean_action": True},
         {"samples": 128, "iterations": 2, "prior_share": 24 / 128},
-        {"samples": 128, "iterations": 2, "prior_share": 24 / 128, "prior_penalty": 0.1},
+        {
+            **{"samples": 128, "iterations": 2, "prior_share": 24 / 128},
+            **{"mean_action": True, "prior_penalty": 0.3},
+        },
         {"samples": 256, "iterations": 3, "prior_share": 24 / 256},
     ]
     return [
