@@ -36,7 +36,7 @@ test-web:
 	else echo "npm is not installed: the tests of web/ are left out"; fi
 
 # Builds the page that `tdmpc-opt play` serves, with an agent in it: make web AGENT=file
-AGENT ?= demo-teacher
+AGENT ?= mt30-1m
 web: $(VENV)/.installed-all
 	$(BIN)/python web/tools/export_models.py
 	$(BIN)/python web/tools/bundle_agent.py $(AGENT)

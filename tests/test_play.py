@@ -210,14 +210,14 @@ def test_the_bundle_lists_an_agent_whose_files_are_there() -> None:
 
 @pytest.fixture(scope="module")
 def exported() -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
-    """The demo's teacher as the page gets it: what the list says, and its files by kind."""
+    """The bundled student as the page gets it: what the list says, and its files by kind."""
     pytest.importorskip("onnxruntime", reason="exporting needs the export extra")
     began: list[str] = []
-    config = PlayConfig(checkpoints=("demo-teacher",), port=0)
+    config = PlayConfig(checkpoints=("mt30-1m",), port=0)
     with page_server(config, began.append) as server, _running(server) as port:
         agents = json.loads(gzip_free(port, "/agents.json"))["agents"]
-        assert began == ["demo-teacher-2"] == [agents[0]["name"]]
-        assert agents[1]["name"] == "demo-teacher"
+        assert began == ["mt30-1m-2"] == [agents[0]["name"]]
+        assert agents[1]["name"] == "mt30-1m"
         files = agents[0]["files"]
         yield (
             agents[0],
@@ -232,7 +232,7 @@ def exported() -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
 def test_a_checkpoint_is_exported_as_it_acts(exported, kind, tolerance, tmp_path) -> None:
     path = tmp_path / "policy.onnx"
     path.write_bytes(exported[1][kind])
-    agent, reference = runtime.load(path), runtime.load(zoo.path("demo-teacher"))
+    agent, reference = runtime.load(path), runtime.load(zoo.path("mt30-1m"))
     random = np.random.default_rng(0)
     for task in reference.tasks.tasks:
         obs = random.standard_normal(task.obs_dim).astype(np.float32)

@@ -100,10 +100,10 @@ def _planner(checkpoint: str) -> Policy:
 def _bundled_int8() -> Policy:
     """Return the page's own int8 file, run by ONNX Runtime in Python."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the export extra")
-    packed = BUNDLE / "agents" / "demo-teacher.policy.int8.onnx.gz"
+    packed = BUNDLE / "agents" / "mt30-1m.policy.int8.onnx.gz"
     session = onnxruntime.InferenceSession(gzip.decompress(packed.read_bytes()))
     listed = json.loads(gzip.decompress((BUNDLE / "agents.json.gz").read_bytes()))["agents"]
-    tasks = next(entry["tasks"] for entry in listed if entry["name"] == "demo-teacher")
+    tasks = next(entry["tasks"] for entry in listed if entry["name"] == "mt30-1m")
 
     def act(observation: np.ndarray, task: str) -> np.ndarray:
         feeds = {"obs": observation[None], "task": np.array([tasks.index(task)])}
@@ -144,12 +144,13 @@ def test_the_page_starts_and_the_agent_earns(page: Any, address: str) -> None:
 def test_the_bundled_agent_earns_what_it_earns_in_python(
     page: Any, address: str, precision: str
 ) -> None:
-    policy = _policy("demo-teacher") if precision == "fp32" else _bundled_int8()
+    policy = _policy("mt30-1m") if precision == "fp32" else _bundled_int8()
     # In int8 an input's last bit moves a product by a whole step: what falls or bounces then
     # goes another way.
     chaotic = ("walker-stand", "cup-catch") if precision == "fp32" else ()
-    for task in (*chaotic, "cartpole-balance", "pendulum-spin"):
-        _open(page, address, task=task, agent="demo-teacher", seed=0)
+    steady = ("cartpole-balance", "cartpole-swingup", "pendulum-spin", "reacher-easy")
+    for task in (*chaotic, *steady, "cartpole-swingup-sparse"):
+        _open(page, address, task=task, agent="mt30-1m", seed=0)
         page.get_by_role("radio", name=precision).check()
         expected = sum(_python_return(policy, task, seed) for seed in SEEDS)
         assert expected > 50
@@ -172,9 +173,9 @@ def test_a_public_agent_earns_what_it_earns_in_python(page: Any) -> None:
 
 
 def test_the_planner_earns_and_holds_its_rate(page: Any, address: str) -> None:
-    _open(page, address, task="cartpole-balance", agent="demo-teacher", seed=0)
+    _open(page, address, task="cartpole-balance", agent="mt30-1m", seed=0)
     page.get_by_role("radio", name="planner").check()
-    expected = _python_return(_planner("demo-teacher"), "cartpole-balance", 0)
+    expected = _python_return(_planner("mt30-1m"), "cartpole-balance", 0)
     assert expected > 50
     # Each plan draws other noise, so the two differ by chance.
     assert page.evaluate(f"tdmpcPlay.earn(0, {SECONDS})") > 0.7 * expected
@@ -185,7 +186,7 @@ def test_the_planner_earns_and_holds_its_rate(page: Any, address: str) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [("**/agents/*.onnx", "demo-teacher is damaged"), ("**/models/*.xml", "cannot read")],
+    [("**/agents/*.onnx", "mt30-1m is damaged"), ("**/models/*.xml", "cannot read")],
 )
 def test_a_broken_file_shows_a_clear_message(
     page: Any, address: str, pattern: str, message: str

@@ -1,4 +1,4 @@
-"""Write agents into the page: `python web/tools/bundle_agent.py demo-teacher`."""
+"""Write agents into the page: `python web/tools/bundle_agent.py mt30-1m`."""
 
 import shutil
 import sys
