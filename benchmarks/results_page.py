@@ -22,6 +22,7 @@ from tdmpc_opt.task_table import MT30
 
 HOME = (
     ("mt30-1m-policy.json", "our 1M student, policy network alone"),
+    ("mt30-1m-planner-realtime.json", "the same, planning by its preset `realtime`"),
     ("mt30-1m-taught.json", "the same network taught by experts, not corrected yet"),
     ("mt30-1m-untaught.json", "the same network, data and updates without a teacher"),
     ("released-1m-planner-noise.json", "released 1M student of TD-MPC-Opt, planner with noise"),
@@ -32,6 +33,7 @@ FORMATS = "formats-mt30-1m.json"
 SENSITIVITY = "sensitivity-mt30-1m.json"
 STUDENT = {
     "student": "mt30-1m-policy.json",
+    "student, planner": "mt30-1m-planner-realtime.json",
     "released, policy": "released-1m-policy.json",
     "released, planner": "released-1m-planner-deterministic.json",
 }
@@ -43,6 +45,12 @@ PAIR = {
     "mt30-1m-policy.json": "the same on all tasks once more: `mt30-1m`",
 }
 """The main comparison, and the recipe's last step."""
+RELEASED = {
+    "released-1m-policy.json": "as released",
+    "released-1m-cloned.json": "after learning from its planner's and its own best episodes",
+    "released-1m-corrected.json": "after two rounds of `dagger` with its planner's labels on top",
+}
+"""The released checkpoint before and after it learnt from itself."""
 TRIALS = {
     "mt30-trial-constant.json": "a constant learning rate, five rounds of `dagger`",
     "mt30-trial-annealed.json": "1,500 updates more, `--lr-zero-at 1500`",
@@ -156,8 +164,16 @@ def _pair() -> list[str]:
 
 def _trials() -> list[str]:
     """What some steps on the way brought."""
+    return _steps(TRIALS)
+
+
+def _released() -> list[str]:
+    return _steps(RELEASED)
+
+
+def _steps(files: dict[str, str]) -> list[str]:
     found = [("step", "score", "measured on", "file")]
-    for name, step in TRIALS.items():
+    for name, step in files.items():
         content = read(name)
         on = _measured_on(content["config"])
         found.append((step, _score(content["score"]), on, _link(RESULTS / name)))
@@ -374,6 +390,7 @@ PAGES: dict[Path, Tables] = {
         "warmed": _warmed,
         "student": _mt30_student,
         "pair": _pair,
+        "released": _released,
         "trials": _trials,
     },
     ROOT / "docs" / "quantisation.md": {"formats": _formats, "proof": _proof},
