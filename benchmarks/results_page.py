@@ -48,7 +48,7 @@ PAIR = {
 RELEASED = {
     "released-1m-policy.json": "as released",
     "released-1m-cloned.json": "after learning from its planner's and its own best episodes",
-    "released-1m-corrected.json": "after two rounds of `dagger` with its planner's labels on top",
+    "released-1m-corrected.json": "after two rounds of `dagger` by its planner on top",
 }
 """The released checkpoint before and after it learnt from itself."""
 TRIALS = {
