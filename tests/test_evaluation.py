@@ -167,6 +167,23 @@ def test_an_interrupted_evaluation_goes_on_and_agrees_exactly(finished, tmp_path
     assert list(whole["tasks"]) == list(expected["tasks"])
 
 
+def test_more_episodes_are_added_to_those_of_the_file(tmp_path):
+    grown, whole = tmp_path / "grown.json", tmp_path / "whole.json"
+    first = evaluate(_config(grown, episodes=1))
+    assert first["score"]["ci95"] is None
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(_config(grown, episodes=3), Interrupting(after=1))
+    assert not json.loads(grown.read_text())["complete"]
+    got, expected = (evaluate(_config(path, episodes=3)) for path in (grown, whole))
+    assert got["complete"]
+    assert _returns(got) == _returns(expected)
+    assert [record["seeds"] for record in got["tasks"].values()] == 2 * [[0, 1, 2]]
+    assert got["score"] == expected["score"]
+    assert got["config"]["episodes"] == 3
+    for name, record in got["tasks"].items():
+        assert record["score"] == expected["tasks"][name]["score"]
+
+
 def test_a_missing_task_is_measured_again(result, finished):
     _edit(result, lambda content: content["tasks"].pop("pendulum-swingup"))
     evaluate(_config(result))
@@ -177,7 +194,7 @@ def test_a_missing_task_is_measured_again(result, finished):
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"episodes": 3}, "episodes"),
+        ({"episodes": 1}, "episodes"),
         ({"seed": 5}, "seed"),
         ({"noise": True}, "noise"),
         ({"tasks": "pendulum-swingup"}, "tasks"),

@@ -8,6 +8,7 @@ from tdmpc_opt.agent import best_device
 from tdmpc_opt.configs import EvaluateConfig, device_of_work
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
+from tdmpc_opt.evaluation.score import task_score
 from tdmpc_opt.executor import run_parallel
 from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Progress, Silent
@@ -23,13 +24,16 @@ class TaskWork:
     task: Task
     episodes: int
     seed: int
+    first: int = 0
+    """Number of the first episode to run; those before it are known."""
 
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Evaluate and write the result file as tasks finish; go on from a file that exists.
 
     Episode k of every task starts from environment seed `seed + k`; the policy's noise is
-    seeded by (seed, number of the task, k).
+    seeded by (seed, number of the task, k). A file of fewer episodes gets those it lacks. They
+    run in a batch of another length than in one go, which may round otherwise.
 
     Returns:
         The content of the result file.
@@ -55,15 +59,15 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     tasks = policy.tasks(config.tasks)
     result = EvaluationFile(config.output, _identity(config, policy, tasks), policy.training())
     work = [
-        TaskWork(policy, task, config.episodes, config.seed)
+        TaskWork(policy, task, config.episodes, config.seed, result.measured(task.name))
         for task in tasks.tasks
-        if task.name not in result.tasks
+        if result.measured(task.name) < config.episodes
     ]
-    progress.update(len(result.tasks), len(tasks), "")
+    progress.update(result.finished, len(tasks), "")
     for item, record in run_parallel(evaluate_task, work, config.workers, config.ray):
         result.add(item.task.name, record)
         note = f"{item.task.name} {record['score']:.1f}"
-        progress.update(len(result.tasks), len(tasks), note)
+        progress.update(result.finished, len(tasks), note)
     if not result.tasks:
         raise ResultError("nothing was evaluated")
     return result.content()
@@ -89,17 +93,18 @@ def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) ->
 
 
 def evaluate_task(work: TaskWork) -> dict[str, Any]:
-    """Run the episodes of one task and return its record in a result file."""
+    """Run the episodes of one task and return their record in a result file."""
     with one_thread():
         start = time.perf_counter()
         task_id = seed_number(work.task)
-        seeds = range(work.seed, work.seed + work.episodes)
-        streams = [(work.seed, task_id, k) for k in range(work.episodes)]
+        numbers = range(work.first, work.episodes)
+        seeds = [work.seed + number for number in numbers]
+        streams = [(work.seed, task_id, number) for number in numbers]
         episodes = rollout(work.policy.load(TaskTable((work.task,))), work.task, seeds, streams)
     returns = [episode.total_reward for episode in episodes]
     return {
         "returns": returns,
-        "seeds": list(seeds),
-        "score": sum(returns) / len(returns) / 10,
+        "seeds": seeds,
+        "score": task_score(returns),
         "seconds": round(time.perf_counter() - start, 2),
     }

@@ -11,7 +11,7 @@ from tdmpc_opt import provenance
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.errors import ResultError
-from tdmpc_opt.evaluation.score import normalized_score
+from tdmpc_opt.evaluation.score import normalized_score, task_score
 from tdmpc_opt.json_text import parse_json
 
 KIND = "evaluation"
@@ -23,7 +23,8 @@ class EvaluationFile:
 
     Args:
         path: File to write; if it exists its finished tasks are kept.
-        config: What is evaluated and how; an existing file must hold the same.
+        config: What is evaluated and how; an existing file must hold the same, or fewer
+            episodes of it.
         training: How the agent was trained, if it says so.
 
     Raises:
@@ -44,13 +45,24 @@ class EvaluationFile:
             _require_same(path, found["config"], self._config)
             self.tasks = found["tasks"]
 
+    def measured(self, task: str) -> int:
+        """Return how many episodes of a task are in the file."""
+        return len(self.tasks[task]["returns"]) if task in self.tasks else 0
+
+    @property
+    def finished(self) -> int:
+        """How many tasks have all their episodes."""
+        names = self._config["tasks"]
+        return sum(self.measured(name) >= self._config["episodes"] for name in names)
+
     def add(self, task: str, record: Mapping[str, Any]) -> None:
-        """Add a finished task and write the file.
+        """Add a task's episodes to those that the file has, and write it.
 
         Raises:
             ResultError: The file cannot be written.
         """
-        self.tasks[task] = dict(record)
+        known = self.tasks.get(task)
+        self.tasks[task] = dict(record) if known is None else _joined(known, record)
         text = json.dumps(self.content(), indent=1) + "\n"
         try:
             with replace_when_done(self.path) as temp:
@@ -65,7 +77,7 @@ class EvaluationFile:
         return {
             "kind": KIND,
             "schema": 1,
-            "complete": len(order) == len(self._config["tasks"]),
+            "complete": self.finished == len(self._config["tasks"]),
             "score": {"mean": score.mean, "ci95": score.ci95},
             "tasks": {name: self.tasks[name] for name in order},
             "config": self._config,
@@ -73,6 +85,17 @@ class EvaluationFile:
             "versions": self._versions,
             "machine": provenance.machine(),
         }
+
+
+def _joined(known: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of a task with the episodes of two."""
+    returns = [*known["returns"], *more["returns"]]
+    return {
+        "returns": returns,
+        "seeds": [*known["seeds"], *more["seeds"]],
+        "score": task_score(returns),
+        "seconds": round(known.get("seconds", 0.0) + more["seconds"], 2),
+    }
 
 
 def _require_writable(path: Path) -> None:
@@ -96,6 +119,8 @@ def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     for key in sorted({*found, *asked}):
+        if key == "episodes" and found.get(key, 0) <= asked[key]:
+            continue  # those that the file lacks are added
         if found.get(key) != asked.get(key):
             raise ResultError(
                 f"{path} belongs to another evaluation: its {key} is {found.get(key)}, asked "

@@ -32,6 +32,11 @@ class Score:
         return f"{self.mean:.2f} [{self.ci95[0]:.2f}, {self.ci95[1]:.2f}]"
 
 
+def task_score(returns: Sequence[float]) -> float:
+    """Return the points of one task: its mean return over 10."""
+    return float(np.mean(returns)) / RETURN_PER_POINT
+
+
 def normalized_score(returns: Mapping[str, Sequence[float]]) -> Score:
     """Return the mean over tasks of their mean episode return over 10, with its interval.
 
