@@ -1,34 +1,42 @@
 """What each number format costs and keeps: bytes, memory, latency, score, of policy and plan.
 
 Makes the files with the project's own commands, scores them by `evaluate` and times them by
-`bench`. Scores are result files of their own and are not measured twice, so that a run that was
-stopped goes on:
+`bench`. Files are not made twice, and scores, which are result files of their own, not measured
+twice, so that a run that was stopped goes on; each file has its place by the checkpoint's hash.
+Planner rows plan by the checkpoint's own preset `realtime` where it has one:
 
     python benchmarks/formats.py --checkpoint student.safetensors --name mt30-1m --data data
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tyro
+from numpy.typing import NDArray
 from racing import save
 from rich.console import Console
 
 from tdmpc_opt.bench.measure import bench
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
+from tdmpc_opt.compression.calibration import Observations, read_observations
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.configs import BenchConfig, EvaluateConfig, ExportConfig, QuantizeConfig
 from tdmpc_opt.configs.compression import Format
 from tdmpc_opt.configs.export import ExportFormat
 from tdmpc_opt.export.export import export
+from tdmpc_opt.policies import PolicySource
 
 How = Literal["policy", "realtime"]
 HOWS: tuple[How, ...] = ("policy", "realtime")
 STORED: tuple[Format, ...] = ("fp32", "fp16", "bf16", "int8", "int4", "mixed")
 EXPORTED: tuple[ExportFormat, ...] = ("fp32", "fp16", "int8")
 _CALIBRATED = ("int8", "int4", "mixed")
+_ROWS = 40
+"""Observations of each task that actions are compared on."""
+Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Config:
     data: Path
     """Dataset of its tasks' observations, from `tdmpc-opt collect`."""
     others: tuple[Path, ...] = ()
-    """Other files of the same agent, such as the public code's; they need torch."""
+    """Files of another agent, such as the released ones, the most exact first; by torch."""
     mixed_bytes: int = 800_000
     """Length that `mixed` must not exceed."""
     mixed_policy_bytes: int = 220_000
@@ -73,14 +81,15 @@ class File:
     label: str
     how: How
     path: Path
-    action_error: float | None
-    """Root mean square change of the policy's actions, in action units."""
+    exact: bool = False
+    """Whether those that follow and act likewise are compared with this one."""
 
 
 def main(config: Config) -> None:
     """Make the files, score and time them, and write the result file."""
     config.files.mkdir(parents=True, exist_ok=True)
     files = [*_stored(config), *_exported(config), *_others(config)]
+    errors = _errors(config, files)
     scores = [_score(config, file) for file in files]
     times = [_times(config, how, [file for file in files if file.how == how]) for how in HOWS]
     timed = times[0] | times[1]
@@ -89,43 +98,51 @@ def main(config: Config) -> None:
             "format": file.label,
             "how": file.how,
             "size_bytes": file.path.stat().st_size,
-            "action_error": file.action_error,
+            "action_error": error,
             **scored,
             **timed[file.label, file.how],
         }
-        for file, scored in zip(files, scores, strict=True)
+        for file, error, scored in zip(files, errors, scores, strict=True)
     ]
     save("formats", config, {"rows": rows}, ("data", "others", "results", "files"))
+
+
+def _folder(config: Config) -> Path:
+    """Return where files go that are made of this very checkpoint."""
+    folder = config.files / sha256(resolve(config.checkpoint))[:12]
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _stored(config: Config) -> Iterator[File]:
     """Quantise into each format, whole and the policy alone."""
     for form in STORED:
         for how in HOWS:
-            path = config.files / f"{config.name}-{form}-{how}.safetensors"
+            path = _folder(config) / f"{config.name}-{form}-{how}.safetensors"
             limit = config.mixed_policy_bytes if how == "policy" else config.mixed_bytes
-            report = quantize(
-                QuantizeConfig(
-                    checkpoint=config.checkpoint,
-                    output=path,
-                    format=form,
-                    policy_only=how == "policy",
-                    data=config.data if form in _CALIBRATED else None,
-                    budget_bytes=limit if form == "mixed" else None,
+            if not path.exists():
+                Console().print(f"{path.name} ...", highlight=False)
+                quantize(
+                    QuantizeConfig(
+                        checkpoint=config.checkpoint,
+                        output=path,
+                        format=form,
+                        policy_only=how == "policy",
+                        data=config.data if form in _CALIBRATED else None,
+                        budget_bytes=limit if form == "mixed" else None,
+                    )
                 )
-            )
-            yield File(form, how, path, report.action_error)
+            yield File(form, how, path, exact=form == "fp32")
 
 
 def _exported(config: Config) -> Iterator[File]:
-    folder = config.files / sha256(resolve(config.checkpoint))[:12]
-    folder.mkdir(exist_ok=True)
     for form in EXPORTED:
         for how in HOWS:
-            path = folder / f"{config.name}-{form}-{how}.onnx"
+            path = _folder(config) / f"{config.name}-{form}-{how}.onnx"
             # A file tells the error that its check measured, whose last digits hang on the
             # number of threads. Written anew it could have another hash, and be scored again.
             if not path.exists():
+                Console().print(f"{path.name} ...", highlight=False)
                 export(
                     ExportConfig(
                         checkpoint=config.checkpoint,
@@ -136,13 +153,62 @@ def _exported(config: Config) -> Iterator[File]:
                         data=config.data,
                     )
                 )
-            yield File(f"ONNX {form}", how, path, None)
+            # Its plans draw other noise than torch's, so they are compared among themselves.
+            yield File(f"ONNX {form}", how, path, exact=form == "fp32" and how != "policy")
 
 
 def _others(config: Config) -> Iterator[File]:
     for path in config.others:
         for how in HOWS:
-            yield File(path.name, how, path, None)
+            yield File(path.name, how, path, exact=path == config.others[0])
+
+
+def _errors(config: Config, files: Sequence[File]) -> list[float | None]:
+    """Return how far each file's actions are from those of the exact one, rms in action units.
+
+    From equal observations and, where they plan, by equal noise; None of the exact themselves.
+    """
+    seen = _observations(config)
+    exact: dict[How, Array] = {}
+    errors: list[float | None] = []
+    for file in files:
+        actions = _actions(file, seen)
+        if file.exact:
+            exact[file.how] = actions
+        distance = float(np.sqrt(np.square(actions - exact[file.how]).mean()))
+        errors.append(None if file.exact else distance)
+    return errors
+
+
+def _observations(config: Config) -> dict[str, Array]:
+    """Return observations of each task that no calibration has seen, [n, obs]."""
+    tasks = read_checkpoint(resolve(config.checkpoint)).tasks
+    _, held_out = read_observations(config.data, tasks)
+    found = {}
+    for index in held_out.task.unique().tolist():
+        of_task = held_out.task == index
+        some = Observations(held_out.obs[of_task], held_out.task[of_task]).spread(_ROWS)
+        found[tasks.names[index]] = some.obs[:, : tasks.tasks[index].obs_dim].numpy()
+    return found
+
+
+def _actions(file: File, seen: Mapping[str, Array]) -> Array:
+    """Return all actions of a file on observations of several tasks."""
+    policy = PolicySource(
+        source=str(file.path),
+        mode="policy" if file.how == "policy" else "planner",
+        preset=_preset(file),
+    ).load()
+    found = []
+    for task, obs in seen.items():
+        policy.start(task, [(0, row) for row in range(len(obs))])
+        found.append(policy.act(obs).ravel())
+    return np.concatenate(found)
+
+
+def _preset(file: File) -> How | None:
+    """Return the preset to ask for; an exported file has its own."""
+    return None if file.how == "policy" or file.path.suffix == ".onnx" else file.how
 
 
 def _score(config: Config, file: File) -> dict[str, Any]:
@@ -155,7 +221,7 @@ def _score(config: Config, file: File) -> dict[str, Any]:
             tasks=",".join(_tasks(config)),
             episodes=config.policy_episodes if policy else config.planner_episodes,
             mode="policy" if policy else "planner",
-            preset=None if policy or file.path.suffix == ".onnx" else file.how,
+            preset=_preset(file),
             output=output,
         )
     )
