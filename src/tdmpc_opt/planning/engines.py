@@ -1,4 +1,4 @@
-"""What can compute a planner iteration: torch, compiled code of ours, ONNX Runtime, OpenVINO."""
+"""What can compute a planner iteration: torch, compiled code of ours, and two libraries."""
 
 import importlib.util
 import os
@@ -51,16 +51,16 @@ def make_engine(
     check_engine(name, precision, networks.model.bins)
     if name == "eager":
         return partial(refine, networks, budget)
+    if name == "native":
+        return partial(refine, NativeNetworks(networks.model, precision), budget)
     if name == "openvino":
         fused = networks.computed_by(norm_mish_operators)
         return GraphEngine(fused, budget, _openvino)
-    if name == "native":
-        return partial(refine, NativeNetworks(networks.model, precision), budget)
     by_sigmoid = networks.computed_by(norm_mish_by_sigmoid)
+    engine: Engine = GraphEngine(by_sigmoid, budget, _onnxruntime, quantize=precision == "int8")
     if name == "compile":
-        compiled: Engine = torch.compile(partial(refine, by_sigmoid, budget), fullgraph=True)
-        return compiled
-    return GraphEngine(by_sigmoid, budget, _onnxruntime, quantize=precision == "int8")
+        engine = torch.compile(partial(refine, by_sigmoid, budget), fullgraph=True)
+    return engine
 
 
 def check_engine(name: EngineName, precision: EnginePrecision, like: Tensor) -> None:

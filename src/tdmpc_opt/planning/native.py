@@ -6,7 +6,6 @@ Source:
 """
 
 import ctypes
-from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -16,10 +15,17 @@ from torch.nn import functional
 from tdmpc_opt.configs import EnginePrecision
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.planning.native_library import library
-from tdmpc_opt.planning.networks import SMALLEST_INT8, Head, Layer, Part, PlannerNetworks, Shares
+from tdmpc_opt.planning.networks import (
+    SMALLEST_INT8,
+    Head,
+    Layer,
+    Part,
+    PlannerNetworks,
+    Shares,
+)
 from tdmpc_opt.world_model.model import WorldModel
 
-_LEVELS = 63
+_LEVELS = 84
 """Largest number of an 8-bit weight; see `heads.cpp`."""
 _IN, _OUT, _GROUP = 8, 16, 8
 """What inputs and outputs are padded to multiples of, and the groups of SimNorm."""
@@ -126,9 +132,7 @@ class _Compiled:
         out = x.new_empty(rows, self._out_width)
         self._layers[0].bias = bias.data_ptr()
         threads = torch.get_num_threads()
-        self._run(
-            self._address, x.data_ptr(), rows, len(bias), out.data_ptr(), threads
-        )
+        self._run(self._address, x.data_ptr(), rows, len(bias), out.data_ptr(), threads)
         return out.squeeze(1) if self._head.bins else out
 
 

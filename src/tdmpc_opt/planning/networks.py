@@ -183,7 +183,7 @@ class PlannerNetworks:
             normed = functional.layer_norm(raw, raw.shape[-1:], gain, shift)
             return simnorm(normed, self.model.config.simnorm_dim)
         if head.gives == "value":
-            # A sum of products: as a product with a vector ONNX Runtime took five times as long.
+            # A sum of products: as one with a vector it took ONNX Runtime five times as long.
             return (torch.softmax(raw, dim=-1) * self.model.bins).sum(-1)
         return raw
 
