@@ -108,6 +108,8 @@ class _Layer:
 
     def normed_one(self, x: Array) -> Array:
         """Return the same for one row, until the next call."""
+        assert self._scale is not None
+        assert self._shift is not None
         y = self._y
         np.dot(x, self._weight, out=y)
         y += self._bias
