@@ -38,7 +38,9 @@ ENGINES: tuple[tuple[EngineName, EnginePrecision], ...] = (
     ("compile", "fp32"),
     ("onnxruntime", "fp32"),
     ("openvino", "fp32"),
+    ("native", "fp32"),
     ("onnxruntime", "int8"),
+    ("native", "int8"),
 )
 
 

@@ -1,5 +1,6 @@
 import copy
 import importlib.util
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.errors import InputError, MissingDependencyError
-from tdmpc_opt.planning import engines
+from tdmpc_opt.planning import engines, native_library
 from tdmpc_opt.planning.engines import make_engine
 from tdmpc_opt.planning.mppi import Engine, Plan, draw_noise, prepare, refine, search
 from tdmpc_opt.planning.networks import PlannerNetworks
@@ -28,10 +29,16 @@ BUDGET = PlannerBudget(iterations=3, samples=256, policy_samples=24, elites=32)
 HELD = replace(BUDGET, samples=64, policy_samples=16, prior_penalty=0.1)
 """Plans that are held close to the policy."""
 
+needs_compiler = pytest.mark.skipif(
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    or not (shutil.which("g++") or shutil.which("clang++")),
+    reason="needs a C++ compiler and a CPU with AVX2",
+)
 every_engine = pytest.mark.parametrize(
     "name",
     [
         pytest.param("compile", marks=pytest.mark.compile),
+        pytest.param("native", marks=needs_compiler),
         "onnxruntime",
         "openvino",
     ],
@@ -41,7 +48,7 @@ every_engine = pytest.mark.parametrize(
 def _engine(
     name: str, networks: PlannerNetworks, budget: PlannerBudget, precision: str = "fp32"
 ) -> Engine:
-    if name != "compile":
+    if name not in ("compile", "native"):
         pytest.importorskip(name)
         pytest.importorskip("onnxscript")
     return make_engine(name, precision, networks, budget)
@@ -139,10 +146,11 @@ def test_engines_average_the_heads_drawn_for_each_row(name, task, large_ensemble
     assert not plans[1].mean[:, 1:, 2].any()
 
 
-def test_int8_plans_come_close(student, observations):
+@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("native", marks=needs_compiler)])
+def test_int8_plans_come_close(name, student, observations):
     """Their values err by a fraction of what the samples' values differ among themselves."""
     obs, task = observations
-    engine = _engine("onnxruntime", student, BUDGET, "int8")
+    engine = _engine(name, student, BUDGET, "int8")
     reference, low = _plans(student, BUDGET, obs, task, engine)
     start = BUDGET.max_std
     assert (reference.mean - low.mean).abs().mean() < 0.15
@@ -184,9 +192,13 @@ def _product_shapes(graph) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize(
     ("name", "precision", "message"),
     [
-        ("tensorrt", "fp32", "unknown engine 'tensorrt'; take eager, compile, onnxruntime"),
-        ("eager", "int8", "engine eager has no int8; take engine onnxruntime"),
-        ("openvino", "int8", "engine openvino has no int8; take engine onnxruntime"),
+        (
+            "tensorrt",
+            "fp32",
+            "unknown engine 'tensorrt'; take eager, compile, native, onnxruntime",
+        ),
+        ("eager", "int8", "engine eager has no int8; take engine native or onnxruntime"),
+        ("openvino", "int8", "engine openvino has no int8; take engine native or onnxruntime"),
     ],
 )
 def test_unknown_engines_and_precisions_are_refused(
@@ -196,8 +208,8 @@ def test_unknown_engines_and_precisions_are_refused(
         make_engine(name, precision, PlannerNetworks(model), small_budget)
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_graph_engines_refuse_other_number_formats(name, make_model, small_budget):
+@pytest.mark.parametrize("name", ["native", "onnxruntime", "openvino"])
+def test_engines_for_cpus_refuse_other_number_formats(name, make_model, small_budget):
     low = PlannerNetworks(make_model().bfloat16())
     with pytest.raises(InputError, match="runs on the CPU in float32, this agent on cpu in bf"):
         make_engine(name, "fp32", low, small_budget)
@@ -215,7 +227,48 @@ def test_a_missing_library_is_named_with_its_extra(
         make_engine(name, "fp32", PlannerNetworks(model), small_budget)
 
 
-def test_compiling_without_a_compiler_is_refused(model, small_budget, monkeypatch):
+@pytest.mark.parametrize("name", ["compile", pytest.param("native", marks=needs_compiler)])
+def test_compiling_without_a_compiler_is_refused(name, model, small_budget, monkeypatch):
     monkeypatch.setattr(engines.shutil, "which", lambda program: None)
     with pytest.raises(MissingDependencyError, match=r"needs a C\+\+ compiler: install g\+\+"):
-        make_engine("compile", "fp32", PlannerNetworks(model), small_budget)
+        make_engine(name, "fp32", PlannerNetworks(model), small_budget)
+
+
+@needs_compiler
+def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native_library, "_FLAGS", ("--no-such-flag",))
+    native_library.library.cache_clear()
+    with pytest.raises(
+        MissingDependencyError, match=r"cannot compile engine native: .*no-such"
+    ):
+        native_library.library()
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_native_code_needs_avx2(model, small_budget, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    with pytest.raises(InputError, match="needs an x86 CPU with AVX2; take engine onnxruntime"):
+        make_engine("native", "fp32", PlannerNetworks(model), small_budget)
+
+
+@needs_compiler
+def test_native_code_refuses_widths_that_it_cannot_divide(make_model, small_budget):
+    odd = PlannerNetworks(make_model(mlp_dim=24))
+    with pytest.raises(InputError, match=r"needs layers of multiples of 16 .* has 24"):
+        make_engine("native", "fp32", odd, small_budget)
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_native_plans_do_not_depend_on_threads(precision, student, observations):
+    obs, task = (part[:3] for part in observations)
+    engine = _engine("native", student, BUDGET, precision)
+    (_, one), threads = _plans(student, BUDGET, obs, task, engine), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        _, three = _plans(student, BUDGET, obs, task, engine)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one.mean, three.mean)
+    assert torch.equal(one.std, three.std)

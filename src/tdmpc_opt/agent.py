@@ -240,8 +240,8 @@ def load_agent(
         mode: `planner`, or `policy` for the policy network alone, whatever the preset.
         dtype: Number format of the computation, whatever the file stores.
         engine: What computes the planner's iterations: `eager`, `compile` (torch.compile),
-            `onnxruntime` or `openvino`, the last two on a CPU.
-        precision: `int8` for the planner's large products, with `onnxruntime`.
+            `native` (C++ of ours), `onnxruntime` or `openvino`, the last three on a CPU.
+        precision: `int8` for the planner's large products, with `native` or `onnxruntime`.
 
     Raises:
         CheckpointError: The file is missing, damaged, foreign or unsafe.

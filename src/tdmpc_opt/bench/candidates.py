@@ -74,11 +74,11 @@ def candidates(config: BenchConfig) -> list[Candidate]:
                 _candidate(config, path, engine, precision, preset)
                 for engine in config.engine
                 for precision in config.precision
-                if precision == "fp32" or engine == "onnxruntime"
+                if precision == "fp32" or engine in ("native", "onnxruntime")
             ]
     if not found:
         raise InputError(
-            "int8 runs with the engine onnxruntime alone; add --engine onnxruntime"
+            "int8 runs with the engines native and onnxruntime alone; add --engine native"
         )
     return list(dict.fromkeys(found))
 

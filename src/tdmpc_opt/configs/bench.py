@@ -22,7 +22,8 @@ class BenchConfig:
     engine: tuple[EngineName, ...] = ("eager",)
     """What computes the plans of checkpoints."""
     precision: tuple[EnginePrecision, ...] = ("fp32",)
-    """Number format of the planner's large products; int8 runs with the engine onnxruntime."""
+    """Number format of the planner's large products; int8 runs with the engines native
+    and onnxruntime."""
     task: str | None = None
     """Task to act in; none means the first one of the first source."""
     batch: tuple[int, ...] = (1, 8, 64)

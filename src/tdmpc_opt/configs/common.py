@@ -6,7 +6,7 @@ from tdmpc_opt.errors import InputError
 
 Mode = Literal["planner", "policy"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-EngineName = Literal["eager", "compile", "onnxruntime", "openvino"]
+EngineName = Literal["eager", "compile", "native", "onnxruntime", "openvino"]
 EnginePrecision = Literal["fp32", "int8"]
 
 COLLECTION_SEED = 1_000_000

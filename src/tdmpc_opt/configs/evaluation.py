@@ -41,7 +41,8 @@ class EvaluateConfig:
     engine: EngineName = "eager"
     """What computes the planner: torch itself, torch.compile, ONNX Runtime or OpenVINO."""
     precision: EnginePrecision = "fp32"
-    """Number format of the planner's large products; int8 needs the engine onnxruntime."""
+    """Number format of the planner's large products; int8 needs the engine native or
+    onnxruntime."""
     noise: bool = False
     """Keep exploration noise on, as the published scores did."""
     output: Path

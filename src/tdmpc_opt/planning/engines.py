@@ -1,10 +1,11 @@
-"""What can compute a planner iteration: eager torch, torch.compile, ONNX Runtime, OpenVINO."""
+"""What can compute a planner iteration: torch, compiled code of ours, and two libraries."""
 
 import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from tdmpc_opt.configs import EngineName, EnginePrecision, PlannerBudget
 from tdmpc_opt.errors import InputError, MissingDependencyError
 from tdmpc_opt.planning.mppi import Engine, Problem, Refined, RoundNoise, refine
+from tdmpc_opt.planning.native import NativeNetworks
+from tdmpc_opt.planning.native_library import check_native
 from tdmpc_opt.planning.networks import (
     PlannerNetworks,
     norm_mish_by_sigmoid,
@@ -48,14 +51,16 @@ def make_engine(
     check_engine(name, precision, networks.model.bins)
     if name == "eager":
         return partial(refine, networks, budget)
+    if name == "native":
+        return partial(refine, NativeNetworks(networks.model, precision), budget)
     if name == "openvino":
         fused = networks.computed_by(norm_mish_operators)
         return GraphEngine(fused, budget, _openvino)
     by_sigmoid = networks.computed_by(norm_mish_by_sigmoid)
+    engine: Engine = GraphEngine(by_sigmoid, budget, _onnxruntime, quantize=precision == "int8")
     if name == "compile":
-        compiled: Engine = torch.compile(partial(refine, by_sigmoid, budget), fullgraph=True)
-        return compiled
-    return GraphEngine(by_sigmoid, budget, _onnxruntime, quantize=precision == "int8")
+        engine = torch.compile(partial(refine, by_sigmoid, budget), fullgraph=True)
+    return engine
 
 
 def check_engine(name: EngineName, precision: EnginePrecision, like: Tensor) -> None:
@@ -70,26 +75,33 @@ def check_engine(name: EngineName, precision: EnginePrecision, like: Tensor) -> 
         InputError: An unknown engine, or one that cannot do this precision, device or format.
         MissingDependencyError: A library or compiler that the engine needs is not here.
     """
-    if name not in ("eager", "compile", *_NEEDS):
+    if name not in get_args(EngineName):
         raise InputError(
-            f"unknown engine {name!r}; take eager, compile, onnxruntime or openvino"
+            f"unknown engine {name!r}; take eager, compile, native, onnxruntime or openvino"
         )
-    if precision == "int8" and name != "onnxruntime":
-        raise InputError(f"engine {name} has no int8; take engine onnxruntime")
-    if name in _NEEDS:
-        _check_graph_engine(name, like)
+    if precision == "int8" and name not in ("native", "onnxruntime"):
+        raise InputError(f"engine {name} has no int8; take engine native or onnxruntime")
+    if name in ("native", *_NEEDS):
+        _check_cpu(name, like)
+    if name == "native":
+        check_native()
+    elif name in _NEEDS:
+        _check_installed(name)
     if name == "compile" and like.device.type == "cpu" and not _has_compiler():
         raise MissingDependencyError(
             "engine compile needs a C++ compiler: install g++ or clang, or name one in CXX"
         )
 
 
-def _check_graph_engine(name: str, like: Tensor) -> None:
+def _check_cpu(name: str, like: Tensor) -> None:
     if like.device.type != "cpu" or like.dtype != torch.float32:
         raise InputError(
             f"engine {name} runs on the CPU in float32, this agent on {like.device.type} in "
             f"{str(like.dtype).removeprefix('torch.')}; take engine compile or eager"
         )
+
+
+def _check_installed(name: str) -> None:
     missing = [part for part in _NEEDS[name] if importlib.util.find_spec(part) is None]
     if missing:
         raise MissingDependencyError(

@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.planning.mppi import Problem, Refined, RoundNoise, refine
-from tdmpc_opt.planning.networks import PlannerNetworks
+from tdmpc_opt.planning.networks import SMALLEST_INT8, PlannerNetworks
 
 OPSET = 20
 OUTPUTS = [f"refined.{name}" for name in Refined._fields]
-SMALLEST_INT8 = 128
-"""Products of fewer inputs or outputs stay fp32: they decode values, or would not pay."""
 
 
 def arguments(

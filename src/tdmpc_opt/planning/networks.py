@@ -8,7 +8,7 @@ are those of `WorldModel`, up to rounding.
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,10 @@ from tdmpc_opt.world_model.two_hot import symexp
 
 Hidden = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Applies LayerNorm with a gain and a shift, then Mish."""
+Part = Literal["z", "action", "z_action"]
+"""Which of a head's inputs are multiplied; the others' share is in the bias."""
+SMALLEST_INT8 = 128
+"""Products of fewer inputs or outputs stay fp32: they decode values, or would not pay."""
 
 
 def norm_mish(
@@ -76,9 +80,10 @@ class PlannerNetworks:
         self.model = model
         self._hidden = hidden or norm_mish
         sizes = (model.config.latent_dim, model.config.task_dim)
-        heads = (model.dynamics, model.reward_head, model.policy_head)
-        self._dynamics, self._reward, self._policy = (_split(head, sizes) for head in heads)
-        self._ensemble = _split(model.q_ensemble, sizes)
+        self._dynamics = _split(model.dynamics, sizes, "latent")
+        self._reward = _split(model.reward_head, sizes, "value")
+        self._policy = _split(model.policy_head, sizes, "action")
+        self._ensemble = _split(model.q_ensemble, sizes, "value")
         self._members = [self._ensemble.member(i) for i in range(model.config.num_q)]
 
     def computed_by(self, hidden: Hidden) -> "PlannerNetworks":
@@ -113,19 +118,13 @@ class PlannerNetworks:
             z: Latents; None where all samples of a row are at its first latent.
             action: Actions of each sample.
         """
-        if z is None:
-            x, biases = action, shares.at_start
-            weights = self._dynamics.action, self._reward.action
-        else:
-            x, biases = torch.cat([z, action], dim=-1), shares.later
-            weights = self._dynamics.z_action, self._reward.z_action
-        raw = self._dynamics.finish(_linear(x, weights[0], biases[0]), self._hidden)
-        logits = self._reward.finish(_linear(x, weights[1], biases[1]), self._hidden)
-        gain, shift = self._dynamics.layers[-1].norm
-        normed = functional.layer_norm(raw, raw.shape[-1:], gain, shift)
-        next_z = simnorm(normed, self.model.config.simnorm_dim)
+        part: Part = "action" if z is None else "z_action"
+        biases = shares.at_start if z is None else shares.later
+        x = action if z is None else torch.cat([z, action], dim=-1)
+        next_z = self._run(self._dynamics, x, part, biases[0])
+        reward = symexp(self._run(self._reward, x, part, biases[1]))
         shape = action.shape[:2]
-        return next_z.unflatten(0, shape), self._decode(logits).unflatten(0, shape)
+        return next_z.unflatten(0, shape), reward.unflatten(0, shape)
 
     def act(
         self,
@@ -135,9 +134,10 @@ class PlannerNetworks:
         mask: Float[Tensor, "batch action"],
     ) -> Float[Tensor, "samples batch action"]:
         """Sample the policy at latents; None is each row's first latent."""
-        later = shares.later[2]
-        x = shares.at_start[2] if z is None else _linear(z, self._policy.z, later)
-        raw = self._policy.finish(x, self._hidden)
+        if z is None:
+            raw = self._policy.finish(shares.at_start[2], self._hidden)
+        else:
+            raw = self._run(self._policy, z, "z", shares.later[2])
         mean, log_std = raw.unflatten(0, (-1, mask.shape[0])).chunk(2, dim=-1)
         return torch.tanh(mean + noise * log_std_of(log_std).exp()) * mask
 
@@ -150,14 +150,9 @@ class PlannerNetworks:
     ) -> Float[Tensor, "samples batch"]:
         """Average the returns that two members of the ensemble predict for each row."""
         x = torch.cat([z, action], dim=-1)
-        count = len(self._members)
-        if count > 2 and heads.shape[1] == 1:
-            drawn = [self._ensemble.member(index) for index in heads]
-            biases = [shares.q.index_select(0, index)[0] for index in heads]
-        else:
-            drawn, biases = self._members, list(shares.q.unbind(0))
+        drawn, biases = self._drawn(shares, heads)
         values = [
-            self._decode(head.finish(_linear(x, head.z_action, bias), self._hidden))
+            symexp(self._run(head, x, "z_action", bias))
             for head, bias in zip(drawn, biases, strict=True)
         ]
         q = torch.stack(values).unflatten(1, action.shape[:2])
@@ -165,13 +160,35 @@ class PlannerNetworks:
             q = q.gather(0, heads.unsqueeze(1).expand(-1, q.shape[1], -1))
         return q.mean(0)
 
-    def _decode(self, logits: Float[Tensor, "n bins"]) -> Float[Tensor, " n"]:
-        # A sum of products: as a product with a vector it took ONNX Runtime five times as long.
-        mean = (torch.softmax(logits, dim=-1) * self.model.bins).sum(-1)
-        return symexp(mean)
+    def _drawn(
+        self, shares: Shares, heads: Int[Tensor, "2 #batch"]
+    ) -> tuple[list["Head"], list[Tensor]]:
+        """Return those members that were drawn, or all where rows differ, and their biases."""
+        if len(self._members) > 2 and heads.shape[1] == 1:
+            drawn = [self._ensemble.member(index) for index in heads]
+            return drawn, [shares.q.index_select(0, index)[0] for index in heads]
+        return self._members, list(shares.q.unbind(0))
+
+    def _run(
+        self,
+        head: "Head",
+        x: Float[Tensor, "samples batch in_dim"],
+        part: Part,
+        bias: Float[Tensor, "batch hidden"],
+    ) -> Tensor:
+        """Return what a head gives, samples and rows as one axis."""
+        raw = head.finish(_linear(x, getattr(head, part), bias), self._hidden)
+        if head.gives == "latent":
+            gain, shift = head.layers[-1].norm
+            normed = functional.layer_norm(raw, raw.shape[-1:], gain, shift)
+            return simnorm(normed, self.model.config.simnorm_dim)
+        if head.gives == "value":
+            # A sum of products: as one with a vector it took ONNX Runtime five times as long.
+            return (torch.softmax(raw, dim=-1) * self.model.bins).sum(-1)
+        return raw
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     """Weights of a dense layer; those of an ensemble have a leading axis."""
 
     weight: Tensor
@@ -180,14 +197,17 @@ class _Layer(NamedTuple):
     """Gain and shift of its LayerNorm; empty where it has none."""
 
 
-class _Head(NamedTuple):
+class Head(NamedTuple):
     """A head's layers, and the first one's weights by what they multiply."""
 
     z: Tensor
     task: Tensor
     action: Tensor
     z_action: Tensor
-    layers: tuple[_Layer, ...]
+    layers: tuple[Layer, ...]
+    gives: Literal["latent", "value", "action"]
+    """What its last product becomes: SimNorm's latent, the mean of its bins in symlog space, or
+    the policy's mean and spread as they are."""
 
     def of_task(self, embedding: Float[Tensor, "batch task"]) -> Tensor:
         """Return the first layer's bias with the task embedding's share in it."""
@@ -200,10 +220,10 @@ class _Head(NamedTuple):
             x = hidden(functional.linear(x, layer.weight, layer.bias), *layer.norm)
         return functional.linear(x, self.layers[-1].weight, self.layers[-1].bias)
 
-    def member(self, index: int | Int[Tensor, "1"]) -> "_Head":
+    def member(self, index: int | Int[Tensor, "1"]) -> "Head":
         """Return one head of an ensemble."""
         layers = tuple(
-            _Layer(
+            Layer(
                 _pick(layer.weight, index),
                 _pick(layer.bias, index),
                 tuple(_pick(part, index) for part in layer.norm),
@@ -212,25 +232,27 @@ class _Head(NamedTuple):
         )
         z, task = _pick(self.z, index), _pick(self.task, index)
         action, z_action = _pick(self.action, index), _pick(self.z_action, index)
-        return _Head(z, task, action, z_action, layers)
+        return Head(z, task, action, z_action, layers, self.gives)
 
 
 def _pick(stacked: Tensor, index: int | Int[Tensor, "1"]) -> Tensor:
     return stacked[index] if isinstance(index, int) else stacked.index_select(0, index)[0]
 
 
-def _split(network: nn.Sequential, sizes: tuple[int, int]) -> _Head:
+def _split(
+    network: nn.Sequential, sizes: tuple[int, int], gives: Literal["latent", "value", "action"]
+) -> Head:
     layers = tuple(_layer(dense) for dense in network)
     weight = layers[0].weight
     latent, task = sizes
     z, of_task, action = weight.tensor_split([latent, latent + task], dim=-1)
-    return _Head(z, of_task, action, torch.cat([z, action], dim=-1), layers)
+    return Head(z, of_task, action, torch.cat([z, action], dim=-1), layers, gives)
 
 
-def _layer(dense: nn.Module) -> _Layer:
+def _layer(dense: nn.Module) -> Layer:
     assert isinstance(dense, Dense)
     norm = () if dense.norm is None else (dense.norm.weight, dense.norm.bias)
-    return _Layer(
+    return Layer(
         dense.weight.detach(), dense.bias.detach(), tuple(part.detach() for part in norm)
     )
 

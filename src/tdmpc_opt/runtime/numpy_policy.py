@@ -1,5 +1,6 @@
 """Encoder and policy in numpy, for one task at a time."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from tdmpc_opt.runtime.weights import Weights
 
 Array = NDArray[np.float32]
 _EPS = np.float32(1e-5)  # of torch's LayerNorm
+_SAFE = 40.0  # up to here the square of an exponential is finite in fp32
 
 
 class NumpyPolicy:
@@ -39,12 +41,28 @@ class NumpyPolicy:
 
     def __call__(self, obs: Array) -> Array:
         """Map observations [obs] or [B, obs] of the task to mean actions in [-1, 1]."""
+        if obs.ndim == 1:
+            return self._one(obs)
         x = obs
         for layer in self._encoder[:-1]:
             x = _mish(layer.normed(x))
         x = _simnorm(self._encoder[-1].normed(x), self._group)
         for layer in self._head[:-1]:
             x = _mish(layer.normed(x))
+        action: Array = np.tanh(self._head[-1].product(x))
+        return action
+
+    def _one(self, obs: Array) -> Array:
+        """Map one observation. What a call into numpy costs counts here, not the arithmetic."""
+        x = obs
+        for layer in self._encoder[:-1]:
+            x = layer.hidden(x)
+        # LayerNorm bounds the inputs, so their exponentials do not overflow.
+        groups = np.exp(self._encoder[-1].normed_one(x)).reshape(-1, self._group)
+        groups /= np.add.reduce(groups, 1, keepdims=True)
+        x = groups.ravel()
+        for layer in self._head[:-1]:
+            x = layer.hidden(x)
         action: Array = np.tanh(self._head[-1].product(x))
         return action
 
@@ -62,6 +80,9 @@ class _Layer:
         self._bias = bias
         self._scale, self._shift = scale, shift
         self._share = np.float32(1 / len(bias))
+        # The room that one row's numbers take again and again.
+        self._y, self._e, self._n = np.empty((3, len(bias)), np.float32)
+        self._bounded = scale is not None and shift is not None and _bound(scale, shift) < _SAFE
 
     def keep_rows(self, rows: int) -> None:
         """Drop the outputs from `rows` on."""
@@ -79,13 +100,34 @@ class _Layer:
         assert self._scale is not None
         assert self._shift is not None
         y = self.product(x)
-        if y.ndim == 1:
-            y *= 1 / np.sqrt(y.dot(y) * self._share + _EPS)
-        else:
-            power = np.einsum("...i,...i->...", y, y) * self._share
-            y *= (1 / np.sqrt(power + _EPS))[..., None]
+        power = np.einsum("...i,...i->...", y, y) * self._share
+        y *= (1 / np.sqrt(power + _EPS))[..., None]
         y *= self._scale
         y += self._shift
+        return y
+
+    def normed_one(self, x: Array) -> Array:
+        """Return the same for one row, until the next call."""
+        assert self._scale is not None
+        assert self._shift is not None
+        y = self._y
+        np.dot(x, self._weight, out=y)
+        y += self._bias
+        y *= 1 / math.sqrt(y.dot(y) * self._share + _EPS)
+        y *= self._scale
+        y += self._shift
+        return y
+
+    def hidden(self, x: Array) -> Array:
+        """Return one row through LayerNorm and Mish, until the next call."""
+        y, e, n = self.normed_one(x), self._e, self._n
+        np.exp(y if self._bounded else np.minimum(y, np.float32(20)), out=e)
+        # As `_mish`, x n / (n + 2) with n = e (e + 2).
+        np.add(e, 2, out=n)
+        n *= e
+        y *= n
+        n += 2
+        y /= n
         return y
 
 
@@ -102,6 +144,11 @@ def _layers(part: str, weights: Weights, columns: int, embedding: Array) -> Sequ
         norm = (weights.full(f"{name}.norm.{kind}") for kind in ("weight", "bias"))
         layers.append(_Layer(weight, bias, *norm))
     return layers
+
+
+def _bound(scale: Array, shift: Array) -> float:
+    """Return what no output of a LayerNorm exceeds."""
+    return float(np.max(np.abs(scale) * math.sqrt(len(scale)) + np.abs(shift)))
 
 
 def _unit(row: Array) -> Array:
