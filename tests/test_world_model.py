@@ -321,7 +321,9 @@ def test_a_number_is_dropped_as_often_as_the_rate_says_and_alone():
 def test_what_tasks_add_is_the_same_once_per_task_and_once_per_row(model, monkeypatch):
     """In values and in all gradients; few rows are not worth a look at every task."""
     task = torch.tensor([0, 1, 1, 0])
-    z, action = torch.randn(3, 4, 16), torch.rand(3, 4, 3)
+    source = torch.Generator().manual_seed(0)
+    z = torch.randn(3, 4, 16, generator=source)
+    action = torch.rand(3, 4, 3, generator=source)
     runs = []
     for rows_per_task in (10**9, 1):
         monkeypatch.setattr(network, "ROWS_PER_TASK", rows_per_task)
@@ -337,7 +339,8 @@ def test_what_tasks_add_is_the_same_once_per_task_and_once_per_row(model, monkey
         wanted = [*inputs, *(p for p in model.parameters() if p.requires_grad)]
         runs.append([*outputs, *torch.autograd.grad(loss, wanted)])
     for once, per_row in zip(*runs, strict=True):
-        torch.testing.assert_close(once, per_row, rtol=1e-4, atol=1e-5)
+        size = float(per_row.detach().abs().max())
+        torch.testing.assert_close(once, per_row, rtol=0, atol=1e-5 * size + 1e-6)
 
 
 def test_simnorm_makes_groups_that_sum_to_one():

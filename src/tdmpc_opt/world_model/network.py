@@ -95,9 +95,9 @@ def _folded(
     of_table = _product(_shared(tasks.table, first), of_task) + first.bias.unsqueeze(-2)
     bias = of_table.index_select(-2, tasks.ids)
     sums = torch.cat([bias] * x.shape[:-2].numel(), dim=-2)  # the products are added to it
-    _add_product(sums, _shared(x.flatten(0, -2), first), of_x)
+    sums = _add_product(sums, _shared(x.flatten(0, -2), first), of_x)
     if action is not None:  # on its own: widths that are no multiple of 8 are slow to multiply
-        _add_product(sums, _shared(action.flatten(0, -2), first), of_action)
+        sums = _add_product(sums, _shared(action.flatten(0, -2), first), of_action)
     return sums
 
 
@@ -113,8 +113,10 @@ def _add_product(
     sums: Float[Tensor, "*heads n out"],
     rows: Float[Tensor, "*heads n in_dim"],
     weight: Float[Tensor, "*heads out in_dim"],
-) -> None:
+) -> Float[Tensor, "*heads n out"]:
+    """Add a product to the sums, in place where that can be."""
+    if torch.is_autocast_enabled(rows.device.type):  # it knows no products in place
+        return sums + _product(rows, weight)
     if weight.ndim == 2:
-        sums.addmm_(rows, weight.t())
-    else:
-        sums.baddbmm_(rows, weight.transpose(1, 2))
+        return sums.addmm_(rows, weight.t())
+    return sums.baddbmm_(rows, weight.transpose(1, 2))

@@ -76,6 +76,6 @@ def soft_cross_entropy(
 ) -> Float[Tensor, "*batch"]:
     """Return the cross-entropy in nats between logits and the two-hot code of raw scalars."""
     index, upper_weight = _place(x, bins)
-    log_shares = functional.log_softmax(logits, dim=-1)
+    log_shares = functional.log_softmax(logits, dim=-1, dtype=upper_weight.dtype)
     lower, upper = (log_shares.gather(-1, index + step) for step in (0, 1))
     return -torch.lerp(lower, upper, upper_weight).squeeze(-1)
