@@ -21,6 +21,7 @@ from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.cli import main
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.training.ranks import ALONE, Ranks, join
+from tdmpc_opt.world_model.hidden import norm_mish
 
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-4
@@ -241,6 +242,25 @@ def test_dropout_of_the_ranks_is_that_of_the_whole_batch():
         assert torch.equal(torch.rand(()), after)
         (slope,) = torch.autograd.grad(found.sum(), own)
         assert torch.equal(slope > 0, found != 0)
+
+
+def test_what_the_ranks_drop_is_what_the_whole_batch_drops():
+    """On a CPU, where positions are drawn: three heads of two steps of a batch of six."""
+    gain = shift = torch.ones(3, 4)
+    whole = torch.randn(3, 12, 4)
+    torch.manual_seed(3)
+    expected = norm_mish(whole, gain, shift, 0.3)
+    assert not torch.allclose(expected, norm_mish(whole, gain, shift))
+    torch.manual_seed(3)
+    norm_mish(whole, gain, shift, 0.3)
+    after = torch.rand(())
+    for rank in range(3):
+        ranks = Ranks(rank, 3)
+        torch.manual_seed(3)
+        with ranks.shared_dropout():
+            found = norm_mish(ranks.own_rows(whole, -2), gain, shift, 0.3)
+        assert torch.equal(found, ranks.own_rows(expected, -2))
+        assert torch.equal(torch.rand(()), after)
 
 
 def test_a_rank_alone_talks_to_nobody():

@@ -17,7 +17,8 @@ from tdmpc_opt.task_table import MT30, Task, TaskTable
 from tdmpc_opt.training.objective import RunningScale, model_losses, policy_losses
 from tdmpc_opt.training.teachers import TeacherTargets
 from tdmpc_opt.training.terms import Lesson, model_terms
-from tdmpc_opt.world_model import two_hot
+from tdmpc_opt.world_model import network, two_hot
+from tdmpc_opt.world_model.hidden import draw_positions, norm_mish
 from tdmpc_opt.world_model.layers import mish, simnorm
 from tdmpc_opt.world_model.model import WorldModel
 
@@ -275,20 +276,71 @@ def test_mish_equals_its_definition(function: Callable[[Tensor], Tensor]):
     assert float(error.max()) < 2e-6
 
 
-def test_the_fast_mish_and_its_slope_equal_those_of_torch():
-    drawn = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 5
-    x = torch.cat([drawn, torch.tensor([-120.0, -20.0, 0.0, 20.0, 120.0])]).requires_grad_()
-    exact = x.detach().double().requires_grad_()
-    slow = functional.mish(exact)
-    upstream = torch.linspace(-1, 1, len(x))
-    (wanted,) = torch.autograd.grad(slow, exact, upstream.double())
-    value = mish(x)
-    (slope,) = torch.autograd.grad(value, x, upstream)
+@pytest.mark.parametrize("heads", [(), (2,)])
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_the_fused_hidden_layer_and_its_slopes_equal_torchs_in_float64(heads, rate):
+    """Norms of inputs up to 100, where exponentials overflow, with what was dropped given."""
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(*heads, 40, 16, generator=source)
+    gain = torch.randn(*heads, 16, generator=source) * 30
+    inputs = [part.requires_grad_() for part in (x, gain, torch.ones(*heads, 16))]
+    exact = [part.detach().double().requires_grad_() for part in inputs]
+    kept = torch.ones(x.numel(), dtype=torch.float64)
+    torch.manual_seed(1)
+    if rate:
+        kept[draw_positions(x.numel(), rate)] = 0
+    normed = functional.layer_norm(exact[0] * kept.view(x.shape) / (1 - rate), (16,))
+    gains, shifts = (part.unsqueeze(-2) for part in exact[1:])
+    wanted = functional.mish(normed * gains + shifts)
+    torch.manual_seed(1)
+    found = norm_mish(*inputs, rate)
+    upstream = torch.randn(x.shape, generator=source)
+    slopes = torch.autograd.grad(found, inputs, upstream)
+    expected = torch.autograd.grad(wanted, exact, upstream.double())
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=2e-5)
+    for slope, exact_slope in zip(slopes, expected, strict=True):
+        torch.testing.assert_close(slope.double(), exact_slope, rtol=1e-4, atol=2e-4)
+    torch.manual_seed(1)
     with torch.no_grad():
-        fast = mish(x)
-    for found in (value, fast):
-        torch.testing.assert_close(found.double(), slow, rtol=2e-6, atol=2e-6)
-    torch.testing.assert_close(slope.double(), wanted, rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(norm_mish(*inputs, rate), found, rtol=1e-6, atol=2e-5)
+
+
+def test_a_number_is_dropped_as_often_as_the_rate_says_and_alone():
+    torch.manual_seed(0)
+    dropped = torch.zeros(1_000_000)
+    dropped[draw_positions(len(dropped), 0.01)] = 1
+    assert float(dropped.mean()) == pytest.approx(0.01, abs=5e-4)
+    both = dropped[1:] * dropped[:-1]
+    assert float(both.mean()) == pytest.approx(1e-4, abs=5e-5)
+    halves = torch.stack(
+        [torch.bincount(draw_positions(3, 0.5), minlength=3) for _ in range(4000)]
+    )
+    assert halves.float().mean(0).tolist() == pytest.approx([0.5] * 3, abs=0.04)
+
+
+def test_what_tasks_add_is_the_same_once_per_task_and_once_per_row(model, monkeypatch):
+    """In values and in all gradients; few rows are not worth a look at every task."""
+    task = torch.tensor([0, 1, 1, 0])
+    source = torch.Generator().manual_seed(0)
+    z = torch.randn(3, 4, 16, generator=source)
+    action = torch.rand(3, 4, 3, generator=source)
+    runs = []
+    for rows_per_task in (10**9, 1):
+        monkeypatch.setattr(network, "ROWS_PER_TASK", rows_per_task)
+        inputs = z.clone().requires_grad_(), action.clone().requires_grad_()
+        outputs = [
+            model.next(*inputs, task),
+            model.reward(*inputs, task),
+            model.q_values(*inputs, task),
+            model.policy(inputs[0], task, action).mean,
+            model.encode(z[..., :5], task),
+        ]
+        loss = sum((out * torch.arange(out.shape[-1])).square().mean() for out in outputs)
+        wanted = [*inputs, *(p for p in model.parameters() if p.requires_grad)]
+        runs.append([*outputs, *torch.autograd.grad(loss, wanted)])
+    for once, per_row in zip(*runs, strict=True):
+        size = float(per_row.detach().abs().max())
+        torch.testing.assert_close(once, per_row, rtol=0, atol=1e-5 * size + 1e-6)
 
 
 def test_simnorm_makes_groups_that_sum_to_one():

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from tdmpc_opt import launch
 from tdmpc_opt.errors import InputError, NonFiniteError, RunError
+from tdmpc_opt.world_model.hidden import draw_positions, dropped_positions
 
 PATIENCE = timedelta(hours=2)
 """How long a rank waits for the others, which may be filling their part of a teacher cache."""
@@ -184,7 +185,7 @@ class _WholeDropout(TorchFunctionMode):
     """Draws the masks of dropout for all rows of the batch; torch's own do for this rank's.
 
     On the CPU it gives the bits that torch's dropout gives a single process. The layers know
-    nothing of ranks, which is why the function is met on its way.
+    nothing of ranks, which is why the functions are met on their way.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -194,9 +195,8 @@ class _WholeDropout(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), options: Any = None
     ) -> Any:
-        if function is not functional.dropout:
-            return function(*arguments, **(options or {}))
-        return self._dropout(*arguments, **(options or {}))
+        known = {functional.dropout: self._dropout, dropped_positions: self._positions}
+        return known.get(function, function)(*arguments, **(options or {}))
 
     def _dropout(self, x: Tensor, p: float, training: bool, inplace: bool = False) -> Tensor:
         if not training:
@@ -204,6 +204,13 @@ class _WholeDropout(TorchFunctionMode):
         shape = self._ranks.whole_shape(x.shape, -2)
         mask = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
         return x * self._ranks.own_rows(mask, -2).div(1 - p)
+
+    def _positions(self, x: Tensor, rate: float) -> Tensor:
+        rows, width = self._ranks.whole_shape(x.shape, -2)[-2:]
+        drawn = draw_positions(x.numel() * self._ranks.count, rate)
+        lead, row = drawn // (rows * width), drawn // width % rows
+        own = (lead * x.shape[-2] + row // self._ranks.count) * width + drawn % width
+        return own[row % self._ranks.count == self._ranks.rank]
 
 
 def join(device: torch.device, precision: Any) -> tuple[Fabric, Ranks]:

@@ -13,7 +13,8 @@ from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.world_model import two_hot
-from tdmpc_opt.world_model.model import bin_centres
+from tdmpc_opt.world_model.layers import Dense
+from tdmpc_opt.world_model.model import WorldModel, bin_centres
 
 POLICY_TERMS = frozenset({"policy_mse", "policy_kl"})
 """Terms that ask for the teacher's policy."""
@@ -84,6 +85,8 @@ class WorldModelTeacher:
         parts = _parts(question.terms)
         self.model = build(checkpoint, device=device, dtype=dtype, parts=parts)
         self.model.requires_grad_(False)
+        if device.type == "cpu":
+            _lay_out_for_products(self.model)
         self._bins = bin_centres(self.config).to(device)  # in half precision they would move
         self._question = question
         known = checkpoint.tasks.names
@@ -135,6 +138,17 @@ class WorldModelTeacher:
         if "policy_kl" in self._question.terms:
             found["policy_log_std"] = _fit(output.log_std.float(), self._action_dim)
         return found
+
+
+def _lay_out_for_products(model: WorldModel) -> None:
+    """Store each weight by inputs, its shape as it was.
+
+    Rows of 1792 numbers lie so that the product with the transposed weight took 1.4 times as
+    long (MKL on Zen 3); a student's narrower ones gain nothing.
+    """
+    for layer in model.modules():
+        if isinstance(layer, Dense):
+            layer.weight.data = layer.weight.data.mT.contiguous().mT
 
 
 def _parts(terms: frozenset[str]) -> set[str]:

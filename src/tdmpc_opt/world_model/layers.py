@@ -1,12 +1,13 @@
 """Layers of the world model: linear, LayerNorm and activation, alone or as an ensemble."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from tdmpc_opt.world_model.hidden import is_fused, norm_mish
 
 Activation = Literal["mish", "simnorm", "none"]
 
@@ -76,8 +77,13 @@ class Dense(nn.Module):
 
     def finish(self, x: Float[Tensor, "*batch out_dim"]) -> Float[Tensor, "*batch out_dim"]:
         """Apply what follows the product: dropout, LayerNorm and activation."""
-        if self.dropout:
-            x = functional.dropout(x, self.dropout, self.training)
+        rate = self.dropout if self.training else 0.0
+        if self.activation == "mish" and self.norm is not None:
+            gain, shift = self.norm.weight, self.norm.bias
+            if is_fused(x, gain):
+                return norm_mish(x, gain, shift, rate)
+        if rate:
+            x = functional.dropout(x, rate, True)
         if self.norm is not None:
             x = self.norm(x)
         if self.activation == "mish":
@@ -90,64 +96,21 @@ class Dense(nn.Module):
 def mish(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Return `x * tanh(log(1 + exp(x)))`.
 
-    On a CPU it is written with one exponential for value and slope together, which took under
-    half the time of torch's kernels here and differs from them by rounding only.
+    Without gradients on a CPU it is written with one exponential, which took under half the
+    time of torch's kernel here and differs from it by rounding only.
 
     Source:
         Mish, arXiv:1908.08681.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32:
+    graph = torch.is_grad_enabled() and x.requires_grad
+    if x.device.type != "cpu" or x.dtype != torch.float32 or graph:
         return functional.mish(x)
-    if torch.is_grad_enabled() and x.requires_grad:
-        result: Tensor = _Mish.apply(x)  # type: ignore[no-untyped-call]
-        return result
     # tanh(log(t)) = 1 - 2 / (t * t + 1) with t = 1 + exp(x); an infinite t * t gives x itself.
     t = x.exp().add_(1.0)
     return torch.addcdiv(x, x, t.mul_(t).add_(1.0), value=-2)
-
-
-class _Mish(torch.autograd.Function):
-    """Mish that computes its slope on the way forward, from the same exponential."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        # With e = exp(x), n = e (e + 2) and r = 1 / (n + 2): y = x n r, and
-        # dy/dx = r (n + 4 (n - e) x r). Beyond 20 both are those of x in fp32.
-        e = x.clamp(max=20.0).exp_()
-        n = torch.add(e, 2.0).mul_(e)
-        r = torch.add(n, 2.0).reciprocal_()
-        xr = x * r
-        slope = e.sub_(n).mul_(xr).mul_(-4.0).add_(n).mul_(r)
-        ctx.save_for_backward(slope)
-        return xr.mul_(n)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (slope,) = ctx.saved_tensors
-        product: Tensor = gradient * slope
-        return product
 
 
 def simnorm(x: Float[Tensor, "*batch dim"], group: int) -> Float[Tensor, "*batch dim"]:
     """Project each group of neighbours onto a simplex by a softmax."""
     grouped = x.unflatten(-1, (-1, group))
     return torch.softmax(grouped, dim=-1).flatten(-2)
-
-
-def mlp(
-    in_dim: int,
-    hidden: int,
-    out_dim: int,
-    *,
-    heads: int | None = None,
-    dropout: float = 0.0,
-    last: Activation = "none",
-    simnorm_dim: int = 8,
-) -> nn.Sequential:
-    """Build two hidden layers and an output layer; dropout follows the first linear only."""
-    return nn.Sequential(
-        Dense(in_dim, hidden, heads=heads, dropout=dropout),
-        Dense(hidden, hidden, heads=heads),
-        Dense(hidden, out_dim, heads=heads, activation=last, simnorm_dim=simnorm_dim),
-    )

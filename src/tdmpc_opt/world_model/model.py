@@ -14,7 +14,8 @@ from torch.func import functional_call
 from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.world_model import two_hot
-from tdmpc_opt.world_model.layers import Dense, mlp
+from tdmpc_opt.world_model.layers import Dense
+from tdmpc_opt.world_model.network import Network, Tasks, mlp
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
 NETWORKS = ("dynamics", "reward_head", "policy_head", "q_ensemble", "target_q_ensemble")
@@ -135,6 +136,13 @@ class WorldModel(nn.Module):
         assert task is not None, "a multi-task model needs task ids"
         return self.task_embedding(task).expand(*like.shape[:-1], -1)
 
+    def _tasks(self, task: Int[Tensor, " batch"] | None) -> Tasks | None:
+        if self.task_embedding is None:
+            return None
+        assert task is not None, "a multi-task model needs task ids"
+        every = torch.arange(self.config.num_tasks, device=task.device)
+        return Tasks(self.task_embedding(every), task)
+
     def mask(self, task: Int[Tensor, " batch"] | None) -> Float[Tensor, "*batch action"]:
         """Return 1 for the task's real action dimensions and 0 for padded ones, [B, action]."""
         return self.action_mask[0] if task is None else self.action_mask[task]
@@ -143,7 +151,7 @@ class WorldModel(nn.Module):
         self, obs: Float[Tensor, "*batch obs"], task: Int[Tensor, " tasks"] | None
     ) -> Float[Tensor, "*batch latent"]:
         """Map padded observations to latent states z."""
-        return self.encoder(torch.cat([obs, self.embed(task, obs)], dim=-1))
+        return self.encoder(obs, self._tasks(task))
 
     def next(
         self,
@@ -152,7 +160,7 @@ class WorldModel(nn.Module):
         task: Int[Tensor, " tasks"] | None,
     ) -> Float[Tensor, "*batch latent"]:
         """Predict the latent state after `action`."""
-        return self.dynamics(torch.cat([z, self.embed(task, z), action], dim=-1))
+        return self.dynamics(z, self._tasks(task), action)
 
     def reward(
         self,
@@ -161,7 +169,7 @@ class WorldModel(nn.Module):
         task: Int[Tensor, " tasks"] | None,
     ) -> Float[Tensor, "*batch bins"]:
         """Predict the reward of `action` as two-hot logits; `decode` turns them to scalars."""
-        return self.reward_head(torch.cat([z, self.embed(task, z), action], dim=-1))
+        return self.reward_head(z, self._tasks(task), action)
 
     def q_values(
         self,
@@ -182,13 +190,12 @@ class WorldModel(nn.Module):
             target: Ask the target ensemble.
         """
         ensemble = self.target_q_ensemble if target else self.q_ensemble
-        x = torch.cat([z, self.embed(task, z), action], dim=-1)
+        inputs = (z, self._tasks(task), action)
+        if heads is None:
+            return ensemble(*inputs)
         weights = ensemble.state_dict(keep_vars=True)
-        if heads is not None:
-            weights = {name: weight[heads] for name, weight in weights.items()}
-        count = self.config.num_q if heads is None else len(heads)
-        flat = x.reshape(1, -1, x.shape[-1]).expand(count, -1, -1)
-        return functional_call(ensemble, weights, (flat,)).unflatten(1, x.shape[:-1])
+        chosen = {name: weight[heads] for name, weight in weights.items()}
+        return functional_call(ensemble, chosen, inputs)
 
     def policy(
         self,
@@ -203,7 +210,7 @@ class WorldModel(nn.Module):
             task: Task ids.
             noise: Standard normal noise of the sample; None draws it from torch's generator.
         """
-        raw = self.policy_head(torch.cat([z, self.embed(task, z)], dim=-1))
+        raw = self.policy_head(z, self._tasks(task))
         mask = self.mask(task)
         mean, log_std = raw.chunk(2, dim=-1)
         mean, log_std = mean * mask, log_std_of(log_std) * mask
@@ -246,17 +253,17 @@ def log_std_of(raw: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     return LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(raw) + 1)
 
 
-def _encoder(config: ModelConfig) -> nn.Sequential:
+def _encoder(config: ModelConfig) -> Network:
     widths = [config.obs_dim + config.task_dim]
     widths += [config.enc_dim] * max(config.num_enc_layers - 1, 1)
     hidden = [Dense(a, b) for a, b in pairwise(widths)]
     last = Dense(
         widths[-1], config.latent_dim, activation="simnorm", simnorm_dim=config.simnorm_dim
     )
-    return nn.Sequential(*hidden, last)
+    return Network(*hidden, last)
 
 
-def _q_ensemble(config: ModelConfig) -> nn.Sequential:
+def _q_ensemble(config: ModelConfig) -> Network:
     return mlp(
         config.latent_dim + config.task_dim + config.action_dim,
         config.mlp_dim,

@@ -1,7 +1,7 @@
 """Two-hot regression: scalars as soft targets over bins in symlog space."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,18 +36,24 @@ def two_hot(
     Source:
         TD-MPC2, arXiv:2310.16828; bins as in DreamerV3, arXiv:2301.04104.
     """
+    index, upper_weight = _place(x, bins)
+    target = torch.zeros(*x.shape, bins.shape[0], device=x.device, dtype=x.dtype)
+    target.scatter_(-1, index, 1 - upper_weight)
+    return target.scatter_(-1, index + 1, upper_weight)
+
+
+def _place(
+    x: Float[Tensor, "*batch"], bins: Float[Tensor, " bins"]
+) -> tuple[Int[Tensor, "*batch 1"], Float[Tensor, "*batch 1"]]:
+    """Return the bin below each scalar, and the weight of the bin above it."""
     count = bins.shape[0]
     width = (bins[-1] - bins[0]) / (count - 1)
     position = (torch.clamp(symlog(x), bins[0], bins[-1]) - bins[0]) / width
     # The top value belongs to the last pair of bins: there is no bin to its right.
     lower = position.floor().clamp(max=count - 2)
     upper_weight = (position - lower).unsqueeze(-1)
-    index = (
-        lower.nan_to_num(0.0).long().unsqueeze(-1)
-    )  # NaN makes no index; the weights keep it
-    target = torch.zeros(*x.shape, count, device=x.device, dtype=x.dtype)
-    target.scatter_(-1, index, 1 - upper_weight)
-    return target.scatter_(-1, index + 1, upper_weight)
+    # NaN makes no index; the weights keep it.
+    return lower.nan_to_num(0.0).long().unsqueeze(-1), upper_weight
 
 
 def decode(
@@ -69,4 +75,7 @@ def soft_cross_entropy(
     bins: Float[Tensor, " bins"],
 ) -> Float[Tensor, "*batch"]:
     """Return the cross-entropy in nats between logits and the two-hot code of raw scalars."""
-    return -(two_hot(x, bins) * functional.log_softmax(logits, dim=-1)).sum(-1)
+    index, upper_weight = _place(x, bins)
+    log_shares = functional.log_softmax(logits, dim=-1, dtype=upper_weight.dtype)
+    lower, upper = (log_shares.gather(-1, index + step) for step in (0, 1))
+    return -torch.lerp(lower, upper, upper_weight).squeeze(-1)
