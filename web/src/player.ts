@@ -88,8 +88,10 @@ export class Player {
   private frame(now: number): void {
     requestAnimationFrame((next) => this.frame(next));
     const seconds = Math.min((now - this.before) / 1000, LONGEST_FRAME);
-    this.detail.note(now - this.before);
+    const taken = now - this.before;
     this.before = now;
+    if (!this.scene) return; // drawing nothing would only slow the loading down
+    this.detail.note(taken);
     this.ask();
     const played = this.paused ? 0 : seconds * this.panel.speed;
     const frame = this.timeline.advance(played, (chunk) => this.meters.take(chunk, now));
