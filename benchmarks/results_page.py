@@ -16,6 +16,8 @@ import numpy as np
 from marked import RESULTS, ROOT, Tables, filled, read, score, table_of
 from rich.console import Console
 
+from tdmpc_opt import zoo
+from tdmpc_opt.checkpoints.load import sha256
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.planning.presets import PRESETS
 from tdmpc_opt.task_table import MT30
@@ -70,10 +72,13 @@ def main() -> None:
 def _home() -> list[str]:
     """The published agent on MT30, and what the demo makes."""
     found = [("agent", "score", "measured on", "bytes of the file")]
+    student = zoo.path("mt30-1m")
     for name, agent in HOME:
         content = read(name)
         shown = _score(content["score"])
-        found.append((agent, shown, _measured_on(content["config"]), "-"))
+        bundled = content["config"]["checkpoint"].get("sha256") == sha256(student)
+        size = f"{student.stat().st_size:,}" if bundled else "-"
+        found.append((agent, shown, _measured_on(content["config"]), size))
     for row in reversed(read("demo.json")["rows"]):
         size = f"{row['size_bytes']:,}" if row["size_bytes"] else "-"
         shown = score(row["score"], row["ci95"])

@@ -173,15 +173,18 @@ def test_a_public_agent_earns_what_it_earns_in_python(page: Any) -> None:
 
 
 def test_the_planner_earns_and_holds_its_rate(page: Any, address: str) -> None:
+    # Drawing in software takes both cores of a small machine; so small a picture does not.
+    page.set_viewport_size({"width": 320, "height": 240})
     _open(page, address, task="cartpole-balance", agent="mt30-1m", seed=0)
     page.get_by_role("radio", name="planner").check()
     expected = _python_return(_planner("mt30-1m"), "cartpole-balance", 0)
     assert expected > 50
     # Each plan draws other noise, so the two differ by chance.
     assert page.evaluate(f"tdmpcPlay.earn(0, {SECONDS})") > 0.7 * expected
+    page.get_by_role("combobox", name="Task").select_option("walker-walk")
     rate = "Number(document.getElementById('hz').textContent)"
     asked = "Number(document.getElementById('hz-target').textContent.split(' ')[1])"
-    page.wait_for_function(f"{rate} >= 0.95 * {asked}")
+    page.wait_for_function(f"{asked} === 20 && {rate} >= 0.95 * {asked}")
 
 
 @pytest.mark.parametrize(

@@ -69,12 +69,16 @@ function bindButtons(player: Player, stage: Stage, panel: Panel): void {
 }
 
 async function main(): Promise<void> {
-  const stage = makeStage();
-  followTheme(stage);
+  // All that takes long starts at once: the physics, the list, and the drawing's own set-up.
   const worker = new Worker(new URL("./world.worker.ts", import.meta.url), { type: "module" });
   const Remote = Comlink.wrap<typeof World>(worker);
-  const world = await new Remote(base);
-  const [agents] = await Promise.all([fetchAgents(base), world.start()]);
+  const creating = new Remote(base);
+  const starting = creating.then((world) => world.start());
+  const listing = fetchAgents(base);
+  for (const early of [starting, listing]) early.catch(() => undefined); // awaited below
+  const stage = makeStage();
+  followTheme(stage);
+  const [world, agents] = await Promise.all([creating, listing]);
   const asked = new URLSearchParams(location.search);
   const seed = Number(asked.get("seed") ?? Math.floor(Math.random() * 2 ** 31));
   let player: Player | undefined;
@@ -85,7 +89,7 @@ async function main(): Promise<void> {
   panel.begin(asked.get("task"), asked.get("agent"));
   player = new Player(world, stage, panel, report, canvas);
   bindButtons(player, stage, panel);
-  await player.employ(panel.actor);
+  await Promise.all([starting, player.employ(panel.actor)]);
   await player.open(panel.taskName, seed);
   document.body.classList.remove("loading");
   // For the console and for tests: what the chosen agent earns, as fast as it can be computed.

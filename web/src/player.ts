@@ -11,6 +11,7 @@ import { Timeline } from "./view/timeline";
 import type { Actor, Influence, World } from "./world";
 
 const LONGEST_FRAME = 0.1; // seconds; a page that was hidden does not catch up
+const LEAD = 0.04; // seconds kept ready, so that one late action of a fast task is not seen
 
 /** Everything that runs while the page is open. */
 export class Player {
@@ -88,8 +89,10 @@ export class Player {
   private frame(now: number): void {
     requestAnimationFrame((next) => this.frame(next));
     const seconds = Math.min((now - this.before) / 1000, LONGEST_FRAME);
-    this.detail.note(now - this.before);
+    const taken = now - this.before;
     this.before = now;
+    if (!this.scene) return; // drawing nothing would only slow the loading down
+    this.detail.note(taken);
     this.ask();
     const played = this.paused ? 0 : seconds * this.panel.speed;
     const frame = this.timeline.advance(played, (chunk) => this.meters.take(chunk, now));
@@ -99,10 +102,10 @@ export class Player {
     this.meters.tick(now);
   }
 
-  /** Ask for the next action when less than one is left to play. */
+  /** Ask for the next action when less than one, or than the lead, is left to play. */
   private ask(): void {
     if (this.asked || this.halted || this.paused || !this.scene) return;
-    if (this.timeline.ahead >= this.scene.stepSeconds) return;
+    if (this.timeline.ahead >= Math.max(this.scene.stepSeconds, LEAD)) return;
     this.asked = true;
     const mine = this.generation;
     void this.world

@@ -174,7 +174,8 @@ export class World {
       }
       reward += task.reward(sim);
     }
-    if (!Number.isFinite(sim.qpos[0])) throw new PageError("the physics broke; press Reset");
+    if (!Number.isFinite(sim.qpos[0]))
+      throw new PageError("the physics broke; start a new episode");
     this.step += 1;
     this.sum += reward;
     return this.chunk(frames, times, seconds, reward, latency, action);

@@ -30,3 +30,13 @@ test("one frame that was held up changes nothing", () => {
   for (let i = 0; i < 100; i++) detail.note(i % 10 === 0 ? 400 : 16);
   expect(detail.scale).toBe(1);
 });
+
+test("a very slow machine does not wait for many frames", () => {
+  const { scale, shadows } = afterFrames(9, 600);
+  expect([scale, shadows]).toEqual([0.5, false]);
+});
+
+test("a page that was out of sight keeps all detail", () => {
+  const detail = afterFrames(30, 60_000);
+  expect([detail.scale, detail.shadows]).toEqual([1, true]);
+});

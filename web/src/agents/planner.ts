@@ -27,16 +27,16 @@ export class PlannerAgent implements Agent {
   ) {
     this.width = Number(shapeOf(session, "samples").at(-1));
     this.last = this.nothing();
-    this.executed = plan.replan_every;
+    this.executed = plan.horizon;
   }
 
   reset(): void {
     this.last = this.nothing();
-    this.executed = this.plan.replan_every;
+    this.executed = this.plan.horizon;
   }
 
   async act(observation: number[], task: string, actions: number): Promise<Float32Array> {
-    if (this.executed >= this.plan.replan_every) {
+    if (this.executed >= this.actionsOfAPlan()) {
       this.last = await this.planned(observation, task, actions);
       this.executed = 0;
     }
@@ -47,6 +47,12 @@ export class PlannerAgent implements Agent {
 
   async dispose(): Promise<void> {
     await this.session.release();
+  }
+
+  /** As many as asked for; more where a single round outlasts them, so that the rate is held. */
+  private actionsOfAPlan(): number {
+    const { replan_every, horizon } = this.plan;
+    return Math.min(horizon, Math.max(replan_every, Math.ceil(this.roundMs / this.deadlineMs)));
   }
 
   private nothing(): Distribution {

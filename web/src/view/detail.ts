@@ -3,6 +3,9 @@
 const LEVELS = [1, 0.75, 0.5];
 const SLOW_MS = 30;
 const PATIENCE = 20; // frames
+const LONGEST_MS = 1500; // of patience: who draws two frames a second shall not wait ten seconds
+const FEWEST = 3;
+const HIDDEN_MS = 2000; // a page that was out of sight, not a slow one
 
 /** Watches the time between frames and gives up detail while they come too slowly. */
 export class Detail {
@@ -21,10 +24,12 @@ export class Detail {
 
   /** Note the time since the last frame. */
   note(milliseconds: number): void {
-    if (this.level >= LEVELS.length) return;
+    if (this.level >= LEVELS.length || milliseconds > HIDDEN_MS) return;
     this.times.push(milliseconds);
-    if (this.times.length < PATIENCE) return;
-    const median = [...this.times].sort((a, b) => a - b)[PATIENCE >> 1] as number;
+    const count = this.times.length;
+    const waited = this.times.reduce((sum, time) => sum + time, 0);
+    if (count < PATIENCE && (count < FEWEST || waited < LONGEST_MS)) return;
+    const median = [...this.times].sort((a, b) => a - b)[count >> 1] as number;
     if (median > SLOW_MS) this.level += 1;
     this.times.length = 0;
   }

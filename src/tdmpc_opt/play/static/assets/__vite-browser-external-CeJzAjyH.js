@@ -1,1 +1,0 @@
-import{t as e}from"./world.worker-B1yLBeWC.js";var t=/* @__PURE__ */ e(((e,t)=>{t.exports={}}));export default t();
