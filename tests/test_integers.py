@@ -18,6 +18,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.accuracy import Yardstick
 from tdmpc_opt.compression.calibration import Observations, read_observations
+from tdmpc_opt.compression.distillation import distilled
 from tdmpc_opt.compression.extract import compact_embedding, one_task, policy_only
 from tdmpc_opt.compression.integers import as_float, to_integers
 from tdmpc_opt.compression.mixed import most_accurate, smallest
@@ -28,6 +29,7 @@ from tdmpc_opt.compression.sensitivity import SensitivityRow
 from tdmpc_opt.configs import QuantizeConfig, SensitivityConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, DataError, InputError
+from tdmpc_opt.progress import Silent
 from tdmpc_opt.world_model.quantized import QuantizedDense, quantized_weight
 
 KINDS = ("int8", "int4")
@@ -430,6 +432,69 @@ def test_a_mixed_file_keeps_its_budgets(agent_file, dataset_dir, checkpoint_file
     assert report.value_error <= 0.02
 
 
+def _of_layers(path: Path) -> dict[str, tuple]:
+    return {
+        name: (weight.format, weight.shape, weight.group)
+        for name, weight in read_checkpoint(path).quantized.items()
+    }
+
+
+@pytest.mark.parametrize("policy_only", [False, True])
+def test_distilling_brings_a_rounded_agent_closer_to_the_original(
+    agent_file, dataset_dir, checkpoint_file, tmp_path, policy_only
+):
+    plain = agent_file("int4", policy_only=policy_only)
+    report = quantize(
+        QuantizeConfig(
+            checkpoint=str(checkpoint_file),
+            output=tmp_path / "distilled.safetensors",
+            format="int4",
+            policy_only=policy_only,
+            data=dataset_dir,
+            distill_updates=60,
+        )
+    )
+    assert report.distilled
+    assert report.action_error < 0.95 * report.undistilled[0]
+    if not policy_only:
+        assert report.value_error < 2 * report.undistilled[1]
+    assert _of_layers(report.output) == _of_layers(plain)
+    assert abs(report.output_bytes - plain.stat().st_size) < 16
+    agent, reference = runtime.load(report.output), load_agent(report.output, mode="policy")
+    obs = np.linspace(-1, 1, 3, dtype=np.float32)
+    actions = [a.act(obs, "pendulum-swingup") for a in (agent, reference)]
+    np.testing.assert_allclose(*actions, atol=1e-5)
+
+
+def test_what_distilling_does_not_bring_closer_is_dropped(
+    agent_file, dataset_dir, checkpoint_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("tdmpc_opt.compression.distillation._LR", 10.0)
+    output = tmp_path / "distilled.safetensors"
+    words = ["quantize", str(checkpoint_file), "--format", "int4", "--output", str(output)]
+    words += ["--data", str(dataset_dir), "--distill-updates", "3"]
+    assert cli.main(words) == 0
+    assert "closer and was dropped" in capsys.readouterr().out.replace("\n", " ")
+    plain, kept = (read_checkpoint(path) for path in (agent_file("int4"), output))
+    for name, weight in plain.quantized.items():
+        assert torch.equal(kept.quantized[name].codes, weight.codes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_update_of_the_distillation_changes_no_number(
+    agent_file, dataset_dir, checkpoint_file, kind
+):
+    small = read_checkpoint(agent_file(kind))
+    used, _ = read_observations(dataset_dir, small.tasks)
+    teacher = build(compact_embedding(read_checkpoint(checkpoint_file)))
+    same = distilled(small, teacher, used, 0, Silent())
+    for name, weight in small.quantized.items():
+        assert torch.equal(same.quantized[name].codes, weight.codes)
+        assert torch.equal(same.quantized[name].scale, weight.scale)
+    for name, tensor in small.tensors.items():
+        assert torch.equal(same.tensors[name], tensor)
+
+
 def test_a_budget_below_what_is_no_weight_is_refused(agent_file, dataset_dir):
     with pytest.raises(InputError, match="bytes at least, and the budget leaves 0 for them"):
         agent_file("mixed", data=dataset_dir, budget_bytes=1000)
@@ -442,6 +507,8 @@ def test_a_budget_below_what_is_no_weight_is_refused(agent_file, dataset_dir):
         ({"format": "mixed", "data": Path("d")}, "either --budget-bytes or"),
         ({"format": "int8", "budget_bytes": 5}, "--budget-bytes is for format mixed, not int8"),
         ({"format": "fp16", "data": Path("d")}, "fp16 needs no data"),
+        ({"format": "int4", "distill_updates": 5}, "learn on a --data"),
+        ({"format": "int4", "data": Path("d"), "distill_updates": -1}, "at least 0"),
         ({"format": "mixed", "data": Path("d"), "budget_bytes": 0}, "must be above 0"),
         (
             {"format": "mixed", "data": Path("d"), "budget_bytes": 9, "max_action_error": 1.0},

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,3 +203,14 @@ def test_a_policy_drives_a_real_task() -> None:
         obs, reward, _, done, _ = env.step(agent.act(obs, "cartpole-balance"))
         total += float(reward)
     assert total > 500
+
+
+def test_a_policy_loads_no_more_than_it_needs() -> None:
+    """numpy.random alone takes 6 MB, a tenth of what the runtime takes with onnxruntime."""
+    program = (
+        "import sys, numpy as np; from tdmpc_opt.runtime import load; "
+        f"load({str(TEACHER)!r}).act(np.zeros(8, np.float32), 'cup-catch'); "
+        "print({'numpy.random', 'onnxruntime', 'torch', 'rich', 'tyro'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert run.stdout.decode().strip() == "set()"

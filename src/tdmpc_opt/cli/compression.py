@@ -9,13 +9,18 @@ from tdmpc_opt.progress import ConsoleProgress
 def _quantize(config: configs.QuantizeConfig) -> None:
     from tdmpc_opt.compression.quantize import quantize
 
-    report = quantize(config)
+    if config.distill_updates:
+        with ConsoleProgress("distil") as progress:
+            report = quantize(config, progress)
+    else:
+        report = quantize(config)
     if report.max_error is not None:
         cost = f", largest rounding {report.max_error:.1e}"
     elif report.action_error is not None:
         cost = f", actions {report.action_error:.4f} rms off (their range is 2)"
         if report.value_error is not None:
             cost += f", planned values correlate {1 - report.value_error:.4f}"
+        cost += _distilled(report.undistilled, kept=report.distilled)
     else:
         cost = "; --data DIR would round it better and measure the cost"
     console().print(
@@ -24,6 +29,17 @@ def _quantize(config: configs.QuantizeConfig) -> None:
         f"smaller, {report.format}{cost})",
         highlight=False,
     )
+
+
+def _distilled(before: tuple[float, float | None] | None, *, kept: bool) -> str:
+    """Say what the distillation brought, where there was one."""
+    if before is None:
+        return ""
+    if not kept:
+        return "; distilling brought it no closer and was dropped"
+    action, value = before
+    shown = f"{action:.4f}" if value is None else f"{action:.4f} and {1 - value:.4f}"
+    return f"; before distilling {shown}"
 
 
 def _sensitivity(config: configs.SensitivityConfig) -> None:

@@ -14,6 +14,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.accuracy import Yardstick
 from tdmpc_opt.compression.calibration import Observations, read_observations
+from tdmpc_opt.compression.distillation import distilled
 from tdmpc_opt.compression.extract import compact_embedding, one_task, policy_only
 from tdmpc_opt.compression.floats import DTYPES, round_weights
 from tdmpc_opt.compression.integers import as_float, refuse_quantized, to_integers
@@ -22,6 +23,7 @@ from tdmpc_opt.compression.recipe import Recipe, layers, recipe, weight_bytes
 from tdmpc_opt.compression.sensitivity import measure
 from tdmpc_opt.configs import QuantizeConfig
 from tdmpc_opt.errors import InputError
+from tdmpc_opt.progress import Progress, Silent
 
 _TRIES = 6
 
@@ -50,10 +52,18 @@ class QuantizeReport:
     not used otherwise, in action units; None without a dataset."""
     value_error: float | None = None
     """1 less the correlation of planned values there; None without dataset or world model."""
+    undistilled: tuple[float, float | None] | None = None
+    """Both errors before the distillation; None without one."""
+    distilled: bool = False
+    """Whether its weights were kept, being closer to the original's."""
 
 
-def quantize(config: QuantizeConfig) -> QuantizeReport:
+def quantize(config: QuantizeConfig, progress: Progress | None = None) -> QuantizeReport:
     """Write a smaller copy without target Qs, which acting does not need.
+
+    Args:
+        config: What to write and where.
+        progress: Takes reports of the distillation.
 
     Raises:
         UnknownTaskError: A task that the agent does not know.
@@ -85,7 +95,7 @@ def quantize(config: QuantizeConfig) -> QuantizeReport:
         report = replace(report, max_error=_max_error(part.tensors, rounded))
         small = replace(part, tensors=rounded)
     else:
-        small, report = _integers(config, part, report)
+        small, report = _integers(config, part, report, progress or Silent())
     write_native(config.output, small)
     return replace(
         report, output_bytes=config.output.stat().st_size, parameters=small.parameters
@@ -93,7 +103,7 @@ def quantize(config: QuantizeConfig) -> QuantizeReport:
 
 
 def _integers(
-    config: QuantizeConfig, part: Checkpoint, report: QuantizeReport
+    config: QuantizeConfig, part: Checkpoint, report: QuantizeReport, progress: Progress
 ) -> tuple[Checkpoint, QuantizeReport]:
     """Return the agent in integers, and what that did to its actions and values."""
     part = compact_embedding(part)
@@ -102,13 +112,25 @@ def _integers(
     used, held_out = read_observations(config.data, part.tasks)
     note = f"{len(used)} observations of {config.data.resolve().name}"
     part = replace(part, extra=part.extra | {"calibration": note})
-    yardstick = Yardstick(build(as_float(part), policy_will_do=True), held_out)
+    teacher = build(as_float(part), policy_will_do=True)
+    yardstick = Yardstick(teacher, held_out)
     if config.format == "mixed":
         small = _mixed(config, part, (used, held_out), yardstick)
     else:
         small = to_integers(part, _recipe(config, part), used)
-    action, value = _errors(small, yardstick)
-    return small, replace(report, action_error=action, value_error=value)
+    errors = before = _errors(small, yardstick)
+    if config.distill_updates:
+        trained = distilled(small, teacher, used, config.distill_updates, progress)
+        after = _errors(trained, yardstick)
+        report = replace(report, undistilled=before, distilled=_sum(after) < _sum(before))
+        if report.distilled:
+            small, errors = trained, after
+    return small, replace(report, action_error=errors[0], value_error=errors[1])
+
+
+def _sum(errors: tuple[float, float | None]) -> float:
+    """Return both errors as one: a loss of correlation is the like of a square."""
+    return errors[0] ** 2 + (errors[1] or 0.0)
 
 
 def _recipe(config: QuantizeConfig, part: Checkpoint) -> Recipe:

@@ -10,7 +10,8 @@ from torch import Tensor
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.world_model.quantized import IntFormat
 
-_LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
+LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
+"""Least and largest code of each format."""
 _SHRINKS = torch.linspace(0.5, 1.0, 26, dtype=torch.float64)
 _BLOCK = 64
 """Columns whose rounding is passed on to all later columns at once."""
@@ -94,7 +95,7 @@ def round_by_inputs(
 def _codes(
     weight: Float64[Tensor, "out part"], scale: Float16[Tensor, " out"], kind: IntFormat
 ) -> Float64[Tensor, "out part"]:
-    low, high = _LIMITS[kind]
+    low, high = LIMITS[kind]
     return (weight / scale.double().unsqueeze(1)).round().clamp(low, high)
 
 
@@ -102,7 +103,7 @@ def _scale(
     weight: Float64[Tensor, "out part"], importance: Float64[Tensor, " part"], kind: IntFormat
 ) -> Float16[Tensor, " out"]:
     """Return a step for each row: the one that spans it, or for 4 bits the best below that."""
-    spanning = weight.abs().amax(dim=1) / _LIMITS[kind][1]
+    spanning = weight.abs().amax(dim=1) / LIMITS[kind][1]
     if kind == "int8":
         return _half_above(spanning)
     best = scale = _half_above(spanning)

@@ -100,6 +100,7 @@ def _draw_sensitivity(axis: Axes, name: str, rows: Sequence[Mapping[str, Any]]) 
     axis.set_xlabel("bits per weight")
     if name != "score":
         axis.set_yscale("symlog", linthresh=1e-5)
+        axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)
 
 

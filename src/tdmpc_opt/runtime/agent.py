@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,11 @@ from tdmpc_opt.runtime.weights import MODEL_FILE, Weights, read_weights
 from tdmpc_opt.task_table import TaskTable
 
 Array = NDArray[np.float32]
-Act = Callable[[Array, int, np.random.Generator], Array]
-"""From observations [B, obs] of the task's own width, its id and a source of noise to
+Noise = Callable[[], "np.random.Generator"]
+"""Gives a source of noise when called. A policy needs none, and numpy.random takes 6 MB of a
+device's memory as soon as it is named."""
+Act = Callable[[Array, int, Noise], Array]
+"""From observations [B, obs] of the task's own width, its id and where noise comes from to
 actions [B, action], padded or not."""
 
 
@@ -44,7 +48,7 @@ class Agent:
     ) -> None:
         self.tasks = tasks
         self._act, self._planner, self._timer = act, planner, timer
-        self._generator = np.random.default_rng()
+        self._generator: np.random.Generator | None = None
         self._indices: dict[str | int | None, int] = {}  # of the tasks acted in so far
 
     @property
@@ -78,7 +82,7 @@ class Agent:
         task: str | int | None = None,
         *,
         deadline_ms: float | None = None,
-        generator: np.random.Generator | None = None,
+        generator: "np.random.Generator | None" = None,
     ) -> Array:
         """Choose actions.
 
@@ -110,9 +114,18 @@ class Agent:
             check_shape(self.tasks, index, rows.shape)
         check_finite(bool(np.isfinite(rows).all()))
         known = (rows[None] if rows.ndim == 1 else rows)[:, : own.obs_dim]
-        action = self._act(known, index, generator or self._generator)[:, : own.action_dim]
+        noise = partial(self._source, generator)
+        action = self._act(known, index, noise)[:, : own.action_dim]
         self._timer.finish()
         return action[0] if rows.ndim == 1 else action
+
+    def _source(self, given: "np.random.Generator | None") -> "np.random.Generator":
+        """Return the source of noise that was given, or the agent's own."""
+        if given is not None:
+            return given
+        if self._generator is None:
+            self._generator = np.random.default_rng()
+        return self._generator
 
 
 def load(
@@ -167,7 +180,7 @@ def _other_preset(path: Path, asked: str | None, has: str | None) -> str:
 def _by_numpy(weights: Weights) -> Act:
     policies: dict[int, NumpyPolicy] = {}
 
-    def act(obs: Array, task: int, _: np.random.Generator) -> Array:
+    def act(obs: Array, task: int, _: Noise) -> Array:
         if task not in policies:
             policies[task] = NumpyPolicy(weights, task)
         # One row alone takes a shorter way through numpy.
@@ -183,7 +196,7 @@ def _inputs(file: OnnxFile, obs: Array, task: int) -> Inputs:
 
 
 def _by_onnx(file: OnnxFile) -> Act:
-    def act(obs: Array, task: int, _: np.random.Generator) -> Array:
+    def act(obs: Array, task: int, _: Noise) -> Array:
         action: Array = file.session.run(["action"], _inputs(file, obs, task))[0]
         check_output(action, (len(obs), file.tasks.action_dim))
         return action
@@ -192,9 +205,7 @@ def _by_onnx(file: OnnxFile) -> Act:
 
 
 def _by_plan(file: OnnxFile, planner: OnnxPlanner) -> Act:
-    def act(obs: Array, task: int, generator: np.random.Generator) -> Array:
-        return planner.act(
-            _inputs(file, obs, task), file.tasks.tasks[task].action_dim, generator
-        )
+    def act(obs: Array, task: int, noise: Noise) -> Array:
+        return planner.act(_inputs(file, obs, task), file.tasks.tasks[task].action_dim, noise())
 
     return act

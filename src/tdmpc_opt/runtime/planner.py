@@ -39,7 +39,7 @@ class OnnxPlanner:
         """Forget the plan."""
         self._sequence = None
 
-    def act(self, inputs: Inputs, dims: int, generator: np.random.Generator) -> Array:
+    def act(self, inputs: Inputs, dims: int, generator: "np.random.Generator") -> Array:
         """Return the next action [B, action] of the plan that is in use, or of a new one.
 
         Args:
@@ -60,7 +60,7 @@ class OnnxPlanner:
         return action
 
     def _plan(
-        self, inputs: Inputs, dims: int, generator: np.random.Generator
+        self, inputs: Inputs, dims: int, generator: "np.random.Generator"
     ) -> tuple[Array, Array]:
         """Return actions and standard deviations of a new plan, [horizon, B, action].
 
@@ -106,7 +106,7 @@ class OnnxPlanner:
             std[: len(std) - done] = last.clip(sizes.min_std, sizes.max_std)
         return mean, std
 
-    def _noise(self, generator: np.random.Generator, rounds: int, rows: int) -> Inputs:
+    def _noise(self, generator: "np.random.Generator", rounds: int, rows: int) -> Inputs:
         sizes = self.sizes
         sampled = sizes.samples - sizes.policy_samples
         members = np.tile(np.arange(sizes.num_q), (rounds, 1))
@@ -117,5 +117,5 @@ class OnnxPlanner:
             "heads": np.ascontiguousarray(np.broadcast_to(heads, (rounds, 2))),
         }
 
-    def _normal(self, generator: np.random.Generator, *shape: int) -> Array:
+    def _normal(self, generator: "np.random.Generator", *shape: int) -> Array:
         return generator.standard_normal((*shape, self._width), dtype=np.float32)

@@ -1,0 +1,187 @@
+"""Training rounded weights to act and plan as the agent they were made from.
+
+Quantisation-aware distillation: the agent in fp32 teaches, and the student computes with
+rounded weights in every update, so that what is learnt is what the file holds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
+from tdmpc_opt.compression.calibration import Observations, Sequences, latents, try_actions
+from tdmpc_opt.compression.rounding import LIMITS
+from tdmpc_opt.progress import Progress
+from tdmpc_opt.world_model.layers import Dense
+from tdmpc_opt.world_model.model import WorldModel
+from tdmpc_opt.world_model.quantized import QuantizedWeight, quantized_weight
+
+_BATCH = 128
+_LR, _SCALE_LR = 3e-4, 1e-3
+_LATENT, _ACTION, _VALUE = 20.0, 10.0, 1.0
+"""Weights of the terms."""
+
+
+def distilled(
+    small: Checkpoint,
+    teacher: WorldModel,
+    observations: Observations,
+    updates: int,
+    progress: Progress,
+) -> Checkpoint:
+    """Return the rounded agent after training its codes, scales, biases and norms.
+
+    Each update takes observations and new action sequences as a planner tries them. The student
+    follows the teacher's latents along them, its actions in them, and its distributions over
+    rewards and values. Gradients pass the rounding as if it were none.
+
+    Args:
+        small: Rounded agent; it stays as it is.
+        teacher: The agent it was made from, in fp32.
+        observations: Real observations of its tasks.
+        updates: Steps of Adam, with a rate that falls to zero.
+        progress: Takes reports.
+
+    Source:
+        Straight-through gradients: arXiv:1308.3432. Learnt scales: arXiv:1902.08153.
+    """
+    student, roundings = _student(small)
+    for parameter in (*teacher.parameters(), *student.parameters()):
+        parameter.requires_grad_(False)
+    optimizer = torch.optim.Adam(_trained(student), lr=_LR)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    source = torch.Generator().manual_seed(0)
+    for update in range(updates):
+        rows = torch.randint(len(observations), (_BATCH,), generator=source)
+        starts = Observations(observations.obs[rows], observations.task[rows])
+        loss = _loss(student, _lesson(teacher, starts, seed=update))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        progress.update(update + 1, updates, f"loss {loss.item():.4f}")
+    return _stored(small, student, roundings)
+
+
+class _Rounding(nn.Module):
+    """Rounds a weight to codes times scales; both may be learnt."""
+
+    def __init__(self, weight: QuantizedWeight) -> None:
+        super().__init__()
+        self.format, self._group, self._columns = weight.format, weight.group, weight.columns
+        self.log_scale = nn.Parameter(weight.scale.float().log())
+
+    def forward(self, weight: Float[Tensor, "*heads out in_dim"]) -> Tensor:
+        """Return the rounded weight, with the gradient of one that is clipped only."""
+        scale = self.log_scale.exp()
+        spread = scale.repeat_interleave(self._group, dim=-1)[..., : self._columns]
+        steps = (weight / spread).clamp(*LIMITS[self.format])
+        return (steps + (steps.round() - steps).detach()) * spread
+
+    def stored(self, weight: Float[Tensor, "*heads out in_dim"]) -> QuantizedWeight:
+        """Return what a file holds of the weight."""
+        scale = self.log_scale.exp().half()
+        spread = scale.float().repeat_interleave(self._group, dim=-1)[..., : self._columns]
+        codes = (weight / spread).round().clamp(*LIMITS[self.format]).to(torch.int8)
+        return quantized_weight(codes, scale, self.format, self._group)
+
+
+def _student(small: Checkpoint) -> tuple[WorldModel, dict[str, _Rounding]]:
+    """Return the rounded agent in floats whose weights are rounded when they are used."""
+    floats = {name: weight.dense() for name, weight in small.quantized.items()}
+    student = build(
+        replace(small, tensors=small.tensors | floats, quantized={}), policy_will_do=True
+    )
+    roundings = {}
+    for name, weight in small.quantized.items():
+        roundings[name] = _Rounding(weight)
+        parametrize.register_parametrization(_dense(student, name), "weight", roundings[name])
+    return student, roundings
+
+
+def _dense(model: WorldModel, name: str) -> Dense:
+    part, layer, _ = name.split(".")
+    dense = getattr(model, part)[int(layer)]
+    assert isinstance(dense, Dense)
+    return dense
+
+
+def _trained(student: WorldModel) -> list[dict[str, object]]:
+    """Return what is learnt: all but the task embedding and the target Qs."""
+    usual, scales = [], []
+    for name, parameter in student.named_parameters():
+        if name.startswith(("task_embedding.", "target_q_ensemble.")):
+            continue
+        (scales if name.endswith("log_scale") else usual).append(parameter.requires_grad_())
+    return [{"params": usual}, {"params": scales, "lr": _SCALE_LR}]
+
+
+class _Said(NamedTuple):
+    """What a model says of action sequences."""
+
+    latent: Float[Tensor, "steps rows latent"]
+    action: Float[Tensor, "steps rows action"]
+    logits: tuple[Tensor, ...]
+    """Over rewards and values."""
+
+
+class _Lesson(NamedTuple):
+    """Action sequences and what the teacher says of them."""
+
+    starts: Observations
+    tried: Sequences | None
+    said: _Said
+
+
+@torch.no_grad()
+def _lesson(teacher: WorldModel, starts: Observations, seed: int) -> _Lesson:
+    tried = try_actions(teacher, starts, seed) if teacher.can_plan else None
+    return _Lesson(starts, tried, _say(teacher, starts, tried))
+
+
+def _say(model: WorldModel, starts: Observations, tried: Sequences | None) -> _Said:
+    task = starts.task
+    if tried is None:
+        z = model.encode(starts.obs, task).unsqueeze(0)
+        return _Said(z, _mean_action(model, z, starts), ())
+    z = latents(model, tried)
+    rewards = model.reward(z[:-1], tried.actions, task)
+    values = model.q_values(z[-1], tried.last, task)
+    return _Said(z, _mean_action(model, z, starts), (rewards, values))
+
+
+def _mean_action(model: WorldModel, z: Tensor, starts: Observations) -> Tensor:
+    no_noise = z.new_zeros(*z.shape[:-1], model.config.action_dim)
+    return model.policy(z, starts.task, no_noise).mean
+
+
+def _loss(student: WorldModel, lesson: _Lesson) -> Tensor:
+    wanted, said = lesson.said, _say(student, lesson.starts, lesson.tried)
+    loss = _LATENT * (said.latent - wanted.latent).square().sum(-1).mean()
+    loss = loss + _ACTION * (said.action - wanted.action).square().sum(-1).mean()
+    for ours, theirs in zip(said.logits, wanted.logits, strict=True):
+        inputs = (logits.log_softmax(-1).flatten(0, -2) for logits in (ours, theirs))
+        loss = loss + _VALUE * functional.kl_div(
+            *inputs, reduction="batchmean", log_target=True
+        )
+    return loss
+
+
+@torch.no_grad()
+def _stored(
+    small: Checkpoint, student: WorldModel, roundings: Mapping[str, _Rounding]
+) -> Checkpoint:
+    quantized = {}
+    for name, rounding in roundings.items():
+        dense = _dense(student, name)
+        quantized[name] = rounding.stored(dense.parametrizations.weight.original)
+        parametrize.remove_parametrizations(dense, "weight")
+    state = student.state_dict()
+    tensors = {name: state[name].half() for name in small.tensors}
+    return replace(small, tensors=tensors, quantized=quantized)
