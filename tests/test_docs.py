@@ -99,13 +99,14 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
 def test_the_python_about_devices_runs(tmp_path, monkeypatch):
     """Up to the block for boards with a GPU."""
     monkeypatch.chdir(tmp_path)
-    zoo_file = str(zoo.path("demo-teacher"))
+    policy = ("--policy-only", "--task", "walker-walk", "--format", "int8")
     short = ("--preset", "realtime", "--tolerance", "2")
-    for name, options in (
-        ("stand.onnx", ("--policy-only", "--task", "walker-stand", "--format", "int8")),
-        ("planner.onnx", short),
+    for agent, name, options in (
+        ("mt30-1m", "walk.onnx", policy),
+        ("demo-teacher", "planner.onnx", short),
     ):
-        assert cli.main(["export", zoo_file, *options, "--output", name]) == 0
+        file = str(zoo.path(agent))
+        assert cli.main(["export", file, *options, "--output", name]) == 0
     first, second, _ = _blocks(ROOT / "docs" / "deploy.md", "python")
     names: dict[str, object] = {}
     exec(compile(first, "deploy.md", "exec"), names)

@@ -6,7 +6,7 @@ rounded weights in every update, so that what is learnt is what the file holds.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -62,7 +62,7 @@ def distilled(
         starts = Observations(observations.obs[rows], observations.task[rows])
         loss = _loss(student, _lesson(teacher, starts, seed=update))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         progress.update(update + 1, updates, f"loss {loss.item():.4f}")
@@ -114,7 +114,8 @@ def _dense(model: WorldModel, name: str) -> Dense:
 
 def _trained(student: WorldModel) -> list[dict[str, object]]:
     """Return what is learnt: all but the task embedding and the target Qs."""
-    usual, scales = [], []
+    usual: list[Tensor] = []
+    scales: list[Tensor] = []
     for name, parameter in student.named_parameters():
         if name.startswith(("task_embedding.", "target_q_ensemble.")):
             continue
@@ -166,10 +167,8 @@ def _loss(student: WorldModel, lesson: _Lesson) -> Tensor:
     loss = _LATENT * (said.latent - wanted.latent).square().sum(-1).mean()
     loss = loss + _ACTION * (said.action - wanted.action).square().sum(-1).mean()
     for ours, theirs in zip(said.logits, wanted.logits, strict=True):
-        inputs = (logits.log_softmax(-1).flatten(0, -2) for logits in (ours, theirs))
-        loss = loss + _VALUE * functional.kl_div(
-            *inputs, reduction="batchmean", log_target=True
-        )
+        a, b = (logits.log_softmax(-1).flatten(0, -2) for logits in (ours, theirs))
+        loss = loss + _VALUE * functional.kl_div(a, b, reduction="batchmean", log_target=True)
     return loss
 
 
@@ -179,7 +178,7 @@ def _stored(
 ) -> Checkpoint:
     quantized = {}
     for name, rounding in roundings.items():
-        dense = _dense(student, name)
+        dense: Any = _dense(student, name)
         quantized[name] = rounding.stored(dense.parametrizations.weight.original)
         parametrize.remove_parametrizations(dense, "weight")
     state = student.state_dict()

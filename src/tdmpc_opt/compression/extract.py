@@ -10,11 +10,13 @@ from torch import Tensor
 from tdmpc_opt.checkpoints.checkpoint import POLICY_PREFIXES, Checkpoint
 from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.planning.presets import STORED_AS
 from tdmpc_opt.task_table import Task, TaskTable
 from tdmpc_opt.world_model.model import unit_rows
 
 Weight = TypeVar("Weight")
 
+_LEFT_BEHIND = (STORED_AS, "run", "updates")
 _EMBEDDING = "task_embedding.weight"
 _PARTS = (
     *("encoder", "dynamics", "reward_head", "policy_head"),
@@ -23,9 +25,14 @@ _PARTS = (
 
 
 def policy_only(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the encoder and the policy; what is left acts but cannot plan."""
+    """Return the encoder and the policy; what is left acts but cannot plan.
+
+    Planner presets and the record of the training stay behind: they are 2 kB, of files of 140.
+    """
+    extra = {name: text for name, text in checkpoint.extra.items() if name not in _LEFT_BEHIND}
     return replace(
         checkpoint,
+        extra=extra,
         tensors=_of_policy(checkpoint.tensors),
         quantized=_of_policy(checkpoint.quantized),
     )
