@@ -21,13 +21,26 @@ from racing import cycle, race, records, report
 from tdmpc_opt import load_agent, make_env
 from tdmpc_opt.agent import Agent
 from tdmpc_opt.compression.quantize import quantize
-from tdmpc_opt.configs import ExportConfig, PlannerBudget, QuantizeConfig
+from tdmpc_opt.configs import (
+    EngineName,
+    EnginePrecision,
+    ExportConfig,
+    PlannerBudget,
+    QuantizeConfig,
+)
 from tdmpc_opt.export.export import export
 from tdmpc_opt.planning.mppi import draw_noise
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime import load
 
 Act = Callable[[], Any]
+
+ENGINES: tuple[tuple[EngineName, EnginePrecision], ...] = (
+    ("eager", "fp32"),
+    ("openvino", "fp32"),
+    ("native", "fp32"),
+    ("native", "int8"),
+)
 
 
 @dataclass(frozen=True)
@@ -75,9 +88,11 @@ def _acts(config: Config, observations: list[np.ndarray], folder: Path) -> dict[
     draw = cycle(observations)
     acts = {"plain modules, full": _plain(config, draw)}
     for preset in config.presets:
-        for engine in ("eager", "openvino"):
-            agent = load_agent(config.checkpoint, preset=preset, engine=engine)
-            acts[f"{engine}, {preset}"] = _with(agent, draw, config.task)
+        for engine, precision in ENGINES:
+            agent = load_agent(
+                config.checkpoint, preset=preset, engine=engine, precision=precision
+            )
+            acts[f"{engine} {precision}, {preset}"] = _with(agent, draw, config.task)
     policy = load_agent(config.checkpoint, preset="policy")
     acts["eager, policy"] = _with(policy, draw, config.task)
     for name, path in _files(config, folder).items():
