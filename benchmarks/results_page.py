@@ -225,12 +225,20 @@ def _formats() -> list[str]:
 
 def _proof() -> list[str]:
     """Bytes, memory, latency, score and error of each format."""
-    head = ("format", "acts by", "bytes", "memory, MB", "ms an action", "score", "action error")
+    head = (
+        "format",
+        "acts by",
+        "bytes",
+        "memory, MB",
+        "CPU ms an action",
+        "score",
+        "action error",
+    )
     found = [head]
     for row in read(FORMATS)["rows"]:
         error = "-" if row["action_error"] is None else f"{row['action_error']:.4f}"
         memory = f"{row['peak_rss_bytes'] / 1e6:.0f}"
-        numbers = (f"{row['size_bytes']:,}", memory, f"{row['p50_ms']:.3g}")
+        numbers = (f"{row['size_bytes']:,}", memory, f"{row['cpu_p50_ms']:.3g}")
         how = {"policy": "policy", "realtime": "planner"}[row["how"]]
         shown = f"[{_score(row['score'])}](../results/{row['result']})"
         found.append((f"`{row['format']}`", how, *numbers, shown, error))

@@ -1,6 +1,6 @@
 """A control loop as a robot runs it, with the simulator in place of the robot.
 
-python examples/robot_loop.py stand.onnx walker-stand
+python examples/robot_loop.py walk.onnx walker-walk
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Let a program that maps lines of observations to lines of actions control a task.
 
-python examples/cpp/drive.py walker-stand ./policy stand.onnx
+python examples/cpp/drive.py walker-walk ./policy walk.onnx
 """
 
 import subprocess
