@@ -46,7 +46,7 @@ def test_every_way_to_run_a_source_is_timed_once(checkpoint_file, policy_file, t
         *("full eager fp32", "full onnxruntime fp32", "full onnxruntime int8"),
         *("policy", "runtime"),
     ]
-    with pytest.raises(InputError, match="int8 runs with the engine onnxruntime alone"):
+    with pytest.raises(InputError, match="int8 runs with the engines native and onnxruntime"):
         _names(checkpoint_file, precision=("int8",))
     with pytest.raises(CheckpointError, match="nothing is neither a file nor a bundled"):
         _names(Path("nothing"))
