@@ -1,7 +1,7 @@
 """Seconds until the page of `play` answers, and the frames it draws beside an empty picture's.
 
-Each opening has a browser process of its own. The empty picture, a WebGL canvas of the same size
-that is only cleared, tells how many frames a second the browser allows here:
+Each opening has a browser process of its own. The empty picture, a WebGL canvas of the same
+size that is only cleared, tells how many frames a second the browser allows here:
 
     python benchmarks/page_opening.py
 """
