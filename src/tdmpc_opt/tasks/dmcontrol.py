@@ -1,6 +1,5 @@
 """MT30 tasks as Gymnasium environments on dm_control physics."""
 
-import logging
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -49,7 +48,6 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.task = MT30[task]
         self.render_mode = render_mode
         self._legacy_cup_physics = legacy_cup_physics
-        logging.getLogger("absl").addFilter(_concerns_users)  # dm_control hands on MuJoCo's
         self._environment = self._build(seed)
         seconds = ACTION_REPEAT * self._environment.control_timestep()
         self.metadata = {**self.metadata, "render_fps": round(1 / seconds)}
@@ -201,11 +199,6 @@ def make_env(
     return DMControlEnv(
         task, seed, render_mode=render_mode, legacy_cup_physics=legacy_cup_physics
     )
-
-
-def _concerns_users(record: logging.LogRecord) -> bool:
-    """Tell a warning of MuJoCo's from the one about how the suite's own models are written."""
-    return "settotalmass" not in record.getMessage()
 
 
 def _version_clash(error: Exception) -> str:
