@@ -173,7 +173,7 @@ def test_a_public_agent_earns_what_it_earns_in_python(page: Any) -> None:
 
 
 def test_the_planner_earns_and_holds_its_rate(page: Any, address: str) -> None:
-    # Drawing in software takes both cores of a small machine; of so small a picture it does not.
+    # Drawing in software takes both cores of a small machine; a picture so small does not.
     page.set_viewport_size({"width": 320, "height": 240})
     _open(page, address, task="cartpole-balance", agent="mt30-1m", seed=0)
     page.get_by_role("radio", name="planner").check()
