@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from tdmpc_opt import zoo
-from tdmpc_opt.configs import BenchConfig
+from tdmpc_opt.configs import INT8_ENGINES, BenchConfig
 from tdmpc_opt.errors import CheckpointError, InputError, RunError
 
 _POLICY_PARTS = {"encoder", "policy_head", "task_embedding"}
@@ -74,7 +74,7 @@ def candidates(config: BenchConfig) -> list[Candidate]:
                 _candidate(config, path, engine, precision, preset)
                 for engine in config.engine
                 for precision in config.precision
-                if precision == "fp32" or engine in ("native", "onnxruntime")
+                if precision == "fp32" or engine in INT8_ENGINES
             ]
     if not found:
         raise InputError(

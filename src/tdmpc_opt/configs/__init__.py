@@ -4,6 +4,7 @@ from tdmpc_opt.configs.bench import BenchConfig
 from tdmpc_opt.configs.collection import CollectConfig, DataInfoConfig, ExpertsConfig
 from tdmpc_opt.configs.common import (
     COLLECTION_SEED,
+    INT8_ENGINES,
     Device,
     EngineName,
     EnginePrecision,
@@ -36,6 +37,7 @@ from tdmpc_opt.configs.tuning import TuneConfig
 
 __all__ = [
     "COLLECTION_SEED",
+    "INT8_ENGINES",
     "TERMS",
     "AblationConfig",
     "BenchConfig",

@@ -39,7 +39,8 @@ class EvaluateConfig:
     """Actions executed of each plan before the next is made, up to the planner's horizon; none
     leaves it to the preset."""
     engine: EngineName = "eager"
-    """What computes the planner: torch itself, torch.compile, ONNX Runtime or OpenVINO."""
+    """What computes the planner: torch itself, torch.compile, C++ of ours, ONNX Runtime or
+    OpenVINO."""
     precision: EnginePrecision = "fp32"
     """Number format of the planner's large products; int8 needs the engine native or
     onnxruntime."""

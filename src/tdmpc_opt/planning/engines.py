@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tdmpc_opt.configs import EngineName, EnginePrecision, PlannerBudget
+from tdmpc_opt.configs import INT8_ENGINES, EngineName, EnginePrecision, PlannerBudget
 from tdmpc_opt.errors import InputError, MissingDependencyError
 from tdmpc_opt.planning.mppi import Engine, Problem, Refined, RoundNoise, refine
 from tdmpc_opt.planning.native import NativeNetworks
@@ -79,7 +79,7 @@ def check_engine(name: EngineName, precision: EnginePrecision, like: Tensor) -> 
         raise InputError(
             f"unknown engine {name!r}; take eager, compile, native, onnxruntime or openvino"
         )
-    if precision == "int8" and name not in ("native", "onnxruntime"):
+    if precision == "int8" and name not in INT8_ENGINES:
         raise InputError(f"engine {name} has no int8; take engine native or onnxruntime")
     if name in ("native", *_NEEDS):
         _check_cpu(name, like)
