@@ -5,6 +5,7 @@ import { PageError, reason } from "./errors";
 import { Player } from "./player";
 import { part } from "./ui/dom";
 import { Panel } from "./ui/panel";
+import { drawsInSoftware } from "./view/software";
 import { Stage } from "./view/stage";
 import { DARK, LIGHT } from "./view/theme";
 import type { World } from "./world";
@@ -20,9 +21,9 @@ function report(error: unknown): void {
   document.body.classList.remove("loading");
 }
 
-function makeStage(): Stage {
+function makeStage(software: boolean): Stage {
   try {
-    return new Stage(canvas);
+    return new Stage(canvas, software);
   } catch (error) {
     throw new PageError(
       "this browser cannot draw in 3D (WebGL); turn it on or try another",
@@ -76,7 +77,8 @@ async function main(): Promise<void> {
   const starting = creating.then((world) => world.start());
   const listing = fetchAgents(base);
   for (const early of [starting, listing]) early.catch(() => undefined); // awaited below
-  const stage = makeStage();
+  const software = drawsInSoftware();
+  const stage = makeStage(software);
   followTheme(stage);
   const [world, agents] = await Promise.all([creating, listing]);
   const asked = new URLSearchParams(location.search);
@@ -87,7 +89,7 @@ async function main(): Promise<void> {
     actor: (actor) => void player?.employ(actor),
   });
   panel.begin(asked.get("task"), asked.get("agent"));
-  player = new Player(world, stage, panel, report, canvas);
+  player = new Player(world, stage, panel, report, canvas, software);
   bindButtons(player, stage, panel);
   await Promise.all([starting, player.employ(panel.actor)]);
   await player.open(panel.taskName, seed);

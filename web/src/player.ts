@@ -18,7 +18,7 @@ export class Player {
   paused = false;
   private readonly timeline = new Timeline();
   private readonly meters = new Meters();
-  private readonly detail = new Detail();
+  private readonly detail: Detail;
   private readonly hand: HandInput;
   private scene: SceneDescription | undefined;
   private asked = false;
@@ -32,7 +32,9 @@ export class Player {
     private readonly panel: Panel,
     private readonly report: (error: unknown) => void,
     canvas: HTMLCanvasElement,
+    software: boolean,
   ) {
+    this.detail = new Detail(software);
     this.hand = new HandInput(canvas, stage);
     requestAnimationFrame((now) => this.frame(now));
   }

@@ -9,8 +9,13 @@ const HIDDEN_MS = 2000; // a page that was out of sight, not a slow one
 
 /** Watches the time between frames and gives up detail while they come too slowly. */
 export class Detail {
-  private level = 0;
+  private level: number;
   private readonly times: number[] = [];
+
+  /** @param least Start without what a processor alone draws too slowly. */
+  constructor(least = false) {
+    this.level = least ? LEVELS.length : 0;
+  }
 
   /** Share of the screen's pixels along each side. */
   get scale(): number {

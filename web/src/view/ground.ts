@@ -15,7 +15,7 @@ export class Ground {
     fade: { value: 12 },
     centre: { value: new THREE.Vector3() },
   };
-  private readonly shadow = new THREE.ShadowMaterial({ opacity: 0.32, transparent: true });
+  private readonly shade: THREE.Mesh;
 
   constructor() {
     const plane = new THREE.PlaneGeometry(EXTENT, EXTENT);
@@ -28,11 +28,17 @@ export class Ground {
     });
     const lines = new THREE.Mesh(plane, grid);
     lines.renderOrder = -2;
-    const shade = new THREE.Mesh(plane, this.shadow);
-    shade.receiveShadow = true;
-    shade.renderOrder = -1;
-    shade.position.z = 1e-3;
-    this.group.add(lines, shade);
+    const shadow = new THREE.ShadowMaterial({ opacity: 0.32, transparent: true });
+    this.shade = new THREE.Mesh(plane, shadow);
+    this.shade.receiveShadow = true;
+    this.shade.renderOrder = -1;
+    this.shade.position.z = 1e-3;
+    this.group.add(lines, this.shade);
+  }
+
+  /** Set whether shadows fall on it; without them, drawing their place is work for nothing. */
+  set shadows(on: boolean) {
+    this.shade.visible = on;
   }
 
   /** Take on a theme's colours. */

@@ -4,9 +4,9 @@ import * as THREE from "three";
 import type { Drawn } from "../physics/frames";
 import { MATERIALS } from "./theme";
 
-/** Return a mesh of the shape at the origin, with MuJoCo's axes. */
-export function meshOf(drawn: Drawn): THREE.Mesh {
-  const mesh = new THREE.Mesh(geometryOf(drawn), materialOf(drawn));
+/** Return a mesh of the shape at the origin, with MuJoCo's axes; a plain one has no gloss. */
+export function meshOf(drawn: Drawn, plain: boolean): THREE.Mesh {
+  const mesh = new THREE.Mesh(geometryOf(drawn), materialOf(drawn, plain));
   const transparent = drawn.rgba[3] < 1 || drawn.name === "target";
   mesh.castShadow = !transparent && drawn.shape !== "plane";
   mesh.receiveShadow = !transparent;
@@ -32,7 +32,7 @@ function geometryOf({ shape, size }: Drawn): THREE.BufferGeometry {
   }
 }
 
-function materialOf({ rgba, shape, name }: Drawn): THREE.Material {
+function materialOf({ rgba, shape, name }: Drawn, plain: boolean): THREE.Material {
   const key = rgba
     .slice(0, 3)
     .map((part) => Number(part.toFixed(2)))
@@ -42,14 +42,14 @@ function materialOf({ rgba, shape, name }: Drawn): THREE.Material {
       new THREE.Color().setRGB(rgba[0], rgba[1], rgba[2], THREE.SRGBColorSpace).getHex(),
   );
   const target = name === "target";
-  return new THREE.MeshStandardMaterial({
+  const look = {
     color,
-    roughness: 0.45,
-    metalness: 0.02,
     transparent: target || rgba[3] < 1,
     opacity: target ? 0.55 : rgba[3],
     emissive: target ? color : new THREE.Color(0),
     emissiveIntensity: target ? 0.35 : 0,
     side: shape === "plane" ? THREE.DoubleSide : THREE.FrontSide,
-  });
+  };
+  if (plain) return new THREE.MeshLambertMaterial(look);
+  return new THREE.MeshStandardMaterial({ ...look, roughness: 0.45, metalness: 0.02 });
 }

@@ -41,9 +41,15 @@ export class Stage {
   private readonly followed = new THREE.Vector3();
   private fresh = true;
 
-  /** @param canvas Where to draw; throws where the browser has no WebGL. */
-  constructor(private readonly canvas: HTMLCanvasElement) {
-    this.renderer = new THREE.WebGLRenderer({ canvas, antialias: true, alpha: true });
+  /**
+   * @param canvas Where to draw; throws where the browser has no WebGL.
+   * @param plain Draw without smooth edges and gloss, for a processor that has to do it alone.
+   */
+  constructor(
+    private readonly canvas: HTMLCanvasElement,
+    private readonly plain: boolean,
+  ) {
+    this.renderer = new THREE.WebGLRenderer({ canvas, antialias: !plain, alpha: true });
     this.renderer.shadowMap.enabled = true;
     this.renderer.shadowMap.type = THREE.PCFShadowMap;
     this.renderer.toneMapping = THREE.NoToneMapping;
@@ -84,7 +90,7 @@ export class Stage {
     this.drawn = description.drawn;
     this.poses = this.drawn.map(() => new THREE.Matrix4());
     for (const shape of this.drawn) {
-      const mesh = meshOf(shape);
+      const mesh = meshOf(shape, this.plain);
       mesh.matrixAutoUpdate = false;
       mesh.visible = !isGround(shape);
       this.bodies.add(mesh);
@@ -168,7 +174,7 @@ export class Stage {
    */
   render(detail: Detail): void {
     this.fit(detail.scale);
-    if (this.sun.castShadow !== detail.shadows) this.sun.castShadow = detail.shadows;
+    this.sun.castShadow = this.ground.shadows = detail.shadows;
     this.controls.update();
     this.renderer.render(this.scene, this.camera);
   }
