@@ -93,6 +93,8 @@ def _opened(config: Config) -> dict[str, float]:
         page.wait_for_selector("body:not(.loading)", timeout=120_000)
         seconds = time.perf_counter() - start
         time.sleep(config.settle)
+        if page.is_visible("#message"):
+            raise SystemExit(f"the page says: {page.inner_text('#message-text')}")
         frames = page.evaluate(_FRAMES, config.seconds)
         page.goto("about:blank")
         page.evaluate(_EMPTY)

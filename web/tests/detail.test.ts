@@ -40,3 +40,8 @@ test("a page that was out of sight keeps all detail", () => {
   const detail = afterFrames(30, 60_000);
   expect([detail.scale, detail.shadows]).toEqual([1, true]);
 });
+
+test("software starts with the least", () => {
+  const { scale, shadows } = new Detail(true);
+  expect([scale, shadows]).toEqual([0.5, false]);
+});

@@ -25,6 +25,10 @@ const STATIC = join(HERE, "../../src/tdmpc_opt/play/static");
 const MOST_BYTES = 15e6;
 const WORTH_IT = 0.95;
 
+if (!readdirSync(BUILT).includes("agents.json")) {
+  console.error("no agent to put into the page; run tools/bundle_agent.py first");
+  process.exit(1);
+}
 writeFileSync(join(BUILT, "licences.txt"), licences());
 writeFileSync(join(BUILT, "sources.txt"), `${hashOfSources()}\n`);
 rmSync(STATIC, { recursive: true, force: true });

@@ -4,9 +4,9 @@ import * as THREE from "three";
 import type { Drawn } from "../physics/frames";
 import { MATERIALS } from "./theme";
 
-/** Return a mesh of the shape at the origin, with MuJoCo's axes; a plain one has no gloss. */
+/** Return a mesh of the shape at the origin, with MuJoCo's axes; a plain one has fewer faces, no gloss. */
 export function meshOf(drawn: Drawn, plain: boolean): THREE.Mesh {
-  const mesh = new THREE.Mesh(geometryOf(drawn), materialOf(drawn, plain));
+  const mesh = new THREE.Mesh(geometryOf(drawn, plain ? 0.5 : 1), materialOf(drawn, plain));
   const transparent = drawn.rgba[3] < 1 || drawn.name === "target";
   mesh.castShadow = !transparent && drawn.shape !== "plane";
   mesh.receiveShadow = !transparent;
@@ -14,17 +14,18 @@ export function meshOf(drawn: Drawn, plain: boolean): THREE.Mesh {
   return mesh;
 }
 
-function geometryOf({ shape, size }: Drawn): THREE.BufferGeometry {
+function geometryOf({ shape, size }: Drawn, share: number): THREE.BufferGeometry {
   const [a, b, c] = size;
+  const [around, along] = [40 * share, 24 * share];
   switch (shape) {
     case "sphere":
-      return new THREE.SphereGeometry(a, 40, 24);
+      return new THREE.SphereGeometry(a, around, along);
     case "ellipsoid":
-      return new THREE.SphereGeometry(1, 40, 24);
+      return new THREE.SphereGeometry(1, around, along);
     case "capsule":
-      return new THREE.CapsuleGeometry(a, 2 * b, 12, 32).rotateX(Math.PI / 2);
+      return new THREE.CapsuleGeometry(a, 2 * b, along / 2, around).rotateX(Math.PI / 2);
     case "cylinder":
-      return new THREE.CylinderGeometry(a, a, 2 * b, 40).rotateX(Math.PI / 2);
+      return new THREE.CylinderGeometry(a, a, 2 * b, around).rotateX(Math.PI / 2);
     case "box":
       return new THREE.BoxGeometry(2 * a, 2 * b, 2 * c);
     default:
