@@ -5,7 +5,7 @@ Makes the files with the project's own commands, scores them by `evaluate` and t
 twice, so that a run that was stopped goes on; each file has its place by the checkpoint's hash.
 Planner rows plan by the checkpoint's own preset `realtime` where it has one:
 
-    python benchmarks/formats.py --checkpoint student.safetensors --name mt30-1m --data data
+    python benchmarks/formats.py --checkpoint mt30-1m --name mt30-1m --data data
 """
 
 from collections.abc import Iterator, Mapping, Sequence

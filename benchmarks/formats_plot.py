@@ -12,6 +12,9 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+BELOW = ("bf16", "mixed")
+"""Formats that lie so close to others that they are named below."""
+SIZES = (0.2e6, 0.5e6, 1e6, 2e6, 5e6)
 TITLES = {"policy": "policy alone", "realtime": "planner, preset realtime"}
 
 
@@ -34,7 +37,7 @@ def main(config: Config) -> None:
     ):
         _panel(axes, [row for row in rows if row["how"] == how])
         axes.set_title(title)
-        axes.set_xlabel("bytes of the file")
+        axes.set_xlabel("size of the file, MB")
     figure.axes[0].set_ylabel("normalised score, 95% interval")
     config.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(config.output, dpi=150)
@@ -45,6 +48,7 @@ def _panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
         size, mean = row["size_bytes"], row["score"]["mean"]
         low, high = row["score"]["ci95"] or (mean, mean)
         exported = row["format"].startswith("ONNX")
+        below = exported or row["format"] in BELOW
         axes.errorbar(
             size,
             mean,
@@ -54,8 +58,17 @@ def _panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
             capsize=2,
         )
         axes.annotate(
-            row["format"], (size, mean), (4, 5), textcoords="offset points", fontsize=8
+            _label(row["format"]),
+            (size, low if below else high),
+            (0, -4 if below else 4),
+            textcoords="offset points",
+            fontsize=7.5,
+            rotation=60,
+            ha="right" if below else "left",
+            va="top" if below else "bottom",
+            rotation_mode="anchor",
         )
+    axes.set_xlim(0.8 * min(sizes := [row["size_bytes"] for row in rows]), 1.5 * max(sizes))
     front = _front(rows)
     axes.step(
         [row["size_bytes"] for row in front],
@@ -65,7 +78,15 @@ def _panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
         zorder=0,
     )
     axes.set_xscale("log")
+    axes.set_xticks(SIZES, [f"{size / 1e6:g}" for size in SIZES])
+    axes.minorticks_off()
+    axes.set_ylim(0, 85)
     axes.grid(alpha=0.3)
+
+
+def _label(name: str) -> str:
+    """Return a released file's format by the end of its name, and others as they are."""
+    return f"released {Path(name).stem.rsplit('_', 1)[-1]}" if name.endswith(".pt") else name
 
 
 def _front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

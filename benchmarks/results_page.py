@@ -19,6 +19,7 @@ from rich.console import Console
 from tdmpc_opt import zoo
 from tdmpc_opt.checkpoints.load import sha256
 from tdmpc_opt.configs import PlannerBudget
+from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.planning.presets import PRESETS
 from tdmpc_opt.task_table import MT30
 
@@ -224,7 +225,11 @@ def _formats() -> list[str]:
 
 
 def _proof() -> list[str]:
-    """Bytes, memory, latency, score and error of each format."""
+    """Bytes, memory, latency, score and error of each format.
+
+    A score stands beside its difference, over the same starts, from the most exact file's of
+    the same agent that acts likewise.
+    """
     head = (
         "format",
         "acts by",
@@ -232,16 +237,20 @@ def _proof() -> list[str]:
         "memory, MB",
         "CPU ms an action",
         "score",
+        "paired difference",
         "action error",
     )
-    found = [head]
+    found, exact = [head], dict[tuple[bool, str], Path]()
     for row in read(FORMATS)["rows"]:
         error = "-" if row["action_error"] is None else f"{row['action_error']:.4f}"
         memory = f"{row['peak_rss_bytes'] / 1e6:.0f}"
         numbers = (f"{row['size_bytes']:,}", memory, f"{row['cpu_p50_ms']:.3g}")
         how = {"policy": "policy", "realtime": "planner"}[row["how"]]
         shown = f"[{_score(row['score'])}](../results/{row['result']})"
-        found.append((f"`{row['format']}`", how, *numbers, shown, error))
+        result = RESULTS / row["result"]
+        first = exact.setdefault((row["format"].endswith(".pt"), how), result)
+        against = "-" if first == result else str(compare(first, result).difference)
+        found.append((f"`{row['format']}`", how, *numbers, shown, against, error))
     return table_of(*found)
 
 
@@ -382,6 +391,9 @@ def _benchmark(name: str, config: dict[str, Any]) -> list[str]:
 
     Options in the docstring's command get the values that the file was made with.
     """
+    if name.startswith("formats-"):  # a script that names its file by an option
+        options = ("--checkpoint", "FILE", "--name", config["name"], "--data", "DATA")
+        return ["python", "benchmarks/formats.py", *options]
     for script in sorted((ROOT / "benchmarks").glob("*.py")):
         text = script.read_text()
         lines = re.findall(rf"^ +(python benchmarks/{script.name}.*)$", text, re.MULTILINE)
