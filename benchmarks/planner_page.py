@@ -12,8 +12,10 @@ from typing import Any
 from marked import RESULTS, ROOT, filled, read, score, table_of
 from rich.console import Console
 
+from tdmpc_opt.evaluation.compare import compare
+
 PAGE = ROOT / "docs" / "planner.md"
-PRESETS = ("full", "balanced", "realtime", "policy")
+REUSED = (("mt30-1m", "realtime", 2), ("released-1m", "balanced", 3))
 
 
 def main() -> None:
@@ -58,6 +60,19 @@ def _engines() -> list[str]:
     return table_of(*rows)
 
 
+def _reuse() -> list[str]:
+    """Score by how many of a plan's actions are carried out, each pair over one start."""
+    rows = [("student", "preset", "actions of a plan", "score", "paired difference")]
+    for name, preset, horizon in REUSED:
+        first = RESULTS / f"{name}-{preset}-every-1.json"
+        for actions in range(1, horizon + 1):
+            path = RESULTS / f"{name}-{preset}-every-{actions}.json"
+            shown = f"[{_score(read(path.name))}](../results/{path.name})"
+            against = "-" if actions == 1 else str(compare(first, path).difference)
+            rows.append((name, f"`{preset}`", str(actions), shown, against))
+    return table_of(*rows)
+
+
 def _costs() -> list[str]:
     found = read("bench-planner-cost.json")
     samples = list(dict.fromkeys(row["samples"] for row in found["budgets"]))
@@ -95,6 +110,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "presets": _presets,
     "engines": _engines,
     "costs": _costs,
+    "reuse": _reuse,
     "search": _search,
 }
 
