@@ -51,6 +51,8 @@ class Config:
     """Dataset of its tasks' observations, from `tdmpc-opt collect`."""
     others: tuple[Path, ...] = ()
     """Files of another agent, such as the released ones, the most exact first; by torch."""
+    others_name: str = "others"
+    """How their result files begin; the format's name, the last part of the file's, follows."""
     mixed_bytes: int = 800_000
     """Length that `mixed` must not exceed."""
     mixed_policy_bytes: int = 220_000
@@ -212,8 +214,11 @@ def _preset(file: File) -> How | None:
 
 
 def _score(config: Config, file: File) -> dict[str, Any]:
-    label = file.path.stem if file.path in config.others else file.label.lower()
-    output = config.results / f"{config.name}-{label.replace(' ', '-')}-{file.how}.json"
+    if file.path in config.others:
+        name, label = config.others_name, file.path.stem.rpartition("_")[-1]
+    else:
+        name, label = config.name, file.label.lower().replace(" ", "-")
+    output = config.results / f"{name}-{label}-{file.how}.json"
     policy = file.how == "policy"
     result = _evaluated(
         EvaluateConfig(

@@ -15,7 +15,10 @@ from rich.console import Console
 from tdmpc_opt.evaluation.compare import compare
 
 PAGE = ROOT / "docs" / "planner.md"
-REUSED = (("mt30-1m", "realtime", 2), ("released-1m", "balanced", 3))
+REUSED = (
+    ("mt30-1m", "realtime", ("planner-realtime", "realtime-every-2")),
+    ("released-1m", "balanced", ("balanced-every-1", "balanced-every-2", "balanced-every-3")),
+)
 
 
 def main() -> None:
@@ -63,10 +66,9 @@ def _engines() -> list[str]:
 def _reuse() -> list[str]:
     """Score by how many of a plan's actions are carried out, each pair over one start."""
     rows = [("student", "preset", "actions of a plan", "score", "paired difference")]
-    for name, preset, horizon in REUSED:
-        first = RESULTS / f"{name}-{preset}-every-1.json"
-        for actions in range(1, horizon + 1):
-            path = RESULTS / f"{name}-{preset}-every-{actions}.json"
+    for name, preset, files in REUSED:
+        first, *_ = paths = [RESULTS / f"{name}-{file}.json" for file in files]
+        for actions, path in enumerate(paths, 1):
             shown = f"[{_score(read(path.name))}](../results/{path.name})"
             against = "-" if actions == 1 else str(compare(first, path).difference)
             rows.append((name, f"`{preset}`", str(actions), shown, against))

@@ -143,7 +143,7 @@ def test_layers_that_do_not_fit_are_refused(tmp_path: Path, fault: str) -> None:
 
 def test_missing_sbx_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experts.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"pip install tdmpc-opt\[experts\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'tdmpc-opt\[experts\]'"):
         experts.train_experts(_config(tmp_path))
 
 

@@ -222,7 +222,7 @@ def test_missing_package_names_the_extra(package: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert package in done.stdout
-    assert "pip install tdmpc-opt[envs]" in done.stdout
+    assert "pip install 'tdmpc-opt[envs]'" in done.stdout
 
 
 def test_tasks_do_not_load_torch() -> None:

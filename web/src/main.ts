@@ -62,7 +62,9 @@ function bindButtons(player: Player, stage: Stage, panel: Panel): void {
   };
   keys.addEventListener("keydown", (event) => {
     const act =
-      event.ctrlKey || event.metaKey || event.altKey ? undefined : commands[event.key];
+      event.ctrlKey || event.metaKey || event.altKey
+        ? undefined
+        : commands[event.key.toLowerCase()];
     if (!act) return;
     event.preventDefault();
     act();
@@ -82,18 +84,22 @@ async function main(): Promise<void> {
   followTheme(stage);
   const [world, agents] = await Promise.all([creating, listing]);
   const asked = new URLSearchParams(location.search);
-  const seed = Number(asked.get("seed") ?? Math.floor(Math.random() * 2 ** 31));
+  const chosen = Number.parseInt(asked.get("seed") ?? "", 10);
+  const seed = chosen >= 0 ? chosen : Math.floor(Math.random() * 2 ** 31);
   let player: Player | undefined;
   const panel = new Panel(agents, {
     task: (name) => void player?.open(name, seed),
     actor: (actor) => void player?.employ(actor),
   });
-  panel.begin(asked.get("task"), asked.get("agent"));
+  const unknown = panel.begin(asked.get("task"), asked.get("agent"));
+  if (unknown.length > 0)
+    report(`the address asks for ${unknown.join(" and ")}, not known here`);
   player = new Player(world, stage, panel, report, canvas, software);
   bindButtons(player, stage, panel);
   await Promise.all([starting, player.employ(panel.actor)]);
   await player.open(panel.taskName, seed);
   document.body.classList.remove("loading");
+  if (document.activeElement === document.body) keys.focus({ preventScroll: true });
   // For the console and for tests: what the chosen agent earns, as fast as it can be computed.
   Object.assign(window, { tdmpcPlay: { earn: player.earn.bind(player) } });
 }

@@ -38,7 +38,7 @@ def fetch(name: str) -> Path:
         )
     except ModuleNotFoundError as error:
         raise CheckpointError(
-            f"{missing}; if it is a hub id, run: pip install tdmpc-opt[hub]"
+            f"{missing}; if it is a hub id, run: pip install 'tdmpc-opt[hub]'"
         ) from error
     try:
         return Path(hf_hub_download(name, MODEL_FILE, library_name="tdmpc-opt"))

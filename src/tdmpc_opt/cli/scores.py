@@ -8,7 +8,15 @@ from tdmpc_opt.progress import ConsoleProgress
 
 def _evaluate(config: configs.EvaluateConfig) -> None:
     from tdmpc_opt.evaluation.evaluate import evaluate
+    from tdmpc_opt.policies import PolicySource
 
+    full = config.mode == "planner" and config.preset in (None, "full")
+    if full and PolicySource(source=config.checkpoint).is_agent:
+        console().print(
+            "plans with the full budget, some tenths of a second an action on a CPU core; "
+            "--preset realtime and --mode policy are faster",
+            highlight=False,
+        )
     with ConsoleProgress("evaluate") as progress:
         content = evaluate(config, progress)
     table = table_of(str(config.output), "task", "score", "mean return", "episodes")

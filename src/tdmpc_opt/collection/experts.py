@@ -64,7 +64,7 @@ def train_experts(config: ExpertsConfig) -> None:
     if importlib.util.find_spec("sbx") is None:
         raise MissingDependencyError(
             "training experts needs sbx-rl, which is not installed; run: "
-            "pip install tdmpc-opt[experts]"
+            "pip install 'tdmpc-opt[experts]'"
         )
     tasks = choose_tasks(config.tasks).tasks
     waiting = [task for task in tasks if not _is_finished(config, task.name)]

@@ -19,7 +19,8 @@ try:
         from tdmpc_opt.tasks import custom
 except ModuleNotFoundError as error:
     raise MissingDependencyError(
-        f"the tasks need {error.name}, which is not installed; run: pip install tdmpc-opt[envs]"
+        f"the tasks need {error.name}, which is not installed; "
+        "run: pip install 'tdmpc-opt[envs]'"
     ) from error
 
 ACTION_REPEAT = 2

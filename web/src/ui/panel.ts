@@ -71,14 +71,21 @@ export class Panel {
     return { entry, file: file as AgentFile };
   }
 
-  /** Choose what the address asks for, or the first agent's first task. */
-  begin(task: string | null, agent: string | null): void {
+  /**
+   * Choose what the address asks for, or the first agent's first task.
+   *
+   * @returns What it asks for and is not there.
+   */
+  begin(task: string | null, agent: string | null): string[] {
+    const unknown: string[] = [];
     if (agent !== null && [...this.agent.options].some((option) => option.value === agent)) {
       this.agent.value = agent;
-    }
+    } else if (agent !== null) unknown.push(`the agent ${agent}`);
     this.followAgent();
     if (task !== null && TASKS.has(task)) this.task.value = task;
+    else if (task !== null) unknown.push(`the task ${task}`);
     this.followTask();
+    return unknown;
   }
 
   /** Allow changing gravity where there is any. */
