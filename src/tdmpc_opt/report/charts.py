@@ -55,7 +55,7 @@ def score_chart(scores: Mapping[str, Score]) -> Callable[[float], Figure]:
         axis.barh(rows, [score.mean for score in scores.values()], 0.42, color=SERIES[0].color)
         _intervals(axis, list(scores.values()), rows)
         for y, (name, score) in zip(rows, scores.items(), strict=True):
-            axis.text(0, y - 0.42, name, va="center", fontsize=8.5)
+            axis.text(0.8, y - 0.42, name, va="center", fontsize=8.5)
             edge = max(score.mean, score.ci95[1] if score.ci95 else 0)
             place: dict[str, Any] = {
                 "textcoords": "offset points",
@@ -85,7 +85,7 @@ def task_chart(scores: Mapping[str, Mapping[str, Score]]) -> Callable[[float], F
         step = len(scores) * 0.62 + 1.15
         tops = [place * step for place in range(len(tasks))]
         for top, task in zip(tops, tasks, strict=True):
-            axis.text(0, top, task, va="center", fontsize=8.5)
+            axis.text(0.8, top, task, va="center", fontsize=8.5)
         for index, (series, found) in enumerate(zip(SERIES, scores.values(), strict=False)):
             y = [top + 0.8 + index * 0.62 for top in tops]
             means = [found[task].mean for task in tasks]
