@@ -16,8 +16,8 @@ from tdmpc_opt.evaluation.compare import compare
 
 PAGE = ROOT / "docs" / "planner.md"
 REUSED = (
-    ("mt30-1m", "realtime", ("planner-realtime", "realtime-every-2")),
-    ("released-1m", "balanced", ("balanced-every-1", "balanced-every-2", "balanced-every-3")),
+    ("mt30-1m", "planner-realtime", "realtime-every-2"),
+    ("released-1m", "fp16-realtime", "realtime-every-2"),
 )
 
 
@@ -65,13 +65,13 @@ def _engines() -> list[str]:
 
 def _reuse() -> list[str]:
     """Score by how many of a plan's actions are carried out, each pair over one start."""
-    rows = [("student", "preset", "actions of a plan", "score", "paired difference")]
-    for name, preset, files in REUSED:
+    rows = [("student", "actions of a plan", "score", "paired difference")]
+    for name, *files in REUSED:
         first, *_ = paths = [RESULTS / f"{name}-{file}.json" for file in files]
         for actions, path in enumerate(paths, 1):
             shown = f"[{_score(read(path.name))}](../results/{path.name})"
             against = "-" if actions == 1 else str(compare(first, path).difference)
-            rows.append((name, f"`{preset}`", str(actions), shown, against))
+            rows.append((name, str(actions), shown, against))
     return table_of(*rows)
 
 
@@ -95,7 +95,7 @@ def _costs() -> list[str]:
 
 
 def _search() -> list[str]:
-    found = read("tuning-released-1m.json")
+    found = read("tuning-mt30-1m.json")
     rows = [("budget", "share of the full budget's time", "score on the tuning episodes")]
     for trial in found["trials"]:
         if trial["on_front"]:

@@ -26,6 +26,7 @@ from tdmpc_opt.task_table import MT30
 HOME = (
     ("mt30-1m-policy.json", "our 1M student, policy network alone"),
     ("mt30-1m-planner-realtime.json", "the same, planning by its preset `realtime`"),
+    ("mt30-1m-planner-full.json", "the same, planning by the published budget"),
     ("mt30-1m-taught.json", "the same network taught by experts, not corrected yet"),
     ("mt30-1m-untaught.json", "the same network, data and updates without a teacher"),
     ("released-1m-planner-noise.json", "released 1M student of TD-MPC-Opt, planner with noise"),
