@@ -143,6 +143,17 @@ def test_sizes_and_latencies_find_their_scores_by_hash_and_mode(tmp_path):
         assert not any(name in text for text in texts)
 
 
+def test_number_formats_find_their_scores_likewise(tmp_path):
+    policy = _write(tmp_path / "by-policy.json", _content())
+    sha256 = _content()["config"]["checkpoint"]["sha256"]
+    row = {"format": "int4", "sha256": sha256, "size_bytes": 4321, "p50_ms": 0.25}
+    rows = [{**row, "how": "policy"}, {**row, "how": "realtime"}]
+    formats = _write(tmp_path / "formats.json", {"kind": "formats", "rows": rows})
+    texts = _Page(_report(tmp_path, policy, formats)).texts
+    assert {"by-policy: int4, policy", "4,321", "0.250 ms"} <= set(texts)
+    assert not any("int4, planner" in text for text in texts)
+
+
 _POINTS = (("a", 1.0, 10.0), ("b", 2.0, 9.0), ("c", 2.0, 20.0), ("d", 3.0, 20.0))
 
 

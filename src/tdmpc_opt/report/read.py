@@ -286,6 +286,17 @@ def _bench(results: ResultSet, source: Source, content: Mapping[str, Any]) -> No
         )
 
 
+def _formats(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
+    """Read size and latency of each number format; its score is in a file of its own."""
+    results.sources.append(source)
+    for row in content["rows"]:
+        mode = "policy" if row["how"] == "policy" else "planner"
+        name = f"{row['format']}, {mode}"
+        latency = float(row["p50_ms"]) / 1000
+        checkpoint = Checkpoint(None, row["sha256"], mode)
+        results.benched.append(Benched(name, checkpoint, float(row["size_bytes"]), latency))
+
+
 _READERS: dict[str, Callable[[ResultSet, Source, Mapping[str, Any]], None]] = {
     "evaluation": _evaluation,
     "expert": _expert,
@@ -293,4 +304,5 @@ _READERS: dict[str, Callable[[ResultSet, Source, Mapping[str, Any]], None]] = {
     "dagger": _dagger,
     "run": _run,
     "bench": _bench,
+    "formats": _formats,
 }
