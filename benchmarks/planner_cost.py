@@ -17,7 +17,9 @@ from typing import Any
 import torch
 import tyro
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from racing import save
 
 from tdmpc_opt.agent import Agent
@@ -28,6 +30,8 @@ from tdmpc_opt.world_model.model import WorldModel
 
 Act = Callable[[], Any]
 _MOST_SECONDS = 60.0
+_SHORT_SECONDS = 0.2
+"""Plans that take less are made several times a turn."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Config:
     batch: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     """Observations planned for at once."""
     turns: int = 5
-    """Plans of each, after one that does not count; fewer of those that would take a minute."""
+    """Turns of each, after a plan that does not count; fewer of plans that take a minute."""
     output: Path = Path("results/bench-planner-cost.json")
     """Result file."""
     plot: Path = Path("docs/planner-cost.png")
@@ -112,11 +116,13 @@ def _time(act: Act, reference: Act, turns: int) -> dict[str, float]:
     """Return milliseconds, of processor time too, and the share of the reference's time."""
     wall, cpu, shares = [], [], []
     first = _once(act)[0]
+    short = max(1, min(10, int(_SHORT_SECONDS / first)))
     for _ in range(max(1, min(turns, int(_MOST_SECONDS / first)))):
-        own, whole = _once(act), _once(reference)
-        wall.append(1000 * own[0])
-        cpu.append(1000 * own[1])
-        shares.append(own[1] / whole[1])
+        whole = _once(reference)[1]
+        for own in [_once(act) for _ in range(short)]:
+            wall.append(1000 * own[0])
+            cpu.append(1000 * own[1])
+            shares.append(own[1] / whole)
     return {
         "ms": statistics.median(wall),
         "cpu_ms": statistics.median(cpu),
@@ -136,8 +142,9 @@ def _draw(content: dict[str, Any], path: Path) -> None:
     for rounds in sorted({row["iterations"] for row in content["budgets"]}):
         rows = [row for row in content["budgets"] if row["iterations"] == rounds]
         points = [(row["samples"], row["ms"]) for row in rows]
-        left.plot(*zip(*points, strict=True), "o-", label=f"{rounds} iterations")
+        left.plot(*zip(*points, strict=True), "o-", label=f"iterations: {rounds}")
     _label(left, "samples (1M model, one observation)")
+    _ticks(left.xaxis, sorted({row["samples"] for row in content["budgets"]}))
     for axis, rows, key in (
         (middle, content["sizes"], "parameters"),
         (right, content["batches"], "batch"),
@@ -147,12 +154,21 @@ def _draw(content: dict[str, Any], path: Path) -> None:
             axis.plot(*zip(*points, strict=True), "o-", label=label)
     _label(middle, "parameters (one observation)")
     _label(right, "batch (1M model)")
+    _ticks(right.xaxis, [row["batch"] for row in content["batches"]])
     figure.savefig(path, dpi=120)
+
+
+def _ticks(axis: Axis, places: list[int]) -> None:
+    axis.set_ticks(places, [str(place) for place in places])
+    axis.set_minor_locator(NullLocator())
 
 
 def _label(axis: Axes, name: str) -> None:
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.set_xlabel(name)
     axis.set_ylabel("ms per plan, one thread")
     axis.legend(frameon=False)

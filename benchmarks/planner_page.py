@@ -80,7 +80,7 @@ def _costs() -> list[str]:
     samples = list(dict.fromkeys(row["samples"] for row in found["budgets"]))
     table = {(row["samples"], row["iterations"]): row["ms"] for row in found["budgets"]}
     rounds = list(dict.fromkeys(row["iterations"] for row in found["budgets"]))
-    rows = [("samples", *(f"{count} iterations" for count in rounds))]
+    rows = [("samples", *(f"iterations: {count}" for count in rounds))]
     rows += [(str(s), *(f"{table[s, count]:.1f} ms" for count in rounds)) for s in samples]
     sizes = [("parameters", "full budget", "64 samples, 1 iteration")]
     sizes += [
