@@ -95,7 +95,7 @@ def _costs() -> list[str]:
 
 
 def _search() -> list[str]:
-    found = read("tuning-mt30-1m.json")
+    found = read("tuning-released-1m.json")
     rows = [("budget", "share of the full budget's time", "score on the tuning episodes")]
     for trial in found["trials"]:
         if trial["on_front"]:
