@@ -68,7 +68,8 @@ def _panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
             va="top" if below else "bottom",
             rotation_mode="anchor",
         )
-    axes.set_xlim(0.8 * min(sizes := [row["size_bytes"] for row in rows]), 1.5 * max(sizes))
+    sizes = [row["size_bytes"] for row in rows]
+    axes.set_xlim(0.8 * min(sizes), 1.5 * max(sizes))
     front = _front(rows)
     axes.step(
         [row["size_bytes"] for row in front],

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tdmpc_opt.evaluation.compare import compare
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 Tables = Mapping[str, Callable[[], list[str]]]
@@ -32,6 +34,11 @@ def filled(page: Path, tables: Tables) -> str:
         text, count = re.subn(pattern, lambda _, new=place: new, text, flags=re.DOTALL)
         assert count == 1, f"{page} has no place for the table {name}"
     return text
+
+
+def against(first: Path, result: Path) -> str:
+    """Return the paired difference of a result file from another; a dash from itself."""
+    return "-" if first == result else str(compare(first, result).difference)
 
 
 def read(name: str) -> dict[str, Any]:

@@ -9,10 +9,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from marked import RESULTS, ROOT, filled, read, score, table_of
+from marked import RESULTS, ROOT, against, filled, read, score, table_of
 from rich.console import Console
-
-from tdmpc_opt.evaluation.compare import compare
 
 PAGE = ROOT / "docs" / "planner.md"
 REUSED = (
@@ -70,8 +68,7 @@ def _reuse() -> list[str]:
         first, *_ = paths = [RESULTS / f"{name}-{file}.json" for file in files]
         for actions, path in enumerate(paths, 1):
             shown = f"[{_score(read(path.name))}](../results/{path.name})"
-            against = "-" if actions == 1 else str(compare(first, path).difference)
-            rows.append((name, str(actions), shown, against))
+            rows.append((name, str(actions), shown, against(first, path)))
     return table_of(*rows)
 
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from marked import RESULTS, ROOT, Tables, filled, read, score, table_of
+from marked import RESULTS, ROOT, Tables, against, filled, read, score, table_of
 from rich.console import Console
 
 from tdmpc_opt import zoo
 from tdmpc_opt.checkpoints.load import sha256
 from tdmpc_opt.configs import PlannerBudget
-from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.planning.presets import PRESETS
 from tdmpc_opt.task_table import MT30
 
@@ -250,8 +249,8 @@ def _proof() -> list[str]:
         shown = f"[{_score(row['score'])}](../results/{row['result']})"
         result = RESULTS / row["result"]
         first = exact.setdefault((row["format"].endswith(".pt"), how), result)
-        against = "-" if first == result else str(compare(first, result).difference)
-        found.append((f"`{row['format']}`", how, *numbers, shown, against, error))
+        paired = against(first, result)
+        found.append((f"`{row['format']}`", how, *numbers, shown, paired, error))
     return table_of(*found)
 
 

@@ -202,7 +202,7 @@ def test_a_missing_task_is_measured_again(result, finished):
 )
 def test_a_file_of_another_evaluation_is_refused(result, changes, key):
     before = result.read_bytes()
-    with pytest.raises(ResultError, match=f"another evaluation: {key} "):
+    with pytest.raises(ResultError, match=f"another evaluation: its {key} is"):
         evaluate(_config(result, **changes))
     assert result.read_bytes() == before
 
@@ -220,7 +220,7 @@ def test_another_checkpoint_or_budget_is_refused(tmp_path, checkpoint_file, make
     content = bytearray(checkpoint_file.read_bytes())
     content[-1] ^= 1
     copy.write_bytes(content)
-    with pytest.raises(ResultError, match="evaluation: checkpoint "):
+    with pytest.raises(ResultError, match="its checkpoint is"):
         evaluate(replace(base, checkpoint=str(copy)))
     with pytest.raises(ResultError, match="another evaluation"):
         evaluate(replace(base, mode="planner"))
@@ -265,7 +265,7 @@ def test_a_file_from_before_the_engines_goes_on_as_eager(tmp_path, checkpoint_fi
     old["budget"] = {k: v for k, v in today["budget"].items() if k != "replan_every"}
     assert EvaluationFile(write(old), today).tasks
     for changes, name in (({"engine": "compile"}, "engine"), ({"replan_every": 2}, "budget")):
-        with pytest.raises(ResultError, match=f"another evaluation: {name} "):
+        with pytest.raises(ResultError, match=f"another evaluation: its {name} is"):
             EvaluationFile(write(old), _planner_config(checkpoint_file, **changes))
 
 

@@ -13,9 +13,9 @@ def _report(config: configs.ReportConfig) -> None:
     terminal = console()
     reasons: dict[str, list[str]] = {}
     for path, reason in summary.skipped:
-        reasons.setdefault(reason, []).append(path.name)
-    for reason, names in reasons.items():
-        terminal.print(f"left out {', '.join(names)}: {reason}", highlight=False)
+        reasons.setdefault(reason, []).append(str(path))
+    for reason, paths in reasons.items():
+        terminal.print(f"left out {', '.join(paths)}: {reason}", highlight=False)
     size = f"{summary.size_bytes / 1000:,.0f} kB"
     terminal.print(
         f"wrote {summary.path}: {summary.files} result files, {size}", highlight=False

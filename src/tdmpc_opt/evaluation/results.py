@@ -123,13 +123,9 @@ def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]
             continue  # those that the file lacks are added
         if found.get(key) != asked.get(key):
             raise ResultError(
-                f"{path} belongs to another evaluation: {key} {_shown(found.get(key))} in it, "
-                f"{_shown(asked.get(key))} asked; choose another --output or delete it"
+                f"{path} belongs to another evaluation: its {key} is {found.get(key)}, asked "
+                f"is {asked.get(key)}; choose another --output or delete it"
             )
-
-
-def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
