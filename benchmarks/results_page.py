@@ -19,6 +19,7 @@ from rich.console import Console
 from tdmpc_opt import zoo
 from tdmpc_opt.checkpoints.load import sha256
 from tdmpc_opt.configs import PlannerBudget
+from tdmpc_opt.evaluation.ablation import ablation
 from tdmpc_opt.planning.presets import PRESETS
 from tdmpc_opt.task_table import MT30
 
@@ -54,6 +55,21 @@ RELEASED = {
     "released-1m-corrected.json": "after two rounds of `dagger` by its planner on top",
 }
 """The released checkpoint before and after it learnt from itself."""
+ABLATION = {
+    "none": "no teacher",
+    "reward-d0.05": "rewards, d = 0.05 (the paper's term)",
+    "reward-d0.25": "rewards, d = 0.25",
+    "reward-d0.4": "rewards, d = 0.4",
+    "reward-d0.55": "rewards, d = 0.55",
+    "reward-d0.9": "rewards, d = 0.9",
+    "reward-kl": "rewards, two-hot KL at all steps, 0.1",
+    "value-kl": "values, two-hot KL, 0.1",
+    "latent": "latents by a learned projection, 1",
+    "policy-of-teacher": "actions of the teacher's policy, 20",
+    "policy-of-experts": "actions of the experts, 20",
+    "full": "actions of the experts, reward KL and value KL",
+}
+"""The rows of `examples/mt30/ablation.sh`."""
 TRIALS = {
     "mt30-trial-constant.json": "a constant learning rate, five rounds of `dagger`",
     "mt30-trial-annealed.json": "1,500 updates more, `--lr-zero-at 1500`",
@@ -171,6 +187,24 @@ def _pair() -> list[str]:
 def _trials() -> list[str]:
     """What some steps on the way brought."""
     return _steps(TRIALS)
+
+
+def _ablation() -> list[str]:
+    """What each term brings at equal budget, by policy and by planner."""
+    found = [("what the teacher tells", "policy alone", "planner, `realtime`")]
+    scores = [_seeds_of_rows(how) for how in ("policy", "planner")]
+    for number, told in enumerate(ABLATION.values()):
+        found.append((told, *(rows[number] for rows in scores)))
+    return table_of(*found)
+
+
+def _seeds_of_rows(how: str) -> list[str]:
+    """Score each row of the ablation over its seeds."""
+    folder = RESULTS / "ablation"
+    files = [folder / f"{how}-{name}-{seed}.json" for name in ABLATION for seed in range(3)]
+    rows = ablation(files)
+    assert len(rows) == len(ABLATION), "each row has settings of its own"
+    return [score(row.score.mean, list(row.score.ci95 or ())) for row in rows]
 
 
 def _released() -> list[str]:

@@ -254,6 +254,18 @@ def test_high_returns_are_preferred_within_a_task_that_keeps_its_share(dataset):
     assert share[4] == pytest.approx(2 / 7 / (1 + np.exp(-10)), abs=0.01)
 
 
+def test_returns_do_not_weigh_what_the_student_drove(dataset, long):
+    """Its returns say nothing of the labels, which are its teacher's."""
+    sampler = _together(dataset, long, batch_size=1000, sampling="return", last_share=0.5)
+    number = torch.cat([sampler.sample().obs[0, :, 0] // 100 for _ in range(40)]).long()
+    mine, own = number[number >= 8], number[number < 8]
+    assert len(mine) == len(own)
+    drawn = torch.bincount(mine)[8:]
+    assert len(drawn) > 1
+    assert drawn / drawn.sum() == pytest.approx([1 / len(drawn)] * len(drawn), abs=0.02)
+    assert torch.bincount(own).max() > 0.4 * len(own)
+
+
 def test_equal_returns_are_equally_likely(tmp_path):
     dataset = EpisodeDataset.create(tmp_path, TASKS)
     episodes = [replace(_counting(WIDE, n), reward=_counting(WIDE, 0).reward) for n in (0, 1)]

@@ -47,7 +47,8 @@ class TrainConfig:
     """Share of each batch that `on_policy` gives; none draws uniformly from all data."""
     sampling: Literal["uniform", "task", "return"] = "uniform"
     """How slices are drawn: each as likely; each task as likely; or, within each task, episodes
-    of high return more often than others."""
+    of high return more often than others. The last leaves what `on_policy_share` gives as it
+    is: there the student earned the returns, and the labels are somebody else's."""
     output: Path
     """Run folder: model.safetensors, metrics.csv, config.json; the same command resumes it."""
     size: Size = "1"

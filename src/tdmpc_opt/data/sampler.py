@@ -103,7 +103,8 @@ class SliceSampler:
                 gives; the others share the rest. None: as large as its share of all slices.
             sampling: `uniform`: each slice is as likely. `task`: each task is, and each slice
                 of a task. `return`: tasks as under `uniform`, and within each the episodes of
-                high return more than the others.
+                high return more than the others; but what `last_share` gives is drawn
+                uniformly then, for a student's return says nothing of its teacher's labels.
             rank: Which of the ranks this is. All draw the same batch, and each reads its own
                 rows of it, so that no two train on the same draw.
             world_size: Number of ranks.
@@ -137,8 +138,12 @@ class SliceSampler:
         self._first = np.concatenate([[0], np.cumsum(episodes * self._starts)])
         self._drawn = np.zeros(0, dtype=np.int64)
         self._parts = [
-            _Part(count, begin, end, _units(sampling, shards[begin:end], self._shards, horizon))
-            for count, begin, end in _split(batch_size, last_share, shards, datasets[-1])
+            _Part(count, begin, end, _units(how, shards[begin:end], self._shards, horizon))
+            for (count, begin, end), how in zip(
+                _split(batch_size, last_share, shards, datasets[-1]),
+                (sampling, "uniform" if sampling == "return" else sampling),
+                strict=False,
+            )
             if count
         ]
 

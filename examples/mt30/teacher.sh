@@ -1,0 +1,15 @@
+#!/bin/sh
+# A world model of 5M parameters that teaches smaller ones what it knows of all 30 tasks: rewards, values,
+# latents and actions, learnt from the dataset and its experts' labels. About 40 minutes on one core.
+# Killed, it goes on when called again.
+# Usage: examples/mt30/teacher.sh DATA FOLDER
+set -eu
+data=$1 work=$2
+mkdir -p "$work"
+export OMP_NUM_THREADS=1
+tdmpc-opt train --size 5 --data "$data" --output "$work/teacher" --updates 6000 --lr-zero-at 6000 \
+  --batch-size 64 --behaviour-batch 128 --weights.behaviour 20 --weights.entropy 3e-3 --td-lambda 1 \
+  --lr 1e-3 --encoder-lr-scale 1 --save-every 250
+tdmpc-opt quantize "$work/teacher/model.safetensors" --format fp16 --output "$work/mt30-5m.safetensors"
+tdmpc-opt evaluate "$work/mt30-5m.safetensors" --mode policy --workers 1 \
+  --output "$work/teacher-policy.json"
