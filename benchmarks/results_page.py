@@ -51,8 +51,8 @@ PAIR = {
 """The main comparison, and the recipe's last step."""
 RELEASED = {
     "released-1m-policy.json": "as released",
-    "released-1m-cloned.json": "after learning from its planner's and its own best episodes",
-    "released-1m-corrected.json": "after two rounds of `dagger` by its planner on top",
+    "released-1m-imitating.json": "after learning from its planner's and its own best episodes",
+    "released-1m-improved.json": "after more of it, and a round where it drove itself",
 }
 """The released checkpoint before and after it learnt from itself."""
 ABLATION = {
@@ -202,6 +202,8 @@ def _seeds_of_rows(how: str) -> list[str]:
     """Score each row of the ablation over its seeds."""
     folder = RESULTS / "ablation"
     files = [folder / f"{how}-{name}-{seed}.json" for name in ABLATION for seed in range(3)]
+    for file in files:
+        file.stat()  # `filled` knows what to say of a file that is not there
     rows = ablation(files)
     assert len(rows) == len(ABLATION), "each row has settings of its own"
     return [score(row.score.mean, list(row.score.ci95 or ())) for row in rows]
@@ -450,6 +452,7 @@ PAGES: dict[Path, Tables] = {
         "student": _mt30_student,
         "pair": _pair,
         "released": _released,
+        "ablation": _ablation,
         "trials": _trials,
     },
     ROOT / "docs" / "quantisation.md": {"formats": _formats, "proof": _proof},
