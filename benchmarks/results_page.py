@@ -192,13 +192,12 @@ def _trials() -> list[str]:
 def _ablation() -> list[str]:
     """What each term brings at equal budget, by policy and by planner."""
     found = [("what the teacher tells", "policy alone", "planner, `realtime`")]
-    scores = [_seeds_of_rows(how) for how in ("policy", "planner")]
-    for number, told in enumerate(ABLATION.values()):
-        found.append((told, *(rows[number] for rows in scores)))
+    columns = [_ablation_scores(how) for how in ("policy", "planner")]
+    found += zip(ABLATION.values(), *columns, strict=True)
     return table_of(*found)
 
 
-def _seeds_of_rows(how: str) -> list[str]:
+def _ablation_scores(how: str) -> list[str]:
     """Score each row of the ablation over its seeds."""
     folder = RESULTS / "ablation"
     files = [folder / f"{how}-{name}-{seed}.json" for name in ABLATION for seed in range(3)]

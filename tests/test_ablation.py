@@ -62,6 +62,21 @@ def test_runs_are_grouped_by_what_they_differ_in(tmp_path: Path) -> None:
     assert [row.score.mean for row in rows] == [25.0, 60.0, 85.0]
 
 
+def test_what_a_distillation_left_alone_is_not_told(tmp_path: Path) -> None:
+    usual = {"temperature": 1.0, "reward_steps": "first", "teacher_precision": "32-true"}
+    taught = TRAINING | TEACHER | usual
+    paths = [
+        _write(tmp_path, "a", [1, 2], TRAINING),
+        _write(tmp_path, "b", [1, 2], taught),
+        _write(tmp_path, "c", [1, 2], taught | {"temperature": 2.0}),
+    ]
+    assert [row.label for row in ablation(paths)] == [
+        "no teacher",
+        "teacher teacher.safetensors",
+        "teacher teacher.safetensors, temperature 2.0",
+    ]
+
+
 def test_nested_settings_that_differ_are_named(tmp_path: Path) -> None:
     weights = {"weights": {"reward": 0.1, "behaviour": 2.0}}
     paths = [

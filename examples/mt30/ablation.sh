@@ -51,5 +51,8 @@ for seed in 0 1 2; do
   rows | sed "s|^|$teacher $work $seed |"
 done | xargs -P 2 -L 1 "$0" one
 for how in policy planner; do
-  tdmpc-opt ablation "$work"/$how-*.json --plot "$work/$how.png"
+  # In the order of the rows; the names of the files are words.
+  # shellcheck disable=SC2046
+  tdmpc-opt ablation --plot "$work/$how.png" \
+    $(rows | sed "s|\([^ ]*\).*|$work/$how-\1-0.json $work/$how-\1-1.json $work/$how-\1-2.json|")
 done

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tdmpc_opt.configs import DistillConfig, TrainConfig
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import read_evaluation
 from tdmpc_opt.evaluation.score import RESAMPLES, RETURN_PER_POINT, Score
@@ -18,6 +19,13 @@ _TRAINING_BUDGET = ("data", "updates", "batch_size", "horizon", "size", "start",
 _EVALUATION = ("tasks", "episodes", "seed", "mode", "budget", "noise")
 # What differs between runs without meaning anything for their comparison.
 _FREE = ("seed", "output", "device", "log_every", "save_every", "eval_every", "eval_episodes")
+# What only a run with a teacher has says nothing where it was left alone.
+_UNTAUGHT = {field.name for field in fields(TrainConfig)}
+_LEFT_ALONE = {
+    field.name: str(field.default)
+    for field in fields(DistillConfig)
+    if field.name not in _UNTAUGHT
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +173,6 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             flat[prefix + name] = str(value["name"])
         elif isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{name}.")
-        else:
+        elif prefix or str(value) != _LEFT_ALONE.get(name):
             flat[prefix + name] = str(value)
     return flat

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ _CURVES = (BLUE, ORANGE, "#009E73", "#CC79A7")
 _DASHES = ("-", "--", ":", "-.")
 _BINS = 20
 _COLUMNS = 5
+_NAME_WIDTH = 40
+"""Letters of a line beside a bar; what a run is called may take several."""
 
 
 def plot_returns(returns: Mapping[str, Sequence[float]], path: Path) -> None:
@@ -124,7 +127,10 @@ def plot_scores(
     Raises:
         ResultError: A file that cannot be written.
     """
-    figure = Figure(figsize=(7.0, 0.6 * len(scores) + 1.2), layout="constrained")
+    names = [fill(name, _NAME_WIDTH) for name in scores]
+    lines = max((name.count("\n") for name in names), default=0) + 1
+    height = max(0.6, 0.22 * lines)  # inches a bar
+    figure = Figure(figsize=(8.0, height * len(scores) + 1.2), layout="constrained")
     axis = figure.subplots()
     for row, (mean, interval) in enumerate(scores.values()):
         axis.barh(row, mean, color=BLUE)
@@ -138,7 +144,7 @@ def plot_scores(
         axis.annotate(
             f"{mean:.1f}", (edge, row), (6, 0), textcoords="offset points", va="center"
         )
-    axis.set_yticks(range(len(scores)), list(scores))
+    axis.set_yticks(range(len(scores)), names)
     axis.invert_yaxis()
     axis.set_xlim(0, 105)
     axis.set_xlabel("normalized score (line: 95% interval)")
