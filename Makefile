@@ -26,7 +26,7 @@ test-all: $(VENV)/.installed-all lint test-web
 # python -m http.server -d site
 docs: $(VENV)/.installed-dev
 	$(BIN)/zensical build --strict
-	cp -r results examples experts site/
+	cp -r results examples experts weights site/
 
 # The page's own checks and tests, where there is npm; Python's tests cover the built page.
 test-web:

@@ -139,7 +139,7 @@ def test_every_file_that_a_page_links_to_is_published():
             target = (page.parent / link).resolve()
             assert target.exists(), f"{_name(page)}: {link}"
             outside = not target.is_relative_to(ROOT / "docs")
-            published = {"results", "examples", "experts"}
+            published = {"results", "examples", "experts", "weights"}
             assert not outside or target.relative_to(ROOT).parts[0] in published
 
 
