@@ -139,10 +139,8 @@ class SliceSampler:
         self._drawn = np.zeros(0, dtype=np.int64)
         self._parts = [
             _Part(count, begin, end, _units(how, shards[begin:end], self._shards, horizon))
-            for (count, begin, end), how in zip(
-                _split(batch_size, last_share, shards, datasets[-1]),
-                (sampling, "uniform" if sampling == "return" else sampling),
-                strict=False,
+            for count, begin, end, how in _split(
+                batch_size, last_share, shards, datasets[-1], sampling
             )
             if count
         ]
@@ -307,12 +305,14 @@ def _split(
     last_share: float | None,
     shards: Sequence[tuple[EpisodeDataset, Shard]],
     last: EpisodeDataset,
-) -> list[tuple[int, int, int]]:
-    """Return slices of a batch, first shard and end of each part."""
+    sampling: Sampling,
+) -> list[tuple[int, int, int, Sampling]]:
+    """Return slices of a batch, first shard, end and sampling of each part."""
     if last_share is None:
-        return [(batch_size, 0, len(shards))]
+        return [(batch_size, 0, len(shards), sampling)]
     count, cut = round(last_share * batch_size), len(shards) - len(last.shards)
-    return [(batch_size - count, 0, cut), (count, cut, len(shards))]
+    beside: Sampling = "uniform" if sampling == "return" else sampling
+    return [(batch_size - count, 0, cut, sampling), (count, cut, len(shards), beside)]
 
 
 def _units(
