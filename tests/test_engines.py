@@ -1,6 +1,9 @@
 import copy
 import importlib.util
+import os
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -213,6 +216,29 @@ def test_engines_for_cpus_refuse_other_number_formats(name, make_model, small_bu
     low = PlannerNetworks(make_model().bfloat16())
     with pytest.raises(InputError, match="runs on the CPU in float32, this agent on cpu in bf"):
         make_engine(name, "fp32", low, small_budget)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_engines_may_run_on_any_core(name, student, observations):
+    """Bound to a core while they compute, two processes would share it and leave others idle."""
+    obs, task = observations
+    allowed, planner = os.sched_getaffinity(0), threading.get_native_id()
+    seen, done = set(), threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.add(frozenset(os.sched_getaffinity(planner)))
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        _plans(student, HELD, obs, task, _engine(name, student, HELD))
+    finally:
+        done.set()
+        watcher.join()
+    assert seen == {frozenset(allowed)}
 
 
 @pytest.mark.parametrize(

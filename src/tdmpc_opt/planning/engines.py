@@ -175,6 +175,7 @@ def _openvino(graph: bytes) -> Session:
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # else every process is bound to the same first core
         "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the CPU has it
     }
     core = openvino.Core()
