@@ -221,7 +221,7 @@ def test_engines_for_cpus_refuse_other_number_formats(name, make_model, small_bu
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_engines_may_run_on_any_core(name, student, observations):
-    """Bound to a core while they compute, two processes would share it and leave others idle."""
+    """Bound to a core while they compute, two processes share it and others idle."""
     obs, task = observations
     allowed, planner = os.sched_getaffinity(0), threading.get_native_id()
     seen, done = set(), threading.Event()
