@@ -191,16 +191,16 @@ def _trials() -> list[str]:
 
 def _ablation() -> list[str]:
     """What each term brings at equal budget, by policy and by planner."""
-    found = [("what the teacher tells", "policy, 3 seeds", "planner `realtime`, first seed")]
-    columns = [_ablation_scores("policy", 3), _ablation_scores("planner", 1)]
+    found = [("what the teacher tells", "policy", "planner `realtime`")]
+    columns = [_ablation_scores("policy"), _ablation_scores("planner")]
     found += zip(ABLATION.values(), *columns, strict=True)
     return table_of(*found)
 
 
-def _ablation_scores(how: str, seeds: int) -> list[str]:
-    """Score each row of the ablation over its first seeds."""
+def _ablation_scores(how: str) -> list[str]:
+    """Score each row of the ablation over its three seeds."""
     folder = RESULTS / "ablation"
-    files = [folder / f"{how}-{name}-{seed}.json" for name in ABLATION for seed in range(seeds)]
+    files = [folder / f"{how}-{name}-{seed}.json" for name in ABLATION for seed in range(3)]
     for file in files:
         file.stat()  # `filled` knows what to say of a file that is not there
     rows = ablation(files)
