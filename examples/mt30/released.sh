@@ -1,7 +1,8 @@
 #!/bin/sh
 # A released checkpoint improved from itself and what it collects alone, without any expert: its policy
 # learns what its planner does, first from episodes that either drives, then where the policy goes
-# itself, round after round. About three hours and a half on one core. Killed, it goes on when called again.
+# itself, round after round. About three hours and a half on one core. Killed, it goes on when called
+# again.
 # Usage: examples/mt30/released.sh RELEASED FOLDER
 set -eu
 released=$1 work=$2
@@ -50,12 +51,14 @@ says() {
   collect --output "$visited" --policy "$work/$driver/model.safetensors" --label "$labeller" "$@"
 }
 correct() {
-  learn "$@" --data "$own" --on-policy "$visited" --horizon 1 --behaviour-batch 768 --lr 7e-4
+  output=$1 start=$2 share=$3 updates=$4
+  learn "$output" --start "$work/$start/model.safetensors" --data "$own" --on-policy "$visited" \
+    --on-policy-share "$share" --horizon 1 --behaviour-batch 768 --lr 7e-4 \
+    --updates "$updates" --lr-zero-at "$updates"
 }
 says "$released" longer --tasks "$kept" --episodes 8 --seed 5000
 says "$planner" longer --tasks "$better" --episodes 8 --seed 5000
-correct corrected --start "$work/longer/model.safetensors" --on-policy-share 0.4 \
-  --updates 9000 --lr-zero-at 9000
+correct corrected longer 0.4 9000
 
 # From starts it had not seen it did much worse than in its own episodes, so many more of them.
 starts=reacher-easy,reacher-hard,reacher-three-easy,cup-catch,acrobot-swingup,finger-turn-easy,\
@@ -63,15 +66,13 @@ finger-turn-hard
 says "$planner" corrected --episodes 16 --seed 6000 \
   --tasks "$starts,pendulum-swingup,finger-spin,walker-run,walker-walk"
 says "$planner" corrected --tasks "$starts" --episodes 48 --seed 7000
-correct more --start "$work/corrected/model.safetensors" --on-policy-share 0.5 \
-  --updates 10000 --lr-zero-at 10000
+correct more corrected 0.5 10000
 score "$work/more/model.safetensors" more
 
 says "$planner" more --tasks "$starts" --episodes 32 --seed 8000
 says "$released" more --tasks "$kept" --episodes 32 --seed 8000
 says "$planner" more --tasks walker-run,walker-walk --episodes 16 --seed 8000
-correct last --start "$work/more/model.safetensors" --on-policy-share 0.5 \
-  --updates 8000 --lr-zero-at 8000
+correct last more 0.5 8000
 tdmpc-opt quantize "$work/last/model.safetensors" --format fp16 \
   --output "$work/released-1m-improved.safetensors"
 score "$work/released-1m-improved.safetensors" improved
