@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:Deprec
 TOLERANCE = 1e-4
 """Largest difference of mean and std from the reference, except where two samples tie."""
 BUDGET = PlannerBudget(iterations=3, samples=256, policy_samples=24, elites=32)
-HELD = replace(BUDGET, samples=64, policy_samples=16, prior_penalty=0.1)
+HELD = replace(BUDGET, samples=64, policy_samples=16, prior_penalty=0.1, prior_hold=0.1)
 """Plans that are held close to the policy."""
 
 needs_compiler = pytest.mark.skipif(

@@ -49,7 +49,13 @@ def planner(folder, checkpoint_file):
 
 
 ONE_ROUND = replace(
-    BUDGET, iterations=1, warm_mean=0.5, warm_std=1.5, mean_action=True, prior_penalty=5.0
+    BUDGET,
+    iterations=1,
+    warm_mean=0.5,
+    warm_std=1.5,
+    mean_action=True,
+    prior_penalty=5.0,
+    prior_hold=1.0,
 )
 
 

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import pytest
@@ -83,21 +84,37 @@ def test_the_plan_moves_to_the_best_action(toy):
     assert (result.std[:, real] < 0.5).all()
 
 
-def test_a_prior_penalty_holds_the_plan_by_the_policy(toy):
+def _distance_to_policy(model: WorldModel, **held: float) -> float:
+    """Return how far a plan with such a hold is from what the policy would do."""
     task = torch.tensor([0, 0])
     with torch.no_grad():
         source = torch.Generator().manual_seed(5)
-        z = toy.encode(torch.randn(1, 5, generator=source).expand(2, -1), task)
-        noise = draw_noise(toy, BUDGET, _generators(0, 1))
-        own = prepare(PlannerNetworks(toy), z, task, noise.prior).prior_actions.mean(1)
+        z = model.encode(torch.randn(1, 5, generator=source).expand(2, -1), task)
+        noise = draw_noise(model, BUDGET, _generators(0, 1))
+        own = prepare(PlannerNetworks(model), z, task, noise.prior).prior_actions.mean(1)
+    found = _plan(model, replace(BUDGET, **held), task=task).mean
+    return float((found - own).abs().mean())
 
-    def distance(penalty: float) -> float:
-        found = _plan(toy, replace(BUDGET, prior_penalty=penalty), task=task).mean
-        return float((found - own).abs().mean())
 
-    free, held, tied = distance(0.0), distance(1.0), distance(1e4)
+@pytest.mark.parametrize(("field", "some"), [("prior_penalty", 1.0), ("prior_hold", 10.0)])
+def test_a_hold_keeps_the_plan_by_the_policy(toy, field, some):
+    free, held, tied = (_distance_to_policy(toy, **{field: x}) for x in (0.0, some, 1e4))
     assert free > 1.2 * held > 1.2 * tied
     assert tied < 0.1
+
+
+def test_a_hold_ties_the_faster_the_less_is_foreseen_and_a_share_does_not(toy):
+    def distance(values: float, **held: float) -> float:
+        blind = copy.deepcopy(toy)
+        with torch.no_grad():
+            blind.reward_head[-1].weight.zero_()
+            blind.reward_head[-1].bias.zero_()
+            errors = torch.Generator().manual_seed(0)
+            blind.q_ensemble[-1].weight.normal_(0.0, values, generator=errors)
+        return _distance_to_policy(blind, **held)
+
+    assert distance(1e-3, prior_penalty=0.3) > 0.5 * distance(0.1, prior_penalty=0.3)
+    assert distance(1e-3, prior_hold=0.1) < 0.5 * distance(0.1, prior_hold=0.1)
 
 
 def test_more_iterations_find_better_plans(toy):
@@ -291,6 +308,7 @@ def test_values_that_are_not_numbers_count_as_zero(model):
         {"horizon": 0},
         {"iterations": 0},
         {"prior_penalty": -1.0},
+        {"prior_hold": -1.0},
     ],
 )
 def test_budgets_that_cannot_run_are_refused(changes):
@@ -298,9 +316,10 @@ def test_budgets_that_cannot_run_are_refused(changes):
         replace(BUDGET, **changes)
 
 
-def test_a_prior_penalty_without_a_prior_is_refused():
-    with pytest.raises(ValueError, match="needs policy_samples"):
-        replace(BUDGET, policy_samples=0, prior_penalty=1.0)
+@pytest.mark.parametrize("field", ["prior_penalty", "prior_hold"])
+def test_a_hold_without_a_prior_is_refused(field):
+    with pytest.raises(ValueError, match="need policy_samples"):
+        replace(BUDGET, policy_samples=0, **{field: 1.0})
 
 
 def test_the_full_preset_is_the_published_budget():

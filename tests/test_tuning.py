@@ -58,7 +58,7 @@ def test_presets_are_the_best_within_their_time():
 
 
 def test_full_keeps_as_close_to_the_policy_as_balanced_does():
-    held = {"prior_penalty": 0.3, "mean_action": True}
+    held = {"prior_penalty": 0.3, "prior_hold": 10.0, "mean_action": True}
     trials = [_trial(10.0, 2.0), _trial(30.0, 25.0, horizon=2, **held)]
     full = choose(trials, realtime_ms=10.0, balanced_ms=30.0)["full"].budget
     assert full == PlannerBudget(**held)

@@ -112,6 +112,10 @@ class PlannerBudget:
     steps, as a share of what the policy's own sequences are worth. One action changes the
     return of a good policy by less than a value network errs; this keeps a plan from following
     those errors. Published: 0."""
+    prior_hold: float = 0.0
+    """What it loses besides, in units of return, whatever the policy is worth: a share holds
+    nothing where no reward is foreseen, and there the errors are all that a plan could follow.
+    Published: 0."""
     replan_every: int = 1
     """Actions executed of one plan before the next is made; up to the horizon. Published: 1."""
     warm_mean: float = 1.0
@@ -139,9 +143,11 @@ class PlannerBudget:
             raise InputError("replan_every must be between 1 and the horizon")
         if not 0 <= self.min_std <= self.max_std:
             raise InputError("min_std must be at least 0 and at most max_std")
-        if self.prior_penalty < 0 or (self.prior_penalty and not self.policy_samples):
+        held = self.prior_penalty or self.prior_hold
+        if min(self.prior_penalty, self.prior_hold) < 0 or (held and not self.policy_samples):
             raise InputError(
-                "prior_penalty is at least 0, and needs policy_samples to know the policy by"
+                "prior_penalty and prior_hold are at least 0, and need policy_samples to know "
+                "the policy by"
             )
         if not 0 <= self.warm_mean <= 1 or self.warm_std < 0 or self.converged_std < 0:
             raise InputError("warm_mean is in 0..1; warm_std, converged_std are at least 0")

@@ -214,9 +214,10 @@ def refine(
     sampled = sampled * problem.mask
     value = sequence_values(networks, problem, sampled, noise.value, noise.heads)
     actions = torch.cat([problem.prior_actions, sampled], dim=1)
-    if budget.prior_penalty:
+    if budget.prior_penalty or budget.prior_hold:
         worth = value[: budget.policy_samples].mean(0).abs()
-        value = value - budget.prior_penalty * worth * _distance_to_prior(problem, actions)
+        hold = budget.prior_penalty * worth + budget.prior_hold
+        value = value - hold * _distance_to_prior(problem, actions)
     top, index = value.nan_to_num(0.0).topk(budget.elites, dim=0)
     shape = (len(actions), -1, -1, actions.shape[-1])
     elites = actions.gather(1, index[None, ..., None].expand(shape))

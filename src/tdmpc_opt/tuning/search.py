@@ -103,7 +103,8 @@ def choose(
     held = presets["balanced"].budget
     full = PlannerBudget(
         prior_penalty=held.prior_penalty,
-        mean_action=bool(held.prior_penalty) and held.mean_action,
+        prior_hold=held.prior_hold,
+        mean_action=bool(held.prior_penalty or held.prior_hold) and held.mean_action,
     )
     return {"full": Preset(budget=full)} | presets | {"policy": Preset("policy")}
 

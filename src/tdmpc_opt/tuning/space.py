@@ -26,6 +26,7 @@ _PUBLISHED: Parameters = {
     "converged_std": 0.0,
     "mean_action": False,
     "prior_penalty": 0.0,
+    "prior_hold": 0.0,
 }
 
 
@@ -47,6 +48,7 @@ def suggest(trial: optuna.Trial, max_samples: int, max_iterations: int) -> Plann
             "prior_penalty": trial.suggest_categorical(
                 "prior_penalty", [0.0, 0.03, 0.1, 0.3, 1.0]
             ),
+            "prior_hold": trial.suggest_categorical("prior_hold", [0.0, 10.0, 100.0, 300.0]),
         }
     )
 
@@ -73,6 +75,7 @@ def budget_of(drawn: Mapping[str, Any]) -> PlannerBudget:
         converged_std=drawn["converged_std"],
         mean_action=drawn["mean_action"],
         prior_penalty=drawn["prior_penalty"] if prior else 0.0,
+        prior_hold=drawn["prior_hold"] if prior else 0.0,
     )
 
 
@@ -83,7 +86,8 @@ def starts(max_samples: int, max_iterations: int) -> list[Parameters]:
         small,
         small | {"mean_action": True},
         small | {"mean_action": True, "temperature": 4.0},
-        small | {"mean_action": True, "temperature": 4.0, "prior_penalty": 0.3},
+        small
+        | {"mean_action": True, "temperature": 4.0, "prior_penalty": 0.3, "prior_hold": 300.0},
         small | {"horizon": 3, "samples": 64, "mean_action": True},
         small | {"horizon": 3, "samples": 64, "iterations": 2, "mean_action": True},
         {"samples": 128, "iterations": 2, "prior_share": 24 / 128},
