@@ -14,7 +14,7 @@ from rich.console import Console
 
 PAGE = ROOT / "docs" / "planner.md"
 REUSED = (
-    ("mt30-1m", "planner-realtime", "realtime-every-2"),
+    ("mt30-1m", "share-realtime", "realtime-every-2"),
     ("released-1m", "fp16-realtime", "realtime-every-2"),
 )
 
