@@ -32,7 +32,17 @@ def _score(content: dict[str, Any]) -> str:
 def _presets() -> list[str]:
     """Latency of each preset, and its score where an evaluation of it is there."""
     bench = read("bench-presets.json")
-    rows = [("preset", "ms per action (p50)", "Hz", "times faster", "score", "file")]
+    rows = [
+        (
+            "preset",
+            "ms per action (p50)",
+            "Hz",
+            "times faster",
+            "score",
+            "from the policy",
+            "file",
+        )
+    ]
     for record in bench["candidates"]:
         times = record["batches"]["1"]
         found = _measured(record["preset"])
@@ -41,15 +51,16 @@ def _presets() -> list[str]:
     return table_of(*rows)
 
 
-def _measured(preset: str) -> tuple[str, str]:
-    """Return the bundled student's score by a preset, and a link to its file."""
+def _measured(preset: str) -> tuple[str, str, str]:
+    """Return the score by a preset, its difference from the policy, and a link to its file."""
     how = preset if preset == "policy" else f"planner-{preset}"
     path = RESULTS / f"mt30-1m-{how}.json"
     if not path.exists():
-        return "not measured", "-"
+        return "not measured", "-", "-"
     content = json.loads(path.read_text())
     known = _score(content) if content["complete"] else "unfinished"
-    return known, f"[json](../results/{path.name})"
+    difference = against(RESULTS / "mt30-1m-policy.json", path)
+    return known, difference, f"[json](../results/{path.name})"
 
 
 def _engines() -> list[str]:

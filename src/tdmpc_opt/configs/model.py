@@ -143,11 +143,16 @@ class PlannerBudget:
             raise InputError("replan_every must be between 1 and the horizon")
         if not 0 <= self.min_std <= self.max_std:
             raise InputError("min_std must be at least 0 and at most max_std")
-        held = self.prior_penalty or self.prior_hold
-        if min(self.prior_penalty, self.prior_hold) < 0 or (held and not self.policy_samples):
+        least = min(self.prior_penalty, self.prior_hold)
+        if least < 0 or (self.held and not self.policy_samples):
             raise InputError(
                 "prior_penalty and prior_hold are at least 0, and need policy_samples to know "
                 "the policy by"
             )
         if not 0 <= self.warm_mean <= 1 or self.warm_std < 0 or self.converged_std < 0:
             raise InputError("warm_mean is in 0..1; warm_std, converged_std are at least 0")
+
+    @property
+    def held(self) -> bool:
+        """Whether plans are held by the policy."""
+        return bool(self.prior_penalty or self.prior_hold)

@@ -214,7 +214,7 @@ def refine(
     sampled = sampled * problem.mask
     value = sequence_values(networks, problem, sampled, noise.value, noise.heads)
     actions = torch.cat([problem.prior_actions, sampled], dim=1)
-    if budget.prior_penalty or budget.prior_hold:
+    if budget.held:
         worth = value[: budget.policy_samples].mean(0).abs()
         hold = budget.prior_penalty * worth + budget.prior_hold
         value = value - hold * _distance_to_prior(problem, actions)

@@ -100,11 +100,11 @@ def choose(
         within = within or [min(trials, key=lambda trial: trial.share)]
         best = max(within, key=lambda trial: (trial.score.mean, -trial.share))
         presets[name] = Preset(budget=best.budget)
-    held = presets["balanced"].budget
+    balanced = presets["balanced"].budget
     full = PlannerBudget(
-        prior_penalty=held.prior_penalty,
-        prior_hold=held.prior_hold,
-        mean_action=bool(held.prior_penalty or held.prior_hold) and held.mean_action,
+        prior_penalty=balanced.prior_penalty,
+        prior_hold=balanced.prior_hold,
+        mean_action=balanced.held and balanced.mean_action,
     )
     return {"full": Preset(budget=full)} | presets | {"policy": Preset("policy")}
 
