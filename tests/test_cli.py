@@ -100,6 +100,16 @@ def test_wrong_usage_exits_with_status_2_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"), [(["evaluat"], "evaluate"), (["data", "inf"], "data info")]
+)
+def test_a_misspelt_command_is_told_its_likely_name(run, words, meant):
+    status, out, errors = run(*words)
+    assert (status, out) == (2, "")
+    assert len(errors.splitlines()) == 1
+    assert f"did you mean {meant}?" in errors
+
+
 def test_tasks_lists_mt30(run):
     status, out, errors = run("tasks")
     assert (status, errors) == (0, "")

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any
@@ -23,7 +24,7 @@ from tdmpc_opt.cli import (
     training,
 )
 from tdmpc_opt.cli.output import console
-from tdmpc_opt.errors import InputError, TdmpcOptError
+from tdmpc_opt.errors import InputError, TdmpcOptError, printable
 
 _COMMANDS = (
     *files.COMMANDS,
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         console().print(f"tdmpc-opt {tdmpc_opt.__version__}", highlight=False)
         return 0
+    _join_data(arguments)
+    if unknown := _unknown(arguments):
+        return _fail(unknown, 2)
     status = 0
     try:
         config = _parse(arguments)
@@ -80,14 +84,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> Any:
-    if arguments[:1] == ["data"]:  # its commands are two words, one name to the parser
-        name = next((word for word in arguments[1:2] if not word.startswith("-")), "info")
-        arguments[: 1 + (name in arguments[1:2])] = [f"data {name}"]
     choices = [
         Annotated[command.config, tyro.conf.subcommand(command.name)] for command in _COMMANDS
     ]
     union: Any = reduce(or_, choices)
     return tyro.cli(union, args=arguments, prog="tdmpc-opt", description=tdmpc_opt.__doc__)
+
+
+def _join_data(arguments: list[str]) -> None:
+    """Make one name of the two words of `data` commands, as the parser knows them."""
+    if arguments[:1] == ["data"]:
+        name = next((word for word in arguments[1:2] if not word.startswith("-")), "info")
+        arguments[: 1 + (name in arguments[1:2])] = [f"data {name}"]
+
+
+def _unknown(arguments: list[str]) -> str | None:
+    """Return what is wrong with a first word that no command has, which is likely misspelt."""
+    names = [command.name for command in _COMMANDS]
+    word = next(iter(arguments), "-")
+    if word.startswith("-") or word in names:
+        return None
+    near = get_close_matches(word, names, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"no command {printable(word, 40)!r}{hint} (tdmpc-opt --help lists them all)"
 
 
 def _fail(message: str, status: int = 1) -> int:
