@@ -472,7 +472,7 @@ def test_executorch_acts_as_torch(tmp_path):
     assert json.loads(says)["source_sha256"] == sha256(zoo.path("demo-teacher"))
 
 
-def test_exported_files_are_evaluated_and_are_no_checkpoints(planner, tmp_path, capsys):
+def test_exported_files_are_evaluated_and_inspected(planner, tmp_path, capsys):
     output = tmp_path / "score.json"
     words = ["evaluate", str(planner[0]), "--tasks", "pendulum-swingup", "--episodes", "1"]
     assert main([*words, "--workers", "1", "--output", str(output)]) == 0
@@ -480,5 +480,12 @@ def test_exported_files_are_evaluated_and_are_no_checkpoints(planner, tmp_path, 
     assert content["complete"]
     assert content["config"]["mode"] is None
     assert content["config"]["checkpoint"]["sha256"] == sha256(planner[0])
-    assert main(["inspect", str(planner[0])]) == 1
+    capsys.readouterr()
+    assert main(["inspect", str(planner[0])]) == 0
+    told = capsys.readouterr().out
+    assert sha256(planner[0]) in told
+    assert all(word in told for word in ("planning", "fp32", "samples", "pendulum-swingup"))
+    changed = tmp_path / "changed.safetensors"
+    assert main(["convert", str(planner[0]), "--output", str(changed)]) == 1
+    assert not changed.exists()
     assert "is an ONNX file, which holds no weights to load" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Commands that look at checkpoints or rewrite them."""
 
+from pathlib import Path
+
 from rich.text import Text
 
 from tdmpc_opt import configs
@@ -37,7 +39,11 @@ def _zoo(config: configs.ZooConfig) -> None:
 
 def _inspect(config: configs.InspectConfig) -> None:
     from tdmpc_opt.checkpoints.summary import describe
+    from tdmpc_opt.runtime.onnx_file import is_onnx
 
+    if is_onnx(Path(config.checkpoint)):
+        _inspect_onnx(Path(config.checkpoint))
+        return
     summary = describe(config.checkpoint)
     terminal = console()
     facts = table_of(summary.path.name, "fact", "value")
@@ -57,6 +63,24 @@ def _inspect(config: configs.InspectConfig) -> None:
         size = f"{summary.part_bytes[part]:,}"
         parts.add_row(part, f"{count:,}", size, summary.dtypes[part])
     terminal.print(parts)
+
+
+def _inspect_onnx(path: Path) -> None:
+    from tdmpc_opt.checkpoints.load import sha256
+    from tdmpc_opt.runtime.onnx_file import open_onnx
+
+    file = open_onnx(path, threads=1, providers=None)
+    facts = table_of(path.name, "fact", "value")
+    facts.columns[1].justify = "left"
+    facts.add_row("layout", "ONNX, exported")
+    facts.add_row("bytes", f"{path.stat().st_size:,}")
+    facts.add_row("sha256", sha256(path))
+    facts.add_row("weights", file.number_format)
+    facts.add_row("acts by", "its policy" if file.plan is None else "planning")
+    for name, value in vars(file.plan).items() if file.plan else ():
+        facts.add_row(name, Text(printable(str(value), 100)))
+    facts.add_row("tasks", Text(", ".join(file.tasks.names)))
+    console().print(facts)
 
 
 def _convert(config: configs.ConvertConfig) -> None:

@@ -27,7 +27,7 @@ class InspectConfig:
     """Show a checkpoint's sizes, tasks, dtypes and parameters per part."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """Checkpoint file of any known layout, or a zoo name."""
+    """Checkpoint file of any known layout, an exported ONNX file, or a zoo name."""
 
 
 @dataclass(frozen=True, kw_only=True)
