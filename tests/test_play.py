@@ -148,7 +148,11 @@ def test_a_missing_checkpoint_is_named() -> None:
 
 
 def test_the_command_serves_until_it_is_interrupted() -> None:
-    code = "import sys; from tdmpc_opt.cli import main; sys.exit(main(['play', '--port', '0']))"
+    # As from a terminal: a shell's background job, and so this child of it, ignores the signal.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from tdmpc_opt.cli import main; sys.exit(main(['play', '--port', '0']))"
+    )
     command = [sys.executable, "-u", "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -61,9 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         console().print(f"tdmpc-opt {tdmpc_opt.__version__}", highlight=False)
         return 0
-    _join_data(arguments)
-    if unknown := _unknown(arguments):
-        return _fail(unknown, 2)
     status = 0
     try:
         config = _parse(arguments)
@@ -84,18 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> Any:
+    """Return the config of a command; leave with status 2 where the words make none."""
+    if arguments[:1] == ["data"]:  # its commands are two words, one name to the parser
+        name = next((word for word in arguments[1:2] if not word.startswith("-")), "info")
+        arguments[: 1 + (name in arguments[1:2])] = [f"data {name}"]
+    if unknown := _unknown(arguments):
+        raise SystemExit(_fail(unknown, 2))
     choices = [
         Annotated[command.config, tyro.conf.subcommand(command.name)] for command in _COMMANDS
     ]
     union: Any = reduce(or_, choices)
     return tyro.cli(union, args=arguments, prog="tdmpc-opt", description=tdmpc_opt.__doc__)
-
-
-def _join_data(arguments: list[str]) -> None:
-    """Make one name of the two words of `data` commands, as the parser knows them."""
-    if arguments[:1] == ["data"]:
-        name = next((word for word in arguments[1:2] if not word.startswith("-")), "info")
-        arguments[: 1 + (name in arguments[1:2])] = [f"data {name}"]
 
 
 def _unknown(arguments: list[str]) -> str | None:
