@@ -54,7 +54,8 @@ RELEASED = {
     "released-1m-imitating.json": "after learning from its planner's and its own best episodes",
     "released-1m-first-round.json": "after more of it, and a round where it drove itself",
     "released-1m-more.json": "after a second round, from more starts",
-    "released-1m-improved.json": "after a third, in FP16",
+    "released-1m-third-round.json": "after a third, in FP16",
+    "released-1m-improved.json": "after a fourth, in FP16",
 }
 """The released checkpoint before and after it learnt from itself."""
 ABLATION = {

@@ -1,7 +1,7 @@
 #!/bin/sh
 # A released checkpoint improved from itself and what it collects alone, without any expert: its policy
 # learns what its planner does, first from episodes that either drives, then where the policy goes
-# itself, round after round. About three hours and a half on one core. Killed, it goes on when called
+# itself, round after round. About four hours on one core. Killed, it goes on when called
 # again.
 # Usage: examples/mt30/released.sh RELEASED FOLDER
 set -eu
@@ -72,7 +72,12 @@ score "$work/more/model.safetensors" more
 says "$planner" more --tasks "$starts" --episodes 32 --seed 8000
 says "$released" more --tasks "$kept" --episodes 32 --seed 8000
 says "$planner" more --tasks walker-run,walker-walk --episodes 16 --seed 8000
-correct last more 0.5 8000
+correct third more 0.5 8000
+
+says "$planner" third --tasks "$starts,pendulum-swingup" --episodes 48 --seed 9000
+says "$released" third --tasks "$kept" --episodes 32 --seed 9000
+says "$planner" third --tasks walker-run,walker-walk --episodes 16 --seed 9000
+correct last third 0.5 8000
 tdmpc-opt quantize "$work/last/model.safetensors" --format fp16 \
   --output "$work/released-1m-improved.safetensors"
 score "$work/released-1m-improved.safetensors" improved
