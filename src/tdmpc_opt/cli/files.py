@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rich.table import Table
 from rich.text import Text
 
 from tdmpc_opt import configs
@@ -38,19 +39,31 @@ def _zoo(config: configs.ZooConfig) -> None:
 
 
 def _inspect(config: configs.InspectConfig) -> None:
-    from tdmpc_opt.checkpoints.summary import describe
     from tdmpc_opt.runtime.onnx_file import is_onnx
 
-    if is_onnx(Path(config.checkpoint)):
-        _inspect_onnx(Path(config.checkpoint))
-        return
-    summary = describe(config.checkpoint)
-    terminal = console()
-    facts = table_of(summary.path.name, "fact", "value")
+    path = Path(config.checkpoint)
+    if is_onnx(path):
+        _inspect_onnx(path)
+    else:
+        _inspect_checkpoint(config.checkpoint)
+
+
+def _facts(path: Path, layout: str, size_bytes: int, sha256: str) -> Table:
+    """Return a table that begins with what every file has."""
+    facts = table_of(path.name, "fact", "value")
     facts.columns[1].justify = "left"
-    facts.add_row("layout", summary.layout)
-    facts.add_row("bytes", f"{summary.size_bytes:,}")
-    facts.add_row("sha256", summary.sha256)
+    facts.add_row("layout", layout)
+    facts.add_row("bytes", f"{size_bytes:,}")
+    facts.add_row("sha256", sha256)
+    return facts
+
+
+def _inspect_checkpoint(path_or_name: str) -> None:
+    from tdmpc_opt.checkpoints.summary import describe
+
+    summary = describe(path_or_name)
+    terminal = console()
+    facts = _facts(summary.path, summary.layout, summary.size_bytes, summary.sha256)
     facts.add_row("parameters (no target Qs)", f"{summary.parameters:,}")
     for name, value in vars(summary.config).items():
         facts.add_row(name, str(value))
@@ -70,11 +83,7 @@ def _inspect_onnx(path: Path) -> None:
     from tdmpc_opt.runtime.onnx_file import open_onnx
 
     file = open_onnx(path, threads=1, providers=None)
-    facts = table_of(path.name, "fact", "value")
-    facts.columns[1].justify = "left"
-    facts.add_row("layout", "ONNX, exported")
-    facts.add_row("bytes", f"{path.stat().st_size:,}")
-    facts.add_row("sha256", sha256(path))
+    facts = _facts(path, "ONNX, exported", path.stat().st_size, sha256(path))
     facts.add_row("weights", file.number_format)
     facts.add_row("acts by", "its policy" if file.plan is None else "planning")
     for name, value in vars(file.plan).items() if file.plan else ():
