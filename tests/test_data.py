@@ -193,7 +193,7 @@ def test_the_summary_counts_each_task(dataset):
 def test_open_or_create_refuses_a_dataset_of_other_tasks(dataset, tmp_path):
     assert len(EpisodeDataset.open_or_create(dataset.path, TASKS)) == 5
     assert len(EpisodeDataset.open_or_create(tmp_path / "new", TASKS)) == 0
-    with pytest.raises(DataError, match="another task table"):
+    with pytest.raises(DataError, match="cannot be added"):
         EpisodeDataset.open_or_create(dataset.path)
     with pytest.raises(DataError, match="already holds a dataset"):
         EpisodeDataset.create(dataset.path, TASKS)

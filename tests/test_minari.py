@@ -7,10 +7,17 @@ import pytest
 
 minari = pytest.importorskip("minari")
 
+from gymnasium import spaces  # noqa: E402
+from minari.data_collector import EpisodeBuffer  # noqa: E402
+from minari.dataset.minari_storage import MinariStorage  # noqa: E402
+
+from tdmpc_opt.checkpoints.checkpoint import from_model  # noqa: E402
+from tdmpc_opt.checkpoints.native import write_native  # noqa: E402
 from tdmpc_opt.collection.exchange import export_data, import_data  # noqa: E402
 from tdmpc_opt.configs import DataExportConfig, DataImportConfig  # noqa: E402
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset  # noqa: E402
-from tdmpc_opt.errors import DataError, InputError  # noqa: E402
+from tdmpc_opt.errors import DataError, InputError, UnknownTaskError  # noqa: E402
+from tdmpc_opt.policies import PolicySource  # noqa: E402
 from tdmpc_opt.task_table import MT30, Task, TaskTable  # noqa: E402
 
 OWN = Task("arm-reach", 5, 2, episode_length=6)
@@ -102,8 +109,142 @@ def test_what_is_no_minari_dataset_is_refused(exported, tmp_path):
     output = tmp_path / "back"
     with pytest.raises(DataError, match="is no Minari dataset"):
         import_data(DataImportConfig(sources=(tmp_path,), output=output))
-    with pytest.raises(InputError, match="holds one task"):
+    with pytest.raises(InputError, match="has 5 observations, 2 actions and 6 steps, cup-c"):
         import_data(DataImportConfig(sources=(exported,), output=output, tasks="cup-catch"))
+    two = "cup-catch,cup-spin"
+    with pytest.raises(InputError, match="holds one task; --tasks names 2"):
+        import_data(DataImportConfig(sources=(exported,), output=output, tasks=two))
     (exported / "data" / "metadata.json").write_text("{")
     with pytest.raises(DataError, match="no Minari dataset, or damaged"):
         import_data(DataImportConfig(sources=(exported,), output=output))
+
+
+def _foreign(
+    folder: Path,
+    name: str,
+    env: dict[str, object] | None = None,
+    *,
+    bounds: tuple[float, float] = (0, 10),
+    steps: int = 4,
+    ending: bool = False,
+    episodes: int = 2,
+) -> Path:
+    """Write a dataset as Minari's users do, whose actions count 0, 1, 2 .. in each episode."""
+    data = folder / name / "data"
+    data.mkdir(parents=True)
+    storage = MinariStorage.new(
+        data,
+        observation_space=spaces.Box(-np.inf, np.inf, (2,), np.float64),
+        action_space=spaces.Box(*bounds, (1,), np.float64),
+        env_spec=None,
+    )
+    last = np.arange(steps) == steps - 1
+    buffers = [
+        EpisodeBuffer(
+            observations=np.full((steps + 1, 2), float(number)),
+            actions=np.arange(steps, dtype=np.float64)[:, None],
+            rewards=np.ones(steps),
+            terminations=last & ending,
+            truncations=last & (not ending),
+        )
+        for number in range(episodes)
+    ]
+    storage.update_episodes(buffers)
+    facts = {"dataset_id": name, "minari_version": minari.__version__}
+    if env is not None:
+        facts["env_spec"] = json.dumps(env)
+    storage.update_metadata(facts)
+    return folder / name
+
+
+def _imported(*folders: Path, output: Path, tasks: str | None = None) -> EpisodeDataset:
+    import_data(DataImportConfig(sources=folders, output=output, tasks=tasks))
+    return EpisodeDataset.open(output)
+
+
+def test_actions_are_scaled_from_the_action_space_of_the_source(tmp_path):
+    dataset = _imported(_foreign(tmp_path, "own/arm-v0"), output=tmp_path / "data")
+    (shard,) = dataset.shards
+    for episode in dataset.episodes(shard):
+        np.testing.assert_allclose(episode.action[1:, 0], [-1, -0.8, -0.6, -0.4], atol=1e-6)
+    assert (shard.source["action_low"], shard.source["action_high"]) == ([0], [10])
+
+
+@pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (0, np.inf), (3, 3)])
+def test_actions_without_finite_bounds_are_refused(tmp_path, bounds):
+    source = _foreign(tmp_path, "own/arm-v0", bounds=bounds)
+    with pytest.raises(DataError, match="no finite bounds"):
+        _imported(source, output=tmp_path / "data")
+
+
+def test_actions_outside_the_action_space_are_refused(tmp_path):
+    source = _foreign(tmp_path, "own/arm-v0", bounds=(0, 2))
+    with pytest.raises(DataError, match="episode 0: has actions outside"):
+        _imported(source, output=tmp_path / "data")
+
+
+def test_two_robots_whose_datasets_end_in_the_same_words_stay_apart(tmp_path):
+    first = _foreign(tmp_path, "mujoco/halfcheetah/expert-v0")
+    second = _foreign(tmp_path, "mujoco/walker2d/expert-v0")
+    dataset = _imported(first, output=tmp_path / "first")
+    assert dataset.tasks.names == ("mujoco-halfcheetah-expert-v0",)
+    with pytest.raises(DataError, match="mujoco-walker2d-expert-v0"):
+        _imported(second, output=tmp_path / "first")
+
+
+def test_two_datasets_of_one_environment_become_two_shards_of_its_task(tmp_path):
+    env = {"id": "Walker2d-v5", "max_episode_steps": 4, "kwargs": {}}
+    expert = _foreign(tmp_path, "mujoco/walker2d/expert-v0", env)
+    medium = _foreign(tmp_path, "mujoco/walker2d/medium-v0", env)
+    dataset = _imported(expert, medium, output=tmp_path / "data")
+    assert dataset.tasks.names == ("Walker2d-v5",)
+    assert dataset.tasks["Walker2d-v5"].env == "Walker2d-v5"
+    assert (len(dataset.shards), len(dataset)) == (2, 4)
+
+
+def test_an_environment_built_with_arguments_is_not_taken_for_the_registered_one(tmp_path):
+    env = {"id": "Maze-v3", "max_episode_steps": 4, "kwargs": {"continuing_task": True}}
+    source = _foreign(tmp_path, "D4RL/maze/umaze-v2", env)
+    dataset = _imported(source, output=tmp_path / "data")
+    assert dataset.tasks.tasks == (
+        Task("D4RL-maze-umaze-v2", 2, 1, episode_length=4, custom=True),
+    )
+
+
+def test_the_limit_of_the_environment_decides_how_long_an_episode_is(tmp_path):
+    env = {"id": "Walker2d-v5", "max_episode_steps": 9}
+    with pytest.raises(DataError, match="episode 0: 4 steps, not 9"):
+        _imported(_foreign(tmp_path, "a/b-v0", env), output=tmp_path / "data")
+
+
+def test_terminations_are_refused(tmp_path):
+    with pytest.raises(DataError, match="episode 0: terminates in step 4"):
+        _imported(_foreign(tmp_path, "a/b-v0", ending=True), output=tmp_path / "data")
+
+
+def test_a_source_that_grew_is_not_mixed_with_what_was_imported_of_it(tmp_path):
+    _imported(_foreign(tmp_path / "before", "a/b-v0"), output=tmp_path / "data")
+    longer = _foreign(tmp_path / "after", "a/b-v0", episodes=3)
+    with pytest.raises(DataError, match="has 3 episodes, 2 when"):
+        _imported(longer, output=tmp_path / "data")
+
+
+def test_the_user_may_name_the_task_which_evaluation_then_reaches(
+    tmp_path, monkeypatch, make_model
+):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    point = "own_envs:Point-v0"
+    source = _foreign(tmp_path, "x/Target-v0", bounds=(-3, 1), steps=8)
+    with pytest.raises(DataError, match="outside"):
+        _imported(source, output=tmp_path / "data", tasks=point)
+    source = _foreign(tmp_path, "x/Other-v0", bounds=(-3, 2), steps=8)
+    with pytest.raises(InputError, match=r"lie in \[-3.0\] to \[2.0\], those of own_envs"):
+        _imported(source, output=tmp_path / "data", tasks=point)
+    source = _foreign(tmp_path, "Point-v0", bounds=(-3, 10))
+    tasks = _imported(source, output=tmp_path / "unnamed").tasks
+    assert tasks.names == ("Point-v0",)
+    path = tmp_path / "model.safetensors"
+    write_native(path, from_model(make_model(tasks, task_dim=0)))
+    assert PolicySource(source=str(path)).tasks(point).names == ("Point-v0",)
+    with pytest.raises(UnknownTaskError, match="--tasks MODULE:ID"):
+        PolicySource(source=str(path)).tasks(None)

@@ -138,7 +138,7 @@ def test_mt80_is_told_by_its_widths_and_needs_a_folder_of_its_own(tmp_path, shar
     assert EpisodeDataset.open(tmp_path / "data").tasks == MT80
     shutil.rmtree(tmp_path / "data")
     bring(shard)
-    with pytest.raises(DataError, match="made for another task table"):
+    with pytest.raises(DataError, match="more tasks cannot be added"):
         bring(wide)
 
 
@@ -214,6 +214,7 @@ def _changed(change) -> dict:
         (lambda c: c.update(task=c["task"].float()), "task holds torch.float32"),
         (lambda c: c.update(obs=c["obs"].permute(1, 0, 2)), r"is \[12, 9, 6\], not episodes"),
         (lambda c: c.update(reward=c["reward"].T.contiguous().T), "in another order"),
+        (lambda c: c.update(terminated=c["reward"].clone()), "episodes may terminate"),
         (lambda c: c["task"][3].fill_(30), "task ids up to 30"),
         (lambda c: c["task"][3].fill_(-1), "task ids"),
         (lambda c: c["task"][3, 4:].fill_(0), "changes within an episode"),
@@ -279,18 +280,20 @@ def test_bad_episodes_are_named_or_left_out(tmp_path, bring):
         content["obs"][4, 3, 0] = torch.inf
         content["reward"][7, 8] = torch.nan
         content["action"][10, 2, 5] = 1.0  # of a task with one action
+        content["action"][1, 2, 0] = 3.0
 
     path = tmp_path / "bad.pt"
     torch.save(_changed(spoil), path)
     with pytest.raises(DataError, match=r"bad\.pt: pendulum-swingup, episode 4: obs holds NaN"):
         bring(path)
     left = bring(path, on_bad="skip")
-    assert len(left) == 3
-    assert "episode 10: action is not zero in its padding" in left[1]
-    assert "episode 7: reward holds NaN" in left[2]
+    assert len(left) == 4
+    assert any("episode 1: action is not in [-1, 1]" in line for line in left)
+    assert any("episode 10: action is not zero in its padding" in line for line in left)
+    assert any("episode 7: reward holds NaN" in line for line in left)
     dataset = EpisodeDataset.open(tmp_path / "data")
     dataset.check()
-    assert len(dataset) == 9
+    assert len(dataset) == 8
 
 
 def test_rewards_that_are_a_step_too_early_are_refused(tmp_path, bring):

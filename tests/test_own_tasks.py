@@ -152,7 +152,10 @@ def test_a_dataset_takes_more_of_tasks_it_holds_and_no_others(tmp_path):
     both = TaskTable((*point.tasks, *other.tasks))
     EpisodeDataset.create(tmp_path, both)
     assert EpisodeDataset.open_or_create(tmp_path, point).tasks == both
-    with pytest.raises(Exception, match="another task table"):
+    with pytest.raises(
+        Exception,
+        match=r"made for Point-v0 \(2 obs.*; walker-stand \(24 .*27 more tasks cannot be",
+    ):
         EpisodeDataset.open_or_create(tmp_path, MT30)
 
 
@@ -172,6 +175,15 @@ def test_a_folder_of_own_experts_needs_their_tasks_named(tmp_path, capsys):
     words = ["evaluate", str(tmp_path), "--output", str(tmp_path / "x.json")]
     assert cli.main(words) == 1
     assert "name them with --tasks" in capsys.readouterr().err
+
+
+def test_an_expert_under_the_name_of_another_task_is_refused(two_experts, tmp_path, capsys):
+    (two_experts / "cartpole-balance.safetensors").rename(
+        two_experts / "cartpole-swingup.safetensors"
+    )
+    words = ["evaluate", str(two_experts), "--tasks", "cartpole-swingup", "--episodes", "1"]
+    assert cli.main([*words, "--workers", "1", "--output", str(tmp_path / "x.json")]) == 1
+    assert "is an expert of cartpole-balance" in capsys.readouterr().err
 
 
 @pytest.mark.experts

@@ -127,6 +127,22 @@ class ExpertNetwork:
             )
         return network
 
+    @classmethod
+    def of_task(cls, folder: Path, task: str) -> "ExpertNetwork":
+        """Read the policy that a folder of experts has of a task.
+
+        Raises:
+            CheckpointError: As `load`, or the file was trained on another task.
+        """
+        path = expert_path(folder, task)
+        network = cls.load(path)
+        if network.task != task:
+            raise CheckpointError(
+                f"{path} is an expert of {network.task}; give it that name again, or train one "
+                f"of {task}"
+            )
+        return network
+
 
 def expert_path(folder: Path, task: str) -> Path:
     """Return where a folder of experts keeps the policy of a task."""

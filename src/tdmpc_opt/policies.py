@@ -164,7 +164,13 @@ class PolicySource:
         if chosen is None:
             self._refuse_unnamed(known)
             # Of an MT80 agent, those with a simulator here.
-            return MT30.subset([name for name in known.names if name in MT30.names])
+            here = [name for name in known.names if name in MT30.names]
+            if not here:
+                raise UnknownTaskError(
+                    f"{self.source} was made for {', '.join(known.names)}, which no simulator "
+                    "here has; name the environment of that id: --tasks MODULE:ID"
+                )
+            return MT30.subset(here)
         tasks = choose_tasks(chosen)
         for task in tasks.tasks:
             self._require_known(known, task)
@@ -341,7 +347,8 @@ class ExpertPolicy:
 
     def start(self, task: str, streams: Sequence[Stream]) -> None:
         """Load the task's expert."""
-        self._network = ExpertNetwork.load(_existing_expert(self._folder, task))
+        _existing_expert(self._folder, task)
+        self._network = ExpertNetwork.of_task(self._folder, task)
 
     def act(self, obs: Array) -> Array:
         """Map observations [B, obs] to the expert's mean actions [B, action]."""

@@ -5,7 +5,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.export_official import export_official
 from tdmpc_opt.data.import_official import import_official
 from tdmpc_opt.data.transfer import ImportReport
-from tdmpc_opt.errors import DataError, InputError
+from tdmpc_opt.errors import DataError
 from tdmpc_opt.progress import Progress, Silent
 
 
@@ -19,7 +19,7 @@ def import_data(config: DataImportConfig, progress: Progress | None = None) -> I
         DataError: A source or episode that is unfit, unless those are to be skipped; or all of
             them are; or a full disk.
         UnknownTaskError: A task to import that the files do not know.
-        InputError: A choice of tasks for a Minari dataset, which holds one.
+        InputError: A task for a Minari dataset that does not fit it, or several.
         MissingDependencyError: A Minari dataset, but no Minari.
     """
     progress, report = progress or Silent(), ImportReport()
@@ -31,11 +31,11 @@ def import_data(config: DataImportConfig, progress: Progress | None = None) -> I
     if folders:
         from tdmpc_opt.collection.minari_files import import_minari, is_minari
 
-        if config.tasks is not None:
-            raise InputError("a Minari dataset holds one task; leave --tasks out")
         for folder in folders:
             if is_minari(folder):
-                import_minari(folder, config.output, report, progress, skip_bad=skip_bad)
+                import_minari(
+                    folder, config.output, config.tasks, report, progress, skip_bad=skip_bad
+                )
                 continue
             foreign = DataError(f"{folder} is no Minari dataset; name shard files one by one")
             report.leave_out(foreign, skip_bad=skip_bad)

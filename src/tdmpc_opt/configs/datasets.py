@@ -21,7 +21,8 @@ class DataImportConfig:
     output: Path
     """Dataset folder; a new import adds to what is there."""
     tasks: str | None = None
-    """Task names joined by commas, to import no others."""
+    """Of shard files, task names joined by commas, to import no others; of Minari datasets, the
+    one task that their episodes are of, MODULE:ID for an environment of your own."""
     on_bad: Literal["refuse", "skip"] = "refuse"
     """What to do about a source that is truncated or foreign, or an episode with NaN: stop, or
     name it and leave it out."""

@@ -39,6 +39,18 @@ from tdmpc_opt.task_table import MT30, Task, TaskTable
 __all__ = ["FORMAT", "SCHEMA", "Episode", "EpisodeDataset", "Shard", "ShardArrays"]
 
 
+def _named(tasks: Sequence[Task]) -> str:
+    """Name some tasks with their sizes, which tell apart two of one name."""
+    texts = [
+        f"{task.name} ({task.obs_dim} observations, {task.action_dim} actions, "
+        f"{task.episode_length} steps)"
+        for task in tasks[:3]
+    ]
+    if len(tasks) > len(texts):
+        texts.append(f"{len(tasks) - len(texts)} more tasks")
+    return ", ".join(texts)
+
+
 class EpisodeDataset:
     """Episodes of many tasks on disk, of one length, padded to one width.
 
@@ -117,10 +129,11 @@ class EpisodeDataset:
         if not (path / LISTING).exists():
             return cls.create(path, tasks, length)
         dataset = cls.open(path)
-        if not {*tasks.tasks} <= {*dataset.tasks.tasks}:
+        foreign = [task for task in tasks.tasks if task not in dataset.tasks.tasks]
+        if foreign:
             raise DataError(
-                f"{path} was made for another task table ({len(dataset.tasks)} tasks, "
-                f"{len(tasks)} wanted); name another folder"
+                f"{path} was made for {_named(dataset.tasks.tasks)}; {_named(foreign)} "
+                "cannot be added, so name another folder"
             )
         if length not in (None, dataset.length):
             raise DataError(

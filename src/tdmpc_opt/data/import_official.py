@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 from tdmpc_opt.data.official import FLOATS, OfficialShard, Rows, open_official
-from tdmpc_opt.data.shard_files import ShardShape
+from tdmpc_opt.data.shard_files import OUT_OF_RANGE, ShardShape, out_of_range
 from tdmpc_opt.data.shard_writer import Blocks
 from tdmpc_opt.data.transfer import ImportReport, Throughput, refuse_full_disk
 from tdmpc_opt.errors import DataError
@@ -212,6 +212,10 @@ def _refuse_bad(
     bad = ~np.isfinite(done).all(axis=axes)
     if bad.any():
         raise _BadEpisodesError(f"{field} holds NaN or infinity", index[bad])
+    if field == "action":
+        bad = out_of_range(done).any(axis=axes)
+        if bad.any():
+            raise _BadEpisodesError(OUT_OF_RANGE, index[bad])
     if width is not None:
         bad = done[..., width:].any(axis=axes)
         if bad.any():

@@ -235,7 +235,22 @@ def _fields(content: object) -> dict[str, Tensor]:
                 f"is no official shard: it has no {name} of numbers, which every shard has"
             )
         found[name] = tensor
+    _refuse_endings(content)
     return found
+
+
+def _refuse_endings(content: dict[str, Any]) -> None:
+    """Refuse episodes that a state ends, which values here do not know.
+
+    Raises:
+        TorchFileError: The file has a field of terminations.
+    """
+    for name in ("terminated", "done"):
+        if name in content:
+            raise TorchFileError(
+                f"has a field {name!r}, so its episodes may terminate, which is not supported; "
+                "if none of them does, save it without this field"
+            )
 
 
 def _table(outline: Mapping[str, Tensor]) -> TaskTable:

@@ -176,10 +176,23 @@ _LABEL_FAULT = "label holds infinity, or NaN in a part of a row"
 
 def bad_values(field: str, values: NDArray[np.float32]) -> str | None:
     """Say what is wrong with one field of an episode without padding, or None."""
-    if field == "label":
-        return None if _are_labels(values[1:]) else _LABEL_FAULT
-    finite = np.isfinite(values if field == "obs" else values[1:]).all()
-    return None if finite else f"{field} holds NaN or infinity"
+    done = values if field == "obs" else values[1:]
+    fault = None
+    if field == "label" and not _are_labels(done):
+        fault = _LABEL_FAULT
+    elif field != "label" and not np.isfinite(done).all():
+        fault = f"{field} holds NaN or infinity"
+    elif field in ("action", "label") and out_of_range(done).any():
+        fault = OUT_OF_RANGE.replace("action", field)
+    return fault
+
+
+OUT_OF_RANGE = "action is not in [-1, 1], onto which a task's action space is scaled"
+
+
+def out_of_range(action: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Return which numbers lie outside [-1, 1] by more than half precision rounds; not NaN."""
+    return np.abs(action) > 1.001
 
 
 def _are_labels(rows: Float32[np.ndarray, "steps action"]) -> bool:

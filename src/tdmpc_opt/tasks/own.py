@@ -137,6 +137,9 @@ class OwnEnv(gymnasium.Env[Array, Array]):
         seed: Seed of the first reset.
         render_mode: `rgb_array`, to allow `render()`.
 
+    Attributes:
+        bounds: Lowest and highest values of the environment's actions, [action] each.
+
     Raises:
         UnknownTaskError: The environment is not registered any more.
     """
@@ -147,8 +150,8 @@ class OwnEnv(gymnasium.Env[Array, Array]):
         self._env = _make(task.env, render_mode)
         self.metadata = {"render_fps": 30, **self._env.metadata}
         self._seed: int | None = seed
-        self._low = np.asarray(self._env.action_space.low, np.float64)
-        self._high = np.asarray(self._env.action_space.high, np.float64)
+        space = self._env.action_space
+        self.bounds = (np.asarray(space.low, np.float64), np.asarray(space.high, np.float64))
         self.observation_space = Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
         self.action_space = Box(-1.0, 1.0, (task.action_dim,), np.float32)
         self._steps = 0
@@ -168,7 +171,8 @@ class OwnEnv(gymnasium.Env[Array, Array]):
             InputError: A reward or observation with NaN, or an episode that ends early.
         """
         share = (np.clip(np.asarray(action, np.float64), -1, 1) + 1) / 2
-        scaled = self._low + share * (self._high - self._low)
+        low, high = self.bounds
+        scaled = low + share * (high - low)
         obs, reward, terminated, truncated, info = self._env.step(
             scaled.astype(self._env.action_space.dtype)
         )

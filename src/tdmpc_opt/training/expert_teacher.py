@@ -24,7 +24,7 @@ def load_experts(folder: Path, tasks: TaskTable) -> dict[str, ExpertNetwork]:
             its task's.
     """
     experts = {
-        name: ExpertNetwork.load(expert_path(folder, name))
+        name: ExpertNetwork.of_task(folder, name)
         for name in tasks.names
         if expert_path(folder, name).is_file()
     }
