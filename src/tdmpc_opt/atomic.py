@@ -1,10 +1,12 @@
-"""Writing a file so that a reader sees either the old one or the whole new one."""
+"""Writing files safely: whole or not at all, never over an input, by one process at a time."""
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from tdmpc_opt.errors import InputError
 
 
 @contextmanager
@@ -34,6 +36,45 @@ def replace_when_done(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+_CONTENT = ("*.safetensors", "config.json", "dataset.json")
+"""What identifies a model folder, a folder of experts, a run or a dataset."""
+
+
+def refuse_overwrite(outputs: Mapping[str, Path], inputs: Iterable[Path]) -> None:
+    """Refuse an output that is an input or another output, under any name or link.
+
+    Args:
+        outputs: Files and folders to be written, by the name of their option. Of a folder, the
+            model, run or dataset that it contains counts as well.
+        inputs: Files and folders to be read, likewise; those that do not exist do not count.
+
+    Raises:
+        InputError: The message names both.
+    """
+    known = {_key(part): path for path in inputs for part in _parts(path)}
+    for option, path in outputs.items():
+        for part in _parts(path):
+            other = known.setdefault(_key(part), path)
+            if other is not path:
+                raise InputError(
+                    f"{option} {path} would overwrite {other}, which this command reads or "
+                    "writes too; name another file or folder"
+                )
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return a file or folder and what identifies the folder; nothing if it does not exist."""
+    if not path.exists():
+        return []
+    found = (part for pattern in _CONTENT if path.is_dir() for part in path.glob(pattern))
+    return [path, *found]
+
+
+def _key(path: Path) -> tuple[int, int]:
+    status = path.stat()  # of what a link points to
+    return status.st_dev, status.st_ino
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -23,6 +23,7 @@ from tdmpc_opt.cli import (
     show,
     training,
 )
+from tdmpc_opt.cli.command import check_paths
 from tdmpc_opt.cli.output import console
 from tdmpc_opt.errors import InputError, TdmpcOptError, printable
 
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _parse(arguments)
         if launch.world_size() > 1 and type(config) not in _BY_RANKS:
             raise InputError("torchrun can start train and distill; call others without it")
+        check_paths(config)
         _RUNS[type(config)](config)
     except TdmpcOptError as error:
         status = _fail(str(error))
