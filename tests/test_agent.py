@@ -149,7 +149,7 @@ def test_wrong_shapes_are_refused_in_one_line(any_agent, shape, task, message):
 def test_observations_that_are_not_finite_are_refused(any_agent, value):
     obs = _obs(2, 5)
     obs[1, 3] = value
-    with pytest.raises(InputError, match="NaN or infinity"):
+    with pytest.raises(InputError, match="NaN, infinity or a number too large"):
         any_agent.act(obs, "one")
 
 

@@ -1,21 +1,30 @@
 """Exported files act as torch does, on real observations, and say what they are."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 import torch
 
 from tdmpc_opt import make_env, zoo
-from tdmpc_opt.agent import load_agent
+from tdmpc_opt.agent import Agent, load_agent
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.cli import main
 from tdmpc_opt.configs import ExportConfig, PlannerBudget
-from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, ResultError
+from tdmpc_opt.errors import (
+    BusyError,
+    CheckpointError,
+    InputError,
+    MissingDependencyError,
+    NonFiniteError,
+    ResultError,
+)
 from tdmpc_opt.planning import planner as planner_module
 from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, prepare, refine, search
 from tdmpc_opt.planning.networks import PlannerNetworks
@@ -267,7 +276,7 @@ def test_plans_follow_each_other_as_torchs_do(
         asked.append([])
         found.append(agent.act(obs[k : k + 2], "cartpole-balance", generator=rng))
         rounds.append(agent.iterations)
-    drawn = [_recorded(parts, budget) for parts in asked if parts]
+    drawn = [noise for parts in asked if parts for noise in _recorded(parts, budget)]
     monkeypatch.setattr(planner_module, "draw_noise", lambda *_: drawn.pop(0))
     reference = load_agent(checkpoint_file, preset=budget)
     for k, action in zip(range(0, len(obs), 2), found, strict=True):
@@ -279,24 +288,35 @@ def test_plans_follow_each_other_as_torchs_do(
         assert min(rounds) < max(rounds), "some plans stop earlier than others"
 
 
-def _recorded(parts: list[dict[str, np.ndarray]], budget: PlannerBudget) -> PlanNoise:
-    """Return the noise of a plan's rounds, and zeros for those that were left out."""
+def _recorded(parts: list[dict[str, np.ndarray]], budget: PlannerBudget) -> list[PlanNoise]:
+    """Return the noise of a call's plans as one batch; zeros for rounds left out."""
+    rows: list[list[dict[str, np.ndarray]]] = []
+    for part in parts:  # a plan's rounds share the array of the prior's noise
+        if not rows or part["prior"] is not rows[-1][0]["prior"]:
+            rows.append([])
+        rows[-1].append(part)
 
-    def rounds(name: str) -> torch.Tensor:
-        asked = np.concatenate([part[name] for part in parts])
-        missing = np.zeros((budget.iterations - len(asked), *asked.shape[1:]), asked.dtype)
-        return torch.from_numpy(np.concatenate([asked, missing]))
+    def rounds(name: str, axis: int) -> torch.Tensor:
+        whole = []
+        for row in rows:
+            asked = np.concatenate([part[name] for part in row])
+            missing = np.zeros((budget.iterations - len(asked), *asked.shape[1:]), asked.dtype)
+            whole.append(torch.from_numpy(np.concatenate([asked, missing])))
+        return torch.stack(whole, axis) if name == "heads" else torch.cat(whole, axis)
 
-    first = {name: torch.from_numpy(parts[0][name]) for name in ("prior", "pick")}
-    rows = len(first["pick"])
-    return PlanNoise(
-        prior=first["prior"],
-        samples=rounds("samples"),
-        value=rounds("value"),
-        heads=rounds("heads").unsqueeze(-1).expand(-1, -1, rows),
-        pick=first["pick"],
-        explore=torch.zeros(rows, first["prior"].shape[-1]),
+    def first(name: str, axis: int) -> torch.Tensor:
+        return torch.cat([torch.from_numpy(row[0][name]) for row in rows], axis)
+
+    prior = first("prior", 2)
+    noise = PlanNoise(
+        prior=prior,
+        samples=rounds("samples", 3),
+        value=rounds("value", 2),
+        heads=rounds("heads", 2),
+        pick=first("pick", 0),
+        explore=torch.zeros(len(rows), prior.shape[-1]),
     )
+    return [noise]
 
 
 BAD_INPUT = [
@@ -307,7 +327,10 @@ BAD_INPUT = [
         r"observations are \[obs\] or \[B, obs\]; got shape \[2, 3, 8\]",
     ),
     (np.zeros((0, 8)), TASK, r"observations are \[obs\] or \[B, obs\]; got shape \[0, 8\]"),
-    (np.full(8, np.nan), TASK, "the observation holds NaN or infinity; check the sensors"),
+    (np.full(8, np.nan), TASK, "the observation holds NaN, infinity or .*; check the sensors"),
+    (np.array([3e38, *[0.0] * 7]), TASK, "too large for the network .at most 1e.15.; check"),
+    (np.array([-1e300, *[0.0] * 7]), TASK, "too large for the network"),
+    (np.array([2e15, *[0.0] * 7], np.float32), TASK, "too large for the network"),
     (np.zeros(8), "cup-cach", "unknown task 'cup-cach'; did you mean cup-catch"),
     (np.zeros(8), None, "name a task; known: walker-stand, "),
     (np.zeros(8), 99, r"task ids must be in 0\.\.3, got 99"),
@@ -489,3 +512,84 @@ def test_exported_files_are_evaluated_and_inspected(planner, tmp_path, capsys):
     assert main(["convert", str(planner[0]), "--output", str(changed)]) == 1
     assert not changed.exists()
     assert "is an ONNX file, which holds no weights to load" in capsys.readouterr().err
+
+
+class _StoppedClock:
+    """Time that stands still at its second look, inside the plan, until it is let go."""
+
+    def __init__(self) -> None:
+        self.looks, self.inside, self.go = 0, Event(), Event()
+
+    def __call__(self) -> float:
+        self.looks += 1
+        if self.looks == 2:
+            self.inside.set()
+            assert self.go.wait(60)
+        return 0.0
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_a_second_thread_cannot_plan_with_the_same_agent(kind, planner, checkpoint_file):
+    clock, obs = _StoppedClock(), _observations("pendulum-swingup")[0]
+    if kind == "torch":
+        agent = Agent(build(read_checkpoint(checkpoint_file)), budget=BUDGET, clock=clock)
+    else:
+        agent = load(planner[0], clock=clock)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(agent.act, obs, "pendulum-swingup", deadline_ms=1000.0)
+        try:
+            assert clock.inside.wait(60)
+            with pytest.raises(BusyError, match="load an agent for each thread"):
+                agent.act(obs, "pendulum-swingup")
+            with pytest.raises(BusyError):
+                agent.reset()
+        finally:
+            clock.go.set()
+        assert np.abs(first.result()).max() <= 1
+    agent.reset()
+    agent.act(obs, "pendulum-swingup")
+
+
+def test_a_planned_row_depends_on_that_row_alone(planner):
+    """Draws that all rows shared made an episode's return depend on the number beside it."""
+    obs = _observations("cartpole-balance", 17)
+    alone, together = load(planner[0]), load(planner[0])
+    sources = [np.random.default_rng(k) for k in range(17)]
+    single = np.random.default_rng(3)
+    for step in range(3):
+        rows = together.act(np.roll(obs, step, 0), "cartpole-balance", generator=sources)
+        one = alone.act(np.roll(obs, step, 0)[3], "cartpole-balance", generator=single)
+        np.testing.assert_allclose(rows[3], one, atol=1e-5)
+    with pytest.raises(InputError, match="17 observations need as many generators, got 2"):
+        together.act(obs, "cartpole-balance", generator=sources[:2])
+
+
+def _with_constant(source: Path, path: Path, output: str, value: float) -> Path:
+    """Write a copy of a file whose graph adds a number to one of its outputs."""
+    model = onnx.load(source)
+    added = onnx.numpy_helper.from_array(np.array(value, np.float32), "added")
+    model.graph.initializer.append(added)
+    for node in model.graph.node:
+        node.output[:] = [f"{name}.true" if name == output else name for name in node.output]
+    node = onnx.helper.make_node("Add", [f"{output}.true", "added"], [output])
+    model.graph.node.append(node)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(("value", "found"), [(np.nan, "nan"), (np.inf, "inf"), (3.0, r"\d")])
+def test_an_action_that_is_not_one_never_leaves_an_agent(value, found, policy, tmp_path):
+    agent = load(_with_constant(policy[0], tmp_path / "x.onnx", "action", value))
+    with pytest.raises(NonFiniteError, match=f"magnitude of {found}.*, not at most 1"):
+        agent.act(_observations(TASK), TASK)
+    close = load(_with_constant(policy[0], tmp_path / "y.onnx", "action", 1e-4))
+    steep = close.act(1e4 * _observations(TASK), TASK)
+    assert np.abs(steep).max() <= 1
+
+
+def test_a_plan_of_nan_is_an_error_and_not_gone_on_from(planner, tmp_path):
+    path = _with_constant(planner[0], tmp_path / "nan.onnx", "new_mean", np.nan)
+    agent, obs = load(path), _observations("cartpole-balance")
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match="the plan holds NaN or infinity"):
+            agent.act(obs[0], "cartpole-balance")

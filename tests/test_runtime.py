@@ -2,8 +2,11 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +15,21 @@ from safetensors.numpy import save_file
 
 from tdmpc_opt import make_env, zoo
 from tdmpc_opt.agent import Agent as TorchAgent
+from tdmpc_opt.agent import load_agent
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.extract import one_task, policy_only
-from tdmpc_opt.errors import CheckpointError, InputError, TdmpcOptError, UnknownTaskError
+from tdmpc_opt.deadline import DeadlineTimer
+from tdmpc_opt.errors import (
+    CheckpointError,
+    InputError,
+    NonFiniteError,
+    TdmpcOptError,
+    UnknownTaskError,
+)
+from tdmpc_opt.expert_policy import ExpertNetwork
+from tdmpc_opt.input_checks import LARGEST_OBSERVATION
 from tdmpc_opt.runtime import Agent, load
 
 TEACHER = zoo.path("demo-teacher")
@@ -214,3 +227,68 @@ def test_a_policy_loads_no_more_than_it_needs() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert run.stdout.decode().strip() == "set()"
+
+
+def _in_threads(work: Callable[[int], None], count: int = 2) -> None:
+    """Run the work in threads that the interpreter switches between as often as it can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            for future in [pool.submit(work, number) for number in range(count)]:
+                future.result()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_threads_that_share_a_policy_get_the_actions_of_one(unchecked: None) -> None:
+    """Scratch arrays that all calls shared gave up to half of them another thread's numbers."""
+    device, torch_agent = load(TEACHER), load_agent("demo-teacher", mode="policy")
+    obs = _observations("walker-stand", 2)
+    for agent, calls in ((device, 3000), (torch_agent, 100)):
+        wanted = [agent.act(row, "walker-stand") for row in obs]
+
+        def work(
+            number: int, agent: Any = agent, calls: int = calls, wanted: Any = wanted
+        ) -> None:
+            for _ in range(calls):
+                found = agent.act(obs[number], "walker-stand", deadline_ms=1e5)
+                np.testing.assert_array_equal(found, wanted[number])
+
+        _in_threads(work)
+        assert (agent.deadlines, agent.deadline_misses) == (2 * calls, 0)
+
+
+def test_a_deadline_belongs_to_the_thread_that_set_it() -> None:
+    now = [0.0]
+    timer = DeadlineTimer(lambda: now[0])
+    timer.begin(1000.0)
+    _in_threads(lambda _: timer.begin(None), 1)
+    assert timer.limited
+    now[0] = 2.0
+    timer.finish()
+    assert (timer.acts, timer.misses) == (1, 1)
+
+
+@pytest.mark.parametrize("huge", [1e20, -1e25, 3e38])
+def test_experts_refuse_what_would_overflow(huge: float, two_experts: Path) -> None:
+    expert = ExpertNetwork.load(two_experts / "cup-catch.safetensors")
+    with pytest.raises(InputError, match="too large for the network"):
+        expert.mean(np.full((1, 8), huge))
+
+
+def test_an_overflowing_network_is_an_error_and_no_action(tmp_path: Path) -> None:
+    checkpoint = policy_only(read_checkpoint(TEACHER))
+    broken = dict(checkpoint.tensors)
+    broken["encoder.0.weight"] = 3e38 * broken["encoder.0.weight"].float().sign()
+    path = tmp_path / "policy.safetensors"
+    write_native(path, replace(checkpoint, tensors=broken))
+    agents = (load(path), load_agent(path, mode="policy"))
+    for agent in agents:
+        with (
+            np.errstate(all="ignore"),
+            pytest.raises(NonFiniteError, match="magnitude of nan, not at most 1"),
+        ):
+            agent.act(np.linspace(1, 9, 8), "cup-catch")
+    at_the_limit = load(TEACHER).act(np.full(8, LARGEST_OBSERVATION), "cup-catch")
+    assert np.abs(at_the_limit).max() <= 1

@@ -14,7 +14,14 @@ from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import EngineName, EnginePrecision, Mode, PlannerBudget
 from tdmpc_opt.errors import InputError, UnknownTaskError
-from tdmpc_opt.input_checks import check_deadline, check_finite, check_shape, task_id
+from tdmpc_opt.input_checks import (
+    OneCallAtATime,
+    check_action,
+    check_deadline,
+    check_observation,
+    check_shape,
+    task_id,
+)
 from tdmpc_opt.planning.planner import Planner
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.planning.timing import Clock, PlanTimer
@@ -27,6 +34,10 @@ TaskArgument = str | int | np.integer | Sequence[int] | np.ndarray | Tensor | No
 
 class Agent:
     """Acts for one or many rows at once, in planner or policy mode.
+
+    Threads may share an agent in policy mode: calls leave nothing behind. A planner's plans go
+    from one call to the next, so each control loop needs an agent of its own; a call that comes
+    while another thread's is not done is refused.
 
     Args:
         world_model: Model in eval mode; it decides device and number format. A planner takes
@@ -65,6 +76,7 @@ class Agent:
         self.mode = mode
         self.budget = budget or PlannerBudget()
         self._timer = PlanTimer(clock)
+        self._one_call = OneCallAtATime()
         self._planner: Planner | None = None
         if mode == "planner":
             self._planner = Planner(world_model, self.budget, self._timer, engine, precision)
@@ -86,9 +98,14 @@ class Agent:
 
     @torch.inference_mode()  # plans are inference tensors, which only this may change
     def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Forget the plans of all rows, or of these, before a new episode."""
+        """Forget the plans of all rows, or of these, before a new episode.
+
+        Raises:
+            BusyError: Another thread plans with this agent at this moment.
+        """
         if self._planner:
-            self._planner.reset(rows)
+            with self._one_call:
+                self._planner.reset(rows)
 
     @torch.inference_mode()
     def act(
@@ -118,9 +135,11 @@ class Agent:
             the padded width where ids [B] were given.
 
         Raises:
-            InputError: An observation of a wrong width or with NaN, ids of a wrong shape, or a
-                deadline that is not positive.
+            InputError: An observation of a wrong width, with NaN, infinity or numbers above
+                `LARGEST_OBSERVATION`, ids of a wrong shape, or a deadline that is not positive.
             UnknownTaskError: A task that this agent does not know.
+            NonFiniteError: The network gave an action that is not finite or not in [-1, 1].
+            BusyError: Another thread plans with this agent at this moment.
         """
         check_deadline(deadline_ms)
         self._timer.begin(deadline_ms)
@@ -129,14 +148,15 @@ class Agent:
         single = rows.ndim == 1
         ids, width = self._task_ids(task, 1 if rows.ndim < 2 else len(rows))
         check_shape(self.tasks, width, rows.shape)
-        check_finite(bool(torch.isfinite(rows).all()))
+        check_observation(float(rows.abs().max()))
         rows = self._padded(rows.unsqueeze(0) if single else rows)
         generators = _per_row(generator, len(rows))
         z = model.encode(rows, ids)
         if self._planner:
-            action = self._planner.act(z, ids, generators, explore=not deterministic)
+            action = self._plan(self._planner, z, ids, generators, explore=not deterministic)
         else:
             action = self._policy(z, ids, generators, deterministic)
+            check_action(float(action.abs().max()))
         if width is not None:
             action = action[:, : self.tasks.tasks[width].action_dim]
         action = action[0] if single else action
@@ -168,6 +188,25 @@ class Agent:
     def _padded(self, rows: Tensor) -> Tensor:
         full = self.world_model.config.obs_dim
         return torch.nn.functional.pad(rows, (0, full - rows.shape[1]))
+
+    def _plan(
+        self,
+        planner: Planner,
+        z: Float[Tensor, "batch latent"],
+        ids: Int[Tensor, " batch"],
+        generators: Sequence[torch.Generator | None],
+        *,
+        explore: bool,
+    ) -> Float[Tensor, "batch action"]:
+        if not bool(torch.isfinite(z).all()):  # a search would end in some finite action
+            check_action(float("nan"))
+        with self._one_call:
+            action = planner.act(z, ids, generators, explore=explore)
+            largest = float(action.abs().max())
+            if not largest <= 1:  # the next plan would start from this one
+                planner.reset()
+        check_action(largest)
+        return action
 
     def _policy(
         self,

@@ -1,5 +1,6 @@
 """Stopping repeated work in time: what a part of it costs, and how often time ran out."""
 
+import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -9,6 +10,8 @@ Clock = Callable[[], float]
 
 class DeadlineTimer:
     """Measures parts of the work and tells when another would end after the deadline.
+
+    Each thread has the deadline of its own action; the counts are those of all threads.
 
     Args:
         clock: Monotonic clock.
@@ -20,8 +23,14 @@ class DeadlineTimer:
         self.misses = 0
         """Those of them that came too late."""
         self._clock = clock
-        self._end = float("inf")
+        self._thread = threading.local()
+        self._counting = threading.Lock()
         self._costs: deque[float] = deque(maxlen=8)
+
+    @property
+    def _end(self) -> float:
+        """Time at which this thread's action should be done."""
+        return getattr(self._thread, "end", float("inf"))
 
     @property
     def limited(self) -> bool:
@@ -30,15 +39,18 @@ class DeadlineTimer:
 
     def begin(self, deadline_ms: float | None) -> None:
         """Start the time of one action; None sets no limit."""
-        self._end = float("inf")
         if deadline_ms is not None:
-            self._end = self._clock() + deadline_ms / 1000
+            self._thread.end = self._clock() + deadline_ms / 1000
+        elif self.limited:
+            self._thread.end = float("inf")
 
     def finish(self) -> None:
         """Count the action, and whether it is late."""
         if self.limited:
-            self.acts += 1
-            self.misses += self._clock() > self._end
+            late = self._clock() > self._end
+            with self._counting:
+                self.acts += 1
+                self.misses += late
 
     def enough(self) -> bool:
         """Return whether another part, at the cost of recent ones, would be late."""

@@ -52,3 +52,7 @@ class MissingDependencyError(TdmpcOptError, ImportError):
 
 class InputError(TdmpcOptError, ValueError):
     """An argument, observation or option with a value that cannot be used."""
+
+
+class BusyError(TdmpcOptError, RuntimeError):
+    """A planner that was called while another thread's call had not returned."""

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.errors import CheckpointError, InputError
+from tdmpc_opt.input_checks import check_action, check_observation
 from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.stable_safetensors import sort_metadata
 
@@ -63,17 +64,22 @@ class ExpertNetwork:
             Actions in [-1, 1], [batch, action].
 
         Raises:
-            InputError: Observations of another shape.
+            InputError: Observations of another shape, with NaN, infinity or numbers above
+                `LARGEST_OBSERVATION`.
+            NonFiniteError: The network overflowed.
         """
         if obs.ndim != 2 or obs.shape[1] != self.obs_dim:
             raise InputError(
                 f"the expert of {self.task} takes observations of shape "
                 f"[batch, {self.obs_dim}], got {list(obs.shape)}"
             )
+        check_observation(float(np.abs(obs).max(initial=0)))
         x = obs.astype(np.float32)
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = np.maximum(x @ weight.T + bias, 0)
-        return np.tanh(x @ self.weights[-1].T + self.biases[-1])
+        action: NDArray[np.float32] = np.tanh(x @ self.weights[-1].T + self.biases[-1])
+        check_action(float(np.abs(action).max(initial=0)))
+        return action
 
     def save(self, path: Path) -> None:
         """Write the policy as fp16 safetensors; a reader never sees half a file.

@@ -31,7 +31,10 @@ Stream = tuple[int, ...]
 
 @runtime_checkable
 class Policy(Protocol):
-    """Drives batches of episodes of one task at a time."""
+    """Drives batches of episodes of one task at a time.
+
+    It remembers the episodes between `start` and the last `act`: one object serves one thread.
+    """
 
     def start(self, task: str, streams: Sequence[Stream]) -> None:
         """Begin one episode per stream; a row's randomness comes from its stream alone."""
@@ -306,17 +309,17 @@ class DevicePolicy:
     def __init__(self, agent: DeviceAgent) -> None:
         self._agent = agent
         self._task: str | None = None
-        self._generator = np.random.default_rng()
+        self._generators: list[np.random.Generator] = []
 
     def start(self, task: str, streams: Sequence[Stream]) -> None:
-        """Begin one episode per stream; the first stream seeds the noise of all."""
+        """Begin one episode per stream."""
         self._task = None if self._agent.tasks.names == (UNNAMED,) else task
-        self._generator = np.random.default_rng(streams[0])
+        self._generators = [np.random.default_rng(stream) for stream in streams]
         self._agent.reset()
 
     def act(self, obs: Array) -> Array:
         """Map observations [B, obs] to actions [B, action]."""
-        return self._agent.act(obs, self._task, generator=self._generator)
+        return self._agent.act(obs, self._task, generator=self._generators)
 
 
 class RandomPolicy:

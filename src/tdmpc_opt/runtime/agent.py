@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 
 from tdmpc_opt.deadline import Clock, DeadlineTimer
 from tdmpc_opt.errors import InputError
-from tdmpc_opt.input_checks import check_deadline, check_finite, check_shape, task_id
+from tdmpc_opt.input_checks import (
+    check_action,
+    check_deadline,
+    check_observation,
+    check_shape,
+    task_id,
+)
 from tdmpc_opt.runtime.numpy_policy import NumpyPolicy
 from tdmpc_opt.runtime.onnx_file import (
     OnnxFile,
@@ -25,9 +31,10 @@ from tdmpc_opt.runtime.weights import MODEL_FILE, Weights, read_weights
 from tdmpc_opt.task_table import TaskTable
 
 Array = NDArray[np.float32]
-Noise = Callable[[], "np.random.Generator"]
-"""Gives a source of noise when called. A policy needs none, and numpy.random takes 6 MB of a
-device's memory as soon as it is named."""
+Generators = Sequence["np.random.Generator"]
+Noise = Callable[[], Generators]
+"""Gives each row's source of noise when called. A policy needs none, and numpy.random takes 6
+MB of a device's memory as soon as it is named."""
 Act = Callable[[Array, int, Noise], Array]
 """From observations [B, obs] of the task's own width, its id and where noise comes from to
 actions [B, action], padded or not."""
@@ -35,6 +42,10 @@ actions [B, action], padded or not."""
 
 class Agent:
     """The policy, or the planner, of one file.
+
+    Threads may share an agent whose policy acts: calls leave nothing behind. A planner's plan
+    goes from one call to the next, so each control loop needs an agent of its own; a call that
+    comes while another thread's is not done is refused.
 
     Args:
         tasks: Its tasks.
@@ -72,7 +83,11 @@ class Agent:
         return self._planner.iterations if self._planner else None
 
     def reset(self) -> None:
-        """Forget the plan, before a new episode; the policy alone remembers nothing."""
+        """Forget the plan, before a new episode; the policy alone remembers nothing.
+
+        Raises:
+            BusyError: Another thread plans with this agent at this moment.
+        """
         if self._planner:
             self._planner.reset()
 
@@ -82,7 +97,7 @@ class Agent:
         task: str | int | None = None,
         *,
         deadline_ms: float | None = None,
-        generator: "np.random.Generator | None" = None,
+        generator: "np.random.Generator | Generators | None" = None,
     ) -> Array:
         """Choose actions.
 
@@ -92,16 +107,20 @@ class Agent:
             deadline_ms: Milliseconds from now in which the planner should be done: it leaves
                 out iterations that would end later, judged by recent ones. The first always
                 runs.
-            generator: Source of the planner's noise; None is one of the agent's own.
+            generator: Source of the planner's noise: one for all rows or one for each; None is
+                one of the agent's own. One per row makes a row independent of the rest.
 
         Returns:
             Actions in [-1, 1], [action] or [B, action], of the task's own width: the policy's
             mean, or one elite of the plan drawn by weight, without added noise.
 
         Raises:
-            InputError: An observation of a wrong width, or with NaN or infinity, or a deadline
-                that is not positive.
+            InputError: An observation of a wrong width, with NaN, infinity or numbers above
+                `LARGEST_OBSERVATION`, a deadline that is not positive, or another number of
+                generators than of rows.
             UnknownTaskError: A task that this agent does not know.
+            NonFiniteError: The network gave an action that is not finite or not in [-1, 1].
+            BusyError: Another thread plans with this agent at this moment.
         """
         check_deadline(deadline_ms)
         self._timer.begin(deadline_ms)
@@ -109,23 +128,34 @@ class Agent:
         if index is None:
             index = self._indices[task] = task_id(self.tasks, task)
         own = self.tasks.tasks[index]
-        rows: Array = np.asarray(obs, dtype=np.float32)
-        if rows.shape != (own.obs_dim,):  # what a robot gives needs no closer look
-            check_shape(self.tasks, index, rows.shape)
-        check_finite(bool(np.isfinite(rows).all()))
+        given = np.asarray(obs)
+        if given.shape != (own.obs_dim,):  # what a robot gives needs no closer look
+            check_shape(self.tasks, index, given.shape)
+        check_observation(float(np.abs(given).max()))
+        rows: Array = given.astype(np.float32, copy=False)
         known = (rows[None] if rows.ndim == 1 else rows)[:, : own.obs_dim]
-        noise = partial(self._source, generator)
+        noise = partial(self._sources, generator, len(known))
         action = self._act(known, index, noise)[:, : own.action_dim]
+        largest = float(np.abs(action).max())
+        check_action(largest)
+        if largest > 1:
+            action = action.clip(-1, 1)
         self._timer.finish()
         return action[0] if rows.ndim == 1 else action
 
-    def _source(self, given: "np.random.Generator | None") -> "np.random.Generator":
-        """Return the source of noise that was given, or the agent's own."""
-        if given is not None:
-            return given
-        if self._generator is None:
-            self._generator = np.random.default_rng()
-        return self._generator
+    def _sources(
+        self, given: "np.random.Generator | Generators | None", rows: int
+    ) -> Generators:
+        """Return each row's source of noise: what was given, or the agent's own."""
+        if given is None:
+            if self._generator is None:
+                self._generator = np.random.default_rng()
+            given = self._generator
+        if not isinstance(given, Sequence):
+            return [given] * rows
+        if len(given) != rows:
+            raise InputError(f"{rows} observations need as many generators, got {len(given)}")
+        return given
 
 
 def load(

@@ -19,7 +19,8 @@ class NumpyPolicy:
     The embedding's share of each first layer is part of its bias, and padding is left out, so
     that an action costs what the task's own network costs. Weights are float32 whatever the
     file holds: numpy multiplies integers slower than it would turn them to floats, and that
-    takes longer than the product.
+    takes longer than the product. A call writes to arrays of its own alone, so that threads
+    may share a policy.
 
     Args:
         weights: The agent.
@@ -45,10 +46,10 @@ class NumpyPolicy:
             return self._one(obs)
         x = obs
         for layer in self._encoder[:-1]:
-            x = _mish(layer.normed(x))
+            x = layer.mish(layer.normed(x))
         x = _simnorm(self._encoder[-1].normed(x), self._group)
         for layer in self._head[:-1]:
-            x = _mish(layer.normed(x))
+            x = layer.mish(layer.normed(x))
         action: Array = np.tanh(self._head[-1].product(x))
         return action
 
@@ -56,13 +57,13 @@ class NumpyPolicy:
         """Map one observation. What a call into numpy costs counts here, not the arithmetic."""
         x = obs
         for layer in self._encoder[:-1]:
-            x = layer.hidden(x)
+            x = layer.mish(layer.normed_one(x))
         # LayerNorm bounds the inputs, so their exponentials do not overflow.
         groups = np.exp(self._encoder[-1].normed_one(x)).reshape(-1, self._group)
         groups /= np.add.reduce(groups, 1, keepdims=True)
         x = groups.ravel()
         for layer in self._head[:-1]:
-            x = layer.hidden(x)
+            x = layer.mish(layer.normed_one(x))
         action: Array = np.tanh(self._head[-1].product(x))
         return action
 
@@ -80,8 +81,6 @@ class _Layer:
         self._bias = bias
         self._scale, self._shift = scale, shift
         self._share = np.float32(1 / len(bias))
-        # The room that one row's numbers take again and again.
-        self._y, self._e, self._n = np.empty((3, len(bias)), np.float32)
         self._bounded = scale is not None and shift is not None and _bound(scale, shift) < _SAFE
 
     def keep_rows(self, rows: int) -> None:
@@ -107,26 +106,23 @@ class _Layer:
         return y
 
     def normed_one(self, x: Array) -> Array:
-        """Return the same for one row, until the next call."""
+        """Return the same for one row."""
         assert self._scale is not None
         assert self._shift is not None
-        y = self._y
-        np.dot(x, self._weight, out=y)
-        y += self._bias
+        y = self.product(x)
         y *= 1 / math.sqrt(y.dot(y) * self._share + _EPS)
         y *= self._scale
         y += self._shift
         return y
 
-    def hidden(self, x: Array) -> Array:
-        """Return one row through LayerNorm and Mish, until the next call."""
-        y, e, n = self.normed_one(x), self._e, self._n
-        np.exp(y if self._bounded else np.minimum(y, np.float32(20)), out=e)
-        # As `_mish`, x n / (n + 2) with n = e (e + 2).
-        np.add(e, 2, out=n)
+    def mish(self, y: Array) -> Array:
+        """Apply Mish to what `normed` returned, in its place."""
+        # With e = exp(y) and n = e (e + 2): y n / (n + 2); beyond 20 that is y in fp32.
+        e = np.exp(y if self._bounded else np.minimum(y, np.float32(20)))
+        n = e + np.float32(2)
         n *= e
         y *= n
-        n += 2
+        n += np.float32(2)
         y /= n
         return y
 
@@ -154,17 +150,6 @@ def _bound(scale: Array, shift: Array) -> float:
 def _unit(row: Array) -> Array:
     norm = np.linalg.norm(row)
     return row / (norm + np.float32(1e-7)) if norm > 1 else row
-
-
-def _mish(x: Array) -> Array:
-    # With e = exp(x) and n = e (e + 2): x n / (n + 2); beyond 20 that is x in fp32.
-    e = np.exp(np.minimum(x, np.float32(20)))
-    n = e + np.float32(2)
-    n *= e
-    x = x * n
-    n += np.float32(2)
-    x /= n
-    return x
 
 
 def _simnorm(x: Array, group: int) -> Array:
