@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import config as jaxtyping_config
+from public_layouts import layout_a
 
 from tdmpc_opt.checkpoints.checkpoint import from_model
+from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.configs import CollectConfig, ModelConfig, PlannerBudget
 from tdmpc_opt.task_table import MT30, Task, TaskTable
@@ -29,12 +31,13 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
-def reference_dir() -> Path:
-    """The folder with outputs and checkpoints of the original code, where it exists."""
-    folder = Path(__file__).parents[2] / "shared"
-    if not folder.is_dir():
-        pytest.skip("needs the ../shared reference folder")
-    return folder
+def public_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled student as TD-MPC-Opt's release stores one: layout A, fp16, target Qs."""
+    tensors = read_checkpoint("mt30-1m").tensors
+    targets = {f"target_{k}": v.clone() for k, v in tensors.items() if k.startswith("q_ens")}
+    path = tmp_path_factory.mktemp("public") / "mt30_1M_fp16.pt"
+    torch.save({"model": layout_a(tensors | targets)}, path)
+    return path
 
 
 @pytest.fixture

@@ -308,8 +308,8 @@ def test_tensors_that_share_memory_can_be_written(tmp_path, checkpoint):
     assert torch.equal(got["target_q_ensemble.2.weight"], tensors["q_ensemble.2.weight"])
 
 
-def test_converting_keeps_every_bit_and_says_where_it_came_from(reference_dir, tmp_path):
-    source = reference_dir / "checkpoints" / "mt30_1M_steps_045dist_fp16.pt"
+def test_converting_keeps_every_bit_and_names_its_source(public_file, tmp_path):
+    source = public_file
     summary = convert(ConvertConfig(checkpoint=str(source), output=tmp_path / "c.safetensors"))
     assert summary.layout == "native"
     assert summary.extra["source_layout"] == "public A (functorch)"

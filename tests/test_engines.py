@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tdmpc_opt.planning import engines, native_library
 from tdmpc_opt.planning.engines import make_engine
 from tdmpc_opt.planning.mppi import Engine, Plan, draw_noise, prepare, refine, search
 from tdmpc_opt.planning.networks import PlannerNetworks
+from tdmpc_opt.task_table import MT30
 
 # torch's compiler trips over a deprecation of torch's own.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
@@ -84,9 +86,8 @@ def _differences(reference: Plan, other: Plan) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def student(reference_dir) -> PlannerNetworks:
-    name = "mt30_1M_steps_045dist_fp16.pt"
-    return PlannerNetworks(build(read_checkpoint(reference_dir / "checkpoints" / name)))
+def student() -> PlannerNetworks:
+    return PlannerNetworks(build(read_checkpoint("mt30-1m")))
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +117,13 @@ def _each_graph_is_traced_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def observations(reference_dir) -> tuple[Tensor, Tensor]:
-    """Real observations of several tasks, and the tasks."""
-    arrays = np.load(reference_dir / "reference" / "world_model_reference.npz")
-    rows = slice(0, 20)
-    return torch.from_numpy(arrays["obs"][0][rows]), torch.from_numpy(arrays["task"][rows])
+def observations() -> tuple[Tensor, Tensor]:
+    """Real observations of 20 tasks, and the tasks."""
+    obs = torch.zeros(20, MT30.obs_dim)
+    with np.load(Path(__file__).parent / "golden" / "mt30.npz") as arrays:
+        for row, task in enumerate(MT30.tasks[:20]):
+            obs[row, : task.obs_dim] = torch.from_numpy(arrays[f"{task.name}/11/obs"][30])
+    return obs, torch.arange(20)
 
 
 @every_engine

@@ -347,16 +347,20 @@ def test_the_optimisers_own_each_trainable_parameter_once(learner):
     assert not {id(p) for p in owned} & {id(p) for p in targets}
 
 
-def test_the_encoder_learns_at_its_own_rate(learner):
-    rates = {
-        id(p): group["lr"]
-        for group in learner.model_optimizer.param_groups
-        for p in group["params"]
-    }
-    encoder = [rates[id(p)] for p in learner.model.encoder.parameters()]
-    assert encoder == pytest.approx([9e-5] * len(encoder))
-    assert rates[id(learner.model.dynamics[0].weight)] == 3e-4
-    assert learner.policy_optimizer.param_groups[0]["eps"] == 1e-5
+@pytest.mark.parametrize(("factor", "falling"), [(0.3, None), (0.05, None), (0.05, 10)])
+def test_the_encoder_learns_at_its_own_rate(fabric, model, batch, factor, falling):
+    """Adam's first step has the size of the learning rate, whatever the gradient."""
+    config = replace(CONFIG, encoder_lr_scale=factor, lr_zero_at=falling)
+    learner = build_learner(fabric, model, config)
+    before = _weights(model)
+    train_step(fabric, learner, batch, config)
+
+    def step(name: str) -> float:
+        return float((model.state_dict()[name] - before[name]).abs().max())
+
+    assert step("dynamics.0.weight") == pytest.approx(3e-4, rel=1e-2)
+    assert step("encoder.0.weight") == pytest.approx(factor * 3e-4, rel=1e-2)
+    assert step("policy_head.0.weight") == pytest.approx(3e-4, rel=2e-2)
 
 
 def test_the_learning_rates_fall_on_a_line_to_zero(fabric, learner, batch):

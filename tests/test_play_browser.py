@@ -21,9 +21,6 @@ Policy = Callable[[np.ndarray, str], np.ndarray]
 
 pytestmark = pytest.mark.slow
 
-RELEASED = (
-    Path(__file__).parents[2] / "shared" / "checkpoints" / "mt30_1M_steps_045dist_fp16.pt"
-)
 SECONDS = 10
 SEEDS = (0, 1)
 PATIENCE_MS = 300_000
@@ -157,16 +154,14 @@ def test_the_bundled_agent_earns_what_it_earns_in_python(
         assert _earned(page) == pytest.approx(expected, rel=0.1), task
 
 
-def test_a_public_agent_earns_what_it_earns_in_python(page: Any) -> None:
-    if not RELEASED.exists():
-        pytest.skip(f"the released checkpoint is not here: {RELEASED}")
-    policy = _policy(str(RELEASED))
-    with _served(str(RELEASED)) as address:
+def test_a_public_agent_earns_what_it_earns_in_python(page: Any, public_file: Path) -> None:
+    policy = _policy(str(public_file))
+    with _served(str(public_file)) as address:
         for task in (
             *("cartpole-balance", "cartpole-balance-sparse", "cartpole-swingup"),
             *("cup-catch", "pendulum-spin", "reacher-three-easy"),
         ):  # none in which rounding decides where a falling body lands
-            _open(page, address, task=task, agent=RELEASED.stem, seed=0)
+            _open(page, address, task=task, agent=public_file.stem, seed=0)
             expected = sum(_python_return(policy, task, seed) for seed in SEEDS)
             assert expected > 50
             assert _earned(page) == pytest.approx(expected, rel=0.1), task

@@ -1,14 +1,16 @@
-"""The public layouts; all but the released files are synthetic and tiny."""
+"""The public layouts, in files made here; `golden/public_small.pt` is of the public code."""
 
 import io
 import pickle
 import warnings
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from public_layouts import layout_a, layout_b, layout_c
+from torch.nn import Parameter
 
 from tdmpc_opt.checkpoints.checkpoint import build, expected_shapes
 from tdmpc_opt.checkpoints.load import read_checkpoint
@@ -61,12 +63,16 @@ def assert_same(got: dict[str, torch.Tensor], native: dict[str, torch.Tensor]) -
         assert torch.equal(got[name], tensor), name
 
 
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")
 @pytest.mark.parametrize(
-    ("file", "quantised"), [("fp16", None), ("int8", "61 of 61"), ("mixed", "20 of 61")]
+    ("rounded", "quantised"), [(0, None), (61, "61 of 61"), (20, "20 of 61")]
 )
-def test_released_students_load(reference_dir, file, quantised):
-    path = reference_dir / "checkpoints" / f"mt30_1M_steps_045dist_{file}.pt"
-    checkpoint = read_checkpoint(path)
+def test_files_like_the_released_students_load(public_file, tmp_path, rounded, quantised):
+    """The release has one in fp16, one rounded throughout with scale 1, and one in part."""
+    entries = torch.load(public_file, weights_only=True)["model"]
+    for key in list(entries)[:rounded]:
+        entries[key] = torch.quantize_per_tensor(entries[key].float(), 1.0, 0, torch.qint8)
+    checkpoint = read_checkpoint(save(tmp_path / "r.pt", entries))
     assert checkpoint.layout == "public A (functorch)"
     assert checkpoint.tasks == MT30
     assert checkpoint.parameters == 1_426_427
@@ -111,6 +117,42 @@ def test_wrapper_prefixes_and_bare_state_dicts_load(tmp_path, prefix, bare):
 def test_files_of_the_old_torch_format_load(tmp_path):
     native = random_tensors(CONFIG)
     path = save(tmp_path / "old", layout_a(native), _use_new_zipfile_serialization=False)
+    assert_same(read_checkpoint(path).tensors, native)
+
+
+def _as_parameters(entries):
+    return {k: Parameter(v) if _is_weight(v) else v for k, v in entries.items()}
+
+
+def _column_major(entries):
+    return {
+        k: v.t().contiguous().t() if _is_weight(v) and v.ndim == 2 else v
+        for k, v in entries.items()
+    }
+
+
+def _without_batch_sizes(entries):
+    return {k: v for k, v in entries.items() if not k.endswith(("__batch_size", "__device"))}
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+@pytest.mark.parametrize(
+    "change", [OrderedDict, _as_parameters, _column_major, _without_batch_sizes]
+)
+def test_how_a_state_dict_is_stored_changes_no_value(tmp_path, change):
+    native = random_tensors(CONFIG)
+    path = save(tmp_path / "o.pt", change(layout_b(native, [3, 2])))
+    assert_same(read_checkpoint(path).tensors, native)
+
+
+def test_what_a_training_run_stores_beside_the_model_is_left_out(tmp_path):
+    native = random_tensors(CONFIG)
+    optimizer = {"state": {}, "param_groups": [{"lr": 3e-4, "params": [0, 1]}]}
+    more = {"optim": optimizer, "scale": {"value": torch.ones(1)}, "step": 1000}
+    path = save(tmp_path / "r.pt", {"model": layout_b(native, [3, 2]), **more}, bare=True)
     assert_same(read_checkpoint(path).tensors, native)
 
 

@@ -121,10 +121,9 @@ def test_a_file_may_be_replaced_by_its_own_half_precision_copy(source, checkpoin
     assert read_checkpoint(source).parameters == checkpoint.parameters
 
 
-def test_the_released_student_shrinks_without_further_rounding(reference_dir, tmp_path):
-    source = reference_dir / "checkpoints" / "mt30_1M_steps_045dist_fp16.pt"
+def test_a_public_fp16_file_shrinks_without_further_rounding(public_file, tmp_path):
     output = tmp_path / "small.safetensors"
-    report = quantize(QuantizeConfig(checkpoint=str(source), output=output))
+    report = quantize(QuantizeConfig(checkpoint=str(public_file), output=output))
     assert report.parameters == 1_426_427
     assert report.max_error == 0
     assert report.output_bytes < 0.73 * report.source_bytes

@@ -60,11 +60,8 @@ def test_actions_equal_those_of_torch_on_real_observations() -> None:
         assert found.shape == (40, agent.tasks[name].action_dim)
 
 
-def test_the_released_student_acts_alike_on_every_task(
-    tmp_path: Path, reference_dir: Path
-) -> None:
-    path = reference_dir / "checkpoints" / "mt30_1M_steps_045dist_fp16.pt"
-    checkpoint = policy_only(read_checkpoint(path))
+def test_the_bundled_student_acts_as_in_torch_on_every_task(tmp_path: Path) -> None:
+    checkpoint = policy_only(read_checkpoint("mt30-1m"))
     reference = TorchAgent(
         build(checkpoint, policy_will_do=True, dtype=torch.float64), mode="policy"
     )

@@ -14,26 +14,23 @@ from tdmpc_opt.task_table import MT30
 from tdmpc_opt.tasks import custom
 from tdmpc_opt.tasks.dmcontrol import make_env
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+GOLDEN = Path(__file__).parent / "golden"
 CUP_TASKS = ("cup-catch", "cup-spin")
 
 
 def _read(name: str) -> dict[str, np.ndarray]:
-    path = REFERENCE / name
-    if not path.exists():
-        pytest.skip(f"reference values are not here: {path}")
-    with np.load(path) as archive:
+    with np.load(GOLDEN / name) as archive:
         return dict(archive)
 
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, np.ndarray]:
-    return _read("mt30_reference.npz")
+    return _read("mt30.npz")
 
 
 @pytest.fixture(scope="module")
 def legacy_reference() -> dict[str, np.ndarray]:
-    return _read("mt30_reference_cup_legacy.npz")
+    return _read("mt30_cup_legacy.npz")
 
 
 def _tolerances(task: str, steps: int) -> np.ndarray:
@@ -74,8 +71,6 @@ def _assert_replays(task: str, data: Mapping[str, np.ndarray], *, legacy: bool =
 def test_trajectories_match_the_public_definition(
     task: str, reference: dict[str, np.ndarray]
 ) -> None:
-    if task in CUP_TASKS and mujoco.__version__.startswith("2."):
-        pytest.skip("the cup's contacts changed with MuJoCo 3.0")
     _assert_replays(task, reference)
 
 

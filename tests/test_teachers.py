@@ -112,13 +112,12 @@ def test_an_answer_belongs_to_its_own_step(make_model):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_the_released_agent_predicts_the_reward_of_its_own_step(reference_dir, dataset_dir):
+def test_the_bundled_agent_predicts_the_reward_of_its_own_step(dataset_dir):
     """On cartpole-balance with random actions; a shift by one step costs a fifth and more."""
     dataset = EpisodeDataset.open(dataset_dir)
     tasks = dataset.tasks.subset(dataset.task_names)
-    path = reference_dir / "checkpoints" / "mt30_1M_steps_045dist_fp16.pt"
     teacher = WorldModelTeacher(
-        read_checkpoint(path), tasks, Question(frozenset({"reward_mse"}), False), CPU
+        read_checkpoint("mt30-1m"), tasks, Question(frozenset({"reward_mse"}), False), CPU
     )
     batch = SliceSampler([dataset], tasks, horizon=6, batch_size=1024, seed=0).sample()
     chosen = batch.task == tasks.index("cartpole-balance")

@@ -159,10 +159,11 @@ def train_step(
         if states is not None:
             total = total + config.weights.behaviour * states.imitation(model, ranks)
     norm = _descend(fabric, learner, learner.model_optimizer, total, config)
+    # Before the policy's update: the public code shortens rows at each look-up.
+    model.renormalize_task_embedding()
     policy, policy_norm = _update_policy(
         fabric, learner, batch, config, rollout, lesson, states
     )
-    model.renormalize_task_embedding()
     _move_targets(model, config.tau)
     learner.update += 1
     return {
