@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 # A process for each core; tests of a file stay together, since they share what it sets up.
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: setup demo docs test test-all test-web web lint format dist audit licences sbom fuzz clean
+.PHONY: setup demo docs test test-all docs-tables test-web web lint format dist audit licences sbom fuzz clean
 
 setup: $(VENV)/.installed-dev
 
@@ -64,7 +64,7 @@ audit: $(VENV)/.installed-audit
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 licences: $(VENV)/.installed-all $(VENV)/.installed-audit
-	$(BIN)/python benchmarks/licences.py
+	$(BIN)/python tools/licences.py
 
 # What the pinned versions are, in the form that tools for supply chains read.
 sbom: $(VENV)/.installed-audit
@@ -72,8 +72,13 @@ sbom: $(VENV)/.installed-audit
 	$(BIN)/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml \
 	  --output-reproducible --of JSON -o dist/sbom.cdx.json
 
+# Rewrites the tables of docs/ from results/; the tests compare them.
+docs-tables: $(VENV)/.installed-dev
+	$(BIN)/cog -I tools -p "import tables" -r docs/*.md
+
+# The tests of damaged and hostile files with 10,000 cases of each kind; about an hour a core.
 fuzz: $(VENV)/.installed-all
-	nice -n 19 $(BIN)/python benchmarks/fuzz.py --page docs/security.md
+	nice -n 19 $(BIN)/python -m pytest -n auto --hypothesis-profile=fuzz tests/test_fuzz.py
 
 clean:
 	rm -rf $(VENV) build dist site .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

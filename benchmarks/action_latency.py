@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from plain_planner import PlainPlanner
-from racing import cycle, race, records, report
+from plain import PlainPlanner
+from timing import cycle, race, records, report
 
 from tdmpc_opt import load_agent, make_env
 from tdmpc_opt.agent import Agent

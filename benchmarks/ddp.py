@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import tyro
-from racing import save
 from rich.console import Console
 from synthetic import synthetic_dataset
+from timing import save
 
 from tdmpc_opt.configs.model import Size
 

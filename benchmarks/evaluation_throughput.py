@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from racing import race, records, report
+from timing import race, records, report
 
 from tdmpc_opt import load_agent
 from tdmpc_opt.agent import Agent

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from racing import save
 from rich.console import Console
+from timing import save
 
 from tdmpc_opt.bench.measure import bench
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from plain_planner import PlainPlanner
+from plain import PlainPlanner
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from synthetic_shards import write_shard
+from synthetic import write_shard
 
 from tdmpc_opt import provenance
 from tdmpc_opt.collection.exchange import import_data

@@ -1,11 +1,20 @@
-"""Data with the shapes of MT30, for benchmarks that need no simulator."""
+"""Random data with the shapes of MT30: datasets, and shard files of any size."""
 
+import os
 from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDict
 
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
+from tdmpc_opt.data.official import open_official
 from tdmpc_opt.task_table import MT30, Task
+
+ROWS = 501
+EPISODE_BYTES = ROWS * (MT30.obs_dim + MT30.action_dim + 2) * 4
+_BLOCK = 128
 
 
 def synthetic_dataset(folder: Path, tasks: int, episodes: int) -> EpisodeDataset:
@@ -25,3 +34,71 @@ def _episode(task: Task, seed: int, rows: int, rng: np.random.Generator) -> Epis
     action[0], reward[0] = np.nan, np.nan
     obs = rng.standard_normal((rows, task.obs_dim), dtype=np.float32)
     return Episode(task.name, seed, obs, action, reward)
+
+
+def write_shard(path: Path, size_bytes: int, *, mixed: bool = False, seed: int = 0) -> int:
+    """Write an official shard of about so many bytes in float32.
+
+    Args:
+        path: File to write.
+        size_bytes: About how large it is to be.
+        mixed: Put the tasks in random order, not one after the other.
+        seed: Seed of order and values.
+
+    Returns:
+        Number of episodes.
+    """
+    episodes = max(size_bytes // EPISODE_BYTES, len(MT30))
+    rng = np.random.default_rng(seed)
+    tasks = np.sort(np.arange(episodes) % len(MT30))
+    if mixed:
+        rng.shuffle(tasks)
+    _write_outline(path, episodes)
+    places = open_official(path).places
+    with path.open("r+b") as file:
+        for field, place in places.items():
+            file.seek(place)
+            for start in range(0, episodes, _BLOCK):
+                file.write(_values(field, tasks[start : start + _BLOCK], rng).data)
+        file.flush()
+        os.fsync(file.fileno())
+    return episodes
+
+
+def _write_outline(path: Path, episodes: int) -> None:
+    """Let torch write the file without values, which then take no room yet."""
+    lead = (episodes, ROWS)
+    shapes = {
+        "obs": ((*lead, MT30.obs_dim), torch.float32),
+        "action": ((*lead, MT30.action_dim), torch.float32),
+        "reward": (lead, torch.float32),
+        "task": (lead, torch.int32),
+    }
+    tensors, hole = {}, path.with_suffix(".hole")
+    for name, (shape, dtype) in shapes.items():
+        count = int(np.prod(shape))
+        hole.touch()
+        os.truncate(hole, 4 * count)
+        tensors[name] = torch.from_file(str(hole), size=count, dtype=dtype).view(shape)
+        hole.unlink()
+    with torch.serialization.skip_data():
+        torch.save(TensorDict(tensors, batch_size=lead), path)
+
+
+def _values(field: str, tasks: NDArray[np.int64], rng: np.random.Generator) -> NDArray:
+    """Return a block of episodes; its rows repeat, since numbers alone do not matter."""
+    lead = (len(tasks), ROWS)
+    if field == "task":
+        return np.repeat(tasks.astype("<i4")[:, None], ROWS, axis=1)
+    if field == "reward":
+        values = np.tile(rng.random((len(tasks), 1), "<f4"), (1, ROWS))
+        values[:, 0] = np.nan
+        return values
+    known = [getattr(task, f"{field}_dim") for task in MT30.tasks]
+    width = MT30.obs_dim if field == "obs" else MT30.action_dim
+    values = np.empty((*lead, width), "<f4")
+    values[:] = rng.uniform(-1, 1, (ROWS, width)).astype("<f4")
+    values *= np.arange(width) < np.array(known)[tasks][:, None, None]
+    if field == "action":
+        values[:, 0] = np.nan
+    return values

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 import tyro
 from lightning_fabric import Fabric
-from plain_training import PlainLearner, PlainTeacher
-from racing import cycle, race, records, report
+from plain import PlainLearner, PlainTeacher
 from synthetic import synthetic_dataset
+from timing import cycle, race, records, report
 
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native

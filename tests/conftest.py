@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from jaxtyping import config as jaxtyping_config
 from public_layouts import layout_a
 
@@ -14,6 +15,23 @@ from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.configs import CollectConfig, ModelConfig, PlannerBudget
 from tdmpc_opt.task_table import MT30, Task, TaskTable
 from tdmpc_opt.world_model.model import WorldModel
+
+settings.register_profile(
+    "quick",
+    max_examples=25,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile(
+    "fuzz",
+    settings.get_profile("quick"),
+    max_examples=10_000,
+    derandomize=False,
+    print_blob=True,
+)
+settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,8 @@
 A weight is an integer code times a scale, of which each output has one or, for 4 bits, one per
 group of inputs. What is kept in memory is what the file holds. A product turns the
 codes of its own layer to floats and forgets them again: on a CPU without VNNI that took less
-time than torch's integer kernels, which also round the inputs (benchmarks/integer_kernels.py).
+time than torch's integer kernels, which also round the inputs
+(results/bench-integer-kernels.json).
 """
 
 from dataclasses import dataclass

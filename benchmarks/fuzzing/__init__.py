@@ -1,1 +1,0 @@
-"""Hostile files: valid ones are made, changed, read and watched."""
