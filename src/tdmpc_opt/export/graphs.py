@@ -9,8 +9,9 @@ from torch.export import Dim
 
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.export.compose import SCANNED, planner_of
+from tdmpc_opt.export.integers import in_integers
 from tdmpc_opt.export.policy_network import PolicyNetwork
-from tdmpc_opt.planning.graph import arguments, quantized, traced
+from tdmpc_opt.planning.graph import arguments, traced
 from tdmpc_opt.planning.mppi import (
     Problem,
     RoundNoise,
@@ -41,7 +42,7 @@ def policy_graph(model: WorldModel, *, quantize: bool = False) -> onnx.ModelProt
     names, values, axes = _observation(model)
     policy = PolicyNetwork(model, norm_mish_by_sigmoid)
     graph = traced(policy, values, names, ["action"], axes)
-    return quantized(graph, bits=8) if quantize else graph
+    return in_integers(graph) if quantize else graph
 
 
 def planner_graph(
@@ -97,7 +98,7 @@ def planner_graph(
         },
     )
     if quantize:
-        start, body = quantized(start), quantized(body)
+        start, body = in_integers(start), in_integers(body)
     once = iterations(budget, model.config.action_dim) == 1
     return planner_of(start, body, once=once)
 

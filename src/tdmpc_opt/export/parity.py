@@ -67,10 +67,11 @@ def policy_parity(
     """
     pairs, own = [], 0.0
     for name, obs in observations.items():
-        inputs = graph_inputs(agent, name, obs)
         width = agent.tasks[name].action_dim
         wanted = agent.act(obs, name)
-        pairs.append((wanted, run(inputs)["action"][:, :width]))
+        # One by one, as a device acts.
+        found = [run(graph_inputs(agent, name, row[None]))["action"] for row in obs]
+        pairs.append((wanted, np.concatenate(found)[:, :width]))
         own = max(own, float(np.abs(single.act(obs, name) - wanted).max()))
     errors = np.concatenate([np.abs(a - b).max(1) for a, b in pairs])
     cosines = np.concatenate([_cosines(a, b) for a, b in pairs])
