@@ -38,6 +38,24 @@ def test_the_work_ends_where_the_worker_dies_with_a_message_that_helps():
         list(run_parallel(_die, [1, 2], workers=2))
 
 
+UNGUARDED = """
+from tdmpc_opt.executor import run_parallel
+
+list(run_parallel(abs, [1, 2], workers=2))
+"""
+
+
+def test_a_script_without_its_guard_is_told_of_it(tmp_path):
+    """Each worker imports the script, starts workers in turn, and dies of that."""
+    script = tmp_path / "collect_all.py"
+    script.write_text(UNGUARDED)
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    last = run.stderr.strip().splitlines()[-1]
+    assert 'put its calls under `if __name__ == "__main__":`' in last
+    assert str(script) in last
+    assert "memory" not in last
+
+
 PARENT = """
 import os, sys, time
 from pathlib import Path

@@ -5,6 +5,7 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn import Parameter
 
 from tdmpc_opt.checkpoints.checkpoint import build, expected_shapes
 from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.cli import main
 from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.task_table import MT30, MT80
@@ -106,7 +108,7 @@ def test_single_task_files_act_without_a_task(tmp_path, layout):
     assert z.shape == (3, 16)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
 @pytest.mark.parametrize("bare", [False, True])
 def test_wrapper_prefixes_and_bare_state_dicts_load(tmp_path, prefix, bare):
     native = random_tensors(CONFIG)
@@ -310,3 +312,41 @@ def test_truncated_public_files_are_refused(tmp_path, zipped, part):
     path.write_bytes(content[: int(len(content) * part)])
     with pytest.raises(CheckpointError, match=r"truncated or damaged|cut off"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "holders", [["state_dict"], ["model", "state_dict"], ["state_dict"] * 2]
+)
+def test_state_dicts_within_other_dictionaries_load(tmp_path, holders):
+    native = random_tensors(CONFIG)
+    content = {f"model.{key}": value for key, value in layout_b(native, [3, 2]).items()}
+    for holder in holders:
+        content = {holder: content, "epoch": 3}
+    assert_same(read_checkpoint(save(tmp_path / "w.pt", content, bare=True)).tensors, native)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        ("_Qs.online.params.0.weight", (2, 8, 8), "is a checkpoint of Newt, whose agents are"),
+        ("_termination.0.weight", (8, 8), "trained with `episodic`, which predicts termin"),
+    ],
+)
+def test_files_of_other_programs_are_refused_by_name(tmp_path, key, shape, message):
+    entries = layout_b(random_tensors(CONFIG), [3, 2]) | {key: torch.zeros(shape)}
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_checkpoint(save(tmp_path / "n.pt", entries))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bins", [0, 1])
+def test_agents_without_bins_are_refused_before_anything_is_written(tmp_path, bins, capsys):
+    """`convert` wrote what its own reader refused, and `quantize` exited 0."""
+    source = replace(CONFIG)
+    object.__setattr__(source, "num_bins", bins)
+    path = save(tmp_path / "bins.pt", layout_b(random_tensors(source), [3, 2]))
+    for command in (["convert"], ["quantize", "--policy-only"]):
+        output = tmp_path / f"{command[0]}.safetensors"
+        assert main([*command, str(path), "--output", str(output)]) == 1
+        assert "decoded from at least 2 bins" in capsys.readouterr().err
+        assert not output.exists()

@@ -223,3 +223,25 @@ def test_missing_package_names_the_extra(package: str) -> None:
 def test_tasks_do_not_load_torch() -> None:
     code = "import sys, tdmpc_opt.tasks.dmcontrol; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "raise ImportError('libmujoco.so: cannot open shared object file')"]
+)
+def test_a_mujoco_that_lacks_a_part_is_told_of_in_one_line(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "mujoco").mkdir()
+    (tmp_path / "mujoco" / "__init__.py").write_text(content)
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from tdmpc_opt.cli import main; sys.exit(main(['evaluate', 'random', '--tasks', "
+        "'walker-walk', '--workers', '1', '--output', 'score.json']))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("tdmpc-opt: mujoco or dm_control is installed in part")
+    assert "Traceback" not in run.stderr

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -68,14 +69,28 @@ def run_parallel(
         finished = True
     except BrokenProcessPool as error:
         raise RunError(
-            "a worker process died, perhaps out of memory; run the same command again with "
-            "fewer --workers, finished work is kept"
+            f"a worker process died, {_likely_cause()}; finished work is kept"
         ) from error
     finally:
         pool.shutdown(wait=finished, cancel_futures=True)
         if not finished:
             for child in multiprocessing.active_children():
                 child.terminate()
+
+
+def _likely_cause() -> str:
+    """Return why a worker may have died and what to do.
+
+    A worker imports the script that started it. Where that starts workers by itself, each of
+    them dies as it begins.
+    """
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is not None and "__name__" not in Path(script).read_text(errors="replace"):
+        return (
+            f"since {script} starts work whenever it is imported, as each worker does; put its "
+            'calls under `if __name__ == "__main__":`'
+        )
+    return "perhaps out of memory; run the same command again with fewer --workers"
 
 
 def _begin_worker() -> None:

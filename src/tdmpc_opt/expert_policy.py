@@ -86,6 +86,7 @@ class ExpertNetwork:
 
         Raises:
             OSError: A folder that cannot be made or written, or a full disk.
+            CheckpointError: `load` would refuse it, since a weight is not finite in fp16.
         """
         tensors: dict[str, NDArray[np.float16]] = {}
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -103,6 +104,7 @@ class ExpertNetwork:
         with replace_when_done(path) as temporary:
             save_file(tensors, temporary, metadata)
             sort_metadata(temporary)
+            ExpertNetwork.load(temporary)
 
     @classmethod
     def load(cls, path: Path) -> "ExpertNetwork":

@@ -34,7 +34,17 @@ _NETS = {
     "_target_Qs.params.": "target_q_ensemble",
     "_target_Qs_params.": "target_q_ensemble",
 }
-_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""Prefixes of DistributedDataParallel, of torch.compile, and of a module that has the model."""
+_HOLDERS = ("model", "state_dict")
+"""Keys under which a file has its state dict, one within the other in some."""
+_FOREIGN = {
+    "_Qs.online.": "a checkpoint of Newt, whose agents are conditioned on language and have "
+    "another architecture; name a checkpoint of TD-MPC2",
+    "_termination.": "a TD-MPC2 checkpoint trained with `episodic`, which predicts "
+    "terminations; planning here knows tasks of fixed length alone: name one without it",
+}
+"""What files are that cannot be read here, by the start of a key that only they have."""
 _IGNORED_STARTS = ("_detach_Qs_params.",)
 _IGNORED_ENDS = ("__batch_size", "__device", "log_std_min", "log_std_dif")
 _EMBEDDING, _MASKS = "_task_emb.weight", "_action_masks"
@@ -102,7 +112,7 @@ class _Source:
 
 def _convert(entries: dict[str, Any], source: _Source) -> Checkpoint:
     """Rename and size up the entries of a state dict."""
-    _refuse_pixels(entries)
+    _refuse_foreign(entries)
     layout = _layout(entries)
     stored = {key: source.tensor(key, value) for key, value in _weights(entries).items()}
     masks = entries.get(_MASKS)
@@ -116,9 +126,14 @@ def _convert(entries: dict[str, Any], source: _Source) -> Checkpoint:
 
 
 def _entries(content: Any) -> dict[str, Any]:
-    """Return the state dict, bare or under `model`, without the prefixes that wrappers add."""
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+    """Return the state dict, bare or under `_HOLDERS`, without prefixes of wrappers."""
+    while isinstance(content, dict):
+        inner = next(
+            (content[key] for key in _HOLDERS if isinstance(content.get(key), dict)), None
+        )
+        if inner is None:
+            break
+        content = inner
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise CheckpointError("holds no state dict of a TD-MPC2 world model")
     entries: dict[str, Any] = {}
@@ -132,7 +147,11 @@ def _entries(content: Any) -> dict[str, Any]:
     return entries
 
 
-def _refuse_pixels(entries: Mapping[str, Any]) -> None:
+def _refuse_foreign(entries: Mapping[str, Any]) -> None:
+    """Refuse by name what belongs to other programs, and pixel encoders."""
+    for start, what in _FOREIGN.items():
+        if any(key.startswith(start) for key in entries):
+            raise CheckpointError(f"is {what}")
     for key, value in entries.items():
         convolution = isinstance(value, Tensor) and value.ndim == 4
         if key.startswith("_encoder.rgb") or (key.startswith("_encoder.") and convolution):
@@ -269,7 +288,7 @@ def _config(tensors: Mapping[str, Tensor]) -> ModelConfig:
             num_bins=num_bins,
         )
     except ValueError as error:
-        raise CheckpointError(f"shapes that make no world model: {error}") from error
+        raise CheckpointError(f"shapes that make no world model here: {error}") from error
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Sizes of world models and budgets of their planner."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,6 +8,9 @@ from tdmpc_opt.errors import InputError
 from tdmpc_opt.task_table import TaskTable
 
 Size = Literal["0.3", "1", "5", "19", "48", "317"]
+
+_WIDEST = 1 << 16
+"""Largest width: a file may state widths of networks that it does not hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +45,32 @@ class ModelConfig:
     """Dropout rate after the first linear layer of each Q, in training only."""
 
     def __post_init__(self) -> None:
-        """Refuse widths that cannot be built."""
+        """Refuse widths that cannot be built, so that no reader or writer takes them.
+
+        Raises:
+            InputError: The message says which.
+        """
+        if self.num_bins < 2:
+            raise InputError(
+                f"rewards and values are decoded from at least 2 bins, got {self.num_bins}; "
+                "TD-MPC2 with num_bins 0 or 1 regresses them directly, which is not supported"
+            )
+        counts = {name: value for name, value in vars(self).items() if type(value) is int}
+        task_dim = counts.pop("task_dim")
+        if min(counts.values()) < 1 or task_dim < 0:
+            raise InputError(f"dimensions must be positive, got {self}")
+        if max(counts.values()) > _WIDEST or task_dim > _WIDEST:
+            raise InputError(f"dimensions must be at most {_WIDEST}, got {self}")
         if self.latent_dim % self.simnorm_dim:
-            raise ValueError(
+            raise InputError(
                 f"latent_dim must be a multiple of simnorm_dim, got {self.latent_dim} and "
                 f"{self.simnorm_dim}"
             )
-        if min(self.obs_dim, self.action_dim, self.num_tasks, self.num_q) < 1:
-            raise ValueError(f"dimensions must be positive, got {self}")
+        if not (0 <= self.dropout < 1 and 0 < self.bin_limit < math.inf):
+            raise InputError(
+                "dropout must be in [0, 1) and bin_limit positive and finite, got "
+                f"{self.dropout} and {self.bin_limit}"
+            )
 
 
 @dataclass(frozen=True)

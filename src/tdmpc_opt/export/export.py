@@ -18,6 +18,7 @@ from tdmpc_opt.export.observations import observations
 from tdmpc_opt.export.parity import Parity, planner_parity, policy_parity
 from tdmpc_opt.export.targets import make_artifact
 from tdmpc_opt.planning.presets import find_preset
+from tdmpc_opt.runtime.onnx_file import open_onnx
 
 _TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.3}
 _TOLERANCE_OF_PLANS = {"fp32": 5e-3, "fp16": 0.2, "int8": 1.0}
@@ -99,6 +100,8 @@ def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportR
     try:
         with replace_when_done(config.output) as temporary:
             temporary.write_bytes(content)
+            if config.target == "onnx":
+                open_onnx(temporary, threads=1, providers=None)
     except OSError as error:
         raise CheckpointError(f"cannot write {config.output}: {error.strerror}") from error
     return ExportReport(

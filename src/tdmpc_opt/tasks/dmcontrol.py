@@ -22,6 +22,11 @@ except ModuleNotFoundError as error:
         f"the tasks need {error.name}, which is not installed; "
         "run: pip install 'tdmpc-opt[envs]'"
     ) from error
+except (ImportError, AttributeError) as error:  # a part of mujoco is missing, or another's
+    raise MissingDependencyError(
+        f"mujoco or dm_control is installed in part, or the two do not fit ({error}); "
+        "run: pip install --force-reinstall mujoco==3.17.0 dm_control==1.0.50"
+    ) from error
 
 ACTION_REPEAT = 2
 """Control steps that one action lasts."""
