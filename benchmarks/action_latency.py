@@ -1,7 +1,7 @@
-"""Time whole actions, from observation to action, by each way to act, against plain modules.
+"""Latency of one action, from observation to action, by preset and by exported file.
 
-The plain planner and the published budget, the presets, and exported files on the runtime
-without torch take turns in one process on one thread; a fast one acts many times in its turn:
+The plans of plain modules, the presets, and exported files in the runtime without torch take
+turns in one process on one thread. Writes results/bench-action-latency.json:
 
     python benchmarks/action_latency.py --checkpoint student.safetensors
 """
@@ -19,28 +19,14 @@ from plain import PlainPlanner
 from timing import cycle, race, records, report
 
 from tdmpc_opt import load_agent, make_env
-from tdmpc_opt.agent import Agent
 from tdmpc_opt.compression.quantize import quantize
-from tdmpc_opt.configs import (
-    EngineName,
-    EnginePrecision,
-    ExportConfig,
-    PlannerBudget,
-    QuantizeConfig,
-)
+from tdmpc_opt.configs import ExportConfig, PlannerBudget, QuantizeConfig
 from tdmpc_opt.export.export import export
 from tdmpc_opt.planning.mppi import draw_noise
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime import load
 
 Act = Callable[[], Any]
-
-ENGINES: tuple[tuple[EngineName, EnginePrecision], ...] = (
-    ("eager", "fp32"),
-    ("openvino", "fp32"),
-    ("native", "fp32"),
-    ("native", "int8"),
-)
 
 
 @dataclass(frozen=True)
@@ -50,13 +36,13 @@ class Config:
     checkpoint: str
     """Checkpoint file of a world model."""
     task: str = "walker-walk"
-    """Task whose observations are acted on."""
+    """Task of the observations."""
     presets: tuple[str, ...] = ("full", "balanced", "realtime")
-    """Planner budgets by name; the last is exported as well."""
+    """Planner budgets by name; the last one is exported as well."""
     rounds: int = 20
-    """Turns of each, after one that does not count."""
+    """Turns of each, after one that is not counted."""
     turn_ms: float = 300.0
-    """About the time of a turn."""
+    """Approximate duration of a turn, which contains many fast actions."""
     output: Path = Path("results/bench-action-latency.json")
     """Result file."""
 
@@ -64,19 +50,23 @@ class Config:
 def main(config: Config) -> None:
     """Time the actions, write the result file and print it as a table."""
     torch.set_num_threads(1)
-    observations = _observations(config.task)
+    draw = cycle(_observations(config.task))
     with tempfile.TemporaryDirectory() as folder:
-        acts = _acts(config, observations, Path(folder))
+        acts = {"plain modules, full": _plain(config, draw)}
+        for preset in (*config.presets, "policy"):
+            acts[preset] = _with(load_agent(config.checkpoint, preset=preset), draw, config)
+        for name, path in _files(config, Path(folder)).items():
+            acts[name] = _with(load(path), draw, config)
         tried = records(race(acts, 3, warm=2), dict.fromkeys(acts, 1))
         turns = {name: max(1, int(config.turn_ms / r["ms"])) for name, r in tried.items()}
-        repeated = {name: _turn(act, turns[name]) for name, act in acts.items()}
-        times = race(repeated, config.rounds)
-    found = records(times, turns)
-    facts = {"threads": 1, "actions_a_turn": turns, "budgets": _budgets(config)}
+        repeated = {name: _repeat(act, turns[name]) for name, act in acts.items()}
+        found = records(race(repeated, config.rounds), turns)
+    budgets = {name: vars(find_preset(name).budget) for name in config.presets}
+    facts = {"threads": 1, "actions_a_turn": turns, "budgets": budgets}
     report("action-latency", "actions", found, config, facts)
 
 
-def _turn(act: Act, count: int) -> Act:
+def _repeat(act: Act, count: int) -> Act:
     def turn() -> None:
         for _ in range(count):
             act()
@@ -84,50 +74,25 @@ def _turn(act: Act, count: int) -> Act:
     return turn
 
 
-def _acts(config: Config, observations: list[np.ndarray], folder: Path) -> dict[str, Act]:
-    draw = cycle(observations)
-    acts = {"plain modules, full": _plain(config, draw)}
-    for preset in config.presets:
-        for engine, precision in ENGINES:
-            agent = load_agent(
-                config.checkpoint, preset=preset, engine=engine, precision=precision
-            )
-            acts[f"{engine} {precision}, {preset}"] = _with(agent, draw, config.task)
-    policy = load_agent(config.checkpoint, preset="policy")
-    acts["eager, policy"] = _with(policy, draw, config.task)
-    for name, path in _files(config, folder).items():
-        acts[name] = _with(load(path), draw, config.task)
-    return acts
+def _with(agent: Any, draw: Callable[[], np.ndarray], config: Config) -> Act:
+    return lambda: agent.act(draw(), config.task)
 
 
 def _files(config: Config, folder: Path) -> dict[str, Path]:
-    """Export the last preset and the policy, and return what the files are."""
+    """Export the last preset and the policy, and return the files by name."""
     preset, path = config.presets[-1], folder / "planner.onnx"
-    found = {f"runtime, {preset} (ONNX)": path}
-    export(ExportConfig(checkpoint=config.checkpoint, output=path, preset=preset))
+    source, found = config.checkpoint, {f"runtime, {preset} (ONNX)": path}
+    export(ExportConfig(checkpoint=source, output=path, preset=preset))
     for kind in ("fp32", "int8"):
         path = found[f"runtime, policy {kind} (ONNX)"] = folder / f"policy-{kind}.onnx"
-        export(
-            ExportConfig(
-                checkpoint=config.checkpoint, output=path, policy_only=True, format=kind
-            )
-        )
+        export(ExportConfig(checkpoint=source, output=path, policy_only=True, format=kind))
         path = found[f"runtime, policy {kind} (numpy)"] = folder / f"{kind}.safetensors"
-        quantize(
-            QuantizeConfig(
-                checkpoint=config.checkpoint, output=path, policy_only=True, format=kind
-            )
-        )
+        quantize(QuantizeConfig(checkpoint=source, output=path, policy_only=True, format=kind))
     return found
 
 
-def _with(agent: Any, draw: Callable[[], np.ndarray], task: str) -> Act:
-    return lambda: agent.act(draw(), task)
-
-
 def _plain(config: Config, draw: Callable[[], np.ndarray]) -> Act:
-    agent: Agent = load_agent(config.checkpoint)
-    model, budget = agent.world_model, PlannerBudget()
+    model, budget = load_agent(config.checkpoint).world_model, PlannerBudget()
     planner = PlainPlanner(model, budget)
     task = torch.tensor([model.tasks.index(config.task)])
     source = torch.Generator().manual_seed(0)
@@ -152,10 +117,6 @@ def _observations(task: str) -> list[np.ndarray]:
     while len(found) < 50:
         found.append(env.step(env.action_space.sample())[0])
     return found
-
-
-def _budgets(config: Config) -> dict[str, Any]:
-    return {name: vars(find_preset(name).budget) for name in config.presets}
 
 
 if __name__ == "__main__":

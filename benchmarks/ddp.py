@@ -1,8 +1,7 @@
-"""Losses and updates per second of one process, and of two that torchrun starts.
+"""Losses and updates per second of training in one process and in two (torchrun).
 
-All train the same student on the same global batches of synthetic data, through the command
-line. They take turns, each resuming its own run for some updates more, so that what else the
-machine does hits all of them alike:
+All train the same student on the same global batches of synthetic data through the command
+line, and take turns by resuming their runs. Writes results/bench-ddp.json:
 
     python benchmarks/ddp.py
 """
@@ -26,7 +25,7 @@ from tdmpc_opt.configs.model import Size
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM = 5
-"""Updates of each turn whose time does not count."""
+"""First updates of each turn, whose time is not counted."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,8 @@ class Config:
     """Result file."""
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A way to train."""
-
-    processes: int
-    threads: int
-
-    @property
-    def name(self) -> str:
-        """What tables call it."""
-        return f"{self.processes} x {self.threads} threads"
-
-
-CONTENDERS = (Contender(1, 1), Contender(1, 2), Contender(2, 1))
+CONTENDERS = ((1, 1), (1, 2), (2, 1))
+"""Processes, and threads of each."""
 
 
 def main(config: Config) -> None:
@@ -73,12 +60,12 @@ def main(config: Config) -> None:
             for contender in CONTENDERS:
                 _train(config, contender, folder, done * config.updates)
                 load.append(os.getloadavg()[0])
-        rows = {c: _rows(folder / c.name) for c in CONTENDERS}
-    one, two = rows[CONTENDERS[0]], rows[CONTENDERS[-1]]
+        rows = {name: _rows(folder / name) for name in map(_name, CONTENDERS)}
+    one, *_, two = rows.values()
     facts = {
         "updates_per_second": {
-            c.name: float(np.median(_speeds(found, config.updates)))
-            for c, found in rows.items()
+            name: float(np.median(_speeds(found, config.updates)))
+            for name, found in rows.items()
         },
         "updates_compared": len(one),
         "largest_relative_difference": _differences(one, two),
@@ -89,12 +76,16 @@ def main(config: Config) -> None:
     Console().print(facts)
 
 
-def _train(config: Config, contender: Contender, folder: Path, updates: int) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone"]
-    launcher += [f"--nproc-per-node={contender.processes}"]
+def _name(contender: tuple[int, int]) -> str:
+    return "{} x {} threads".format(*contender)
+
+
+def _train(config: Config, contender: tuple[int, int], folder: Path, updates: int) -> None:
+    processes, threads = contender
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     options = {
         "data": folder / "data",
-        "output": folder / contender.name,
+        "output": folder / _name(contender),
         "size": config.size,
         "batch-size": config.batch_size,
         "updates": updates,
@@ -102,12 +93,11 @@ def _train(config: Config, contender: Contender, folder: Path, updates: int) -> 
         "save-every": updates,
         "device": "cpu",
     }
-    command = [*(launcher if contender.processes > 1 else []), "-m", "tdmpc_opt", "train"]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "tdmpc_opt", "train"]
     command += [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    threads = str(contender.threads)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": threads}
+    environment = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True
+        command, env=os.environ | environment, stderr=subprocess.PIPE, text=True
     )
     if done.returncode:
         sys.exit(done.stderr)

@@ -1,7 +1,7 @@
-"""Steps of the simulator per second in an evaluation, against one environment at a time.
+"""Simulator steps per second of an evaluation, and of a loop over single environments.
 
-The plain loop asks the agent for one action, steps one environment, and so on, in one process.
-The evaluation runs a task's episodes in step with each other, and tasks in parallel:
+The evaluation batches the episodes of a task, and runs tasks in parallel processes. Writes
+results/bench-evaluation.json:
 
     python benchmarks/evaluation_throughput.py --checkpoint student.safetensors
 """
@@ -35,7 +35,7 @@ class Config:
     episodes: int = 10
     """Episodes per task of the evaluation."""
     plain_episodes: int = 1
-    """Episodes per task of the plain loop, which costs the same for each."""
+    """Episodes per task of the plain loop."""
     mode: Mode = "policy"
     """Act by the policy network alone, or by planning."""
     preset: str | None = None
@@ -61,7 +61,7 @@ def main(config: Config) -> None:
     times = race(contenders, config.rounds, warm=0)
     units = {"plain": steps * config.plain_episodes, "tdmpc-opt": steps * config.episodes}
     found = records(times, {name: float(count) for name, count in units.items()})
-    for record in found.values():  # worker processes' time is not this one's
+    for record in found.values():  # the time of worker processes is not counted
         del record["cpu_ms"], record["cpu_ms_min"], record["speedup_cpu"]
     seconds = [wall for wall, _ in times["tdmpc-opt"]]
     facts = {"evaluation_seconds": min(seconds), "cores": cores()}

@@ -1,13 +1,13 @@
-"""What each number format costs and keeps: bytes, memory, latency, score, of policy and plan.
+"""Bytes, memory, latency, score and action error of each number format, by policy and planner.
 
-Makes the files with the project's own commands, scores them by `evaluate` and times them by
-`bench`. Files are not made twice, and scores, which are result files of their own, not measured
-twice, so that a run that was stopped goes on; each file has its place by the checkpoint's hash.
-Planner rows plan by the checkpoint's own preset `realtime` where it has one:
+Uses `quantize`, `export`, `evaluate` and `bench`; planners use the checkpoint's preset
+`realtime`. A repeated command goes on where it stopped. Writes results/formats-NAME.json and a
+result file for each score; `python tools/formats_figure.py` draws them:
 
     python benchmarks/formats.py --checkpoint mt30-1m --name mt30-1m --data data
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from rich.console import Console
 from timing import save
 
 from tdmpc_opt.bench.measure import bench
@@ -26,6 +25,7 @@ from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.configs import BenchConfig, EvaluateConfig, ExportConfig, QuantizeConfig
 from tdmpc_opt.configs.compression import Format
 from tdmpc_opt.configs.export import ExportFormat
+from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.export.export import export
 from tdmpc_opt.policies import PolicySource
 
@@ -84,13 +84,18 @@ class File:
     how: How
     path: Path
     exact: bool = False
-    """Whether those that follow and act likewise are compared with this one."""
+    """Whether the following files that act in the same way are compared with this one."""
+
+    @property
+    def preset(self) -> How | None:
+        """The preset to ask for; an exported file contains its own."""
+        return None if self.how == "policy" or self.path.suffix == ".onnx" else self.how
 
 
 def main(config: Config) -> None:
     """Make the files, score and time them, and write the result file."""
     config.files.mkdir(parents=True, exist_ok=True)
-    files = [*_stored(config), *_exported(config), *_others(config)]
+    files = [*_made(config), *_others(config)]
     errors = _errors(config, files)
     scores = [_score(config, file) for file in files]
     times = [_times(config, how, [file for file in files if file.how == how]) for how in HOWS]
@@ -109,54 +114,42 @@ def main(config: Config) -> None:
     save("formats", config, {"rows": rows}, ("data", "others", "results", "files"))
 
 
-def _folder(config: Config) -> Path:
-    """Return where files go that are made of this very checkpoint."""
+def _made(config: Config) -> Iterator[File]:
+    """Quantise and export into each format, whole and the policy alone; files stay."""
     folder = config.files / sha256(resolve(config.checkpoint))[:12]
     folder.mkdir(exist_ok=True)
-    return folder
-
-
-def _stored(config: Config) -> Iterator[File]:
-    """Quantise into each format, whole and the policy alone."""
-    for form in STORED:
-        for how in HOWS:
-            path = _folder(config) / f"{config.name}-{form}-{how}.safetensors"
-            limit = config.mixed_policy_bytes if how == "policy" else config.mixed_bytes
-            if not path.exists():
-                Console().print(f"{path.name} ...", highlight=False)
-                quantize(
-                    QuantizeConfig(
-                        checkpoint=config.checkpoint,
-                        output=path,
-                        format=form,
-                        policy_only=how == "policy",
-                        data=config.data if form in _CALIBRATED else None,
-                        budget_bytes=limit if form == "mixed" else None,
-                    )
+    for form, how in itertools.product(STORED, HOWS):
+        path = folder / f"{config.name}-{form}-{how}.safetensors"
+        limit = config.mixed_policy_bytes if how == "policy" else config.mixed_bytes
+        if not path.exists():
+            quantize(
+                QuantizeConfig(
+                    checkpoint=config.checkpoint,
+                    output=path,
+                    format=form,
+                    policy_only=how == "policy",
+                    data=config.data if form in _CALIBRATED else None,
+                    budget_bytes=limit if form == "mixed" else None,
                 )
-            yield File(form, how, path, exact=form == "fp32")
-
-
-def _exported(config: Config) -> Iterator[File]:
-    for form in EXPORTED:
-        for how in HOWS:
-            path = _folder(config) / f"{config.name}-{form}-{how}.onnx"
-            # A file tells the error that its check measured, whose last digits hang on the
-            # number of threads. Written anew it could have another hash, and be scored again.
-            if not path.exists():
-                Console().print(f"{path.name} ...", highlight=False)
-                export(
-                    ExportConfig(
-                        checkpoint=config.checkpoint,
-                        output=path,
-                        format=form,
-                        policy_only=how == "policy",
-                        preset=None if how == "policy" else how,
-                        data=config.data,
-                    )
+            )
+        yield File(form, how, path, exact=form == "fp32")
+    for form, how in itertools.product(EXPORTED, HOWS):
+        path = folder / f"{config.name}-{form}-{how}.onnx"
+        # Exported files are written once: they contain the error of their check, whose
+        # last digits depend on the number of threads, and another hash would be scored again.
+        if not path.exists():
+            export(
+                ExportConfig(
+                    checkpoint=config.checkpoint,
+                    output=path,
+                    format=form,
+                    policy_only=how == "policy",
+                    preset=None if how == "policy" else how,
+                    data=config.data,
                 )
-            # Its plans draw other noise than torch's, so they are compared among themselves.
-            yield File(f"ONNX {form}", how, path, exact=form == "fp32" and how != "policy")
+            )
+        # Its plans draw other noise than torch's and are compared with each other.
+        yield File(f"ONNX {form}", how, path, exact=form == "fp32" and how != "policy")
 
 
 def _others(config: Config) -> Iterator[File]:
@@ -199,18 +192,13 @@ def _actions(file: File, seen: Mapping[str, Array]) -> Array:
     policy = PolicySource(
         source=str(file.path),
         mode="policy" if file.how == "policy" else "planner",
-        preset=_preset(file),
+        preset=file.preset,
     ).load()
     found = []
     for task, obs in seen.items():
         policy.start(task, [(0, row) for row in range(len(obs))])
         found.append(policy.act(obs).ravel())
     return np.concatenate(found)
-
-
-def _preset(file: File) -> How | None:
-    """Return the preset to ask for; an exported file has its own."""
-    return None if file.how == "policy" or file.path.suffix == ".onnx" else file.how
 
 
 def _score(config: Config, file: File) -> dict[str, Any]:
@@ -220,24 +208,17 @@ def _score(config: Config, file: File) -> dict[str, Any]:
         name, label = config.name, file.label.lower().replace(" ", "-")
     output = config.results / f"{name}-{label}-{file.how}.json"
     policy = file.how == "policy"
-    result = _evaluated(
+    result = evaluate(
         EvaluateConfig(
             checkpoint=str(file.path),
             tasks=",".join(_tasks(config)),
             episodes=config.policy_episodes if policy else config.planner_episodes,
             mode="policy" if policy else "planner",
-            preset=_preset(file),
+            preset=file.preset,
             output=output,
         )
     )
     return {"score": result["score"], "result": output.name, "sha256": sha256(file.path)}
-
-
-def _evaluated(config: EvaluateConfig) -> dict[str, Any]:
-    from tdmpc_opt.evaluation.evaluate import evaluate
-
-    Console().print(f"{config.output.name} ...", highlight=False)
-    return evaluate(config)
 
 
 def _tasks(config: Config) -> tuple[str, ...]:
@@ -246,20 +227,22 @@ def _tasks(config: Config) -> tuple[str, ...]:
 
 
 def _times(config: Config, how: How, files: list[File]) -> dict[tuple[str, str], Any]:
-    """Time files side by side; the first is what the others are compared with."""
-    sources = tuple(str(file.path) for file in files)
-    task = _tasks(config)[0]
+    """Time files in turns; the first is the reference of the speedups."""
     found = bench(
         BenchConfig(
-            sources=sources, preset=(how,), batch=(1,), task=task, seconds=config.seconds
+            sources=tuple(str(file.path) for file in files),
+            preset=(how,),
+            batch=(1,),
+            task=_tasks(config)[0],
+            seconds=config.seconds,
         )
     )
-    times = {}
-    for file, record in zip(files, found["candidates"], strict=True):
-        first = record["batches"]["1"]
-        keys = ("p50_ms", "cpu_p50_ms", "speedup_cpu", "peak_rss_bytes")
-        times[file.label, how] = {key: first[key] for key in keys} | {"by": record["engine"]}
-    return times
+    keys = ("p50_ms", "cpu_p50_ms", "speedup_cpu", "peak_rss_bytes")
+    return {
+        (file.label, how): {key: record["batches"]["1"][key] for key in keys}
+        | {"by": record["engine"]}
+        for file, record in zip(files, found["candidates"], strict=True)
+    }
 
 
 if __name__ == "__main__":

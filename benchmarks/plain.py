@@ -57,83 +57,6 @@ def _modules(dense: Dense, member: int | None) -> list[nn.Module]:
     return [linear, norm, activation]
 
 
-class PlainPlanner:
-    """MPPI with the modules of one world model.
-
-    Args:
-        model: World model of many tasks, in eval mode.
-        budget: Sizes of the search.
-    """
-
-    def __init__(self, model: WorldModel, budget: PlannerBudget) -> None:
-        assert model.task_embedding is not None, "made for models of many tasks"
-        self._model, self._budget, self._embedding = model, budget, model.task_embedding
-        self._dynamics, self._reward = plain(model.dynamics), plain(model.reward_head)
-        self._policy_head = plain(model.policy_head)
-        members = [plain(model.q_ensemble, member) for member in range(model.config.num_q)]
-        self._qs = nn.ModuleList(members)
-
-    def _with_task(self, z: Tensor, task: Tensor) -> Tensor:
-        embedding = self._embedding(task)
-        return torch.cat([z, embedding.expand(*z.shape[:-1], -1)], dim=-1)
-
-    def _decode(self, logits: Tensor) -> Tensor:
-        x = (torch.softmax(logits, dim=-1) * self._model.bins).sum(-1)
-        return torch.sign(x) * (torch.exp(x.abs()) - 1)
-
-    def _policy(self, z: Tensor, task: Tensor, noise: Tensor) -> Tensor:
-        mask = self._model.mask(task)
-        mean, log_std = self._policy_head(self._with_task(z, task)).chunk(2, dim=-1)
-        log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(log_std) + 1)
-        return torch.tanh(mean * mask + noise * mask * (log_std * mask).exp())
-
-    def _values(
-        self, z: Tensor, task: Tensor, actions: Tensor, noise: Tensor, heads: Tensor
-    ) -> Tensor:
-        z = z.expand(actions.shape[1], *z.shape).contiguous()
-        total, weight = torch.zeros(z.shape[:2]), torch.ones(z.shape[1])
-        for action in actions:
-            reward = self._reward(torch.cat([self._with_task(z, task), action], dim=-1))
-            total = total + weight * self._decode(reward)
-            z = self._dynamics(torch.cat([self._with_task(z, task), action], dim=-1))
-            weight = weight * self._model.discount[task]
-        last = self._policy(z, task, noise)
-        x = torch.cat([self._with_task(z, task), last], dim=-1)
-        q = self._decode(torch.stack([member(x) for member in self._qs]))
-        chosen = q.gather(0, heads.unsqueeze(1).expand(-1, q.shape[1], -1))
-        return total + weight * chosen.mean(0)
-
-    def _prior(self, z: Tensor, task: Tensor, noise: Tensor) -> Tensor:
-        z = z.expand(noise.shape[1], *z.shape).contiguous()
-        actions = []
-        for step_noise in noise:
-            actions.append(self._policy(z, task, step_noise))
-            z = self._dynamics(torch.cat([self._with_task(z, task), actions[-1]], dim=-1))
-        return torch.stack(actions)
-
-    def plan(
-        self, z: Tensor, task: Tensor, previous_mean: Tensor, noise: PlanNoise
-    ) -> tuple[Tensor, Tensor]:
-        """Return mean and std of the action sequences, each [horizon, batch, action]."""
-        budget, mask = self._budget, self._model.mask(task)
-        prior = self._prior(z, task, noise.prior)
-        mean = torch.cat([previous_mean[1:], torch.zeros_like(previous_mean[:1])])
-        std = torch.full_like(mean, budget.max_std)
-        for k in range(len(noise.samples)):
-            sampled = mean.unsqueeze(1) + std.unsqueeze(1) * noise.samples[k]
-            actions = torch.cat([prior, sampled.clamp(-1, 1)], dim=1) * mask
-            value = self._values(z, task, actions, noise.value[k], noise.heads[k])
-            top, index = value.nan_to_num(0.0).topk(budget.elites, dim=0)
-            index = index[None, ..., None].expand(len(actions), -1, -1, actions.shape[-1])
-            elites = actions.gather(1, index)
-            weights = torch.exp(budget.temperature * (top - top[0]))
-            weights = (weights / weights.sum(0)).unsqueeze(-1)
-            mean = (weights * elites).sum(1)
-            std = (weights * (elites - mean.unsqueeze(1)) ** 2).sum(1).sqrt()
-            mean, std = mean * mask, std.clamp(budget.min_std, budget.max_std) * mask
-        return mean, std
-
-
 class PlainModel(nn.Module):
     """The networks of a world model of many tasks."""
 
@@ -174,18 +97,75 @@ class PlainModel(nn.Module):
         code.scatter_(-1, lower.long() + 1, share)
         return -(code * functional.log_softmax(logits, dim=-1)).sum(-1)
 
-    def policy(self, z: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample actions, and return them with their log-probability."""
+    def policy(self, z: Tensor, task: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return actions and their log-probability, from standard normal noise."""
         mask = self.masks[task]
         mean, log_std = self.pi(self.join(z, task)).chunk(2, dim=-1)
         log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(log_std) + 1)
         mean, log_std = mean * mask, log_std * mask
-        noise = torch.randn_like(mean) * mask
+        noise = noise * mask
         density = (-0.5 * noise**2 - log_std).sum(-1, keepdim=True)
         density = (density - 0.5 * math.log(2 * math.pi)) * mask.sum(-1, keepdim=True)
         action = torch.tanh(mean + noise * log_std.exp())
         squash = torch.log(torch.relu(1 - action**2) + 1e-6).sum(-1, keepdim=True)
         return action, density - squash
+
+
+class PlainPlanner:
+    """MPPI with the modules of one world model.
+
+    Args:
+        model: World model of many tasks, in eval mode.
+        budget: Sizes of the search.
+    """
+
+    def __init__(self, model: WorldModel, budget: PlannerBudget) -> None:
+        self._model, self._budget = PlainModel(model).eval().requires_grad_(False), budget
+
+    def _values(
+        self, z: Tensor, task: Tensor, actions: Tensor, noise: Tensor, heads: Tensor
+    ) -> Tensor:
+        m, z = self._model, z.expand(actions.shape[1], *z.shape).contiguous()
+        total, weight = torch.zeros(z.shape[:2]), torch.ones(z.shape[1])
+        for action in actions:
+            x = m.join(z, task, action)
+            total = total + weight * m.decode(m.reward(x)).squeeze(-1)
+            z = m.dynamics(x)
+            weight = weight * m.discount[task]
+        x = m.join(z, task, m.policy(z, task, noise)[0])
+        q = m.decode(torch.stack([member(x) for member in m.qs])).squeeze(-1)
+        chosen = q.gather(0, heads.unsqueeze(1).expand(-1, q.shape[1], -1))
+        return total + weight * chosen.mean(0)
+
+    def _prior(self, z: Tensor, task: Tensor, noise: Tensor) -> Tensor:
+        m, z = self._model, z.expand(noise.shape[1], *z.shape).contiguous()
+        actions = []
+        for step_noise in noise:
+            actions.append(m.policy(z, task, step_noise)[0])
+            z = m.dynamics(m.join(z, task, actions[-1]))
+        return torch.stack(actions)
+
+    def plan(
+        self, z: Tensor, task: Tensor, previous_mean: Tensor, noise: PlanNoise
+    ) -> tuple[Tensor, Tensor]:
+        """Return mean and std of the action sequences, each [horizon, batch, action]."""
+        budget, mask = self._budget, self._model.masks[task]
+        prior = self._prior(z, task, noise.prior)
+        mean = torch.cat([previous_mean[1:], torch.zeros_like(previous_mean[:1])])
+        std = torch.full_like(mean, budget.max_std)
+        for k in range(len(noise.samples)):
+            sampled = mean.unsqueeze(1) + std.unsqueeze(1) * noise.samples[k]
+            actions = torch.cat([prior, sampled.clamp(-1, 1)], dim=1) * mask
+            value = self._values(z, task, actions, noise.value[k], noise.heads[k])
+            top, index = value.nan_to_num(0.0).topk(budget.elites, dim=0)
+            index = index[None, ..., None].expand(len(actions), -1, -1, actions.shape[-1])
+            elites = actions.gather(1, index)
+            weights = torch.exp(budget.temperature * (top - top[0]))
+            weights = (weights / weights.sum(0)).unsqueeze(-1)
+            mean = (weights * elites).sum(1)
+            std = (weights * (elites - mean.unsqueeze(1)) ** 2).sum(1).sqrt()
+            mean, std = mean * mask, std.clamp(budget.min_std, budget.max_std) * mask
+        return mean, std
 
 
 class PlainTeacher:
@@ -226,7 +206,8 @@ class PlainLearner:
         m, task, horizon = self.model, batch.task, len(batch.action)
         with torch.no_grad():
             next_z = m.encoder(m.join(batch.obs[1:], task))
-            action, _ = m.policy(next_z, task)
+            noise = torch.randn(*next_z.shape[:-1], m.masks.shape[-1])
+            action, _ = m.policy(next_z, task, noise)
             x = m.join(next_z, task, action)
             chosen = torch.randperm(len(self._targets))[:2]
             values = [m.decode(self._targets[index](x)) for index in chosen]
@@ -261,7 +242,8 @@ class PlainLearner:
     def _improve_policy(self, z: Tensor, task: Tensor, weights: LossWeights) -> None:
         m = self.model
         m.qs.requires_grad_(False)
-        action, log_prob = m.policy(z, task)
+        noise = torch.randn(*z.shape[:-1], m.masks.shape[-1])
+        action, log_prob = m.policy(z, task, noise)
         x = m.join(z, task, action)
         chosen = torch.randperm(len(m.qs))[:2]
         q = torch.stack([m.decode(m.qs[index](x)) for index in chosen]).mean(0)

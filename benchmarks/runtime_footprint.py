@@ -1,6 +1,6 @@
-"""Measure what the torch-free runtime costs a device: start-up, memory and latency.
+"""Start-up time, memory and latency of the torch-free runtime.
 
-Each round starts a fresh interpreter of its own for every file, the files taking turns:
+Each round starts a new interpreter for every file. Writes results/bench-runtime-footprint.json:
 
     python benchmarks/runtime_footprint.py --task cup-catch --files policy.onnx planner.onnx
 """
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import tyro
 from rich.console import Console
+from timing import save
 
-from tdmpc_opt import provenance
 from tdmpc_opt.checkpoints.load import sha256
 
 # Peak memory in KiB, from Linux. That of getrusage would begin with the parent's.
@@ -57,11 +57,11 @@ class Config:
     task: str
     """Task that they act in."""
     rounds: int = 5
-    """Fresh starts of each file, after one that does not count."""
+    """Fresh starts of each file, after one that is not counted."""
     actions: int = 200
     """Actions after the first."""
     python: str = sys.executable
-    """Interpreter to start; one without torch shows that none is needed."""
+    """Interpreter to start, such as one without torch."""
     output: Path = Path("results/bench-runtime-footprint.json")
     """Result file."""
 
@@ -78,18 +78,10 @@ def main(config: Config) -> None:
             )
             records.append(json.loads(_child(config.python, code)))
     baseline = float(np.median(bare))
-    content = {
-        "kind": "runtime-footprint",
-        "schema": 1,
-        "files": [_record(path, found[path][1:], baseline) for path in config.files],
-        "bare_python_mb": baseline * 1024 / 1e6,
-        "config": {"task": config.task, "rounds": config.rounds, "actions": config.actions},
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
-    }
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(json.dumps(content, indent=1) + "\n")
-    Console().print_json(data=content["files"])
+    files = [_record(path, found[path][1:], baseline) for path in config.files]
+    facts = {"files": files, "bare_python_mb": baseline * 1024 / 1e6}
+    save("runtime-footprint", config, facts, ("output", "files", "python"))
+    Console().print_json(data=files)
 
 
 def _child(python: str, code: str) -> str:

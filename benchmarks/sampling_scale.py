@@ -1,8 +1,8 @@
-"""Measure import, start-up, memory and sampling on synthetic shards of the official layout.
+"""Time and memory of importing, starting and sampling, by the size of the data.
 
-For each size a shard file is written, copied and imported in turns, then trained on in fresh
-processes; everything lies in a temporary folder that is deleted afterwards. Three times the
-largest size must be free on the disk:
+For each size a synthetic shard of the official layout is written to a temporary folder, copied
+and imported in turns, and trained on in new processes. Three times the largest size must be
+free on the disk. Writes results/bench-sampling-scale.json:
 
     python benchmarks/sampling_scale.py --sizes 1 4 12
 """
@@ -22,8 +22,8 @@ import numpy as np
 import torch
 import tyro
 from synthetic import write_shard
+from timing import save
 
-from tdmpc_opt import provenance
 from tdmpc_opt.collection.exchange import import_data
 from tdmpc_opt.configs import DataImportConfig, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
@@ -45,8 +45,6 @@ class Config:
     """Updates of the training that is timed."""
     batches: int = 100
     """Batches of each timing of the sampler alone."""
-    mixed: bool = False
-    """Put the tasks of the shard in random order."""
     folder: Path | None = None
     """Where to work; none means the system's temporary folder."""
     output: Path = Path("results/bench-sampling-scale.json")
@@ -61,12 +59,12 @@ class _Watch:
         self.anonymous = 0
 
     def update(self, done: int, total: int, text: str) -> None:
-        """Take a report of the training loop."""
+        """Record one update."""
         self.first = self.first or time.perf_counter()
         self.anonymous = max(self.anonymous, memory()["anonymous_bytes"])
 
     def warn(self, text: str) -> None:
-        """Stop: what the training loop warns of would spoil the figures."""
+        """Stop: the figures would be wrong."""
         raise RuntimeError(text)
 
 
@@ -77,31 +75,15 @@ def main(config: Config) -> None:
         with tempfile.TemporaryDirectory(dir=config.folder) as folder:
             rows.append(measure(config, size, Path(folder)))
             print(json.dumps(rows[-1]), flush=True)  # noqa: T201
-    content = {
-        "kind": "sampling-scale",
-        "schema": 1,
-        "sizes": rows,
-        "config": {
-            "rounds": config.rounds,
-            "updates": config.updates,
-            "batches": config.batches,
-            "batch_size": 256,
-            "model_size": "1",
-            "mixed": config.mixed,
-            "threads": 1,
-        },
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
-    }
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(json.dumps(content, indent=1) + "\n")
+    facts = {"sizes": rows, "batch_size": 256, "model_size": "1", "threads": 1}
+    save("sampling-scale", config, facts, ("output", "folder"))
 
 
 def measure(config: Config, gigabytes: float, folder: Path) -> dict[str, Any]:
-    """Write a shard, and measure what becomes of it, each step in a process of its own."""
+    """Write a shard, and measure each step that follows in a new process."""
     shard, data = folder / "chunk_0.pt", folder / "data"
     row: dict[str, Any] = {"gigabytes": gigabytes}
-    row["episodes"] = write_shard(shard, int(gigabytes * 1e9), mixed=config.mixed)
+    row["episodes"] = write_shard(shard, int(gigabytes * 1e9))
     row["shard_bytes"] = shard.stat().st_size
     copies, imports = [], []
     for _ in range(config.rounds):
@@ -113,7 +95,6 @@ def measure(config: Config, gigabytes: float, folder: Path) -> dict[str, Any]:
     row["import_over_copy"] = float(np.median(np.divide(*seconds)))
     shard.unlink()
     for cache in ("cold", "warm"):
-        row[f"start_{cache}"] = fresh(_start, data, cache)
         row[f"train_{cache}"] = fresh(_train, data, config.updates, cache, folder / cache)
     for sampling in ("uniform", "task", "return"):
         row[f"sample_{sampling}"] = fresh(_sample, data, config.batches, sampling)
@@ -121,7 +102,7 @@ def measure(config: Config, gigabytes: float, folder: Path) -> dict[str, Any]:
 
 
 def _copy(source: Path, target: Path) -> dict[str, float]:
-    """Copy a file that is not in memory, out to the disk."""
+    """Copy a file that is not in the cache to the disk."""
     forget(source)
     start, cpu = time.perf_counter(), time.process_time()
     shutil.copyfile(source, target)
@@ -135,7 +116,7 @@ def _copy(source: Path, target: Path) -> dict[str, float]:
 
 
 def timed_import(source: Path, target: Path) -> dict[str, float]:
-    """Import a file that is not in memory."""
+    """Import a file that is not in the cache."""
     forget(source)
     start, cpu = time.perf_counter(), time.process_time()
     import_data(DataImportConfig(sources=(source,), output=target))
@@ -143,18 +124,6 @@ def timed_import(source: Path, target: Path) -> dict[str, float]:
         "wall_seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,
         **memory(),
-    }
-
-
-def _start(data: Path, cache: str) -> dict[str, float]:
-    """Time what comes before the first batch."""
-    torch.set_num_threads(1)
-    _prepare(data, cache)
-    start, cpu = time.perf_counter(), time.process_time()
-    _sampler(data, "uniform").sample()
-    return {
-        "first_batch_seconds": time.perf_counter() - start,
-        "first_batch_cpu_seconds": time.process_time() - cpu,
     }
 
 
@@ -193,7 +162,7 @@ def _train(data: Path, updates: int, cache: str, output: Path) -> dict[str, floa
 
 
 def _sample(data: Path, batches: int, sampling: Sampling) -> dict[str, float]:
-    """Time the sampler alone, on data that is not in memory and then again."""
+    """Time the sampler alone, on data that is not in the cache and then again."""
     torch.set_num_threads(1)
     forget(data)
     start = time.perf_counter()
@@ -216,34 +185,29 @@ def _sampler(data: Path, sampling: Sampling) -> SliceSampler:
 
 
 def _prepare(data: Path, cache: str) -> None:
-    """Drop the data from memory, or read it all."""
+    """Remove the data from the cache, or read all of it."""
     if cache == "cold":
         forget(data)
         return
     for path in data.rglob("*.memmap"):
-        with path.open("rb") as file:
-            while file.read(1 << 24):
-                pass
+        path.read_bytes()
 
 
 def forget(path: Path) -> None:
-    """Have the system drop a file, or all files of a folder, from its cache."""
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.is_file():
-            _sync(file)
-            handle = os.open(file, os.O_RDONLY)
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(handle)
+    """Remove a file, or all files of a folder, from the system's cache."""
+    for file in filter(Path.is_file, path.rglob("*") if path.is_dir() else [path]):
+        _sync(file)
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+    with path.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def memory() -> dict[str, int]:
-    """Return what this process holds, and the most it ever did, in bytes."""
+    """Return the memory of this process, and its peak, in bytes."""
     found = {}
     for name in ("smaps_rollup", "status"):
         for line in Path(f"/proc/self/{name}").read_text().splitlines():

@@ -36,23 +36,19 @@ def _episode(task: Task, seed: int, rows: int, rng: np.random.Generator) -> Epis
     return Episode(task.name, seed, obs, action, reward)
 
 
-def write_shard(path: Path, size_bytes: int, *, mixed: bool = False, seed: int = 0) -> int:
-    """Write an official shard of about so many bytes in float32.
+def write_shard(path: Path, size_bytes: int) -> int:
+    """Write a shard of the official layout in float32.
 
     Args:
         path: File to write.
-        size_bytes: About how large it is to be.
-        mixed: Put the tasks in random order, not one after the other.
-        seed: Seed of order and values.
+        size_bytes: Approximate size of the file.
 
     Returns:
         Number of episodes.
     """
     episodes = max(size_bytes // EPISODE_BYTES, len(MT30))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     tasks = np.sort(np.arange(episodes) % len(MT30))
-    if mixed:
-        rng.shuffle(tasks)
     _write_outline(path, episodes)
     places = open_official(path).places
     with path.open("r+b") as file:
@@ -66,7 +62,7 @@ def write_shard(path: Path, size_bytes: int, *, mixed: bool = False, seed: int =
 
 
 def _write_outline(path: Path, episodes: int) -> None:
-    """Let torch write the file without values, which then take no room yet."""
+    """Write the file by torch without values, as a sparse file."""
     lead = (episodes, ROWS)
     shapes = {
         "obs": ((*lead, MT30.obs_dim), torch.float32),
@@ -86,7 +82,7 @@ def _write_outline(path: Path, episodes: int) -> None:
 
 
 def _values(field: str, tasks: NDArray[np.int64], rng: np.random.Generator) -> NDArray:
-    """Return a block of episodes; its rows repeat, since numbers alone do not matter."""
+    """Return a block of episodes, each of the same rows: their values do not matter."""
     lead = (len(tasks), ROWS)
     if field == "task":
         return np.repeat(tasks.astype("<i4")[:, None], ROWS, axis=1)

@@ -1,5 +1,6 @@
-"""What the benchmarks share: contenders that take turns, and the record of it."""
+"""What the benchmarks share: timing in turns, and result files."""
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ Times = dict[str, list[tuple[float, float]]]
 
 
 def race(contenders: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 1) -> Times:
-    """Let all take turns, so that what else the machine does hits all of them alike."""
+    """Time the contenders in turns, so that other load on the machine affects all of them."""
     times: Times = {name: [] for name in contenders}
     for contender in contenders.values():
         for _ in range(warm):
@@ -32,7 +33,7 @@ def race(contenders: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 1
 
 
 def records(times: Times, units: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Sum up; the first contender is the plain one that ratios are against.
+    """Summarize the times of each contender; speedups are relative to the first one.
 
     Args:
         times: What `race` measured.
@@ -58,21 +59,9 @@ def records(times: Times, units: Mapping[str, float]) -> dict[str, dict[str, flo
 def report(
     kind: str, unit: str, found: dict[str, dict[str, float]], config: Any, facts: dict[str, Any]
 ) -> None:
-    """Write the result file that the config names, and print it as a table.
-
-    Args:
-        kind: What was measured.
-        unit: What is counted per second.
-        found: What `records` returned.
-        config: Dataclass of the run, with a field `output`.
-        facts: What else a reader should know.
-    """
+    """Save what `records` returned, counted in `unit` per second, and print it as a table."""
     save(kind, config, {"unit": unit, "contenders": found, **facts})
-    table = Table(title=kind, title_justify="left")
-    columns = (f"{unit}/s", "ms", "CPU ms", "speedup", "by CPU")
-    table.add_column("contender")
-    for column in columns:
-        table.add_column(column, justify="right")
+    table = Table("contender", f"{unit}/s", "ms", "CPU ms", "speedup", "by CPU", title=kind)
     for name, r in found.items():
         shown = [f"{r[key]:.4g}" if key in r else "-" for key in ("per_second", "ms", "cpu_ms")]
         shown += [f"{r[key]:.2f}x" if key in r else "-" for key in ("speedup", "speedup_cpu")]
@@ -83,13 +72,13 @@ def report(
 def save(
     kind: str, config: Any, facts: dict[str, Any], leave_out: Sequence[str] = ("output",)
 ) -> None:
-    """Write a result file where the config says, with the config and the machine in it.
+    """Write a result file, the configuration and the machine included.
 
     Args:
         kind: What was measured.
-        config: Dataclass of the run, with a field `output`.
-        facts: What was found.
-        leave_out: Fields of the config that say only where things are.
+        config: Dataclass with the field `output`, the path of the file.
+        facts: The results.
+        leave_out: Fields of the configuration that contain paths of this machine.
     """
     settings = {key: value for key, value in asdict(config).items() if key not in leave_out}
     if "checkpoint" in settings:
@@ -109,12 +98,5 @@ def save(
 
 
 def cycle(items: Sequence[Any]) -> Callable[[], Any]:
-    """Return what gives the items one after the other, again and again."""
-    count = 0
-
-    def give() -> Any:
-        nonlocal count
-        count += 1
-        return items[(count - 1) % len(items)]
-
-    return give
+    """Return a function that returns the items in turn, without end."""
+    return itertools.cycle(items).__next__

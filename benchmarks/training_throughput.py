@@ -1,6 +1,7 @@
-"""Updates per second of a student, with a teacher and without, against plain eager updates.
+"""Training updates per second, with and without a teacher, and of plain torch modules.
 
-All take turns in one process on one thread, on batches of synthetic data drawn before:
+The contenders take turns in one process on one thread, on synthetic batches drawn beforehand.
+Writes results/bench-training.json, or the file named by `--output`:
 
     python benchmarks/training_throughput.py
     python benchmarks/training_throughput.py --teacher 48 --output results/bench-distill.json
@@ -42,13 +43,13 @@ class Config:
     size: Size = "1"
     """Student, in millions of parameters."""
     teacher: Size | None = None
-    """Teacher with random weights, for the published distillation term; none trains without."""
+    """Teacher of random weights for the published distillation term; None trains without."""
     batch_size: int = 256
     """Slices per update."""
     tasks: int = 30
     """Tasks of the data."""
     rounds: int = 20
-    """Updates of each contender, after one that does not count."""
+    """Updates of each contender, after one that is not counted."""
     output: Path = Path("results/bench-training.json")
     """Result file."""
 
@@ -126,8 +127,8 @@ def _ours(
 
     def update() -> object:
         batch = draw()
-        lesson = distillation.lesson(batch, learner.update) if distillation else None
-        return train_step(fabric, learner, batch, settings, lesson)
+        labels = distillation.lesson(batch, learner.update) if distillation else None
+        return train_step(fabric, learner, batch, settings, labels)
 
     return update
 

@@ -55,7 +55,7 @@ def _load(path: Path, use: str, computes: str) -> dict[str, Any]:
 
 def test_a_synthetic_shard_has_the_official_layout(tmp_path):
     path = tmp_path / "chunk_0.pt"
-    assert write_shard(path, 100 * EPISODE_BYTES, mixed=True) == 100
+    assert write_shard(path, 100 * EPISODE_BYTES) == 100
     shard = open_official(path)
     assert (shard.tasks, shard.episodes, shard.length) == (MT30, 100, 501)
     assert set(shard.task_ids().tolist()) == set(range(30))

@@ -34,7 +34,6 @@ COMMANDS = {
     "bench-distill": "python benchmarks/training_throughput.py --teacher 48 "
     "--output results/bench-distill.json",
     "bench-evaluation": "python benchmarks/evaluation_throughput.py --checkpoint FILE",
-    "bench-planner-latency": "python benchmarks/planner_latency.py --checkpoint FILE",
     "bench-runtime-footprint": "python benchmarks/runtime_footprint.py --task walker-walk "
     "--files policy.onnx planner.onnx",
     "bench-sampling-scale": "python benchmarks/sampling_scale.py --sizes 1 4 12",
@@ -46,6 +45,7 @@ COMMANDS = {
     "bench-integer-kernels": "git show 94c1e6f:benchmarks/integer_kernels.py",
     "bench-page": "git show 94c1e6f:benchmarks/page_opening.py",
     "bench-planner-cost": "git show 94c1e6f:benchmarks/planner_cost.py",
+    "bench-planner-latency": "git show 94c1e6f:benchmarks/planner_latency.py",
     "bench-teacher-memory": "git show 94c1e6f:benchmarks/teacher_memory.py",
     "fuzz": "git show 94c1e6f:benchmarks/fuzz.py",
     "kills": "git show 94c1e6f:benchmarks/kills.py",
