@@ -1,12 +1,22 @@
 """Writing files safely: whole or not at all, never over an input, by one process at a time."""
 
+import errno
 import os
+import socket
+import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
-from tdmpc_opt.errors import InputError
+from tdmpc_opt.errors import InputError, RunError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 
 @contextmanager
@@ -75,6 +85,73 @@ def _parts(path: Path) -> list[Path]:
 def _key(path: Path) -> tuple[int, int]:
     status = path.stat()  # of what a link points to
     return status.st_dev, status.st_ino
+
+
+_HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+"""How a lock that another process has is answered."""
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_SECONDS_BETWEEN_TRIES = 0.05
+
+
+@contextmanager
+def alone(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of the block that writes or resumes the same file.
+
+    The operating system keeps the lock and releases it when the process ends, however it ends.
+    File systems without locks, as some network file systems are, keep nobody out.
+
+    Args:
+        path: The file, which need not exist. `.NAME.lock` beside it is locked, and is there
+            while the block runs.
+        wait: Wait for the other process, where refusing is the default.
+
+    Raises:
+        RunError: Another process is in the block; the message says which.
+        OSError: A folder that cannot be made or written.
+    """
+    lock = path.parent / f".{path.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while (file := _locked(lock)) is None:
+        if not wait:
+            owner = lock.read_text(encoding="utf-8") if lock.exists() else ""
+            raise RunError(
+                f"{path} is being written by {owner or 'another process'}; wait until that has "
+                "finished, or name another --output"
+            )
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+    with file:
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
+        file.flush()
+        try:
+            yield
+        finally:
+            if sys.platform != "win32":  # which deletes no open file
+                lock.unlink(missing_ok=True)
+
+
+def _locked(lock: Path) -> TextIO | None:
+    """Return the locked file; None where another process has it, or has just deleted it."""
+    file = lock.open("a+", encoding="utf-8")
+    try:
+        if sys.platform == "win32":
+            file.seek(1 << 30)  # beyond the text, which others may then read
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            file.close()
+            return None
+        if error.errno not in _UNSUPPORTED:
+            file.close()
+            raise
+    if lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
+        return file
+    file.close()
+    return None
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc_opt import provenance
-from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.collection.collect import collect
@@ -74,17 +74,19 @@ def dagger(config: DaggerConfig, progress: Progress | None = None) -> list[Round
         What each round brought, as `rounds.json` says too.
 
     Raises:
-        RunError: The folder holds another run, or a loss became NaN.
+        RunError: The folder holds another run, or a loss became NaN; or another process works
+            in the folder.
         CheckpointError: Student or teacher cannot be read, or a checkpoint not be written.
         UnknownTaskError: The teacher does not know a task of the student.
         DataError: A dataset that is missing, damaged, foreign or holds NaN, or a full disk.
         InputError: A labeller that cannot do what is asked.
     """
     progress = progress or Silent()
-    tasks = _refuse_early(config)
-    file = _RoundsFile(config.output / "rounds.json", _identity(config, tasks))
-    for number in range(len(file.rounds) + 1, config.rounds + 1):
-        file.add(_round(config, tasks, number, progress))
+    tasks, path = _refuse_early(config), config.output / "rounds.json"
+    with alone(path):
+        file = _RoundsFile(path, _identity(config, tasks))
+        for number in range(len(file.rounds) + 1, config.rounds + 1):
+            file.add(_round(config, tasks, number, progress))
     return file.rounds
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc_opt import provenance, zoo
-from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.checkpoints.summary import describe
 from tdmpc_opt.collection.collect import collect
 from tdmpc_opt.compression.quantize import quantize
@@ -58,7 +58,11 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> list[DemoRow]:
     Raises:
         TdmpcOptError: As the stages raise.
     """
-    progress = progress or Silent()
+    with alone(config.output / "demo.json"):
+        return _demo(config, progress or Silent())
+
+
+def _demo(config: DemoConfig, progress: Progress) -> list[DemoRow]:
     start = time.perf_counter()
     folder = config.output
     teacher = zoo.path(TEACHER)

@@ -1,9 +1,11 @@
 """Rolls policies out into a dataset on disk."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from tdmpc_opt.atomic import alone
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.executor import run_parallel
@@ -41,6 +43,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
         InputError: A labeller that cannot do what is asked, or an environment of the user's
             that no agent here can act in.
         DataError: A folder that holds something else, or a full disk.
+        RunError: Another process collects the same episodes into the folder.
 
     Source:
         DAgger, arXiv:1011.0686, for labels in states that a student visits; DART,
@@ -66,12 +69,15 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     ]
     done = len(tasks) - len(work)
     progress.update(done, len(tasks), "")
-    for item, episodes in run_parallel(_collect_task, work, config.workers, config.ray):
-        name = item.task.name
-        dataset.append_shard(names[name], episodes, sources[name])
-        done += 1
-        mean = sum(episode.total_reward for episode in episodes) / len(episodes)
-        progress.update(done, len(tasks), f"{name} mean return {mean:.0f}")
+    with ExitStack() as held:
+        for item in work:  # another process may collect other shards at the same time
+            held.enter_context(alone(dataset.path / names[item.task.name]))
+        for item, episodes in run_parallel(_collect_task, work, config.workers, config.ray):
+            name = item.task.name
+            dataset.append_shard(names[name], episodes, sources[name])
+            done += 1
+            mean = sum(episode.total_reward for episode in episodes) / len(episodes)
+            progress.update(done, len(tasks), f"{name} mean return {mean:.0f}")
     return dataset
 
 

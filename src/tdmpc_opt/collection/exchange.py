@@ -1,5 +1,6 @@
 """Datasets of other programs in and out; the content of a source decides what reads it."""
 
+from tdmpc_opt.atomic import alone
 from tdmpc_opt.configs import DataExportConfig, DataImportConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.export_official import export_official
@@ -21,8 +22,18 @@ def import_data(config: DataImportConfig, progress: Progress | None = None) -> I
         UnknownTaskError: A task to import that the files do not know.
         InputError: A task for a Minari dataset that does not fit it, or several.
         MissingDependencyError: A Minari dataset, but no Minari.
+        RunError: Another process imports into the same folder.
     """
-    progress, report = progress or Silent(), ImportReport()
+    progress = progress or Silent()
+    try:
+        with alone(config.output / "import"):
+            return _import(config, progress)
+    except OSError as error:
+        raise DataError(f"cannot write {config.output}: {error.strerror}") from error
+
+
+def _import(config: DataImportConfig, progress: Progress) -> ImportReport:
+    report = ImportReport()
     skip_bad = config.on_bad == "skip"
     folders = [path for path in config.sources if path.is_dir()]
     files = [path for path in config.sources if not path.is_dir()]
@@ -59,7 +70,9 @@ def export_data(config: DataExportConfig, progress: Progress | None = None) -> l
     if not len(dataset):
         raise DataError(f"{config.data} holds no episodes to export")
     if config.format == "official":
-        return [str(path) for path in export_official(dataset, config.output, progress)]
+        with alone(config.output / "export"):
+            return [str(path) for path in export_official(dataset, config.output, progress)]
     from tdmpc_opt.collection.minari_files import export_minari
 
-    return [str(path) for path in export_minari(dataset, config.output, progress)]
+    with alone(config.output / "export"):
+        return [str(path) for path in export_minari(dataset, config.output, progress)]

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import rich
 from numpy.typing import NDArray
 
 from tdmpc_opt import provenance
-from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.collection.expert_learner import (
     build_learner,
     read_network,
@@ -59,7 +60,8 @@ def train_experts(config: ExpertsConfig) -> None:
         InputError: An environment of the user's that no agent here can act in.
         CheckpointError: A warm-up policy that cannot be read.
         MissingDependencyError: sbx-rl or the simulator is not installed.
-        RunError: The folder holds results of another config, or a damaged state.
+        RunError: The folder holds results of another config, or a damaged state; or another
+            process trains one of the tasks there.
     """
     if importlib.util.find_spec("sbx") is None:
         raise MissingDependencyError(
@@ -69,8 +71,11 @@ def train_experts(config: ExpertsConfig) -> None:
     tasks = choose_tasks(config.tasks).tasks
     waiting = [task for task in tasks if not _is_finished(config, task.name)]
     work = partial(train_expert, config)
-    for _ in run_parallel(work, waiting, config.workers, config.ray):
-        pass  # each worker writes its own files
+    with ExitStack() as held:
+        for task in waiting:  # another process may train other tasks into the same folder
+            held.enter_context(alone(_record_path(config, task.name)))
+        for _ in run_parallel(work, waiting, config.workers, config.ray):
+            pass  # each worker writes its own files
 
 
 def train_expert(config: ExpertsConfig, asked: Task | str) -> None:

@@ -1,11 +1,9 @@
-"""`dataset.json`, the only truth about what a dataset holds, and the lock of those who add."""
+"""`dataset.json`, the only truth about what a dataset holds."""
 
-import contextlib
-import fcntl
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,19 +61,6 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name) or name == LISTING:
         raise DataError(f"{name!r} cannot name a shard; use letters, digits, . _ + and -")
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from adding at the same time, where the file system can."""
-    try:
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise DataError(f"cannot add to {folder}: {error.strerror}") from error
-    with file:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tdmpc_opt.agent import best_device
+from tdmpc_opt.atomic import alone
 from tdmpc_opt.configs import EvaluateConfig, device_of_work
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
@@ -43,6 +44,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         InputError: An environment of the user's that no agent here can act in.
         CheckpointError: A checkpoint that cannot be read.
         ResultError: An output that belongs to another evaluation or cannot be written.
+        RunError: Another process evaluates into the same file.
     """
     progress = progress or Silent()
     device = device_of_work(config.device, config.ray)
@@ -57,6 +59,16 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         precision=config.precision,
     )
     tasks = policy.tasks(config.tasks)
+    try:
+        with alone(config.output):
+            return _evaluate(config, policy, tasks, progress)
+    except OSError as error:
+        raise ResultError(f"cannot write {config.output}: {error.strerror}") from error
+
+
+def _evaluate(
+    config: EvaluateConfig, policy: PolicySource, tasks: TaskTable, progress: Progress
+) -> dict[str, Any]:
     result = EvaluationFile(config.output, _identity(config, policy, tasks), policy.training())
     work = [
         TaskWork(policy, task, config.episodes, config.seed, result.measured(task.name))

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from tdmpc_opt.agent import Agent, best_device
+from tdmpc_opt.atomic import alone
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import TrainConfig, model_config
@@ -46,7 +47,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> Path:
 
     Raises:
         DataError: The dataset is missing, damaged, foreign or holds NaN.
-        RunError: The folder holds another run, or too many batches brought NaN or infinity.
+        RunError: The folder holds another run, another process trains in it, or too many
+            batches brought NaN or infinity.
         CheckpointError: A checkpoint that cannot be read or written.
     """
     return run_training(config, open_data(config), progress or Silent())
@@ -66,8 +68,7 @@ def run_training(
     config: TrainConfig,
     datasets: Sequence[EpisodeDataset],
     progress: Progress,
-    open_teachers: Callable[[WorldModel, torch.device, Ranks], Distillation | None]
-    | None = None,
+    open_teachers: OpenTeachers | None = None,
 ) -> Path:
     """Train with or without a teacher.
 
@@ -83,6 +84,35 @@ def run_training(
     _refuse_own_tasks(config, datasets)
     fabric, ranks = join(best_device(config.device), config.precision)
     progress = progress if ranks.is_first else _Unheard()
+    with _own_folder(config.output, ranks):
+        return _run(config, datasets, progress, open_teachers, fabric, ranks)
+
+
+@contextmanager
+def _own_folder(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Keep other runs out of the folder, which the first rank does for all.
+
+    Raises:
+        RunError: Another process trains in it, or it cannot be written.
+    """
+    with ExitStack() as held:
+        with ranks.first_alone():
+            if ranks.is_first:
+                try:
+                    held.enter_context(alone(folder / "model.safetensors"))
+                except OSError as error:
+                    raise RunError(f"cannot write the run folder {folder}: {error}") from error
+        yield
+
+
+def _run(
+    config: TrainConfig,
+    datasets: Sequence[EpisodeDataset],
+    progress: Progress,
+    open_teachers: OpenTeachers | None,
+    fabric: Fabric,
+    ranks: Ranks,
+) -> Path:
     torch.manual_seed(config.seed)
     model = _initial_model(config, datasets)
     draws = Draws(config, datasets, model.tasks, ranks)

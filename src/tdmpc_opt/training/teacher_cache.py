@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.configs import DistillConfig
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 from tdmpc_opt.data.maps import DAMAGED_ARRAY
@@ -107,8 +107,9 @@ class TeacherCache:
         """
         for index in range(ranks.rank, len(self._shards), ranks.count):
             cached = self._shards[index]
-            if self._open(cached) is None:
-                self._write(cached, self._ask(cached, teachers, device))
+            with alone(cached.folder / "targets", wait=True):  # runs may share a cache
+                if self._open(cached) is None:
+                    self._write(cached, self._ask(cached, teachers, device))
             done = min(index + ranks.count, len(self._shards))
             progress.update(done, len(self._shards), cached.shard.name)
         ranks.wait()

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tdmpc_opt import provenance
 from tdmpc_opt.agent import Agent
-from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
@@ -56,6 +56,7 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]
     Raises:
         CheckpointError: A checkpoint that cannot be read or written, or cannot plan.
         ResultError: The folder holds another search.
+        RunError: Another process searches in the folder.
         UnknownTaskError: A task that the agent does not know.
         MissingDependencyError: The engine's library is not here.
     """
@@ -72,12 +73,13 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]
         "seeds": [TUNING_SEED, TUNING_SEED + config.episodes - 1],
         "engine": config.engine,
     }
-    study = _open(config, identity)
-    search = _Search(config, policy, tasks, study, checkpoint)
-    for _ in search.run(progress):
-        _write(config.output / "tuning.json", _content(config, identity, study))
-    content = _content(config, identity, study)
-    _write(config.output / "tuning.json", content)
+    with alone(config.output / "tuning.json"):
+        study = _open(config, identity)
+        search = _Search(config, policy, tasks, study, checkpoint)
+        for _ in search.run(progress):
+            _write(config.output / "tuning.json", _content(config, identity, study))
+        content = _content(config, identity, study)
+        _write(config.output / "tuning.json", content)
     if config.store is not None:
         presets = choose(_trials(study), config.realtime_ms, config.balanced_ms)
         extra = checkpoint.extra | storable(presets)
