@@ -28,6 +28,7 @@ from tdmpc_opt.configs import (
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import InputError, RunError
+from tdmpc_opt.progress import Silent
 from tdmpc_opt.task_table import MT30
 from tdmpc_opt.training.distillation import distill, open_distillation
 from tdmpc_opt.training.step import Learner, build_learner, train_step
@@ -423,3 +424,60 @@ def test_mixed_precision_trains_on_every_term(run):
     )
     tensors = read_checkpoint(path).tensors.values()
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
+
+
+class _Warned(Silent):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def _damaged(teacher_file: Path, path: Path, part: str, change: float) -> str:
+    """Write the teacher with a last bias that moves what a head tells towards the last bin."""
+    checkpoint = read_checkpoint(teacher_file)
+    tensors = dict(checkpoint.tensors)
+    name = max(name for name in tensors if name.startswith(part) and name.endswith("bias"))
+    tensors[name] = tensors[name].clone()
+    tensors[name][..., -1] += change
+    write_native(path, replace(checkpoint, tensors=tensors))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "term", "message"),
+    [
+        ("reward_head", "reward_mse", "teacher's rewards differ from the data's by a factor"),
+        ("reward_head", "reward_kl", "teacher's rewards differ from the data's by a factor"),
+        ("q_ensemble", "value_kl", "teacher's values are above what the data allows"),
+    ],
+)
+def test_a_damaged_teacher_is_refused_before_training(
+    run, teacher_file, tmp_path, part, term, message
+):
+    terms = replace(OFF, **{term: Schedule(1.0)})
+    teacher = _damaged(teacher_file, tmp_path / "damaged.safetensors", part, 100.0)
+    with pytest.raises(InputError, match=message):
+        distill(replace(run, teacher=teacher, terms=terms))
+    assert not (run.output / "model.safetensors").exists()
+
+
+def test_an_unlikely_teacher_is_warned_of_and_a_likely_one_is_not(
+    run, teacher_file, tmp_path, make_model
+):
+    told = _Warned()
+    run = replace(run, terms=replace(OFF, reward_mse=Schedule(1.0)), updates=1)
+    distill(run, told)
+    assert told.texts == []
+    path = tmp_path / "unlikely.safetensors"
+    distill(
+        replace(
+            run,
+            output=tmp_path / "other",
+            teacher=_damaged(teacher_file, path, "reward_head", 2.4),
+        ),
+        told,
+    )
+    assert len(told.texts) == 1
+    assert "the teacher's rewards differ from the data's by a factor of" in told.texts[0]

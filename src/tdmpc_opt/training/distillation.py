@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import DistillConfig
-from tdmpc_opt.errors import InputError, UnknownTaskError
+from tdmpc_opt.data.sampler import Batch, SliceSampler
+from tdmpc_opt.errors import InputError, NonFiniteError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork
 from tdmpc_opt.policies import is_expert_folder
 from tdmpc_opt.progress import Progress, Silent, Stage
@@ -31,9 +33,17 @@ from tdmpc_opt.training.teachers import (
     WorldModelTeacher,
 )
 from tdmpc_opt.training.terms import Distillation
+from tdmpc_opt.world_model import two_hot
 from tdmpc_opt.world_model.layers import Dense
-from tdmpc_opt.world_model.model import WorldModel
+from tdmpc_opt.world_model.model import WorldModel, bin_centres
 
+_CHECKED_SLICES = 64
+_BROKEN = 10.0
+"""Factor by which rewards and values may be off before a teacher is refused."""
+_UNLIKELY = 2.0
+"""Factor above which they are warned of; a teacher that always foresees nothing is at 1."""
+_LEAST_REWARD = 0.1
+"""Scale of rewards that counts at least: data may have none but zeros."""
 _DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 
 
@@ -48,14 +58,26 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> Path:
         RunError: The folder holds another run, or a loss became NaN.
         CheckpointError: A checkpoint or expert that cannot be read or written.
         UnknownTaskError: No teacher knows a task of the student.
-        InputError: Teachers that cannot answer for a term with a weight, or are never asked.
+        InputError: Teachers that cannot answer for a term with a weight, are never asked, or
+            whose rewards or values are far from the data's.
     """
 
     def open_teachers(
         student: WorldModel, device: torch.device, ranks: Ranks
     ) -> Distillation | None:
         found = open_distillation(config, student, device)
-        if found is None or config.teacher_cache is None:
+        if found is None:
+            return None
+        sampler = SliceSampler(
+            datasets,
+            student.tasks,
+            horizon=config.horizon,
+            batch_size=_CHECKED_SLICES,
+            seed=config.seed,
+        )
+        batch = _finite_batch(sampler, config.max_skipped)
+        check_teachers(found, batch, student, device, shown)
+        if config.teacher_cache is None:
             return found
         cache = TeacherCache(config, datasets, student.tasks)
         cache.fill(found.teachers, device, Stage(shown, "teachers"), ranks)
@@ -63,6 +85,73 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> Path:
 
     datasets, shown = open_data(config), progress or Silent()
     return run_training(config, datasets, shown, open_teachers)
+
+
+def check_teachers(
+    distillation: Distillation,
+    batch: Batch,
+    student: WorldModel,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """Compare what the teachers foresee with the data, before hours of training on it.
+
+    Rewards are compared with those of the data, by root mean squares. A value may be as large
+    as the data's largest reward in every step to come. Terms that ask for neither are not
+    checked.
+
+    Args:
+        distillation: The teachers and what is asked of them.
+        batch: Slices of the data.
+        student: Has the tasks and the bins.
+        device: Where the teachers compute.
+        progress: Warned of what is unlikely.
+
+    Raises:
+        InputError: Rewards or values that are not finite, or off by more than a factor of ten.
+    """
+    fields = (batch.obs, batch.action, batch.label, batch.reward, batch.task)
+    told = distillation.teachers(Batch(*(part.to(device) for part in fields)))
+    bins = bin_centres(student.config).to(device)
+    rewards = told.reward
+    if told.reward_logits is not None:
+        rewards = two_hot.decode(told.reward_logits, bins).unsqueeze(-1)
+    if rewards is not None:
+        real = batch.reward[: len(rewards)].to(device)
+        scale = max(_rms(real), _LEAST_REWARD)
+        _judge("rewards", _rms(rewards - real) / scale, "differ from the data's by", progress)
+    if told.value_logits is not None:
+        values = two_hot.decode(told.value_logits, bins)
+        discounts = torch.from_numpy(student.tasks.discounts()).to(device)[
+            batch.task.to(device)
+        ]
+        largest = max(float(batch.reward.abs().max()), _LEAST_REWARD) / (1 - discounts)
+        _judge("values", _rms(values / largest), "are above what the data allows by", progress)
+
+
+def _finite_batch(sampler: SliceSampler, may_skip: int) -> Batch:
+    """Draw a batch without NaN; of those with, training may skip as many."""
+    for _ in range(may_skip):
+        try:
+            return sampler.sample()
+        except NonFiniteError:
+            continue  # training meets it too, and names it
+    return sampler.sample()
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def _judge(what: str, factor: float, how: str, progress: Progress) -> None:
+    text = f"the teacher's {what} {how} a factor of {factor:,.3g}"
+    if not factor <= _BROKEN:  # which NaN is not either
+        raise InputError(
+            f"{text}: it is damaged, or of other tasks or rewards than this data; look at it "
+            "with tdmpc-opt inspect and evaluate, or give its term the weight 0"
+        )
+    if factor > _UNLIKELY:
+        progress.warn(f"{text}; check that it was trained on these tasks and rewards")
 
 
 def open_distillation(
