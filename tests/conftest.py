@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("quick")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for commands, which else take free cores
 
 
 @pytest.fixture(scope="session", autouse=True)

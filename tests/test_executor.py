@@ -1,3 +1,4 @@
+import math
 import os
 import signal
 import subprocess
@@ -9,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tdmpc_opt import executor
 from tdmpc_opt.checkpoints.load import read_checkpoint
-from tdmpc_opt.configs import EvaluateConfig
+from tdmpc_opt.configs import EvaluateConfig, TrainConfig
 from tdmpc_opt.errors import InputError, RunError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate, evaluate_task
-from tdmpc_opt.executor import cores, run_parallel
+from tdmpc_opt.executor import _quota, choose_processes, choose_threads, cores, run_parallel
 from tdmpc_opt.policies import PolicySource
+from tdmpc_opt.progress import Silent
+from tdmpc_opt.training.loop import train
 
 
 def _square(x: int) -> int:
@@ -170,3 +175,91 @@ def test_ray_shares_cpus_alone(checkpoint_file, tmp_path):
     )
     with pytest.raises(InputError, match="--ray shares CPUs alone"):
         evaluate(asked)
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/a/b", {"cpu.max": "max 100000", "a/cpu.max": "400000 100000"}, 4),
+        ("0::/a/b", {"cpu.max": "200000 100000", "a/cpu.max": "400000 100000"}, 2),
+        ("0::/a", {"a/cpu.max": "max 100000"}, math.inf),
+        (
+            "4:memory:/x\n3:cpu,cpuacct:/y",
+            {"cpu/y/cpu.cfs_quota_us": "300000", "cpu/y/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        (
+            "3:cpu:/y",
+            {"cpu/y/cpu.cfs_quota_us": "-1", "cpu/y/cpu.cfs_period_us": "100000"},
+            math.inf,
+        ),
+    ],
+)
+def test_the_quota_of_a_control_group_limits_the_cores(tmp_path, own, files, expected):
+    for name, text in files.items():
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    (tmp_path / "own").write_text(own + "\n")
+    assert _quota(tmp_path / "root", tmp_path / "own") == expected
+
+
+def _stat(monkeypatch, tmp_path: Path, ticks: list[list[tuple[int, int, int]]]) -> None:
+    """Let (user, nice, idle) ticks of each core be what the system tells, one row a look."""
+    looks = iter(ticks)
+    path = tmp_path / "stat"
+
+    def write(_: float) -> None:
+        rows = [
+            f"cpu{n} {u} {nice} 0 {i} 0 0 0 0" for n, (u, nice, i) in enumerate(next(looks))
+        ]
+        path.write_text("cpu 1 1 1 1 1 1 1 1\n" + "\n".join(rows) + "\nintr 5\n")
+
+    write(0)
+    monkeypatch.setattr(executor, "_STAT", path)
+    monkeypatch.setattr(executor, "_allowed", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(executor, "_quota", lambda: math.inf)
+    monkeypatch.setattr(executor.time, "sleep", write)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def test_busy_cores_are_left_to_other_work_and_low_priority_gives_way(monkeypatch, tmp_path):
+    still = [(0, 0, 0)] * 4
+    _stat(monkeypatch, tmp_path, [still, [(25, 0, 0), (25, 0, 0), (0, 25, 0), (0, 0, 25)]])
+    found = choose_threads()
+    assert found.count == 2
+    assert str(found) == "2 (4 cores given, 2.0 busy with other work)"
+
+
+def test_a_machine_that_is_full_still_gives_one_core(monkeypatch, tmp_path):
+    still = [(0, 0, 0)] * 4
+    _stat(monkeypatch, tmp_path, [still, [(25, 0, 0)] * 4, [(50, 0, 0)] * 4])
+    assert choose_threads().count == 1
+    assert choose_processes(3).count == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert choose_threads().count == 7
+    assert choose_threads(2).count == 2
+    monkeypatch.setattr(executor, "_quota", lambda: 1.5)
+    assert cores() == 1
+
+
+def test_training_computes_on_the_threads_that_were_asked_for_and_tells_them(
+    dataset_dir, tmp_path, monkeypatch
+):
+    counts, shown = [], []
+
+    class Shown(Silent):
+        def update(self, done: int, total: int, text: str) -> None:
+            counts.append(torch.get_num_threads())
+            shown.append(text)
+
+    config = TrainConfig(
+        data=dataset_dir, output=tmp_path, updates=1, size="0.3", batch_size=4, threads=2
+    )
+    before = torch.get_num_threads()
+    train(config, Shown())
+    assert shown[0] == "threads: 2 (as asked)"
+    assert counts[-1] == 2
+    assert torch.get_num_threads() == before
+    train(replace(config, updates=2, threads=1))  # the same run, on other threads

@@ -41,7 +41,7 @@ PLANNER_SEED = 2_000_000
 
 # What may differ between a call and the one that goes on with it.
 _FREE = (
-    *("output", "on_policy", "rounds", "device", "workers", "ray"),
+    *("output", "on_policy", "rounds", "device", "threads", "workers", "ray"),
     *("log_every", "save_every", "eval_every", "wandb", "keep", "max_skipped"),
 )
 

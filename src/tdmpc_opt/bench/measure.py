@@ -15,6 +15,7 @@ from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.bench.candidates import Candidate, Worker, candidates, workers
 from tdmpc_opt.configs import BenchConfig
 from tdmpc_opt.errors import MissingDependencyError, ResultError, UnknownTaskError
+from tdmpc_opt.executor import choose_processes
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.task_table import MT30
 
@@ -50,6 +51,13 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, An
     """
     progress = progress or Silent()
     found = candidates(config)
+    free = choose_processes()
+    if free.count < config.threads:
+        progress.warn(
+            f"{config.threads} threads were asked for, {free.count} cores are free "
+            f"({free.reason}): times will vary, and --threads {free.count} or a quiet machine "
+            "measures better"
+        )
     with workers(found) as started:
         task = _task(config, found, started)
         obs_dim = started[0].facts["tasks"][task]

@@ -8,7 +8,7 @@ from typing import Any
 from tdmpc_opt.atomic import alone
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
-from tdmpc_opt.executor import run_parallel
+from tdmpc_opt.executor import Cores, choose_processes, run_parallel
 from tdmpc_opt.policies import PolicySource, RandomPolicy
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import one_thread, rollout
@@ -68,11 +68,14 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
         if not dataset.has_shard(names[task.name])
     ]
     done = len(tasks) - len(work)
-    progress.update(done, len(tasks), "")
+    workers = (
+        Cores(config.workers, "of Ray") if config.ray else choose_processes(config.workers)
+    )
+    progress.update(done, len(tasks), f"processes: {workers}")
     with ExitStack() as held:
         for item in work:  # another process may collect other shards at the same time
             held.enter_context(alone(dataset.path / names[item.task.name]))
-        for item, episodes in run_parallel(_collect_task, work, config.workers, config.ray):
+        for item, episodes in run_parallel(_collect_task, work, workers.count, config.ray):
             name = item.task.name
             dataset.append_shard(names[name], episodes, sources[name])
             done += 1

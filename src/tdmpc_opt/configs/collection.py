@@ -48,7 +48,8 @@ class ExpertsConfig:
     save_every: int = 25_000
     """Agent steps between saved states; a killed run loses at most these."""
     workers: int = 0
-    """Tasks trained at once, one process each; 0 takes one per CPU core."""
+    """Tasks trained at once, one process each; 0 takes one per CPU core that is
+    given and not busy."""
     ray: str | None = None
     """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
     machine, or `local` for one of this command's own; none starts plain processes."""
@@ -100,7 +101,8 @@ class CollectConfig:
     device: Device = "auto"
     """Where the networks run."""
     workers: int = 0
-    """Processes that share the tasks; 0 takes one per CPU core."""
+    """Processes that share the tasks; 0 takes one per CPU core that is
+    given and not busy."""
     ray: str | None = None
     """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
     machine, or `local` for one of this command's own; none starts plain processes."""

@@ -80,7 +80,8 @@ class SensitivityConfig:
     episodes: int = 0
     """Episodes per task that score the policy for each layer and format; 0 scores none."""
     workers: int = 0
-    """Processes that share the tasks of the scores; 0 takes one per CPU core."""
+    """Processes that share the tasks of the scores; 0 takes one per CPU core that is
+    given and not busy."""
 
     def __post_init__(self) -> None:
         """Refuse counts that cannot be run."""

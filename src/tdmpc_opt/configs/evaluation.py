@@ -51,7 +51,8 @@ class EvaluateConfig:
     device: Device = "auto"
     """Where the networks run."""
     workers: int = 0
-    """Processes that share the tasks; 0 takes one per CPU core."""
+    """Processes that share the tasks; 0 takes one per CPU core that is
+    given and not busy."""
     ray: str | None = None
     """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
     machine, or `local` for one of this command's own; none starts plain processes."""

@@ -88,6 +88,9 @@ class TrainConfig:
     """Checkpoint whose weights the training starts from; none starts from random ones."""
     device: Device = "auto"
     """Where to train."""
+    threads: int = 0
+    """Threads of torch on the CPU; 0 takes OMP_NUM_THREADS, or the cores that are given and not
+    busy when the training starts."""
     precision: Precision = "32-true"
     """Lightning Fabric's precision."""
     log_every: int = 50
@@ -130,10 +133,10 @@ class TrainConfig:
         if not 0 <= self.td_lambda <= 1:
             raise InputError(f"td_lambda is from 0 to 1, got {self.td_lambda}")
         counts = (self.updates, self.batch_size, self.horizon, self.log_every, self.save_every)
-        if min(*counts, self.keep) < 1 or self.max_skipped < 0:
+        if min(*counts, self.keep) < 1 or min(self.max_skipped, self.threads) < 0:
             raise InputError(
                 "updates, batch_size, horizon, log_every, save_every and keep must be at least "
-                "1, max_skipped at least 0"
+                "1, max_skipped and threads at least 0"
             )
 
 

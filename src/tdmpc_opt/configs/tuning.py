@@ -40,7 +40,8 @@ class TuneConfig:
     seed: int = 0
     """Seeds the search. Episodes start from environment seed 900,000 on, whatever it is."""
     workers: int = 0
-    """Processes that share the tasks; 0 takes one per CPU core."""
+    """Processes that share the tasks; 0 takes one per CPU core that is
+    given and not busy."""
     ray: str | None = None
     """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
     machine, or `local` for one of this command's own; none starts plain processes."""

@@ -10,7 +10,7 @@ from tdmpc_opt.configs import EvaluateConfig, device_of_work
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
 from tdmpc_opt.evaluation.score import task_score
-from tdmpc_opt.executor import run_parallel
+from tdmpc_opt.executor import Cores, choose_processes, run_parallel
 from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import one_thread, rollout
@@ -75,8 +75,11 @@ def _evaluate(
         for task in tasks.tasks
         if result.measured(task.name) < config.episodes
     ]
-    progress.update(result.finished, len(tasks), "")
-    for item, record in run_parallel(evaluate_task, work, config.workers, config.ray):
+    workers = (
+        Cores(config.workers, "of Ray") if config.ray else choose_processes(config.workers)
+    )
+    progress.update(result.finished, len(tasks), f"processes: {workers}")
+    for item, record in run_parallel(evaluate_task, work, workers.count, config.ray):
         result.add(item.task.name, record)
         note = f"{item.task.name} {record['score']:.1f}"
         progress.update(result.finished, len(tasks), note)

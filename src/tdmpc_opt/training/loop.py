@@ -21,9 +21,10 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, joint_tasks
 from tdmpc_opt.errors import NonFiniteError, RunError
 from tdmpc_opt.evaluation.score import normalized_score
+from tdmpc_opt.executor import choose_threads
 from tdmpc_opt.policies import AgentPolicy
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.rollout import rollout
+from tdmpc_opt.rollout import rollout, threads
 from tdmpc_opt.training.draws import Draws
 from tdmpc_opt.training.faults import FaultKeeper
 from tdmpc_opt.training.metrics import MetricsWriter
@@ -84,25 +85,32 @@ def run_training(
     _refuse_own_tasks(config, datasets)
     fabric, ranks = join(best_device(config.device), config.precision)
     progress = progress if ranks.is_first else _Unheard()
-    with _own_folder(config.output, ranks):
+    chosen = choose_threads(config.threads)
+    progress.update(0, config.updates, f"threads: {chosen}")
+    with threads(chosen.count):
         return _run(config, datasets, progress, open_teachers, fabric, ranks)
 
 
 @contextmanager
-def _own_folder(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Keep other runs out of the folder, which the first rank does for all.
+def _opened_run(
+    config: TrainConfig, datasets: Sequence[EpisodeDataset], ranks: Ranks
+) -> Iterator[Run]:
+    """Open the folder, out of which the first rank keeps other processes for all.
 
     Raises:
-        RunError: Another process trains in it, or it cannot be written.
+        RunError: Another process trains in it, it holds another run, or cannot be written.
     """
     with ExitStack() as held:
         with ranks.first_alone():
             if ranks.is_first:
                 try:
-                    held.enter_context(alone(folder / "model.safetensors"))
+                    held.enter_context(alone(config.output / "model.safetensors"))
                 except OSError as error:
-                    raise RunError(f"cannot write the run folder {folder}: {error}") from error
-        yield
+                    raise RunError(
+                        f"cannot write the run folder {config.output}: {error}"
+                    ) from error
+            run = Run(config, datasets, writes=ranks.is_first)
+        yield run
 
 
 def _run(
@@ -117,15 +125,14 @@ def _run(
     model = _initial_model(config, datasets)
     draws = Draws(config, datasets, model.tasks, ranks)
     distillation = open_teachers(model, fabric.device, ranks) if open_teachers else None
-    with ranks.first_alone():
-        run = Run(config, datasets, writes=ranks.is_first)
-    ranks.require_same(run.identity, "run")
-    projection = distillation.projection if distillation else None
-    learner = build_learner(fabric, model, config, projection, ranks)
-    run.restore(learner, draws, progress)
-    ranks.require_same(learner.update, "checkpoint")
-    with _curves(run, learner, config) as metrics:
-        _loop(fabric, learner, draws, run, metrics, config, (distillation, progress))
+    with _opened_run(config, datasets, ranks) as run:
+        ranks.require_same(run.identity, "run")
+        projection = distillation.projection if distillation else None
+        learner = build_learner(fabric, model, config, projection, ranks)
+        run.restore(learner, draws, progress)
+        ranks.require_same(learner.update, "checkpoint")
+        with _curves(run, learner, config) as metrics:
+            _loop(fabric, learner, draws, run, metrics, config, (distillation, progress))
     return run.model_path
 
 

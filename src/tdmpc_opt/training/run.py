@@ -167,6 +167,7 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
     values["behaviour_batch"] = config.behaviour_batch or None
     values["td_lambda"] = config.td_lambda or None
     values["td_heads"] = config.td_heads if config.td_heads != "least" else None
+    del values["threads"]  # it changes what a run costs, not what comes of it but for rounding
     values["output"] = config.output.resolve().name
     values["start"] = _file(config.start) if config.start else None
     if isinstance(config, DistillConfig):
