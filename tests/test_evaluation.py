@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from tdmpc_opt.configs import EvaluateConfig
-from tdmpc_opt.errors import CheckpointError, InputError, ResultError, UnknownTaskError
+from tdmpc_opt.errors import (
+    CheckpointError,
+    InputError,
+    ResultError,
+    RunError,
+    UnknownTaskError,
+)
 from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.evaluation.evaluate import _identity, evaluate
 from tdmpc_opt.evaluation.results import EvaluationFile, read_evaluation
@@ -323,7 +329,7 @@ def test_a_missing_or_unwritable_file_is_refused(tmp_path):
     with pytest.raises(ResultError, match="cannot read"):
         read_evaluation(tmp_path / "none.json")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResultError, match="cannot write"):
+    with pytest.raises(RunError, match="cannot write"):
         evaluate(_config(tmp_path / "file" / "r.json", tasks="pendulum-swingup", episodes=1))
     with pytest.raises(ResultError, match="cannot read"):
         evaluate(_config(tmp_path))

@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import numpy as np, tdmpc_opt
 from tdmpc_opt.errors import MissingDependencyError
@@ -27,3 +29,42 @@ def test_a_machine_without_a_display_renders_or_says_what_is_missing():
     )
     assert run.returncode == 0, run.stderr
     assert "GLFW" not in run.stderr
+
+
+STEPS = """
+import numpy as np, tdmpc_opt
+from tdmpc_opt.errors import MissingDependencyError
+env = tdmpc_opt.make_env("cartpole-balance", 0, render_mode="rgb_array")
+env.reset()
+assert env.step(np.zeros(1))[1] > 0
+try:
+    env.render()
+except MissingDependencyError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"MUJOCO_GL": "glfw"},
+        {"MUJOCO_GL": ""},
+        {"MUJOCO_GL": "osmesa"},
+        {"MUJOCO_GL": "nonsense"},
+        {"MUJOCO_GL": "egl", "MUJOCO_EGL_DEVICE_ID": "99"},
+    ],
+)
+def test_a_backend_that_cannot_draw_keeps_no_task_from_being_stepped(variables):
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL", "PYOPENGL_PLATFORM")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    run = subprocess.run(
+        [sys.executable, "-c", STEPS],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    if run.stdout:
+        assert f"MUJOCO_GL={variables['MUJOCO_GL']}: " in run.stdout
+        assert run.stdout.count("\n") == 1

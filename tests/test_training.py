@@ -572,7 +572,7 @@ def test_a_write_that_the_system_cuts_short_keeps_the_state_before(config, cut_o
 
 def test_a_run_folder_below_a_file_is_refused(config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write the run folder"):
+    with pytest.raises(RunError, match="cannot write to"):
         train(replace(config, output=tmp_path / "file" / "run"))
 
 

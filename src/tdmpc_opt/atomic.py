@@ -106,11 +106,10 @@ def alone(path: Path, *, wait: bool = False) -> Iterator[None]:
         wait: Wait for the other process, where refusing is the default.
 
     Raises:
-        RunError: Another process is in the block; the message says which.
-        OSError: A folder that cannot be made or written.
+        RunError: Another process is in the block, which the message names; or a folder that
+            cannot be made or written.
     """
     lock = path.parent / f".{path.name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
     while (file := _locked(lock)) is None:
         if not wait:
             owner = lock.read_text(encoding="utf-8") if lock.exists() else ""
@@ -134,7 +133,19 @@ def alone(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 def _locked(lock: Path) -> TextIO | None:
     """Return the locked file; None where another process has it, or has just deleted it."""
-    file = lock.open("a+", encoding="utf-8")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write to {lock.parent}: {error.strerror}") from error
+    if _lock(file) and lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
+        return file
+    file.close()
+    return None
+
+
+def _lock(file: TextIO) -> bool:
+    """Lock an open file; False where another process has it locked."""
     try:
         if sys.platform == "win32":
             file.seek(1 << 30)  # beyond the text, which others may then read
@@ -143,15 +154,10 @@ def _locked(lock: Path) -> TextIO | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _HELD:
-            file.close()
-            return None
+            return False
         if error.errno not in _UNSUPPORTED:
-            file.close()
             raise
-    if lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
-        return file
-    file.close()
-    return None
+    return True
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -25,11 +25,8 @@ def import_data(config: DataImportConfig, progress: Progress | None = None) -> I
         RunError: Another process imports into the same folder.
     """
     progress = progress or Silent()
-    try:
-        with alone(config.output / "import"):
-            return _import(config, progress)
-    except OSError as error:
-        raise DataError(f"cannot write {config.output}: {error.strerror}") from error
+    with alone(config.output / "import"):
+        return _import(config, progress)
 
 
 def _import(config: DataImportConfig, progress: Progress) -> ImportReport:

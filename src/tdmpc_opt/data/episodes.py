@@ -5,7 +5,6 @@ then listed, so a run that is killed at any moment leaves a dataset that opens.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,7 +218,7 @@ class EpisodeDataset:
                 what `blocks` raises; nothing was added then.
         """
         check_name(shard.name)
-        with self._alone():
+        with alone(self.path / LISTING, wait=True):
             self.shards = read_listing(self.path).shards  # another process may have added some
             if self.has_shard(shard.name):
                 raise DataError(
@@ -230,15 +229,6 @@ class EpisodeDataset:
             folder = self.path / shard.name
             sums = write_shard(folder, shape, task_id, blocks(shape), positions)
             self._write_listing(replace(shard, sha256=sums))
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Wait for other processes that add, and keep them waiting."""
-        try:
-            with alone(self.path / LISTING, wait=True):
-                yield
-        except OSError as error:
-            raise DataError(f"cannot add to {self.path}: {error.strerror}") from error
 
     def arrays(self, shard: Shard) -> ShardArrays:
         """Map a shard's padded fields read-only, with NaN in row 0 of all but obs.

@@ -59,11 +59,8 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         precision=config.precision,
     )
     tasks = policy.tasks(config.tasks)
-    try:
-        with alone(config.output):
-            return _evaluate(config, policy, tasks, progress)
-    except OSError as error:
-        raise ResultError(f"cannot write {config.output}: {error.strerror}") from error
+    with alone(config.output):
+        return _evaluate(config, policy, tasks, progress)
 
 
 def _evaluate(

@@ -11,12 +11,14 @@ from tdmpc_opt.task_table import MT30
 
 try:
     import gymnasium
+
+    from tdmpc_opt.tasks.rendering import load_renderer
+
+    _NO_RENDERER = load_renderer()  # before all else of the simulator
+
     import mujoco
 
-    from tdmpc_opt.tasks.rendering import honest_glfw
-
-    with honest_glfw():
-        from tdmpc_opt.tasks import custom
+    from tdmpc_opt.tasks import custom
 except ModuleNotFoundError as error:
     raise MissingDependencyError(
         f"the tasks need {error.name}, which is not installed; "
@@ -175,8 +177,9 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             if "OpenGL" not in str(error):
                 raise
             raise MissingDependencyError(
-                "rendering needs an OpenGL backend: set the environment variable MUJOCO_GL to "
-                "egl or osmesa before starting Python (without a display glfw cannot draw)"
+                f"rendering needs an OpenGL backend ({_NO_RENDERER or error}): set the "
+                "environment variable MUJOCO_GL to egl or osmesa before starting Python "
+                "(without a display glfw cannot draw)"
             ) from error
         return pixels
 

@@ -103,12 +103,7 @@ def _opened_run(
     with ExitStack() as held:
         with ranks.first_alone():
             if ranks.is_first:
-                try:
-                    held.enter_context(alone(config.output / "model.safetensors"))
-                except OSError as error:
-                    raise RunError(
-                        f"cannot write the run folder {config.output}: {error}"
-                    ) from error
+                held.enter_context(alone(config.output / "model.safetensors"))
             run = Run(config, datasets, writes=ranks.is_first)
         yield run
 
