@@ -37,6 +37,8 @@ class Point(gymnasium.Env):
         return np.array([self.x, np.nan if self.fault == "nan" else self.t / 8])
 
     def render(self):
+        if self.fault == "render":
+            raise KeyError("camera")
         picture = np.zeros((40, 60, 3), np.uint8)
         picture[:, int(np.clip(30 + 10 * self.x, 0, 59))] = 255
         return picture
@@ -50,6 +52,7 @@ _register("Point-v0")
 _register("test/Point-v1")
 _register("Early-v0", fault="end")
 _register("NanReward-v0", fault="reward")
+_register("NoPicture-v0", fault="render")
 _register("NanObs-v0", fault="nan")
 _register("Width-v0", fault="width")
 _register("Unbounded-v0", action=Box(-np.inf, np.inf, (1,), np.float32))

@@ -73,7 +73,7 @@ def test_a_gymnasium_environment_of_an_installed_package_needs_no_module():
         ("own_envs:Dict-v0", "observation space .* is Dict, not Box; wrap it in"),
         ("own_envs:Image-v0", r"shape \[8, 8, 3\]"),
         ("own_envs:Endless-v0", "register it with max_episode_steps"),
-        ("own_envs:Width-v0", r"shape \[5\], its space says \[2\]"),
+        ("own_envs:Width-v0", r"shape \[5\], its space has \[2\]"),
         ("own_envs:NanObs-v0", "NaN"),
         ("own_envs:walker-walk", "name of a task of MT30"),
     ],
@@ -168,6 +168,13 @@ def test_an_environment_can_be_drawn():
     blind.reset()
     with pytest.raises(InputError, match="draws no picture"):
         blind.render()
+
+
+def test_what_an_environment_raises_while_it_draws_is_named(tmp_path, capsys):
+    words = ["--tasks", "own_envs:NoPicture-v0", "--output", str(tmp_path / "x.gif")]
+    assert cli.main(["video", "random", *words]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "own_envs:NoPicture-v0 raised KeyError in render(): 'camera'" in line
 
 
 def test_a_folder_of_own_experts_needs_their_tasks_named(tmp_path, capsys):

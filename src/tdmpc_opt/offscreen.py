@@ -135,3 +135,6 @@ def _serve(variables: dict[str, str], payload: bytes, connection: Connection) ->
         connection.send(_END)
     except TdmpcOptError as error:
         connection.send(error)
+    except Exception as error:  # else the caller would take it for a driver's fault
+        connection.send(RunError(f"drawing raised {type(error).__name__}: {error}"))
+        raise

@@ -114,7 +114,12 @@ def _fail(message: str, status: int = 1) -> int:
 
 
 def _missing(error: ModuleNotFoundError) -> str:
-    extra = _EXTRAS.get((error.name or "").partition(".")[0])
-    if extra is None:
+    library = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(library)
+    if library in ("", "tdmpc_opt"):
         raise error
+    if extra is None:  # of an environment of the user's
+        return (
+            f"this needs the library {library}, which is not installed: pip install {library}"
+        )
     return f'this command needs {error.name}: pip install "tdmpc-opt[{extra}]"'

@@ -2,8 +2,9 @@
 
 import difflib
 import importlib
-import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -12,14 +13,16 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
-from tdmpc_opt.errors import InputError, UnknownTaskError
+from tdmpc_opt.errors import InputError, TdmpcOptError, UnknownTaskError
 from tdmpc_opt.task_table import MT30, Task
 
 Array = NDArray[np.float32]
+_TRIAL_STEPS = 200
+"""Most steps for which an environment is tried when it is named."""
 
 
 def own_task(text: str) -> Task:
-    """Build the environment once and return it as a task.
+    """Build the environment, drive it for a while by random actions, and return it as a task.
 
     Args:
         text: `MODULE:ID`, an environment that importing the module registers with Gymnasium, or
@@ -43,12 +46,46 @@ def own_task(text: str) -> Task:
         width = _box(text, "observation", with_spaces.observation_space).shape[0]
         action = _box(text, "action", with_spaces.action_space)
         _require_bounds(text, action)
-        obs, _ = with_spaces.reset(seed=0)
-        _require_observation(text, obs, width)
     finally:
         with_spaces.close()
     steps = int(spec.max_episode_steps)
-    return Task(name, width, action.shape[0], episode_length=steps, custom=True, env=text)
+    task = Task(name, width, action.shape[0], episode_length=steps, custom=True, env=text)
+    _try(task)
+    return task
+
+
+def _try(task: Task) -> None:
+    """Step the environment as an agent would, so that a fault shows before hours of work.
+
+    Raises:
+        InputError: As the environment raises it when it is reset or stepped.
+    """
+    env, actions = OwnEnv(task), np.random.default_rng(0)
+    try:
+        env.reset()
+        for _ in range(min(task.episode_length, _TRIAL_STEPS)):
+            env.step(actions.uniform(-1, 1, task.action_dim))
+    finally:
+        env.close()
+
+
+@contextmanager
+def _named(text: str, what: str) -> Iterator[None]:
+    """Name the environment and its own exception in one line; the cause is kept.
+
+    Any exception may come out of a user's code.
+
+    Raises:
+        InputError: Something was raised in the block.
+    """
+    try:
+        yield
+    except (TdmpcOptError, ModuleNotFoundError):  # one line already, or a library to install
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{text} raised {type(error).__name__} in {what}: {error}; repair the environment"
+        ) from error
 
 
 def _registered(text: str) -> EnvSpec:
@@ -78,11 +115,16 @@ def _registered(text: str) -> EnvSpec:
 
 def _make(text: str, render_mode: str | None = None) -> Any:
     spec = _registered(text)
+    # Not every constructor takes a render mode, not even None.
+    drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        # Its checker warns of what is checked here with an error.
-        return gymnasium.make(spec, render_mode=render_mode, disable_env_checker=True)
-    except gymnasium.error.Error as error:
-        raise InputError(f"Gymnasium cannot build {text}: {error}") from error
+        with _named(text, "its constructor"):
+            # Its checker warns of what is checked here with an error.
+            return gymnasium.make(spec, disable_env_checker=True, **drawn)
+    except InputError as error:
+        if isinstance(error.__cause__, gymnasium.error.Error):
+            raise InputError(f"Gymnasium cannot build {text}: {error.__cause__}") from error
+        raise
 
 
 def _box(text: str, kind: str, space: gymnasium.Space[Any]) -> Box:
@@ -104,6 +146,11 @@ def _box(text: str, kind: str, space: gymnasium.Space[Any]) -> Box:
 
 
 def _require_bounds(text: str, action: Box) -> None:
+    if not np.issubdtype(action.dtype, np.floating):
+        raise InputError(
+            f"the action space of {text} holds {action.dtype}; agents here act by continuous "
+            "numbers, so give its Box a floating dtype and round in the environment"
+        )
     if not np.isfinite(action.low).all() or not np.isfinite(action.high).all():
         raise InputError(
             f"the action space of {text} is unbounded; give its Box finite low and high, on "
@@ -116,15 +163,47 @@ def _require_bounds(text: str, action: Box) -> None:
         )
 
 
-def _require_observation(text: str, obs: Any, width: int) -> None:
-    values = np.asarray(obs)
+def _observation(text: str, obs: Any, width: int) -> Array:
+    """Return an observation as float32.
+
+    Raises:
+        InputError: No numbers, another width than the space has, or NaN.
+    """
+    try:
+        values = np.asarray(obs, np.float32)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{text} returns an observation of {type(obs).__name__} that is no row of numbers; "
+            "wrap it in gymnasium.wrappers.FlattenObservation"
+        ) from None
     if values.shape != (width,):
         raise InputError(
-            f"{text} returns observations of shape {list(values.shape)}, its space says "
+            f"{text} returns observations of shape {list(values.shape)}, its space has "
             f"[{width}]; make them agree"
         )
     if not np.isfinite(values).all():
-        raise InputError(f"{text} returns an observation with NaN or infinity; mend that first")
+        raise InputError(
+            f"{text} returns an observation with NaN, infinity or a number beyond float32; "
+            "repair the environment"
+        )
+    return values
+
+
+def _reward(text: str, reward: Any) -> float:
+    """Return a reward as a number; arrays of one number are one.
+
+    Raises:
+        InputError: Something else, or NaN.
+    """
+    try:
+        values = np.asarray(reward, np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if reward is None or values.size != 1:
+        raise InputError(f"{text} returns the reward {reward!r:.60}; return one number")
+    if not np.isfinite(values).all():
+        raise InputError(f"{text} returns the reward {reward}; repair the environment")
+    return float(values.item())
 
 
 class OwnEnv(gymnasium.Env[Array, Array]):
@@ -160,9 +239,15 @@ class OwnEnv(gymnasium.Env[Array, Array]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Start an episode; without a seed the environment's random stream goes on."""
-        obs, info = self._env.reset(seed=self._seed if seed is None else seed, options=options)
+        with _named(self.task.env, "reset()"):
+            found = self._env.reset(seed=self._seed if seed is None else seed, options=options)
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise InputError(
+                f"{self.task.env} returns {type(found).__name__} from reset(); return the pair "
+                "(observation, info)"
+            )
         self._seed, self._steps = None, 0
-        return self._checked(obs), info
+        return _observation(self.task.env, found[0], self.task.obs_dim), found[1]
 
     def step(self, action: ArrayLike) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Apply an action in [-1, 1], laid onto the bounds of the environment.
@@ -173,32 +258,31 @@ class OwnEnv(gymnasium.Env[Array, Array]):
         share = (np.clip(np.asarray(action, np.float64), -1, 1) + 1) / 2
         low, high = self.bounds
         scaled = low + share * (high - low)
-        obs, reward, terminated, truncated, info = self._env.step(
-            scaled.astype(self._env.action_space.dtype)
-        )
+        with _named(self.task.env, "step()"):
+            obs, reward, terminated, truncated, info = self._env.step(
+                scaled.astype(self._env.action_space.dtype)
+            )
         self._steps += 1
         last = self._steps >= self.task.episode_length
         if (terminated or truncated) and not last:
             raise InputError(
                 f"an episode of {self.task.env} ended after {self._steps} of its "
-                f"{self.task.episode_length} steps; here episodes run their full length, so "
-                "let it go on, with rewards that say that nothing is to be gained any more"
+                f"{self.task.episode_length} steps; values here assume that no state ends an "
+                "episode, so let it go on to its full length, with rewards of 0"
             )
-        if not math.isfinite(reward):
-            raise InputError(f"{self.task.env} returns the reward {reward}; mend that first")
-        return self._checked(obs), float(reward), False, last, info
-
-    def _checked(self, obs: Any) -> Array:
-        _require_observation(self.task.env, obs, self.task.obs_dim)
-        return np.asarray(obs, np.float32)
+        value = _reward(self.task.env, reward)
+        return _observation(self.task.env, obs, self.task.obs_dim), value, False, last, info
 
     def render(self) -> Any:
         """Return the environment's picture, [height, width, 3].
 
         Raises:
-            InputError: Built without a render mode, or it draws nothing.
+            InputError: Built without a render mode, or it draws nothing or raises.
         """
-        picture = self._env.render() if self.render_mode else None
+        picture = None
+        if self.render_mode:
+            with _named(self.task.env, "render()"):
+                picture = self._env.render()
         if picture is None:
             raise InputError(
                 f"{self.task.env} draws no picture; it needs the render mode rgb_array in its "
