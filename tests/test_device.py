@@ -118,13 +118,26 @@ def test_the_cpp_example_drives_a_real_task(files, tmp_path):
 
     wanted = load(files["onnx"]).act(obs)
     np.testing.assert_allclose(np.array(answer.stdout.split(), float), wanted, atol=1e-5)
-    for arguments, text, message in (
-        ([files["onnx"], "0"], line, "leave out the id"),
-        ([files["onnx"]], "a b\n", "not a number"),
-        ([zoo.path("demo-teacher")], line, "policy: "),
+    bad = ["a b", line.replace(line.split()[0], "nan", 1).strip(), "3e38 " * len(obs), "1", ""]
+    answers = subprocess.run(
+        [program, files["onnx"]],
+        input="\n".join([*bad, line]),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert answers[0] == "error: not a number: a"
+    assert answers[1] == "error: not a finite number that the network can take: nan"
+    assert answers[2] == "error: not a finite number that the network can take: 3e38"
+    assert answers[3].startswith("error: ")  # the engine's own words
+    assert answers[4] == "error: no numbers"
+    assert answers[5:] == answer.stdout.splitlines(), "it goes on as if nothing had been"
+    for arguments, message in (
+        ([files["onnx"], "0"], "leave out the id"),
+        ([zoo.path("demo-teacher")], "policy: "),
     ):
         failed = subprocess.run(
-            [program, *arguments], input=text, capture_output=True, text=True, check=False
+            [program, *arguments], input=line, capture_output=True, text=True, check=False
         )
         assert failed.returncode == 1
         assert message in failed.stderr

@@ -23,9 +23,11 @@ def drive(task: str, command: Sequence[str], seed: int = 0) -> float:
         obs = env.reset()[0]
         while not done:
             program.stdin.write(" ".join(f"{number:.9g}" for number in obs) + "\n")
-            action = np.array(program.stdout.readline().split(), np.float32)
-            if len(action) < width:
-                raise RuntimeError(f"{command[0]} gave no action; its error stands above")
+            answer = program.stdout.readline()
+            if answer.startswith("error: ") or not answer:
+                reason = answer.strip() or "its error stands above"
+                raise RuntimeError(f"{command[0]} gave no action; {reason}")
+            action = np.array(answer.split(), np.float32)
             obs, reward, terminated, truncated, _ = env.step(action[:width])
             total, done = total + float(reward), terminated or truncated
         program.stdin.close()

@@ -4,11 +4,14 @@
 //
 // A file of one task (tdmpc-opt export --policy-only --task NAME) needs no id. A line holds the
 // numbers of one observation, separated by spaces; the answer holds the actions in [-1, 1],
-// padded to the widest task's where the file has several.
+// padded to the widest task's where the file has several. To a line that cannot be acted on, such
+// as one with a NaN of a sensor, the answer is `error: ` and the reason, and the next line is read.
 
 #include <onnxruntime_cxx_api.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <iostream>
@@ -71,6 +74,48 @@ class Policy {
   std::vector<std::int64_t> task_;
 };
 
+// Above this, sums of squares in the network overflow, as tdmpc_opt.runtime knows too.
+constexpr float kLargestObservation = 1e15f;
+constexpr float kLargestAction = 1.001f;  // 1, but for an engine's rounding
+
+// The numbers of a line; a word such as nan, which streams do not read, is named.
+std::vector<float> observation(const std::string& line) {
+  std::istringstream words(line);
+  std::vector<float> obs;
+  for (std::string word; words >> word;) {
+    char* end = nullptr;
+    const float number = std::strtof(word.c_str(), &end);
+    if (*end != '\0') throw std::runtime_error("not a number: " + word);
+    // Written so that NaN is refused too.
+    if (!(std::fabs(number) <= kLargestObservation)) {
+      throw std::runtime_error("not a finite number that the network can take: " + word);
+    }
+    obs.push_back(number);
+  }
+  if (obs.empty()) throw std::runtime_error("no numbers");
+  return obs;
+}
+
+// A line's answer: the actions.
+std::string answer(Policy& policy, const std::string& line) {
+  std::vector<float> obs = observation(line);
+  std::ostringstream text;
+  text.precision(9);
+  for (const float action : policy.act(obs)) {
+    if (!(std::fabs(action) <= kLargestAction)) {
+      throw std::runtime_error("the network's action is not in [-1, 1]");
+    }
+    text << std::clamp(action, -1.0f, 1.0f) << ' ';
+  }
+  return text.str();
+}
+
+// An error's text in one line, as the answer to one.
+std::string one_line(std::string text) {
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -82,14 +127,11 @@ int main(int count, char** arguments) {
     Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "policy");
     Policy policy(env, arguments[1], count == 3 ? arguments[2] : nullptr);
     for (std::string line; std::getline(std::cin, line);) {
-      std::istringstream numbers(line);
-      std::vector<float> obs;
-      for (float number; numbers >> number;) obs.push_back(number);
-      if (!numbers.eof()) throw std::runtime_error("not a number in: " + line);
-      std::ostringstream answer;
-      answer.precision(9);
-      for (const float action : policy.act(obs)) answer << action << ' ';
-      std::cout << answer.str() << std::endl;
+      try {
+        std::cout << answer(policy, line) << std::endl;
+      } catch (const std::exception& error) {
+        std::cout << "error: " << one_line(error.what()) << std::endl;
+      }
     }
   } catch (const std::exception& error) {
     std::cerr << "policy: " << error.what() << '\n';
