@@ -354,7 +354,7 @@ def test_the_public_helpers_load_and_act(checkpoint_file):
 
 
 def test_the_public_helpers_name_what_is_unknown():
-    with pytest.raises(CheckpointError, match="no bundled checkpoint is called 'no-such'"):
+    with pytest.raises(CheckpointError, match=r"no file and no bundled .*'no-such'"):
         tdmpc_opt.load_pretrained("no-such")
     with pytest.raises(CheckpointError, match="neither a file nor a bundled checkpoint"):
         tdmpc_opt.load_agent("no-such")

@@ -1,6 +1,9 @@
 """Exported files act as torch does, on real observations, and say what they are."""
 
 import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import tdmpc_opt
 from tdmpc_opt import make_env, zoo
 from tdmpc_opt.agent import Agent, load_agent
 from tdmpc_opt.checkpoints.checkpoint import build
@@ -593,3 +597,17 @@ def test_a_plan_of_nan_is_an_error_and_not_gone_on_from(planner, tmp_path):
     for _ in range(2):
         with pytest.raises(NonFiniteError, match="the plan holds NaN or infinity"):
             agent.act(obs[0], "cartpole-balance")
+
+
+def test_an_exported_file_is_inspected_without_torch(policy, tmp_path):
+    missing = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
+    (tmp_path / "torch.py").write_text(missing)
+    paths = os.pathsep.join([str(tmp_path), str(Path(tdmpc_opt.__file__).parents[1])])
+    run = subprocess.run(
+        [sys.executable, "-m", "tdmpc_opt", "inspect", str(policy[0])],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    assert run.returncode == 0, run.stderr
+    assert sha256(policy[0])[:20] in run.stdout

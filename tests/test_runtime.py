@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+import tdmpc_opt
 from tdmpc_opt import make_env, zoo
 from tdmpc_opt.agent import Agent as TorchAgent
 from tdmpc_opt.agent import load_agent
@@ -289,3 +291,28 @@ def test_an_overflowing_network_is_an_error_and_no_action(tmp_path: Path) -> Non
             agent.act(np.linspace(1, 9, 8), "cup-catch")
     at_the_limit = load(TEACHER).act(np.full(8, LARGEST_OBSERVATION), "cup-catch")
     assert np.abs(at_the_limit).max() <= 1
+
+
+def test_a_bundled_agent_is_loaded_by_its_name() -> None:
+    obs = _observations("walker-stand", 2)
+    wanted = load(TEACHER).act(obs, "walker-stand")
+    np.testing.assert_array_equal(load("demo-teacher").act(obs, "walker-stand"), wanted)
+    with pytest.raises(CheckpointError, match=r"no file and no bundled .* 'demo'; bundled: d"):
+        load("demo")
+
+
+def _without_torch(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command where torch is not installed."""
+    missing = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
+    (folder / "torch.py").write_text(missing)
+    paths = os.pathsep.join([str(folder), str(Path(tdmpc_opt.__file__).parents[1])])
+    command = [sys.executable, "-m", "tdmpc_opt", *words]
+    environment = os.environ | {"PYTHONPATH": paths}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_bench_without_torch_names_what_it_needs(tmp_path: Path) -> None:
+    run = _without_torch(tmp_path, "bench", "demo-teacher", "--preset", "policy")
+    assert run.returncode == 1
+    assert 'needs torch: pip install "tdmpc-opt[train]"' in run.stderr
+    assert "quantize --policy-only` need no torch" in run.stderr

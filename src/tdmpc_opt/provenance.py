@@ -1,5 +1,6 @@
-"""Where a result comes from: versions, machine and commit, for every file of results."""
+"""Where a result comes from: versions, machine, commit, and the hash of what was run."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -7,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import tdmpc_opt
+from tdmpc_opt.errors import CheckpointError
 
 _LIBRARIES = (
     *("numpy", "torch", "mujoco", "dm_control", "gymnasium", "sbx-rl", "jax"),
@@ -63,3 +65,16 @@ def _commit() -> str | None:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of the file, in hexadecimal.
+
+    Raises:
+        CheckpointError: A file that cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error

@@ -33,8 +33,13 @@ def main() -> None:
         facts["load_seconds"] = time.perf_counter() - start
         facts["tasks"] = {task.name: task.obs_dim for task in tasks.tasks}
         _reply(replies, facts)
-    except (TdmpcOptError, ModuleNotFoundError) as error:
+    except TdmpcOptError as error:
         _reply(replies, {"error": str(error)})
+        return
+    except ModuleNotFoundError as error:
+        needs = f'it needs {error.name}: pip install "tdmpc-opt[train]"'
+        without = "an exported file and a checkpoint of `quantize --policy-only` need no torch"
+        _reply(replies, {"error": f"{needs}; {without}"})
         return
     for line in sys.stdin:
         turn = json.loads(line)

@@ -1,7 +1,6 @@
 """From a path or a name to a checkpoint; the content decides the format, not the suffix."""
 
 import difflib
-import hashlib
 from pathlib import Path
 
 from tdmpc_opt import zoo
@@ -10,6 +9,7 @@ from tdmpc_opt.checkpoints.hub import fetch, is_hub_id, is_model_folder
 from tdmpc_opt.checkpoints.native import read_native
 from tdmpc_opt.checkpoints.public import read_public
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.provenance import sha256 as sha256
 from tdmpc_opt.runtime.onnx_file import is_onnx
 from tdmpc_opt.runtime.weights import MODEL_FILE
 from tdmpc_opt.torch_files import ZIP_MAGIC
@@ -90,16 +90,3 @@ def _head(path: Path) -> bytes:
 def _is_text(head: bytes) -> bool:
     """Return whether the bytes hold no control characters but those of text."""
     return all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of the file, in hexadecimal.
-
-    Raises:
-        CheckpointError: A file that cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error

@@ -79,7 +79,7 @@ def _inspect_checkpoint(path_or_name: str) -> None:
 
 
 def _inspect_onnx(path: Path) -> None:
-    from tdmpc_opt.checkpoints.load import sha256
+    from tdmpc_opt.provenance import sha256
     from tdmpc_opt.runtime.onnx_file import open_onnx
 
     file = open_onnx(path, threads=1, providers=None)

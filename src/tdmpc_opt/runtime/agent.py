@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tdmpc_opt import zoo
 from tdmpc_opt.deadline import Clock, DeadlineTimer
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.input_checks import (
@@ -170,7 +171,7 @@ def load(
     Args:
         path: ONNX file of `tdmpc-opt export`, or a safetensors checkpoint of this project, of
             which the policy acts (`tdmpc-opt quantize --policy-only` makes the smallest), or
-            a folder with such a `model.safetensors`.
+            a folder with such a `model.safetensors`, or the name of a bundled checkpoint.
         threads: Threads of one action, for ONNX files.
         providers: Execution providers of ONNX Runtime in the order of preference, each a name
             or a name with options; None is the CPU.
@@ -187,6 +188,8 @@ def load(
     path, timer = Path(path), DeadlineTimer(clock)
     if path.is_dir():
         path /= MODEL_FILE
+    elif not path.exists() and path.name == str(path) and not path.suffix:
+        path = zoo.path(path.name)
     if not is_onnx(path):
         if preset is not None:
             raise InputError(_other_preset(path, preset, None))

@@ -36,7 +36,9 @@ def path(name: str) -> Path:
     """
     if name not in names():
         known = ", ".join(names()) or "none"
-        raise CheckpointError(f"no bundled checkpoint is called {name!r}; bundled: {known}")
+        raise CheckpointError(
+            f"no file and no bundled checkpoint is called {name!r}; bundled: {known}"
+        )
     return _FOLDER / f"{name}.safetensors"
 
 
