@@ -17,10 +17,9 @@ demo: $(VENV)/.installed-dev
 test: lint
 	$(BIN)/python -m pytest $(PARALLEL)
 
-# Everything, slow tests and experts included; torch.compile runs without the shape checks.
+# Everything, slow tests and experts included.
 test-all: $(VENV)/.installed-all lint test-web
-	$(BIN)/python -m pytest $(PARALLEL) -m "not compile"
-	JAXTYPING_DISABLE=1 $(BIN)/python -m pytest -m compile
+	$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 # The site, in site/docs/index.html; the tests build it too. Search needs a server:
 # python -m http.server -d site

@@ -54,7 +54,11 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as folder:
         acts = {"plain modules, full": _plain(config, draw)}
         for preset in (*config.presets, "policy"):
-            acts[preset] = _with(load_agent(config.checkpoint, preset=preset), draw, config)
+            agent = load_agent(config.checkpoint, preset=preset)
+            acts[preset] = _with(agent, draw, config)
+            if agent.engine not in (None, "eager"):
+                agent = load_agent(config.checkpoint, preset=preset, engine="eager")
+                acts[f"{preset}, eager torch"] = _with(agent, draw, config)
         for name, path in _files(config, Path(folder)).items():
             acts[name] = _with(load(path), draw, config)
         tried = records(race(acts, 3, warm=2), dict.fromkeys(acts, 1))

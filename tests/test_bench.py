@@ -10,7 +10,7 @@ from tdmpc_opt.bench.measure import _speedup
 from tdmpc_opt.checkpoints.checkpoint import POLICY_PREFIXES
 from tdmpc_opt.cli import main
 from tdmpc_opt.configs import BenchConfig, QuantizeConfig
-from tdmpc_opt.errors import CheckpointError, InputError
+from tdmpc_opt.errors import CheckpointError
 
 QUICK = {"rounds": 2, "seconds": 0.01, "batch": (1, 3)}
 
@@ -32,22 +32,16 @@ def _names(*sources: Path, **settings: object) -> list[str]:
 def test_every_way_to_run_a_source_is_timed_once(checkpoint_file, policy_file, tmp_path):
     onnx = tmp_path / "agent.onnx"
     onnx.write_bytes(b"what is in it, the runtime will see")
-    assert _names(checkpoint_file) == ["full eager fp32"]
+    assert _names(checkpoint_file) == ["full"]
     assert _names(policy_file, preset=("full", "policy")) == ["runtime"]
     assert _names(onnx) == ["runtime"]
     found = _names(
         checkpoint_file,
         policy_file,
         preset=("full", "policy"),
-        engine=("eager", "onnxruntime"),
-        precision=("fp32", "int8"),
+        engine=("eager", "auto"),
     )
-    assert found == [
-        *("full eager fp32", "full onnxruntime fp32", "full onnxruntime int8"),
-        *("policy", "runtime"),
-    ]
-    with pytest.raises(InputError, match="int8 runs with the engines native and onnxruntime"):
-        _names(checkpoint_file, precision=("int8",))
+    assert found == ["full eager", "full", "policy", "runtime"]
     with pytest.raises(CheckpointError, match="nothing is neither a file nor a bundled"):
         _names(Path("nothing"))
 

@@ -1,303 +1,205 @@
-import copy
-import importlib.util
+"""The engine of the exported planner against eager torch, from the same noise."""
+
 import os
-import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from tdmpc_opt.checkpoints.checkpoint import build
-from tdmpc_opt.checkpoints.load import read_checkpoint
+import tdmpc_opt
+from tdmpc_opt import zoo
+from tdmpc_opt.agent import Agent
 from tdmpc_opt.configs import PlannerBudget
-from tdmpc_opt.errors import InputError, MissingDependencyError
-from tdmpc_opt.planning import engines, native_library
-from tdmpc_opt.planning.engines import make_engine
-from tdmpc_opt.planning.mppi import Engine, Plan, draw_noise, prepare, refine, search
-from tdmpc_opt.planning.networks import PlannerNetworks
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.errors import InputError
+from tdmpc_opt.planning.planner import EagerEngine
+from tdmpc_opt.world_model.model import WorldModel
 
-# torch's compiler trips over a deprecation of torch's own.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+pytest.importorskip("onnxruntime", reason="needs the extra export")
+pytest.importorskip("onnxscript", reason="needs the extra export")
 
-TOLERANCE = 1e-4
-"""Largest difference of mean and std from the reference, except where two samples tie."""
-BUDGET = PlannerBudget(iterations=3, samples=256, policy_samples=24, elites=32)
-HELD = replace(BUDGET, samples=64, policy_samples=16, prior_penalty=0.1, prior_hold=0.1)
-"""Plans that are held close to the policy."""
+from tdmpc_opt.export import engine as module  # needs onnx
+from tdmpc_opt.export import graphs
+from tdmpc_opt.export.engine import OnnxEngine, engine_choice, fast_engine
 
-needs_compiler = pytest.mark.skipif(
-    not torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    or not (shutil.which("g++") or shutil.which("clang++")),
-    reason="needs a C++ compiler and a CPU with AVX2",
-)
-every_engine = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("compile", marks=pytest.mark.compile),
-        pytest.param("native", marks=needs_compiler),
-        "onnxruntime",
-        "openvino",
-    ],
-)
+TOLERANCE = 1e-3
+"""Largest difference of an action, except where two samples tie and change places."""
+LOOPED = PlannerBudget(iterations=3, samples=24, policy_samples=4, elites=6)
 
 
-def _engine(
-    name: str, networks: PlannerNetworks, budget: PlannerBudget, precision: str = "fp32"
-) -> Engine:
-    if name not in ("compile", "native"):
-        pytest.importorskip(name)
-        pytest.importorskip("onnxscript")
-    return make_engine(name, precision, networks, budget)
+def _seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def _plans(
-    networks: PlannerNetworks,
-    budget: PlannerBudget,
-    obs: Tensor,
-    task: Tensor,
-    *tried: Engine,
-) -> list[Plan]:
-    """Plans of the reference and of these engines, from the same noise."""
-    model = networks.model
-    sources = [torch.Generator().manual_seed(seed) for seed in range(len(obs))]
-    with torch.inference_mode():
-        noise = draw_noise(model, budget, sources)
-        problem = prepare(networks, model.encode(obs, task), task, noise.prior)
-        previous = torch.zeros(budget.horizon, len(obs), model.config.action_dim)
-        return [
-            search(engine, problem, previous, noise, budget.max_std)
-            for engine in (partial(refine, networks, budget), *tried)
-        ]
-
-
-def _differences(reference: Plan, other: Plan) -> Tensor:
-    """Largest difference of each row's mean or std."""
-    parts = ((reference.mean, other.mean), (reference.std, other.std))
-    return torch.stack([(a - b).abs().amax(dim=(0, 2)) for a, b in parts]).amax(0)
+def _obs(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def student() -> PlannerNetworks:
-    return PlannerNetworks(build(read_checkpoint("mt30-1m")))
+def large_ensemble(make_model) -> WorldModel:
+    """A model whose rows draw different members of the Q ensemble."""
+    return make_model(num_q=5)
 
 
 @pytest.fixture(scope="module")
-def large_ensemble(make_model) -> PlannerNetworks:
-    return PlannerNetworks(make_model(num_q=5))
+def pair(large_ensemble):
+    """Makes an agent of each engine that plan alike."""
+
+    def make(**changes: object) -> tuple[Agent, Agent]:
+        budget = replace(LOOPED, **changes)
+        return tuple(
+            Agent(large_ensemble, budget=budget, engine=engine)
+            for engine in (EagerEngine, OnnxEngine)
+        )
+
+    return make
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _each_graph_is_traced_once() -> Iterator[None]:
-    """Tracing takes seconds, and both graph engines run the same graphs."""
-    if importlib.util.find_spec("onnxscript") is None:
-        yield
-        return
-    from tdmpc_opt.planning import graph
-
-    trace, traced = graph.iteration_graph, {}
-
-    def cached(networks: PlannerNetworks, budget: PlannerBudget, *inputs: Any) -> Any:
-        key = networks, budget, inputs[1].shape
-        if key not in traced:
-            traced[key] = trace(networks, budget, *inputs)
-        return copy.deepcopy(traced[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph, "iteration_graph", cached)
-        yield
-
-
-@pytest.fixture(scope="module")
-def observations() -> tuple[Tensor, Tensor]:
-    """Real observations of 20 tasks, and the tasks."""
-    obs = torch.zeros(20, MT30.obs_dim)
-    with np.load(Path(__file__).parent / "golden" / "mt30.npz") as arrays:
-        for row, task in enumerate(MT30.tasks[:20]):
-            obs[row, : task.obs_dim] = torch.from_numpy(arrays[f"{task.name}/11/obs"][30])
-    return obs, torch.arange(20)
-
-
-@every_engine
-@pytest.mark.parametrize("budget", [BUDGET, HELD], ids=["published", "held"])
-def test_engines_agree_with_the_reference_on_real_observations(
-    name, budget, student, observations
-):
-    obs, task = observations
-    assert len(task.unique()) >= 10
-    reference, other = _plans(student, budget, obs, task, _engine(name, student, budget))
-    difference = _differences(reference, other)
-    # Two samples whose values tie up to rounding may swap places among the elites.
-    assert (difference < TOLERANCE).float().mean() >= 0.9
-    assert difference.max() < 0.2
-    drawn = (reference.action - other.action).abs().amax(1)
-    assert (drawn < TOLERANCE).float().mean() >= 0.9
-
-
-@every_engine
-@pytest.mark.parametrize("task", [[0], [0, 1, 1]])
-def test_engines_average_the_heads_drawn_for_each_row(name, task, large_ensemble, small_budget):
-    engine = _engine(name, large_ensemble, small_budget)
-    obs = torch.randn(len(task), 5, generator=torch.Generator().manual_seed(0))
-    plans = _plans(large_ensemble, small_budget, obs, torch.tensor(task), engine)
-    assert _differences(*plans).max() < TOLERANCE
-    assert not plans[1].mean[:, 1:, 2].any()
-
-
-@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("native", marks=needs_compiler)])
-def test_int8_plans_come_close(name, student, observations):
-    """Their values err by a fraction of what the samples' values differ among themselves."""
-    obs, task = observations
-    engine = _engine(name, student, BUDGET, "int8")
-    reference, low = _plans(student, BUDGET, obs, task, engine)
-    start = BUDGET.max_std
-    assert (reference.mean - low.mean).abs().mean() < 0.15
-    assert (reference.std - low.std).abs().mean() < 0.1 * start
-    assert not torch.equal(reference.mean, low.mean)
-
-
-def test_int8_keeps_what_decodes_and_what_is_small_in_fp32(student, observations):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    from tdmpc_opt.planning.graph import iteration_graph, quantized
-
-    graph = _graph(iteration_graph, student, observations)
-    shapes = _product_shapes(graph)
-    low = quantized(graph)
-    kinds = [node.op_type for node in low.graph.node]
-    large = [shape for shape in shapes if min(shape) >= 128]
-    assert kinds.count("MatMulInteger") == len(large) == 19
-    assert len(_product_shapes(low)) == len(shapes) - len(large)
-
-
-def _graph(trace: Callable, networks: PlannerNetworks, observations: tuple[Tensor, Tensor]):
-    obs, task = (part[:1] for part in observations)
-    model = networks.model
-    noise = draw_noise(model, BUDGET, [None])
-    with torch.no_grad():
-        problem = prepare(networks, model.encode(obs, task), task, noise.prior)
-    mean = torch.zeros(3, 1, 6)
-    return trace(networks, BUDGET, problem, mean, torch.ones_like(mean), noise.round(0))
-
-
-def _product_shapes(graph) -> list[tuple[int, ...]]:
-    """Shapes of the constant weights that fp32 products multiply with."""
-    sizes = {weight.name: tuple(weight.dims) for weight in graph.graph.initializer}
-    products = [node for node in graph.graph.node if node.op_type in ("Gemm", "MatMul")]
-    return [sizes[node.input[1]] for node in products if node.input[1] in sizes]
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_student_acts_by_both_engines_alike(deterministic):
+    agents = [
+        tdmpc_opt.load_agent(zoo.path("mt30-1m"), preset="realtime", engine=engine)
+        for engine in ("eager", "auto")
+    ]
+    assert [agent.engine for agent in agents] == ["eager", "onnxruntime"]
+    sources = [_seeded(1, 2, 3) for _ in agents]
+    differences = []
+    for step in range(10):
+        obs = _obs(3, 17, seed=step)
+        eager, fast = (
+            agent.act(obs, "cheetah-run", deterministic=deterministic, generator=source)
+            for agent, source in zip(agents, sources, strict=True)
+        )
+        differences.append(np.abs(eager - fast).max())
+    assert np.quantile(differences, 0.9) < TOLERANCE
+    assert max(differences) < 0.2
+    for left, right in zip(*sources, strict=True):
+        assert torch.equal(left.get_state(), right.get_state())
 
 
 @pytest.mark.parametrize(
-    ("name", "precision", "message"),
+    "changes",
     [
-        (
-            "tensorrt",
-            "fp32",
-            "unknown engine 'tensorrt'; take eager, compile, native, onnxruntime",
-        ),
-        ("eager", "int8", "engine eager has no int8; take engine native or onnxruntime"),
-        ("openvino", "int8", "engine openvino has no int8; take engine native or onnxruntime"),
+        {},
+        {"replan_every": 2, "mean_action": True},
+        {"warm_mean": 0.5, "warm_std": 1.5},
+        {"converged_std": 0.5},
     ],
 )
-def test_unknown_engines_and_precisions_are_refused(
-    name, precision, message, model, small_budget, unchecked
-):
-    with pytest.raises(InputError, match=message):
-        make_engine(name, precision, PlannerNetworks(model), small_budget)
+def test_every_row_averages_its_own_heads_and_keeps_its_own_plan(pair, changes):
+    agents, rounds = pair(**changes), [[], []]
+    sources = [_seeded(4, 5, 6) for _ in agents]
+    for step in range(5):
+        actions = []
+        for agent, source, counts in zip(agents, sources, rounds, strict=True):
+            if step == 3:
+                agent.reset([1])
+            actions.append(agent.act(_obs(3, 5, seed=step), [0, 1, 1], generator=source))
+            counts.append(agent.iterations)
+        np.testing.assert_allclose(*actions, atol=TOLERANCE)
+    assert rounds[0] == rounds[1]
+    if changes.get("converged_std"):
+        assert min(rounds[0]) < LOOPED.iterations, "else nothing converged"
 
 
-@pytest.mark.parametrize("name", ["native", "onnxruntime", "openvino"])
-def test_engines_for_cpus_refuse_other_number_formats(name, make_model, small_budget):
-    low = PlannerNetworks(make_model().bfloat16())
-    with pytest.raises(InputError, match="runs on the CPU in float32, this agent on cpu in bf"):
-        make_engine(name, "fp32", low, small_budget)
+def test_a_deadline_leaves_out_rounds_of_the_graph(large_ensemble):
+    clock = SimpleNamespace(now=0.0)
+
+    def tick() -> float:
+        clock.now += 0.01
+        return clock.now
+
+    agent = Agent(large_ensemble, budget=LOOPED, engine=OnnxEngine, clock=tick)
+    for deadline, rounds in ((1000.0, 3), (35.0, 1)):
+        agent.act(_obs(5), "one", deadline_ms=deadline)
+        assert agent.iterations == rounds
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_engines_may_run_on_any_core(name, student, observations):
-    """Bound to a core while they compute, two processes share it and others idle."""
-    obs, task = observations
-    allowed, planner = os.sched_getaffinity(0), threading.get_native_id()
-    seen, done = set(), threading.Event()
-
-    def watch() -> None:
-        while not done.is_set():
-            seen.add(frozenset(os.sched_getaffinity(planner)))
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        _plans(student, HELD, obs, task, _engine(name, student, HELD))
-    finally:
-        done.set()
-        watcher.join()
-    assert seen == {frozenset(allowed)}
-
-
-@pytest.mark.parametrize(
-    ("name", "extra"), [("onnxruntime", "export"), ("openvino", "openvino")]
-)
-def test_a_missing_library_is_named_with_its_extra(
-    name, extra, model, small_budget, monkeypatch
-):
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda part: None)
-    message = rf'^engine {name} needs {name}: pip install "tdmpc-opt\[{extra}\]"$'
-    with pytest.raises(MissingDependencyError, match=message):
-        make_engine(name, "fp32", PlannerNetworks(model), small_budget)
-
-
-@pytest.mark.parametrize("name", ["compile", pytest.param("native", marks=needs_compiler)])
-def test_compiling_without_a_compiler_is_refused(name, model, small_budget, monkeypatch):
-    monkeypatch.setattr(engines.shutil, "which", lambda program: None)
-    with pytest.raises(MissingDependencyError, match=r"needs a C\+\+ compiler: install g\+\+"):
-        make_engine(name, "fp32", PlannerNetworks(model), small_budget)
-
-
-@needs_compiler
-def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
+@pytest.fixture
+def stored(large_ensemble, monkeypatch, tmp_path) -> Path:
+    """The file of a graph that was traced before, in a cache folder of its own."""
+    graph = module._graph(large_ensemble, LOOPED)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native_library, "_FLAGS", ("--no-such-flag",))
-    native_library.library.cache_clear()
-    with pytest.raises(
-        MissingDependencyError, match=r"cannot compile engine native: .*no-such"
-    ):
-        native_library.library()
-    assert not list(tmp_path.rglob("*.so"))
+    again = SimpleNamespace(SerializeToString=lambda: graph)
+    monkeypatch.setattr(graphs, "planner_graph", lambda *_: again)
+    assert module._graph(large_ensemble, LOOPED) == graph
+    (path,) = tmp_path.glob("tdmpc-opt/planner-*.onnx")
+    return path
 
 
-def test_native_code_needs_avx2(model, small_budget, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    with pytest.raises(InputError, match="needs an x86 CPU with AVX2; take engine onnxruntime"):
-        make_engine("native", "fp32", PlannerNetworks(model), small_budget)
+def _no_tracing(*_: object) -> None:
+    raise AssertionError("traced although the cache has the graph")
 
 
-@needs_compiler
-def test_native_code_refuses_widths_that_it_cannot_divide(make_model, small_budget):
-    odd = PlannerNetworks(make_model(mlp_dim=24))
-    with pytest.raises(InputError, match=r"needs layers of multiples of 16 .* has 24"):
-        make_engine("native", "fp32", odd, small_budget)
+def test_a_graph_is_traced_once_for_all_budgets_that_share_it(
+    stored, large_ensemble, monkeypatch
+):
+    graph = module._graph(large_ensemble, LOOPED)
+    monkeypatch.setattr(graphs, "planner_graph", _no_tracing)
+    for same in ({"replan_every": 2}, {"warm_std": 1.0}, {"iterations": 5}):
+        assert module._graph(large_ensemble, replace(LOOPED, **same)) == graph
+    for other in ({"elites": 7}, {"prior_hold": 1.0}, {"iterations": 1}):
+        with pytest.raises(AssertionError, match="traced although"):
+            module._graph(large_ensemble, replace(LOOPED, **other))
 
 
-@needs_compiler
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_native_plans_do_not_depend_on_threads(precision, student, observations):
-    obs, task = (part[:3] for part in observations)
-    engine = _engine("native", student, BUDGET, precision)
-    (_, one), threads = _plans(student, BUDGET, obs, task, engine), torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        _, three = _plans(student, BUDGET, obs, task, engine)
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(one.mean, three.mean)
-    assert torch.equal(one.std, three.std)
+def test_other_weights_have_another_graph(stored, make_model, monkeypatch):
+    monkeypatch.setattr(graphs, "planner_graph", _no_tracing)
+    with pytest.raises(AssertionError, match="traced although"):
+        module._graph(make_model(num_q=5, seed=1), LOOPED)
+
+
+def test_a_damaged_cache_file_is_replaced(stored, large_ensemble):
+    whole = stored.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-1] + bytes([whole[-1] ^ 1])):
+        stored.write_bytes(damaged)
+        assert module._graph(large_ensemble, LOOPED) == whole[32:]
+        assert stored.read_bytes() == whole
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX")
+def test_a_cache_that_cannot_be_written_is_done_without(
+    stored, large_ensemble, monkeypatch, tmp_path
+):
+    graph = module._graph(large_ensemble, LOOPED)
+    blocked = tmp_path / "file"
+    blocked.write_text("where the cache folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert module._graph(large_ensemble, LOOPED) == graph
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "widths", "expected"),
+    [
+        (CPU, torch.float32, {}, OnnxEngine),
+        (CPU, torch.bfloat16, {}, EagerEngine),
+        (CPU, torch.float64, {}, EagerEngine),
+        (CUDA, torch.float32, {}, EagerEngine),
+        (CPU, torch.float32, {"mlp_dim": 4096}, EagerEngine),
+    ],
+)
+def test_onnx_runtime_plans_where_it_computes_as_the_agent_does(
+    model, device, dtype, widths, expected
+):
+    assert fast_engine(replace(model.config, **widths), device, dtype) is expected
+    assert engine_choice("eager")(model.config, device, dtype) is EagerEngine
+
+
+@pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])
+def test_without_its_libraries_torch_plans(missing, checkpoint_file, monkeypatch):
+    find = module.importlib.util.find_spec
+    monkeypatch.setattr(
+        module.importlib.util, "find_spec", lambda name: None if name == missing else find(name)
+    )
+    assert tdmpc_opt.load_agent(checkpoint_file).engine == "eager"
+
+
+@pytest.mark.parametrize("name", ["native", "compile", "openvino"])
+def test_engines_that_are_gone_are_refused(name, checkpoint_file, unchecked):
+    with pytest.raises(InputError, match=f"unknown engine '{name}'; take auto or eager"):
+        tdmpc_opt.load_agent(checkpoint_file, engine=name)

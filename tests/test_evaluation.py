@@ -17,6 +17,8 @@ from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.evaluation.evaluate import _identity, evaluate
 from tdmpc_opt.evaluation.results import EvaluationFile, read_evaluation
 from tdmpc_opt.evaluation.score import normalized_score
+from tdmpc_opt.export.engine import fast_engine
+from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.tasks.dmcontrol import make_env
@@ -249,43 +251,68 @@ def test_another_checkpoint_or_budget_is_refused(tmp_path, checkpoint_file, make
     evaluate(replace(base, checkpoint=str(moved)))  # the content counts, not the place
 
 
-def _planner_config(checkpoint: Path, **changes: object) -> dict:
+def _planner_config(
+    checkpoint: Path, choose_engine: ChooseEngine = eager_engine, **changes: object
+) -> dict:
     """What a result file says of a planner's evaluation."""
     config = _config(Path("unused.json"), checkpoint=str(checkpoint), **changes)
     policy = PolicySource(
-        source=config.checkpoint, mode=config.mode, replan_every=config.replan_every
+        source=config.checkpoint,
+        mode=config.mode,
+        replan_every=config.replan_every,
+        choose_engine=choose_engine,
     )
     return _identity(config, policy, policy.tasks(None))
 
 
 def test_the_file_says_what_planned(checkpoint_file):
-    config = _planner_config(checkpoint_file, engine="onnxruntime", precision="int8")
-    assert (config["engine"], config["precision"]) == ("onnxruntime", "int8")
+    assert _planner_config(checkpoint_file)["engine"] == "eager"
+    config = _planner_config(checkpoint_file, fast_engine)
+    assert config["engine"] == "onnxruntime"
     assert config["budget"]["replan_every"] == 1
     config = _planner_config(checkpoint_file, replan_every=2)
     assert config["budget"]["replan_every"] == 2
     assert config["budget"]["samples"] == 512
-    config = _planner_config(checkpoint_file, mode="policy", engine="openvino")
-    assert (config["engine"], config["precision"], config["budget"]) == (None, None, None)
+    config = _planner_config(checkpoint_file, fast_engine, mode="policy")
+    assert (config["engine"], config["budget"]) == (None, None)
     with pytest.raises(InputError, match="replan_every must be between 1 and the horizon"):
         _planner_config(checkpoint_file, replan_every=4)
 
 
-def test_a_file_from_before_the_engines_goes_on_as_eager(tmp_path, checkpoint_file):
-    def write(config: dict) -> Path:
-        task = {"returns": [1.0], "seeds": [0]}
-        content = {"kind": "evaluation", "config": config, "tasks": {"cartpole-balance": task}}
-        path = tmp_path / "old.json"
-        path.write_text(json.dumps(content))
-        return path
+def _write_old(path: Path, config: dict) -> Path:
+    task = {"returns": [1.0], "seeds": [0]}
+    content = {"kind": "evaluation", "config": config, "tasks": {"cartpole-balance": task}}
+    path.write_text(json.dumps(content))
+    return path
 
-    today = _planner_config(checkpoint_file)
-    old = {name: part for name, part in today.items() if name not in ("engine", "precision")}
+
+def test_a_file_from_before_the_engines_goes_on_as_eager(tmp_path, checkpoint_file):
+    path, today = tmp_path / "old.json", _planner_config(checkpoint_file)
+    old = {name: part for name, part in today.items() if name != "engine"}
     old["budget"] = {k: v for k, v in today["budget"].items() if k != "replan_every"}
-    assert EvaluationFile(write(old), today).tasks
-    for changes, name in (({"engine": "compile"}, "engine"), ({"replan_every": 2}, "budget")):
-        with pytest.raises(ResultError, match=f"another evaluation: its {name} is"):
-            EvaluationFile(write(old), _planner_config(checkpoint_file, **changes))
+    for further in ({}, {"engine": "eager", "precision": "fp32"}):
+        assert EvaluationFile(_write_old(path, old | further), today).tasks
+    with pytest.raises(ResultError, match="another evaluation: its budget is"):
+        EvaluationFile(path, _planner_config(checkpoint_file, replan_every=2))
+    with pytest.raises(ResultError, match=r"its engine is eager, .*--engine eager or delete"):
+        EvaluationFile(path, _planner_config(checkpoint_file, fast_engine))
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [("native", "int8"), ("openvino", "fp32"), ("compile", "fp32"), ("onnxruntime", "int8")],
+)
+def test_files_of_engines_that_are_gone_are_read_and_not_gone_on_with(
+    engine, precision, tmp_path, checkpoint_file
+):
+    today = _planner_config(checkpoint_file)
+    path = tmp_path / "old.json"
+    _write_old(path, today | {"engine": engine, "precision": precision})
+    assert read_evaluation(path)["config"]["engine"] == engine
+    assert compare(path, path).episodes == 1
+    message = f"planned by the engine {engine} in {precision}, which no longer exists"
+    with pytest.raises(ResultError, match=message):
+        EvaluationFile(path, today)
 
 
 def _content(record: str) -> str:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -30,7 +29,7 @@ from tdmpc_opt.errors import (
     ResultError,
 )
 from tdmpc_opt.planning import planner as planner_module
-from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, prepare, refine, search
+from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan
 from tdmpc_opt.planning.networks import PlannerNetworks
 from tdmpc_opt.runtime import load
 
@@ -184,8 +183,8 @@ def test_the_planner_plans_as_torch_whole_or_cut_into_rounds(planner, checkpoint
     networks, ids = PlannerNetworks(model), torch.tensor([0])
     with torch.inference_mode():
         padded = torch.nn.functional.pad(torch.from_numpy(obs), (0, 2))
-        problem = prepare(networks, model.encode(padded, ids), ids, noise.prior)
-        wanted = search(partial(refine, networks, BUDGET), problem, mean, noise, BUDGET.max_std)
+        z = model.encode(padded, ids)
+        wanted = plan(networks, z, ids, mean, noise, BUDGET)
     session = onnxruntime.InferenceSession(str(path))
     names = ["action", "new_mean", "new_std"]
     whole = session.run(names, inputs)

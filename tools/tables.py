@@ -314,15 +314,6 @@ def presets() -> str:
     return _table(head, rows)
 
 
-def engines() -> str:
-    """Latency of one plan by engine."""
-    rows = []
-    for name, r in _read("bench-planner-latency")["engines"].items():
-        times = (f"{r['ms_p50']:.1f}", f"{r['ms_p95']:.1f}", f"{r['speedup']:.2f}")
-        rows.append((name, *times, f"{r['agreement']:.0e}"))
-    return _table("engine, ms per plan (p50), p95, times faster, difference", rows)
-
-
 def reuse() -> str:
     """Score by how many of a plan's actions are carried out."""
     rows = []
@@ -435,9 +426,8 @@ def _evaluation(config: Json) -> list[str]:
         words += ["--mode", config["mode"]]
     if preset := _preset(config):
         words += ["--preset", preset]
-    for option, usual in (("engine", "eager"), ("precision", "fp32")):
-        if config.get(option) not in (None, usual):
-            words += [f"--{option}", config[option]]
+    if config["mode"] == "planner" and config.get("engine", "eager") == "eager":
+        words += ["--engine", "eager"]  # removed engines: the default
     return words + ["--noise"] * config["noise"]
 
 

@@ -50,5 +50,5 @@ correct last again --data "$work/data" "$work/corrected/data" "$work/again/data"
 wait "$untaught"
 # How close plans have to keep to so good a policy is stored beside the weights.
 tdmpc-opt tune-planner "$work/last.safetensors" --trials 4 --max-samples 32 --max-iterations 1 \
-  --episodes 1 --engine openvino --no-score-full --output "$work/tuning" \
+  --episodes 1 --engine auto --no-score-full --output "$work/tuning" \
   --store "$work/mt30-1m.safetensors"

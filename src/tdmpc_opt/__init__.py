@@ -46,8 +46,7 @@ def load_agent(
     preset: str | None = None,
     mode: Literal["planner", "policy"] = "planner",
     dtype: "torch.dtype | None" = None,
-    engine: Literal["eager", "compile", "onnxruntime", "openvino"] = "eager",
-    precision: Literal["fp32", "int8"] = "fp32",
+    engine: Literal["auto", "eager"] = "auto",
 ) -> "Agent":
     """Load an agent from a file, folder, zoo name or hub id; see `tdmpc_opt.agent.load_agent`.
 
@@ -58,21 +57,20 @@ def load_agent(
         preset: Planner budget by name; None is the full published one.
         mode: `planner`, or `policy` for the policy network alone.
         dtype: Number format of the computation; None is float32.
-        engine: What computes the planner's iterations.
-        precision: Number format of the planner's large products.
+        engine: `auto` computes plans in ONNX Runtime where the extra `export` is installed and
+            the agent is on the CPU in float32, and by torch elsewhere; `eager` always by torch.
 
     Raises:
         CheckpointError: The file is missing, damaged, foreign or unsafe.
-        InputError: An unknown preset, mode, device or engine, or an engine that cannot do this
-            precision, device or number format.
-        MissingDependencyError: A library or compiler that the engine needs is not here.
+        InputError: An unknown preset, mode, device or engine.
     """
     import torch
 
     from tdmpc_opt.agent import load_agent as load
+    from tdmpc_opt.export.engine import engine_choice
 
     dtype = torch.float32 if dtype is None else dtype
-    return load(path_or_name, device, preset, mode, dtype, engine, precision)
+    return load(path_or_name, device, preset, mode, dtype, engine_choice(engine))
 
 
 def load_pretrained(

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
-from tdmpc_opt.configs import EngineName, EnginePrecision, Mode, PlannerBudget
+from tdmpc_opt.configs import Mode, PlannerBudget
+from tdmpc_opt.deadline import Clock, DeadlineTimer
 from tdmpc_opt.errors import InputError, UnknownTaskError
 from tdmpc_opt.input_checks import (
     OneCallAtATime,
@@ -22,9 +23,14 @@ from tdmpc_opt.input_checks import (
     check_shape,
     task_id,
 )
-from tdmpc_opt.planning.planner import Planner
+from tdmpc_opt.planning.planner import (
+    ChooseEngine,
+    EagerEngine,
+    Engine,
+    Planner,
+    eager_engine,
+)
 from tdmpc_opt.planning.presets import find_preset
-from tdmpc_opt.planning.timing import Clock, PlanTimer
 from tdmpc_opt.world_model.model import WorldModel
 
 Observation = TypeVar("Observation", Tensor, np.ndarray)
@@ -44,15 +50,11 @@ class Agent:
             its weights as they are now.
         mode: Act by planning in latent space, or by the policy network alone.
         budget: What one plan may spend, and how many of its actions are executed.
-        engine: What computes the planner's iterations. All but `eager` build something at the
-            first plan of each batch size, which takes seconds.
-        precision: Number format of the planner's large products.
+        engine: What computes the planner's iterations.
         clock: Monotonic time in seconds, by which deadlines are kept.
 
     Raises:
-        InputError: An unknown mode or engine, a model that cannot plan, or an engine that
-            cannot do this precision, device or number format.
-        MissingDependencyError: A library or compiler that the engine needs is not here.
+        InputError: An unknown mode, or a model that cannot plan.
     """
 
     def __init__(
@@ -61,8 +63,7 @@ class Agent:
         *,
         mode: Mode = "planner",
         budget: PlannerBudget | None = None,
-        engine: EngineName = "eager",
-        precision: EnginePrecision = "fp32",
+        engine: type[Engine] = EagerEngine,
         clock: Clock = time.perf_counter,
     ) -> None:
         if mode not in ("planner", "policy"):
@@ -75,11 +76,16 @@ class Agent:
         self.tasks = world_model.tasks
         self.mode = mode
         self.budget = budget or PlannerBudget()
-        self._timer = PlanTimer(clock)
+        self._timer = DeadlineTimer(clock)
         self._one_call = OneCallAtATime()
         self._planner: Planner | None = None
         if mode == "planner":
-            self._planner = Planner(world_model, self.budget, self._timer, engine, precision)
+            self._planner = Planner(world_model, self.budget, self._timer, engine)
+
+    @property
+    def engine(self) -> str | None:
+        """Name of what computes plans; None where the policy acts."""
+        return self._planner.engine if self._planner else None
 
     @property
     def deadlines(self) -> int:
@@ -96,7 +102,6 @@ class Agent:
         """Iterations of the newest plan, which a deadline may have cut; None without a plan."""
         return self._planner.iterations if self._planner else None
 
-    @torch.inference_mode()  # plans are inference tensors, which only this may change
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Forget the plans of all rows, or of these, before a new episode.
 
@@ -151,11 +156,10 @@ class Agent:
         check_observation(float(rows.abs().max()))
         rows = self._padded(rows.unsqueeze(0) if single else rows)
         generators = _per_row(generator, len(rows))
-        z = model.encode(rows, ids)
         if self._planner:
-            action = self._plan(self._planner, z, ids, generators, explore=not deterministic)
+            action = self._plan(self._planner, rows, ids, generators, explore=not deterministic)
         else:
-            action = self._policy(z, ids, generators, deterministic)
+            action = self._policy(model.encode(rows, ids), ids, generators, deterministic)
             check_action(float(action.abs().max()))
         if width is not None:
             action = action[:, : self.tasks.tasks[width].action_dim]
@@ -192,16 +196,14 @@ class Agent:
     def _plan(
         self,
         planner: Planner,
-        z: Float[Tensor, "batch latent"],
+        rows: Float[Tensor, "batch obs"],
         ids: Int[Tensor, " batch"],
         generators: Sequence[torch.Generator | None],
         *,
         explore: bool,
     ) -> Float[Tensor, "batch action"]:
-        if not bool(torch.isfinite(z).all()):  # a search would end in some finite action
-            check_action(float("nan"))
         with self._one_call:
-            action = planner.act(z, ids, generators, explore=explore)
+            action = planner.act(rows, ids, generators, explore=explore)
             largest = float(action.abs().max())
             if not largest <= 1:  # the next plan would start from this one
                 planner.reset()
@@ -265,8 +267,7 @@ def load_agent(
     preset: str | PlannerBudget | None = None,
     mode: Mode = "planner",
     dtype: torch.dtype = torch.float32,
-    engine: EngineName = "eager",
-    precision: EnginePrecision = "fp32",
+    choose_engine: ChooseEngine = eager_engine,
 ) -> Agent:
     """Load an agent, ready to act, from any known checkpoint.
 
@@ -278,19 +279,16 @@ def load_agent(
             `policy` or one that the file holds; None is the full published budget.
         mode: `planner`, or `policy` for the policy network alone, whatever the preset.
         dtype: Number format of the computation, whatever the file stores.
-        engine: What computes the planner's iterations: `eager`, `compile` (torch.compile),
-            `native` (C++ of ours), `onnxruntime` or `openvino`, the last three on a CPU.
-        precision: `int8` for the planner's large products, with `native` or `onnxruntime`.
+        choose_engine: Chooses what computes the planner's iterations.
 
     Raises:
         CheckpointError: The file is missing, damaged, foreign or unsafe.
-        InputError: An unknown preset, mode, device or engine, or an engine that cannot do this
-            precision, device or number format.
-        MissingDependencyError: A library or compiler that the engine needs is not here.
+        InputError: An unknown preset, mode or device.
     """
     checkpoint = read_checkpoint(path_or_name, check_values=False)
     where = best_device(str(device))
     model = build(checkpoint, device=where, dtype=dtype, policy_will_do=True)
     chosen = find_preset(preset, checkpoint.extra)
     mode = chosen.mode if mode == "planner" else mode
-    return Agent(model, mode=mode, budget=chosen.budget, engine=engine, precision=precision)
+    engine = choose_engine(model.config, where, dtype)
+    return Agent(model, mode=mode, budget=chosen.budget, engine=engine)

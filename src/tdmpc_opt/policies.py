@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tdmpc_opt.agent import Agent, load_agent
+from tdmpc_opt.agent import Agent, best_device, load_agent
 from tdmpc_opt.checkpoints.hub import is_model_folder
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
-from tdmpc_opt.configs import Device, EngineName, EnginePrecision, Mode, PlannerBudget
+from tdmpc_opt.configs import Device, Mode, PlannerBudget
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, find_preset
 from tdmpc_opt.runtime.agent import Agent as DeviceAgent
 from tdmpc_opt.runtime.agent import load as load_for_device
@@ -57,8 +58,8 @@ class PolicySource:
     device: Device = "cpu"
     replan_every: int | None = None
     """Actions executed of each plan; None leaves it to the preset."""
-    engine: EngineName = "eager"
-    precision: EnginePrecision = "fp32"
+    choose_engine: ChooseEngine = eager_engine
+    """Chooses what computes an agent's plans."""
 
     def chosen(self) -> Preset:
         """Return how an agent acts: its mode, and what a plan of it may spend.
@@ -73,6 +74,15 @@ class PolicySource:
             budget = replace(preset.budget, replan_every=self.replan_every)
             preset = replace(preset, budget=budget)
         return replace(preset, mode="policy") if self.mode == "policy" else preset
+
+    def engine_name(self) -> str:
+        """Return the name of what computes an agent's plans.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read.
+        """
+        config = read_checkpoint(self._file()).config
+        return self.choose_engine(config, best_device(self.device), torch.float32).name
 
     @property
     def is_agent(self) -> bool:
@@ -105,8 +115,7 @@ class PolicySource:
             self.device,
             chosen.budget,
             chosen.mode,
-            engine=self.engine,
-            precision=self.precision,
+            choose_engine=self.choose_engine,
         )
         return AgentPolicy(agent, deterministic=not self.noise)
 

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from tdmpc_opt import zoo
-from tdmpc_opt.configs import INT8_ENGINES, BenchConfig
+from tdmpc_opt.configs import BenchConfig
 from tdmpc_opt.errors import CheckpointError, InputError, RunError
 
 _POLICY_PARTS = {"encoder", "policy_head", "task_embedding"}
@@ -31,7 +31,6 @@ class Candidate:
     path: str
     engine: str
     """That of the planner, or `runtime` for the device's own code."""
-    precision: str
     preset: str | None
     """None where the file itself is all there is."""
     threads: int
@@ -42,7 +41,7 @@ class Candidate:
         """Name it by file and by how it runs."""
         if self.engine == "runtime":
             return f"{Path(self.path).name} runtime"
-        run = "" if self.preset == "policy" else f" {self.engine} {self.precision}"
+        run = " eager" if self.engine == "eager" and self.preset != "policy" else ""
         return f"{Path(self.path).name} {self.preset}{run}"
 
     def file(self) -> dict[str, Any]:
@@ -58,35 +57,21 @@ def candidates(config: BenchConfig) -> list[Candidate]:
 
     Raises:
         CheckpointError: A source that does not exist.
-        InputError: Nothing to time.
     """
     found = []
     for source in config.sources:
         path = _path(source)
         if _is_for_devices(path):
-            found.append(_candidate(config, path, "runtime", "fp32", None))
+            found.append(_candidate(config, path, "runtime", None))
             continue
         for preset in config.preset:
-            if preset == "policy":
-                found.append(_candidate(config, path, "eager", "fp32", preset))
-                continue
-            found += [
-                _candidate(config, path, engine, precision, preset)
-                for engine in config.engine
-                for precision in config.precision
-                if precision == "fp32" or engine in INT8_ENGINES
-            ]
-    if not found:
-        raise InputError(
-            "int8 runs with the engines native and onnxruntime alone; add --engine native"
-        )
+            engines = ("eager",) if preset == "policy" else config.engine
+            found += [_candidate(config, path, engine, preset) for engine in engines]
     return list(dict.fromkeys(found))
 
 
-def _candidate(
-    config: BenchConfig, path: Path, engine: str, precision: str, preset: str | None
-) -> Candidate:
-    return Candidate(str(path), engine, precision, preset, config.threads, config.device)
+def _candidate(config: BenchConfig, path: Path, engine: str, preset: str | None) -> Candidate:
+    return Candidate(str(path), engine, preset, config.threads, config.device)
 
 
 def _path(source: str) -> Path:

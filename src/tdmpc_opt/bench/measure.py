@@ -173,7 +173,8 @@ def _record(
     return {
         "name": candidate.name,
         "file": candidate.file(),
-        **{name: how[name] for name in ("engine", "precision", "preset", "threads")},
+        "engine": facts["engine"],
+        **{name: how[name] for name in ("preset", "threads")},
         "mode": facts["mode"],
         "budget": facts["budget"],
         "load_seconds": facts["load_seconds"],

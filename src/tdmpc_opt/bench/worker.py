@@ -56,25 +56,30 @@ def _load(request: dict[str, Any]) -> tuple[Act, TaskTable, dict[str, Any]]:
 
         device_agent = load(request["path"], threads=request["threads"])
         plan = device_agent.plan
-        facts = {"mode": "planner" if plan else "policy", "budget": plan and asdict(plan)}
+        facts = {
+            "engine": "runtime",
+            "mode": "planner" if plan else "policy",
+            "budget": plan and asdict(plan),
+        }
         return device_agent.act, device_agent.tasks, facts
     import torch
 
     from tdmpc_opt.agent import load_agent
+    from tdmpc_opt.export.engine import engine_choice
 
     torch.set_num_threads(request["threads"])
     agent = load_agent(
         request["path"],
         request["device"],
         request["preset"],
-        engine=request["engine"],
-        precision=request["precision"],
+        choose_engine=engine_choice(request["engine"]),
     )
     plans = agent.mode == "planner"
     return (
         agent.act,
         agent.tasks,
         {
+            "engine": agent.engine if plans else "eager",
             "mode": agent.mode,
             "budget": asdict(agent.budget) if plans else None,
         },

@@ -8,6 +8,7 @@ from tdmpc_opt.progress import ConsoleProgress
 
 def _evaluate(config: configs.EvaluateConfig) -> None:
     from tdmpc_opt.evaluation.evaluate import evaluate
+    from tdmpc_opt.export.engine import engine_choice
     from tdmpc_opt.policies import PolicySource
 
     full = config.mode == "planner" and config.preset in (None, "full")
@@ -18,7 +19,7 @@ def _evaluate(config: configs.EvaluateConfig) -> None:
             highlight=False,
         )
     with ConsoleProgress("evaluate") as progress:
-        content = evaluate(config, progress)
+        content = evaluate(config, progress, engine_choice(config.engine))
     table = table_of(str(config.output), "task", "score", "mean return", "episodes")
     for name, record in content["tasks"].items():
         mean = sum(record["returns"]) / len(record["returns"])

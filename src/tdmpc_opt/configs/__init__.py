@@ -4,10 +4,8 @@ from tdmpc_opt.configs.bench import BenchConfig
 from tdmpc_opt.configs.collection import CollectConfig, DataInfoConfig, ExpertsConfig
 from tdmpc_opt.configs.common import (
     COLLECTION_SEED,
-    INT8_ENGINES,
     Device,
     EngineName,
-    EnginePrecision,
     Mode,
     device_of_work,
 )
@@ -37,7 +35,6 @@ from tdmpc_opt.configs.tuning import TuneConfig
 
 __all__ = [
     "COLLECTION_SEED",
-    "INT8_ENGINES",
     "TERMS",
     "AblationConfig",
     "BenchConfig",
@@ -54,7 +51,6 @@ __all__ = [
     "DistillConfig",
     "DistillWeights",
     "EngineName",
-    "EnginePrecision",
     "EvaluateConfig",
     "ExpertsConfig",
     "ExportConfig",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from tdmpc_opt.configs.common import Device, EngineName, EnginePrecision
+from tdmpc_opt.configs.common import Device, EngineName
 from tdmpc_opt.errors import InputError
 
 
@@ -19,11 +19,9 @@ class BenchConfig:
     device, without torch."""
     preset: tuple[str, ...] = ("full",)
     """`full`, `balanced`, `realtime`, `policy`, or others that a checkpoint holds."""
-    engine: tuple[EngineName, ...] = ("eager",)
-    """What computes the plans of checkpoints."""
-    precision: tuple[EnginePrecision, ...] = ("fp32",)
-    """Number format of the planner's large products; int8 runs with the engines native
-    and onnxruntime."""
+    engine: tuple[EngineName, ...] = ("auto",)
+    """What computes the plans of checkpoints: auto takes ONNX Runtime where it is installed,
+    eager takes torch."""
     task: str | None = None
     """Task to act in; none means the first one of the first source."""
     batch: tuple[int, ...] = (1, 8, 64)
@@ -41,8 +39,8 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be timed."""
-        if not (self.sources and self.preset and self.engine and self.precision and self.batch):
-            raise InputError("name at least one source, preset, engine, precision and batch")
+        if not (self.sources and self.preset and self.engine and self.batch):
+            raise InputError("name at least one source, preset, engine and batch")
         if min(self.batch) < 1 or self.threads < 1 or self.rounds < 1:
             raise InputError("batch, threads and rounds must be at least 1")
         if not self.seconds > 0:

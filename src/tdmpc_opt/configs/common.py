@@ -6,10 +6,8 @@ from tdmpc_opt.errors import InputError
 
 Mode = Literal["planner", "policy"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-EngineName = Literal["eager", "compile", "native", "onnxruntime", "openvino"]
-EnginePrecision = Literal["fp32", "int8"]
-INT8_ENGINES: tuple[EngineName, ...] = ("native", "onnxruntime")
-"""Those that compute in 8-bit integers as well."""
+EngineName = Literal["auto", "eager"]
+"""`auto` is ONNX Runtime where it is installed and the agent fits, and else eager torch."""
 
 COLLECTION_SEED = 1_000_000
 """First environment seed of experts, collection and relabelling; evaluation stays below."""

@@ -10,7 +10,6 @@ from tdmpc_opt.configs.common import (
     COLLECTION_SEED,
     Device,
     EngineName,
-    EnginePrecision,
     Mode,
 )
 from tdmpc_opt.errors import InputError
@@ -38,12 +37,9 @@ class EvaluateConfig:
     replan_every: int | None = None
     """Actions executed of each plan before the next is made, up to the planner's horizon; none
     leaves it to the preset."""
-    engine: EngineName = "eager"
-    """What computes the planner: torch itself, torch.compile, C++ of ours, ONNX Runtime or
-    OpenVINO."""
-    precision: EnginePrecision = "fp32"
-    """Number format of the planner's large products; int8 needs the engine native or
-    onnxruntime."""
+    engine: EngineName = "auto"
+    """What computes the planner: auto takes ONNX Runtime where it is installed and the agent is
+    on the CPU, eager takes torch."""
     noise: bool = False
     """Keep exploration noise on, as the published scores did."""
     output: Path

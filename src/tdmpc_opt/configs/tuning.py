@@ -36,7 +36,8 @@ class TuneConfig:
     balanced_ms: float = 30.0
     """The preset `balanced` is the best budget that plans within this time."""
     engine: EngineName = "eager"
-    """What computes the plans."""
+    """What computes the plans: torch, or with auto ONNX Runtime where it is installed, which
+    first traces a graph for each budget (about 15 s)."""
     seed: int = 0
     """Seeds the search. Episodes start from environment seed 900,000 on, whatever it is."""
     workers: int = 0

@@ -11,6 +11,7 @@ from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
 from tdmpc_opt.evaluation.score import task_score
 from tdmpc_opt.executor import Cores, choose_processes, run_parallel
+from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import one_thread, rollout
@@ -29,12 +30,21 @@ class TaskWork:
     """Number of the first episode to run; those before it are known."""
 
 
-def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
+def evaluate(
+    config: EvaluateConfig,
+    progress: Progress | None = None,
+    choose_engine: ChooseEngine = eager_engine,
+) -> dict[str, Any]:
     """Evaluate and write the result file as tasks finish; go on from a file that exists.
 
     Episode k of every task starts from environment seed `seed + k`; the policy's noise is
     seeded by (seed, number of the task, k). A file of fewer episodes gets those it lacks. They
     run in a batch of another length than in one go, which may round otherwise.
+
+    Args:
+        config: What to evaluate, how, and where the result goes.
+        progress: Told of each task that is done.
+        choose_engine: Chooses what computes an agent's plans, in place of `config.engine`.
 
     Returns:
         The content of the result file.
@@ -55,8 +65,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         noise=config.noise,
         device=device,
         replan_every=config.replan_every,
-        engine=config.engine,
-        precision=config.precision,
+        choose_engine=choose_engine,
     )
     tasks = policy.tasks(config.tasks)
     with alone(config.output):
@@ -97,8 +106,7 @@ def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) ->
         "seed": config.seed,
         "mode": chosen.mode if chosen else None,
         "budget": asdict(chosen.budget) if chosen and plans else None,
-        "engine": config.engine if plans else None,
-        "precision": config.precision if plans else None,
+        "engine": policy.engine_name() if plans else None,
         "noise": config.noise,
         "device": best_device(policy.device).type,
     }

@@ -15,6 +15,8 @@ from tdmpc_opt.evaluation.score import normalized_score, task_score
 from tdmpc_opt.json_text import parse_json
 
 KIND = "evaluation"
+REMOVED_ENGINES = ("native", "compile", "openvino")
+"""Engines of older versions, which result files may name."""
 _MOST = 1e100  # of a return; NaN is not below it, and squares of those that are stay finite
 
 
@@ -113,18 +115,25 @@ def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
     budget = config.get("budget")
     if not isinstance(budget, dict):
         return dict(config)
-    eager = {"engine": "eager", "precision": "fp32"}
-    return eager | dict(config) | {"budget": asdict(PlannerBudget()) | budget}
+    return {"engine": "eager"} | dict(config) | {"budget": asdict(PlannerBudget()) | budget}
 
 
 def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    found = dict(found)
+    precision, engine = found.pop("precision", None), found.get("engine")
+    if engine in REMOVED_ENGINES or precision == "int8":
+        raise ResultError(
+            f"{path} was planned by the engine {engine} in {precision}, which no longer "
+            "exists; reports and comparisons still read it, more episodes need another --output"
+        )
     for key in sorted({*found, *asked}):
         if key == "episodes" and found.get(key, 0) <= asked[key]:
             continue  # those that the file lacks are added
         if found.get(key) != asked.get(key):
+            hint = ", --engine eager" if key == "engine" and engine == "eager" else ""
             raise ResultError(
                 f"{path} belongs to another evaluation: its {key} is {found.get(key)}, asked "
-                f"is {asked.get(key)}; choose another --output or delete it"
+                f"is {asked.get(key)}; choose another --output{hint} or delete it"
             )
 
 

@@ -11,7 +11,7 @@ from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.export.compose import SCANNED, planner_of
 from tdmpc_opt.export.integers import in_integers
 from tdmpc_opt.export.policy_network import PolicyNetwork
-from tdmpc_opt.planning.graph import arguments, traced
+from tdmpc_opt.export.tracing import traced
 from tdmpc_opt.planning.mppi import (
     Problem,
     RoundNoise,
@@ -64,7 +64,7 @@ def planner_graph(
         budget: Sizes of the search.
         quantize: Compute the large products in int8.
     """
-    networks = PlannerNetworks(model).computed_by(norm_mish_by_sigmoid)
+    networks = PlannerNetworks(model, norm_mish_by_sigmoid)
     policy = PolicyNetwork(model, norm_mish_by_sigmoid)
     names, values, axes = _observation(model)
     task = values[1] if "task" in names else None
@@ -75,7 +75,7 @@ def planner_graph(
     mean = noise.prior.new_zeros(budget.horizon, _TRACED_ROWS, model.config.action_dim)
     std = torch.ones_like(mean)  # the tracer takes one tensor given twice for one input
     round_noise = RoundNoise(noise.samples[0], noise.value[0], noise.heads[0, :, 0])
-    shared = list(arguments(problem, mean, std, round_noise))[: -2 - len(round_noise)]
+    shared = _names(problem)
     start = traced(
         _Start(networks, policy),
         (noise.prior, *values),
@@ -146,6 +146,14 @@ def _observation(
     axes["obs"][1] = Dim("width", max=model.config.obs_dim)
     task = torch.zeros(_TRACED_ROWS, dtype=torch.int64)
     return ["obs", "task"], (obs, task), axes | {"task": {0: _ROWS}}
+
+
+def _names(problem: Problem) -> list[str]:
+    """Return the names of a problem's tensors in the graph, in their order."""
+    shares = problem.shares
+    later = [f"shares.later.{i}" for i in range(len(shares.later))]
+    at_start = [f"shares.at_start.{i}" for i in range(len(shares.at_start))]
+    return [*later, *at_start, "shares.q", *Problem._fields[1:]]
 
 
 def _open_axes(problem: Problem) -> tuple[Any, Any]:

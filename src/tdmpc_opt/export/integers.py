@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from tdmpc_opt.planning.networks import SMALLEST_INT8
-
+SMALLEST_INT8 = 128
+"""Products of fewer inputs or outputs stay in fp32: they decode values, or gain no time."""
 LARGEST_CODE = 127
 """Of rows, which are unsigned and have 7 bits, and of weights. x86 CPUs without VNNI add two
 products in 16 bits, where 2 * 127 * 127 fits and rows of 8 bits would overflow."""

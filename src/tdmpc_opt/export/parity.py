@@ -7,7 +7,6 @@ outputs magnify what rounding does to them, by up to a thousand times in the rel
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from tdmpc_opt.agent import Agent
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.export.observations import Observations
-from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, prepare, refine, search
+from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan
 from tdmpc_opt.planning.networks import PlannerNetworks
 from tdmpc_opt.world_model.model import WorldModel
 
@@ -133,9 +132,7 @@ def _plan(
     ids = torch.tensor([task])
     previous = torch.zeros(budget.horizon, 1, model.config.action_dim)
     with torch.inference_mode():
-        problem = prepare(networks, model.encode(obs, ids), ids, noise.prior)
-        engine = partial(refine, networks, budget)
-        result = search(engine, problem, previous, noise, budget.max_std)
+        result = plan(networks, model.encode(obs, ids), ids, previous, noise, budget)
     mean: Array = result.mean.numpy()
     return mean
 

@@ -52,7 +52,7 @@ def make_artifact(config: ExportConfig, model: WorldModel, facts: Facts) -> Arti
         policy = ExecutorchPolicy(model, facts)
         return Artifact(policy.run, policy.content)
     graph = _graph(model, facts.budget, config.format)
-    return Artifact(_runner(graph), partial(_with_facts, graph, facts))
+    return Artifact(runner(graph.SerializeToString()), partial(_with_facts, graph, facts))
 
 
 def _graph(model: WorldModel, budget: PlannerBudget | None, form: str) -> onnx.ModelProto:
@@ -72,14 +72,13 @@ def _bare(graph: onnx.ModelProto) -> onnx.ModelProto:
     return ir.to_proto(model)
 
 
-def _runner(graph: onnx.ModelProto) -> Callable[[dict[str, Any]], dict[str, Array]]:
+def runner(graph: bytes) -> Callable[[dict[str, Any]], dict[str, Array]]:
+    """Return what runs a serialized graph on the CPU, on as many threads as torch has now."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def run(inputs: dict[str, NDArray[Any]]) -> dict[str, Array]:

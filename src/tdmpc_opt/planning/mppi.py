@@ -3,13 +3,12 @@
 Source: TD-MPC2, arXiv:2310.16828, section 3.2 and appendix; MPPI, arXiv:1509.01149.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tdmpc_opt.configs import PlannerBudget
@@ -78,20 +77,6 @@ class Refined(NamedTuple):
     """Weights of the elites, which sum to 1."""
 
 
-@runtime_checkable
-class Engine(Protocol):
-    """Computes one iteration for given networks and budget, and agrees with `refine`."""
-
-    def __call__(
-        self,
-        problem: Problem,
-        mean: Float[Tensor, "horizon batch action"],
-        std: Float[Tensor, "horizon batch action"],
-        noise: RoundNoise,
-    ) -> Refined:
-        """Refine the distribution once."""
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The refined distribution over action sequences, and the action drawn from its elites."""
@@ -99,8 +84,6 @@ class Plan:
     mean: Float[Tensor, "horizon batch action"]
     std: Float[Tensor, "horizon batch action"]
     action: Float[Tensor, "batch action"]
-    iterations: int
-    """Iterations that were run."""
 
 
 def iterations(budget: PlannerBudget, action_dim: int) -> int:
@@ -263,68 +246,12 @@ def plan(
         exploration noise.
     """
     problem = prepare(networks, z, task, noise.prior)
-    engine = partial(refine, networks, budget)
-    return search(
-        engine,
-        problem,
-        previous_mean,
-        noise,
-        budget.max_std,
-        converged_std=budget.converged_std,
-    )
-
-
-def search(
-    engine: Engine,
-    problem: Problem,
-    previous_mean: Float[Tensor, "horizon batch action"],
-    noise: PlanNoise,
-    start_std: float | Float[Tensor, "horizon batch action"],
-    enough: Callable[[], bool] = lambda: False,
-    converged_std: float = 0.0,
-) -> Plan:
-    """Let an engine iterate, as `plan` does with `refine`.
-
-    Args:
-        engine: What computes an iteration.
-        problem: What the iterations have in common.
-        previous_mean: Mean of the plan one step ago.
-        noise: All random numbers.
-        start_std: Standard deviation to start with.
-        enough: Asked before each iteration but the first whether to leave out the rest.
-        converged_std: Rows stay as they are once their mean standard deviation is below it.
-    """
     mean = torch.cat([previous_mean[1:], torch.zeros_like(previous_mean[:1])])
-    std = torch.zeros_like(mean) + start_std
-    result = engine(problem, mean, std, noise.round(0))
-    rounds = 1
-    while rounds < len(noise.samples) and not enough():
-        wide = _mean_std(result.std, problem.mask) >= converged_std if converged_std else None
-        if wide is not None and not bool(wide.any()):
-            break
-        refined = engine(problem, result.mean, result.std, noise.round(rounds))
-        result = refined if wide is None else _keep(result, refined, wide)
-        rounds += 1
-    action = draw_elite(result.first, result.weights, noise.pick)
-    return Plan(result.mean, result.std, action, rounds)
-
-
-def _mean_std(
-    std: Float[Tensor, "horizon batch action"], mask: Float[Tensor, "batch action"]
-) -> Float[Tensor, " batch"]:
-    """Average over steps and real action dimensions."""
-    return (std * mask).sum((0, 2)) / (len(std) * mask.sum(1))
-
-
-def _keep(old: Refined, new: Refined, wide: Bool[Tensor, " batch"]) -> Refined:
-    """Take the new results of the wide rows and the old ones of the others."""
-    rows = wide.unsqueeze(-1)
-    return Refined(
-        torch.where(rows, new.mean, old.mean),
-        torch.where(rows, new.std, old.std),
-        torch.where(rows, new.first, old.first),
-        torch.where(wide, new.weights, old.weights),
-    )
+    std = torch.full_like(mean, budget.max_std)
+    for index in range(len(noise.samples)):
+        result = refine(networks, budget, problem, mean, std, noise.round(index))
+        mean, std = result.mean, result.std
+    return Plan(mean, std, draw_elite(result.first, result.weights, noise.pick))
 
 
 def _refit(

@@ -6,7 +6,6 @@ no density, and of a large Q ensemble only the members that were drawn are compu
 are those of `WorldModel`, up to rounding.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -23,8 +22,6 @@ Hidden = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Applies LayerNorm with a gain and a shift, then Mish."""
 Part = Literal["z", "action", "z_action"]
 """Which of a head's inputs are multiplied; the others' share is in the bias."""
-SMALLEST_INT8 = 128
-"""Products of fewer inputs or outputs stay fp32: they decode values, or would not pay."""
 
 
 def norm_mish(
@@ -32,13 +29,6 @@ def norm_mish(
 ) -> Float[Tensor, "n dim"]:
     """Apply LayerNorm and Mish as torch runs them fastest."""
     return mish(functional.layer_norm(x, x.shape[-1:], gain, shift))
-
-
-def norm_mish_operators(
-    x: Float[Tensor, "n dim"], gain: Float[Tensor, " dim"], shift: Float[Tensor, " dim"]
-) -> Float[Tensor, "n dim"]:
-    """Apply them as the two operators, for compilers that have a kernel for both."""
-    return functional.mish(functional.layer_norm(x, x.shape[-1:], gain, shift))
 
 
 def norm_mish_by_sigmoid(
@@ -85,12 +75,6 @@ class PlannerNetworks:
         self._policy = _split(model.policy_head, sizes, "action")
         self._ensemble = _split(model.q_ensemble, sizes, "value")
         self._members = [self._ensemble.member(i) for i in range(model.config.num_q)]
-
-    def computed_by(self, hidden: Hidden) -> "PlannerNetworks":
-        """Return the same networks with another way to compute LayerNorm and Mish."""
-        other = copy.copy(self)
-        other._hidden = hidden
-        return other
 
     def shares(
         self, z: Float[Tensor, "batch latent"], task: Int[Tensor, " batch"] | None

@@ -1,19 +1,110 @@
-"""Plans for a batch of rows from step to step: warm start, reuse of plans, a deadline."""
+"""Planning from step to step: the noise of a plan, an engine that computes it, the state."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tdmpc_opt.configs import EngineName, EnginePrecision, PlannerBudget
-from tdmpc_opt.planning.engines import make_engine
-from tdmpc_opt.planning.mppi import draw_noise, prepare, search
+from tdmpc_opt.configs import ModelConfig, PlannerBudget
+from tdmpc_opt.deadline import DeadlineTimer
+from tdmpc_opt.input_checks import check_action
+from tdmpc_opt.planning.mppi import (
+    PlanNoise,
+    draw_elite,
+    draw_noise,
+    iterations,
+    prepare,
+    refine,
+)
 from tdmpc_opt.planning.networks import PlannerNetworks
-from tdmpc_opt.planning.timing import PlanTimer
+from tdmpc_opt.runtime.plan_state import PlanState, Refine
 from tdmpc_opt.world_model.model import WorldModel
 
 Generators = Sequence[torch.Generator | None]
+
+
+class Engine(ABC):
+    """Computes the rounds of plans for one world model and budget.
+
+    Args:
+        model: World model in eval mode, whose weights stay as they are.
+        budget: Sizes of the search.
+    """
+
+    name: ClassVar[str]
+    """Name in result files."""
+
+    def __init__(self, model: WorldModel, budget: PlannerBudget) -> None:
+        self.model, self.budget = model, budget
+
+    @abstractmethod
+    def begin(
+        self,
+        obs: Float[Tensor, "batch obs"],
+        task: Int[Tensor, " batch"],
+        noise: PlanNoise,
+    ) -> Refine:
+        """Return what runs the rounds of a plan for each of these observations.
+
+        Args:
+            obs: Padded observations.
+            task: Task ids.
+            noise: All random numbers of the plans.
+        """
+
+
+ChooseEngine = Callable[[ModelConfig, torch.device, torch.dtype], type[Engine]]
+"""Returns the engine for a model of these sizes on this device in this number format."""
+
+
+class EagerEngine(Engine):
+    """Plans with torch's own operators, on any device and in any number format."""
+
+    name = "eager"
+
+    def __init__(self, model: WorldModel, budget: PlannerBudget) -> None:
+        super().__init__(model, budget)
+        self._networks = PlannerNetworks(model)
+
+    def begin(
+        self,
+        obs: Float[Tensor, "batch obs"],
+        task: Int[Tensor, " batch"],
+        noise: PlanNoise,
+    ) -> Refine:
+        """Encode the observations and run the policy prior; the rounds refine from there.
+
+        Raises:
+            NonFiniteError: The encoder overflows on an observation.
+        """
+        z = self.model.encode(obs, task)
+        if not bool(torch.isfinite(z).all()):  # a search would end in some finite action
+            check_action(float("nan"))
+        problem = prepare(self._networks, z, task, noise.prior)
+
+        def run(
+            rounds: range, mean: NDArray[Any], std: NDArray[Any]
+        ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+            means, stds = torch.from_numpy(mean).to(obs), torch.from_numpy(std).to(obs)
+            for index in rounds:
+                result = refine(
+                    self._networks, self.budget, problem, means, stds, noise.round(index)
+                )
+                means, stds = result.mean, result.std
+            action = draw_elite(result.first, result.weights, noise.pick)
+            return _array(action), _array(means), _array(stds)
+
+        return run
+
+
+def eager_engine(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> type[Engine]:
+    """Choose torch's own operators for every model."""
+    return EagerEngine
 
 
 class Planner:
@@ -22,44 +113,34 @@ class Planner:
     Args:
         model: World model in eval mode, whose weights stay as they are.
         budget: What one plan may spend, and how many of its actions are executed.
-        timer: Measures iterations where there is a deadline.
-        engine: What computes the iterations.
-        precision: Number format of their large products.
-
-    Raises:
-        InputError: An engine that is unknown or cannot do this precision, device or format.
-        MissingDependencyError: A library or compiler that the engine needs is not here.
+        timer: Measures rounds where there is a deadline.
+        engine: What computes the rounds.
     """
 
     def __init__(
         self,
         model: WorldModel,
         budget: PlannerBudget,
-        timer: PlanTimer,
-        engine: EngineName = "eager",
-        precision: EnginePrecision = "fp32",
+        timer: DeadlineTimer,
+        engine: type[Engine] = EagerEngine,
     ) -> None:
-        self._model, self._budget, self._timer = model, budget, timer
-        self._networks = PlannerNetworks(model)
-        self._engine = timer.timed(make_engine(engine, precision, self._networks, budget))
-        self._sequence = self._std = torch.empty(0)
-        self._executed: list[int] = []
+        self._model, self._budget = model, budget
+        self._rounds = iterations(budget, model.config.action_dim)
+        self._engine = engine(model, budget)
+        self.engine = engine.name
+        """Name of what computes the rounds."""
         self.iterations: int | None = None
         """Iterations of the newest plan; None before the first."""
+        dtype = np.float64 if model.dtype == torch.float64 else np.float32
+        self._state = PlanState(budget, model.config.action_dim, timer, dtype)
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Forget the plans of all rows, or of these, before a new episode."""
-        if rows is None:
-            self._executed = []
-        elif self._executed:
-            self._sequence[:, list(rows)] = 0.0
-            self._std[:, list(rows)] = torch.inf
-            for row in rows:
-                self._executed[row] = self._budget.replan_every
+        self._state.reset(rows)
 
     def act(
         self,
-        z: Float[Tensor, "batch latent"],
+        obs: Float[Tensor, "batch obs"],
         task: Int[Tensor, " batch"],
         generators: Generators,
         *,
@@ -71,66 +152,29 @@ class Planner:
         than the noise of exploring.
 
         Args:
-            z: Latents of the rows.
+            obs: Padded observations of the rows.
             task: Task ids.
             generators: Each row's source of randomness.
             explore: Add noise of the plan's standard deviation.
         """
-        rows = range(len(z))
-        if len(self._executed) != len(rows):
-            self._start(z)
-        due = [row for row in rows if self._executed[row] >= self._budget.replan_every]
-        noise = torch.zeros_like(self._sequence[0])
+        due = self._state.due(len(obs))
+        noise = obs.new_zeros(len(obs), self._model.config.action_dim)
         if due:
-            noise[due] = self._plan(z, task, generators, due)
-        for row in rows:
-            if explore and row not in due:
-                noise[row] = torch.randn(noise.shape[1], generator=generators[row]).to(noise)
-        chosen = self._executed, list(rows)
-        action, std = self._sequence[chosen], self._std[chosen]
-        self._executed = [count + 1 for count in self._executed]
-        return (action + std * noise).clamp(-1, 1) if explore else action
+            drawn = draw_noise(self._model, self._budget, [generators[row] for row in due])
+            noise[due] = drawn.explore
+            run = self._engine.begin(obs[due], task[due], drawn)
+            mask = self._model.mask(task[due]).float().cpu().numpy()
+            self.iterations = self._state.plan(due, self._rounds, mask, run)
+        action, std = (torch.from_numpy(part).to(obs) for part in self._state.next())
+        if not explore:
+            return action
+        for row in set(range(len(obs))) - set(due):
+            noise[row] = torch.randn(noise.shape[1], generator=generators[row]).to(noise)
+        return (action + std * noise).clamp(-1, 1)
 
-    def _start(self, z: Float[Tensor, "batch latent"]) -> None:
-        shape = (self._budget.horizon, len(z), self._model.config.action_dim)
-        self._sequence, self._std = z.new_zeros(shape), z.new_full(shape, torch.inf)
-        self._executed = [self._budget.replan_every] * len(z)
 
-    def _plan(
-        self,
-        z: Float[Tensor, "batch latent"],
-        task: Int[Tensor, " batch"],
-        generators: Generators,
-        due: list[int],
-    ) -> Float[Tensor, "due action"]:
-        """Plan for these rows and return their noise for exploring."""
-        done = self._budget.replan_every - 1  # the plan itself drops one more executed action
-        previous = self._sequence[:, due]
-        previous = torch.cat([previous[done:], torch.zeros_like(previous[:done])])
-        noise = draw_noise(self._model, self._budget, [generators[row] for row in due])
-        result = search(
-            self._engine,
-            prepare(self._networks, z[due], task[due], noise.prior),
-            self._budget.warm_mean * previous,
-            noise,
-            self._start_std(due),
-            self._timer.enough,
-            self._budget.converged_std,
-        )
-        first = result.mean[0] if self._budget.mean_action else result.action
-        self._sequence[:, due] = torch.cat([first.unsqueeze(0), result.mean[1:]])
-        self._std[:, due] = result.std
-        self.iterations = result.iterations
-        for row in due:
-            self._executed[row] = 0
-        return noise.explore
-
-    def _start_std(self, due: list[int]) -> float | Float[Tensor, "horizon due action"]:
-        budget = self._budget
-        if not budget.warm_std:
-            return float(budget.max_std)
-        done = budget.replan_every
-        last = self._std[:, due]
-        # Infinite where there was no plan, or where it did not reach: there max_std it is.
-        shifted = torch.cat([last[done:], torch.full_like(last[:done], torch.inf)])
-        return (budget.warm_std * shifted).clamp(budget.min_std, budget.max_std)
+def _array(values: Tensor) -> NDArray[Any]:
+    """Return an array of the values; numpy has no bfloat16."""
+    exact = values if values.dtype == torch.float64 else values.float()
+    array: NDArray[Any] = exact.cpu().numpy()
+    return array

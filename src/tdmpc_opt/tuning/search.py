@@ -19,8 +19,10 @@ from tdmpc_opt.configs import PlannerBudget, TuneConfig
 from tdmpc_opt.configs.tuning import TUNING_SEED
 from tdmpc_opt.errors import CheckpointError, ResultError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
+from tdmpc_opt.evaluation.results import REMOVED_ENGINES
 from tdmpc_opt.evaluation.score import Score, normalized_score
 from tdmpc_opt.executor import run_parallel
+from tdmpc_opt.export.engine import engine_choice
 from tdmpc_opt.planning.presets import Preset, storable
 from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Progress, Silent
@@ -58,10 +60,10 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]
         ResultError: The folder holds another search.
         RunError: Another process searches in the folder.
         UnknownTaskError: A task that the agent does not know.
-        MissingDependencyError: The engine's library is not here.
     """
     progress = progress or Silent()
-    policy = PolicySource(source=config.checkpoint, mode="planner", engine=config.engine)
+    choose_engine = engine_choice(config.engine)
+    policy = PolicySource(source=config.checkpoint, mode="planner", choose_engine=choose_engine)
     tasks = policy.tasks(config.tasks)
     checkpoint = read_checkpoint(config.checkpoint)
     if not checkpoint.has_world_model:
@@ -71,7 +73,7 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]
         "tasks": list(tasks.names),
         "episodes": config.episodes,
         "seeds": [TUNING_SEED, TUNING_SEED + config.episodes - 1],
-        "engine": config.engine,
+        "engine": policy.engine_name(),
     }
     with alone(config.output / "tuning.json"):
         study = _open(config, identity)
@@ -169,7 +171,9 @@ class _Search:
         return {item.task.name: record["returns"] for item, record in records}
 
     def _agent(self, budget: PlannerBudget) -> Agent:
-        return Agent(build(self.checkpoint), budget=budget, engine=self.config.engine)
+        model = build(self.checkpoint)
+        engine = self.policy.choose_engine(model.config, model.bins.device, model.dtype)
+        return Agent(model, budget=budget, engine=engine)
 
 
 def _open(config: TuneConfig, identity: Mapping[str, Any]) -> optuna.Study:
@@ -192,6 +196,11 @@ def _open(config: TuneConfig, identity: Mapping[str, Any]) -> optuna.Study:
         for parameters in starts(config.max_samples, config.max_iterations):
             study.enqueue_trial(parameters)
         return study
+    if found["engine"] in REMOVED_ENGINES:
+        raise ResultError(
+            f"{config.output} was searched with the engine {found['engine']}, which no longer "
+            "exists; choose another --output"
+        )
     for key, asked in identity.items():
         if found.get(key) != asked:
             raise ResultError(

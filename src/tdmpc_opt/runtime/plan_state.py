@@ -1,0 +1,160 @@
+"""The planner's state between actions, for the torch agent and the device runtime."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from tdmpc_opt.deadline import DeadlineTimer
+from tdmpc_opt.errors import NonFiniteError
+
+Array = NDArray[Any]
+Refine = Callable[[range, Array, Array], tuple[Array, Array, Array]]
+"""Runs rounds of a plan, given by their numbers, from a mean and a standard deviation
+[horizon, rows, action], and returns the action [rows, action] and the new mean and standard
+deviation."""
+
+
+@runtime_checkable
+class PlanRules(Protocol):
+    """Fields of a planner budget that concern more than one round."""
+
+    @property
+    def horizon(self) -> int:
+        """Actions of a plan."""
+
+    @property
+    def min_std(self) -> float:
+        """Lower clip of the standard deviation."""
+
+    @property
+    def max_std(self) -> float:
+        """Upper clip of the standard deviation, and its start."""
+
+    @property
+    def replan_every(self) -> int:
+        """Actions executed of one plan before the next is made."""
+
+    @property
+    def warm_mean(self) -> float:
+        """Share of the last plan's mean to start from."""
+
+    @property
+    def warm_std(self) -> float:
+        """Multiple of the last plan's standard deviation to start from; 0 is `max_std`."""
+
+    @property
+    def converged_std(self) -> float:
+        """Mean standard deviation below which a row is refined no more."""
+
+    @property
+    def mean_action(self) -> bool:
+        """Act by the mean of the plan and not by the elite that was drawn."""
+
+
+class PlanState:
+    """The plans of a batch of rows, and how many actions of each were executed.
+
+    Args:
+        rules: When plans are made and what they start from.
+        width: Padded number of actions.
+        timer: Decides whether another round would end after the deadline.
+        dtype: Number format of the plans.
+    """
+
+    def __init__(
+        self,
+        rules: PlanRules,
+        width: int,
+        timer: DeadlineTimer,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self._rules, self._width, self._timer = rules, width, timer
+        self._dtype = dtype
+        self._sequence: Array = np.empty(0, dtype)
+        self._std: Array = np.empty(0, dtype)
+        self._executed: list[int] = []
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Forget the plans of all rows, or of these, before a new episode."""
+        if rows is None:
+            self._executed = []
+        elif self._executed:
+            self._sequence[:, list(rows)] = 0.0
+            self._std[:, list(rows)] = np.inf
+            for row in rows:
+                self._executed[row] = self._rules.replan_every
+
+    def due(self, rows: int) -> list[int]:
+        """Return the rows that need a new plan; another number of rows forgets all plans."""
+        if len(self._executed) != rows:
+            self._sequence = np.zeros((self._rules.horizon, rows, self._width), self._dtype)
+            self._std = np.full_like(self._sequence, np.inf)
+            self._executed = [self._rules.replan_every] * rows
+        return [row for row in range(rows) if self._executed[row] >= self._rules.replan_every]
+
+    def plan(self, due: list[int], rounds: int, mask: Array, refine: Refine) -> int:
+        """Make new plans for rows and return how many rounds they took.
+
+        All rounds are asked for at once, unless one may be the last by a deadline or because
+        the plans have converged. The plans stay as they were if `refine` fails.
+
+        Args:
+            due: Rows of the batch to plan for.
+            rounds: Rounds of a whole plan; the first always runs.
+            mask: 1 for real action dimensions and 0 for padded ones, [due or 1, action].
+            refine: Computes rounds for these rows.
+
+        Raises:
+            NonFiniteError: A round gave NaN or infinity.
+        """
+        rules, timer = self._rules, self._timer
+        mean, std = self._start(due)
+        at_once = 1 if timer.limited or rules.converged_std > 0 else rounds
+        done, wide = 0, np.ones(len(due), bool)
+        action: Array = mean[0]
+        while done < rounds and wide.any() and not (done and timer.enough()):
+            started = timer.start_part()
+            found = refine(range(done, done + at_once), mean, std)
+            if timer.limited:
+                timer.end_part(started)
+            if not all(np.isfinite(values).all() for values in found):
+                raise NonFiniteError(
+                    "the plan holds NaN or infinity: the network overflows on this "
+                    "observation, or its file is damaged; check the sensors and the file"
+                )
+            action, mean, std = (
+                np.where(wide[:, None], new, old)
+                for new, old in zip(found, (action, mean, std), strict=True)
+            )
+            if rules.converged_std > 0:
+                spread = (std * mask).sum((0, 2)) / (len(std) * mask.sum(-1))
+                wide = spread >= rules.converged_std
+            done += at_once
+        first = mean[0] if rules.mean_action else action
+        self._sequence[:, due] = np.concatenate([first[None], mean[1:]])
+        self._std[:, due] = std
+        for row in due:
+            self._executed[row] = 0
+        return done
+
+    def next(self) -> tuple[Array, Array]:
+        """Return each row's next action and its standard deviation, both [rows, action]."""
+        chosen = self._executed, list(range(len(self._executed)))
+        action, std = self._sequence[chosen], self._std[chosen]
+        self._executed = [count + 1 for count in self._executed]
+        return action, std
+
+    def _start(self, due: list[int]) -> tuple[Array, Array]:
+        """Return the distribution that plans start from: the last one without its past."""
+        rules, done = self._rules, self._rules.replan_every
+        last = self._sequence[:, due]
+        left = len(last) - done
+        mean = np.zeros_like(last)
+        mean[:left] = rules.warm_mean * last[done:]
+        std = np.full_like(last, rules.max_std)
+        if rules.warm_std:  # infinite, and so max_std, where there was no plan
+            wide = rules.warm_std * self._std[done:, due]
+            std[:left] = wide.clip(rules.min_std, rules.max_std)
+        return mean, std
