@@ -46,25 +46,26 @@ class Config:
     """Result file."""
 
 
-CONTENDERS = ((1, 1), (1, 2), (2, 1))
+CONTENDERS = {"1 x 1 threads": (1, 1), "1 x 2 threads": (1, 2), "2 x 1 threads": (2, 1)}
 """Processes, and threads of each."""
 
 
 def main(config: Config) -> None:
     """Train in turns, write the result file and print what it says."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         synthetic_dataset(folder / "data", config.tasks, episodes=2)
         load = []
         for done in range(1, config.rounds + 1):
-            for contender in CONTENDERS:
-                _train(config, contender, folder, done * config.updates)
+            for name in CONTENDERS:
+                _train(config, name, folder, done * config.updates)
                 load.append(os.getloadavg()[0])
-        rows = {name: _rows(folder / name) for name in map(_name, CONTENDERS)}
+        rows = {name: _rows(folder / name) for name in CONTENDERS}
     one, *_, two = rows.values()
+    turns = [number for number in range(len(one)) if number % config.updates >= WARM]
     facts = {
         "updates_per_second": {
-            name: float(np.median(_speeds(found, config.updates)))
+            name: float(np.median([float(found[i]["updates_per_second"]) for i in turns]))
             for name, found in rows.items()
         },
         "updates_compared": len(one),
@@ -76,16 +77,12 @@ def main(config: Config) -> None:
     Console().print(facts)
 
 
-def _name(contender: tuple[int, int]) -> str:
-    return "{} x {} threads".format(*contender)
-
-
-def _train(config: Config, contender: tuple[int, int], folder: Path, updates: int) -> None:
-    processes, threads = contender
+def _train(config: Config, name: str, folder: Path, updates: int) -> None:
+    processes, threads = CONTENDERS[name]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     options = {
         "data": folder / "data",
-        "output": folder / _name(contender),
+        "output": folder / name,
         "size": config.size,
         "batch-size": config.batch_size,
         "updates": updates,
@@ -94,7 +91,7 @@ def _train(config: Config, contender: tuple[int, int], folder: Path, updates: in
         "device": "cpu",
     }
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "tdmpc_opt", "train"]
-    command += [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    command += [str(word) for key, value in options.items() for word in (f"--{key}", value)]
     environment = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
         command, env=os.environ | environment, stderr=subprocess.PIPE, text=True
@@ -106,15 +103,6 @@ def _train(config: Config, contender: tuple[int, int], folder: Path, updates: in
 def _rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _speeds(rows: list[dict[str, str]], updates: int) -> list[float]:
-    """Return the speed at each update that is not one of the first of a turn."""
-    return [
-        float(row["updates_per_second"])
-        for index, row in enumerate(rows)
-        if index % updates >= WARM
-    ]
 
 
 def _differences(one: list[dict[str, str]], two: list[dict[str, str]]) -> dict[str, Any]:

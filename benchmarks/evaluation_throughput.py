@@ -34,16 +34,10 @@ class Config:
     """`mt30`, or task names joined by commas."""
     episodes: int = 10
     """Episodes per task of the evaluation."""
-    plain_episodes: int = 1
-    """Episodes per task of the plain loop."""
     mode: Mode = "policy"
     """Act by the policy network alone, or by planning."""
     preset: str | None = None
     """Planner budget by name."""
-    workers: int = 0
-    """Processes of the evaluation; 0 takes one per CPU core."""
-    rounds: int = 1
-    """Turns of each."""
     output: Path = Path("results/bench-evaluation.json")
     """Result file."""
 
@@ -55,30 +49,27 @@ def main(config: Config) -> None:
     agent = load_agent(config.checkpoint, preset=config.preset, mode=config.mode)
     steps = sum(task.episode_length for task in tasks.tasks)
     contenders = {
-        "plain": lambda: _one_at_a_time(agent, tasks.names, config.plain_episodes),
+        "plain": lambda: _one_at_a_time(agent, tasks.names),
         "tdmpc-opt": lambda: _evaluate(config),
     }
-    times = race(contenders, config.rounds, warm=0)
-    units = {"plain": steps * config.plain_episodes, "tdmpc-opt": steps * config.episodes}
-    found = records(times, {name: float(count) for name, count in units.items()})
+    times = race(contenders, rounds=1, warm=0)
+    found = records(times, {"plain": steps, "tdmpc-opt": steps * config.episodes})
     for record in found.values():  # the time of worker processes is not counted
         del record["cpu_ms"], record["cpu_ms_min"], record["speedup_cpu"]
-    seconds = [wall for wall, _ in times["tdmpc-opt"]]
-    facts = {"evaluation_seconds": min(seconds), "cores": cores()}
+    facts = {"evaluation_seconds": times["tdmpc-opt"][0][0], "cores": cores()}
     report("evaluation-throughput", "steps", found, config, facts)
 
 
-def _one_at_a_time(agent: Agent, names: Sequence[str], episodes: int) -> None:
+def _one_at_a_time(agent: Agent, names: Sequence[str]) -> None:
+    """Act one episode of each task, one environment step at a time."""
     for name in names:
-        for seed in range(episodes):
-            env = make_env(name, seed)
-            agent.reset()
-            obs, _ = env.reset()
-            done = False
-            while not done:
-                obs, _, terminated, truncated, _ = env.step(agent.act(obs, name))
-                done = terminated or truncated
-            env.close()
+        env, done = make_env(name, 0), False
+        agent.reset()
+        obs, _ = env.reset()
+        while not done:
+            obs, _, terminated, truncated, _ = env.step(agent.act(obs, name))
+            done = terminated or truncated
+        env.close()
 
 
 def _evaluate(config: Config) -> None:
@@ -90,7 +81,6 @@ def _evaluate(config: Config) -> None:
                 episodes=config.episodes,
                 mode=config.mode,
                 preset=config.preset,
-                workers=config.workers,
                 device="cpu",
                 output=Path(folder) / "result.json",
             )

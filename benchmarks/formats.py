@@ -57,8 +57,6 @@ class Config:
     """Length that `mixed` must not exceed."""
     mixed_policy_bytes: int = 220_000
     """The same of a policy alone."""
-    tasks: str | None = None
-    """Tasks to score; None means all of the agent's."""
     policy_episodes: int = 10
     """Episodes per task that score a policy."""
     planner_episodes: int = 3
@@ -95,7 +93,9 @@ class File:
 def main(config: Config) -> None:
     """Make the files, score and time them, and write the result file."""
     config.files.mkdir(parents=True, exist_ok=True)
-    files = [*_made(config), *_others(config)]
+    files = [*_made(config)]
+    for path in config.others:
+        files += [File(path.name, how, path, path == config.others[0]) for how in HOWS]
     errors = _errors(config, files)
     scores = [_score(config, file) for file in files]
     times = [_times(config, how, [file for file in files if file.how == how]) for how in HOWS]
@@ -150,12 +150,6 @@ def _made(config: Config) -> Iterator[File]:
             )
         # Its plans draw other noise than torch's and are compared with each other.
         yield File(f"ONNX {form}", how, path, exact=form == "fp32" and how != "policy")
-
-
-def _others(config: Config) -> Iterator[File]:
-    for path in config.others:
-        for how in HOWS:
-            yield File(path.name, how, path, exact=path == config.others[0])
 
 
 def _errors(config: Config, files: Sequence[File]) -> list[float | None]:
@@ -222,8 +216,7 @@ def _score(config: Config, file: File) -> dict[str, Any]:
 
 
 def _tasks(config: Config) -> tuple[str, ...]:
-    tasks = read_checkpoint(resolve(config.checkpoint)).tasks
-    return (tasks.select(config.tasks) if config.tasks else tasks).names
+    return read_checkpoint(resolve(config.checkpoint)).tasks.names
 
 
 def _times(config: Config, how: How, files: list[File]) -> dict[tuple[str, str], Any]:

@@ -23,18 +23,6 @@ from tdmpc_opt.world_model.model import LOG_STD_MAX, LOG_STD_MIN, WorldModel
 LR, ENCODER_LR, CLIP, TAU = 3e-4, 0.9e-4, 20.0, 0.01
 
 
-class SimNorm(nn.Module):
-    """Softmax over groups of neighbours."""
-
-    def __init__(self, group: int) -> None:
-        super().__init__()
-        self.group = group
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [..., latent] to simplices."""
-        return torch.softmax(x.view(*x.shape[:-1], -1, self.group), dim=-1).view(x.shape)
-
-
 def plain(network: nn.Sequential, member: int | None = None) -> nn.Sequential:
     """Rebuild a head, or one member of an ensemble, from torch's own modules."""
     modules: list[nn.Module] = []
@@ -53,8 +41,10 @@ def _modules(dense: Dense, member: int | None) -> list[nn.Module]:
         return [linear]
     norm = nn.LayerNorm(linear.out_features)
     norm.weight, norm.bias = of(dense.norm.weight), of(dense.norm.bias)
-    activation = nn.Mish() if dense.activation == "mish" else SimNorm(dense.simnorm_dim)
-    return [linear, norm, activation]
+    if dense.activation == "mish":
+        return [linear, norm, nn.Mish()]
+    groups = nn.Unflatten(-1, (-1, dense.simnorm_dim))
+    return [linear, norm, groups, nn.Softmax(-1), nn.Flatten(-2)]
 
 
 class PlainModel(nn.Module):
@@ -168,27 +158,13 @@ class PlainPlanner:
         return mean, std
 
 
-class PlainTeacher:
-    """A frozen world model that says what rewards it expects."""
-
-    def __init__(self, model: WorldModel) -> None:
-        self._model = PlainModel(model).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def reward(self, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:
-        """Return decoded rewards [batch, 1] of the first step."""
-        model = self._model
-        z = model.encoder(model.join(obs, task))
-        return model.decode(model.reward(model.join(z, task, action)))
-
-
 class PlainLearner:
     """A student, its target Qs and its optimisers."""
 
-    def __init__(self, model: WorldModel, teacher: PlainTeacher | None, weight: float) -> None:
+    def __init__(self, model: WorldModel, teacher: WorldModel | None, weight: float) -> None:
         self.model = PlainModel(model).train().requires_grad_(True)
         self._targets = copy.deepcopy(self.model.qs).eval().requires_grad_(False)
-        self._teacher, self._weight = teacher, weight
+        self._weight, self._teacher = weight, teacher and PlainModel(teacher).eval()
         m = self.model
         rest = [m.embedding, m.dynamics, m.reward, m.qs]
         self._adam = torch.optim.Adam(
@@ -229,7 +205,10 @@ class PlainLearner:
         loss = weights.consistency * consistency + weights.reward * reward
         loss = (loss + weights.value * value) / horizon
         if self._teacher is not None:
-            goal = self._teacher.reward(batch.obs[0], batch.action[0], task)
+            with torch.no_grad():
+                t = self._teacher
+                first = t.encoder(t.join(batch.obs[0], task))
+                goal = t.decode(t.reward(t.join(first, task, batch.action[0])))
             loss = loss + self._weight * functional.mse_loss(m.decode(rewards[0]), goal)
         self._adam.zero_grad()
         loss.backward()

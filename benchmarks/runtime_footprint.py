@@ -21,7 +21,6 @@ from tdmpc_opt.checkpoints.load import sha256
 
 # Peak memory in KiB, from Linux. That of getrusage would begin with the parent's.
 _PEAK = "next(int(x.split()[1]) for x in open('/proc/self/status') if x.startswith('VmHWM'))"
-_BARE = f"print({_PEAK})"
 _RUN = """
 import time
 wall, cpu = time.perf_counter(), time.process_time()
@@ -71,7 +70,7 @@ def main(config: Config) -> None:
     found: dict[Path, list[dict[str, Any]]] = {path: [] for path in config.files}
     bare = []
     for _ in range(config.rounds + 1):
-        bare.append(int(_child(config.python, _BARE)))
+        bare.append(int(_child(config.python, f"print({_PEAK})")))
         for path, records in found.items():
             code = _RUN.format(
                 path=str(path), task=config.task, actions=config.actions, peak=_PEAK

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import tyro
 from lightning_fabric import Fabric
-from plain import PlainLearner, PlainTeacher
+from plain import PlainLearner
 from synthetic import synthetic_dataset
 from timing import cycle, race, records, report
 
@@ -74,6 +74,7 @@ def _contenders(
         [dataset], dataset.tasks, horizon=3, batch_size=config.batch_size, seed=0
     )
     batches = [sampler.sample() for _ in range(8)]
+    draw = cycle(batches)
     settings = DistillConfig(
         data=dataset.path,
         output=folder / "run",
@@ -84,33 +85,22 @@ def _contenders(
     if config.teacher is None:
         plain = PlainLearner(student, None, 0.0)
         return {
-            "plain": _plain(plain, batches, settings),
+            "plain": lambda: plain.step(draw(), settings.weights),
             "tdmpc-opt": _ours(student, batches, settings, None),
         }
     teacher = _model(config.teacher, dataset.tasks, seed=1)
     write_native(Path(settings.teacher), from_model(teacher))
-    found = open_distillation(settings, student, CPU)
+    found = open_distillation(replace(settings, teacher_cache=None), student, CPU)
     assert found is not None, "the published term is on by default"
     cache = TeacherCache(settings, [dataset], student.tasks)
     cache.fill(found.teachers, CPU, Silent())
     cached = Distillation(cache, found.weights, found.temperature, None)
-    plain = PlainLearner(student, PlainTeacher(teacher), found.weights.at(0)["reward_mse"])
+    plain = PlainLearner(student, teacher, found.weights.at(0)["reward_mse"])
     return {
-        "plain": _plain(plain, batches, settings),
-        "tdmpc-opt": _ours(student, batches, settings, _uncached(settings, student)),
+        "plain": lambda: plain.step(draw(), settings.weights),
+        "tdmpc-opt": _ours(student, batches, settings, found),
         "tdmpc-opt, cached teacher": _ours(student, batches, settings, cached),
     }
-
-
-def _uncached(settings: DistillConfig, student: WorldModel) -> Distillation | None:
-    return open_distillation(replace(settings, teacher_cache=None), student, CPU)
-
-
-def _plain(
-    learner: PlainLearner, batches: Sequence[Batch], settings: DistillConfig
-) -> Callable[[], object]:
-    draw = cycle(batches)
-    return lambda: learner.step(draw(), settings.weights)
 
 
 def _ours(
