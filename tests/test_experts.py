@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tdmpc_opt.collection import experts
-from tdmpc_opt.collection.expert_learner import WARM_UP_SEED, warm_up
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.experts import train as experts
+from tdmpc_opt.experts.learner import WARM_UP_SEED, warm_up
 from tdmpc_opt.task_table import MT30
 from tdmpc_opt.tasks.dmcontrol import make_env
 
@@ -50,6 +50,7 @@ def _config(output: Path, **changes: object) -> ExpertsConfig:
         hidden=16,
         episodes=1,
         envs=2,
+        update_ratio=0.5,
         workers=1,
     )
     return replace(config, **changes)
@@ -259,10 +260,9 @@ def _trained(config: ExpertsConfig) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["sac", "tqc", "crossq"])
-def test_killed_training_goes_on_from_its_saved_state(tmp_path: Path, algorithm: str) -> None:
+def test_killed_training_goes_on_from_its_saved_state(tmp_path: Path) -> None:
     pytest.importorskip("sbx", reason="sbx-rl is not installed")
-    config = _config(tmp_path, steps=5000, save_every=3000, algorithm=algorithm)
+    config = _config(tmp_path, steps=5000, save_every=3000)
     context = multiprocessing.get_context("spawn")
     state = tmp_path / "state" / "pendulum-swingup.npz"
     first = context.Process(target=experts.train_experts, args=(config,))
@@ -280,7 +280,6 @@ def test_killed_training_goes_on_from_its_saved_state(tmp_path: Path, algorithm:
     assert saved_step == 3000
     steps = [step for step, _ in record["learning_curve"]]
     assert steps == [step for step in range(1000, 6000, 1000) for _ in range(2)]
-    assert record["config"]["algorithm"] == algorithm
     policy = ExpertNetwork.load(expert_path(tmp_path, "pendulum-swingup"))
     early = ExpertNetwork.load(expert_path(tmp_path / "early", "pendulum-swingup"))
     assert (early.steps, policy.steps) == (1000, 5000)

@@ -8,7 +8,7 @@ from tdmpc_opt.progress import ConsoleProgress
 
 
 def _experts(config: configs.ExpertsConfig) -> None:
-    from tdmpc_opt.collection.experts import train_experts
+    from tdmpc_opt.experts.train import train_experts
 
     train_experts(config)
 

@@ -4,7 +4,7 @@ Source: the public TD-MPC2 task definition (arXiv:2310.16828, appendix on MT30).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,9 @@ from dm_control.rl import control
 from dm_control.suite import ball_in_cup, base, common, reacher
 from dm_control.utils import rewards
 from lxml import etree
+
+Array = Any
+"""A number, or an array of numbers: the rewards below are computed elementwise."""
 
 Reward = Callable[[Any], float]
 """Maps a dm_control physics to the reward of one control step, in [0, 1]."""
@@ -73,90 +76,119 @@ class CupSpinTask(RewardTask):
 
 
 def _tolerance(
-    value: float,
+    value: Array,
     bounds: tuple[float, float],
     margin: float,
     at_margin: float = 0.1,
     sigmoid: Literal["gaussian", "linear"] = "gaussian",
-) -> float:
-    return float(rewards.tolerance(value, bounds, margin, sigmoid, at_margin))
+) -> Array:
+    result: Array = rewards.tolerance(value, bounds, margin, sigmoid, at_margin)
+    return result
 
 
-def _above(value: float, bound: float) -> float:
+def _above(value: Array, bound: float) -> Array:
     """Return 1 from `bound` up, with the walker's soft edge of half the bound below."""
     return _tolerance(value, (bound, math.inf), bound / 2)
 
 
-def _at_least(value: float, bound: float, *, margin: float, at_margin: float) -> float:
+def _at_least(value: Array, bound: float, *, margin: float, at_margin: float) -> Array:
     return _tolerance(value, (bound, math.inf), margin, at_margin, "linear")
 
 
-def _height(physics: Any, body: str) -> float:
-    return float(physics.named.data.xpos[body, "z"])
+def walker_stand(height: Array, upright: Array) -> Array:
+    """Reward a torso 1.2 m up and upright.
+
+    Args:
+        height: Of the torso, metres.
+        upright: z-component of the torso's z axis.
+    """
+    return (3 * _above(height, 1.2) + (1 + upright) / 2) / 4
 
 
-def walker_backwards(physics: Any, speed: float) -> float:
+def walker_backwards(height: Array, upright: Array, velocity: Array, speed: float) -> Array:
     """Reward an upright walker that moves at `speed` m/s or faster towards -x."""
-    upright = (1 + physics.torso_upright()) / 2
-    stand = (3 * _above(physics.torso_height(), 1.2) + upright) / 4
-    velocity = -physics.horizontal_velocity()
-    move = _at_least(velocity, speed, margin=speed / 2, at_margin=0.5)
-    return float(stand * (5 * move + 1) / 6)
+    move = _at_least(-velocity, speed, margin=speed / 2, at_margin=0.5)
+    return walker_stand(height, upright) * (5 * move + 1) / 6
 
 
-def cheetah_backwards(physics: Any) -> float:
+def cheetah_backwards(velocity: Array) -> Array:
     """Reward running towards -x, in full from 8 m/s."""
-    return _at_least(-physics.speed(), 8.0, margin=8.0, at_margin=0.0)
+    return _at_least(-velocity, 8.0, margin=8.0, at_margin=0.0)
 
 
-def cheetah_on_one_foot(physics: Any, raised: str) -> float:
-    """Reward running towards +x with the `raised` foot and the torso up."""
-    foot, torso = (_above(_height(physics, body), 1.2) for body in (raised, "torso"))
-    up = (3 * foot + 2 * torso) / 5
-    return up * (5 * _at_least(physics.speed(), 6.0, margin=6.0, at_margin=0.0) + 1) / 6
+def cheetah_on_one_foot(velocity: Array, torso: Array, raised: Array) -> Array:
+    """Reward running towards +x with the torso and one foot at a height of 1.2 m."""
+    up = (3 * _above(raised, 1.2) + 2 * _above(torso, 1.2)) / 5
+    return up * (5 * _at_least(velocity, 6.0, margin=6.0, at_margin=0.0) + 1) / 6
 
 
-def cheetah_jump(physics: Any) -> float:
+def cheetah_jump(velocity: Array, torso: Array, feet: Sequence[Array]) -> Array:
     """Reward height of torso and both feet while x hardly moves."""
-    still = _tolerance(physics.speed(), (-0.5, 0.5), 0.5, 0.0, "linear")
-    torso = _height(physics, "torso")
-    feet = [_above((torso + _height(physics, foot)) / 2, 1.2) for foot in ("bfoot", "ffoot")]
-    return sum((5 * height + still) / 6 for height in feet) / 2
+    still = _tolerance(velocity, (-0.5, 0.5), 0.5, 0.0, "linear")
+    heights = [_above((torso + foot) / 2, 1.2) for foot in feet]
+    return ((5 * heights[0] + still) / 6 + (5 * heights[1] + still) / 6) / 2
 
 
-def hopper_backwards(physics: Any) -> float:
+def hopper_backwards(height: Array, velocity: Array) -> Array:
     """Reward hopping towards -x, in full from 1 m/s; not the suite's hop mirrored."""
-    standing = _tolerance(physics.height(), (0.6, 2.0), 0.0)
-    return standing * _at_least(-physics.speed(), 1.0, margin=0.5, at_margin=0.5)
+    standing = _tolerance(height, (0.6, 2.0), 0.0)
+    return standing * _at_least(-velocity, 1.0, margin=0.5, at_margin=0.5)
 
 
-def cup_spin(physics: Any) -> float:
+def cup_spin(distance: Array, speed: Array, in_target: Array) -> Array:
     """Reward a fast ball far from the cup; nothing while it lies inside."""
-    distance = float(np.linalg.norm(physics.ball_to_target()))
-    speed = float(np.linalg.norm(physics.named.data.qvel[["ball_x", "ball_z"]]))
     far = _at_least(distance, 0.5, margin=0.25, at_margin=0.5)
     fast = _at_least(speed, 6.0, margin=3.0, at_margin=0.5)
-    return float((1 - physics.in_target()) * (far + 2 * fast) / 3)
+    return (1 - in_target) * (far + 2 * fast) / 3
 
 
-def pendulum_spin(physics: Any) -> float:
+def pendulum_spin(velocity: Array) -> Array:
     """Reward turning either way, in full from 9 rad/s."""
-    return _at_least(abs(float(physics.angular_velocity()[0])), 9.0, margin=4.5, at_margin=0.5)
+    return _at_least(abs(velocity), 9.0, margin=4.5, at_margin=0.5)
+
+
+def _walker(physics: Any, speed: float) -> float:
+    height, upright = physics.torso_height(), physics.torso_upright()
+    return float(walker_backwards(height, upright, physics.horizontal_velocity(), speed))
+
+
+def _height(physics: Any, body: str) -> Any:
+    return physics.named.data.xpos[body, "z"]
+
+
+def _one_foot(physics: Any, raised: str) -> float:
+    torso, foot = _height(physics, "torso"), _height(physics, raised)
+    return float(cheetah_on_one_foot(physics.speed(), torso, foot))
+
+
+def _jump(physics: Any) -> float:
+    feet = [_height(physics, foot) for foot in ("bfoot", "ffoot")]
+    return float(cheetah_jump(physics.speed(), _height(physics, "torso"), feet))
+
+
+def _cup(physics: Any) -> float:
+    distance = np.linalg.norm(physics.ball_to_target())
+    speed = np.linalg.norm(physics.named.data.qvel[["ball_x", "ball_z"]])
+    return float(cup_spin(distance, speed, physics.in_target()))
 
 
 CUSTOM_TASKS: dict[str, CustomTask] = {
-    "walker-walk-backwards": CustomTask("walker", "walk", lambda p: walker_backwards(p, 1.0)),
-    "walker-run-backwards": CustomTask("walker", "run", lambda p: walker_backwards(p, 8.0)),
-    "cheetah-run-backwards": CustomTask("cheetah", "run", cheetah_backwards),
-    # The foot named here is the one held up, so the other one runs.
-    "cheetah-run-front": CustomTask(
-        "cheetah", "run", lambda p: cheetah_on_one_foot(p, "bfoot")
+    "walker-walk-backwards": CustomTask("walker", "walk", lambda p: _walker(p, 1.0)),
+    "walker-run-backwards": CustomTask("walker", "run", lambda p: _walker(p, 8.0)),
+    "cheetah-run-backwards": CustomTask(
+        "cheetah", "run", lambda p: float(cheetah_backwards(p.speed()))
     ),
-    "cheetah-run-back": CustomTask("cheetah", "run", lambda p: cheetah_on_one_foot(p, "ffoot")),
-    "cheetah-jump": CustomTask("cheetah", "run", cheetah_jump),
-    "hopper-hop-backwards": CustomTask("hopper", "hop", hopper_backwards),
-    "cup-spin": CustomTask("ball_in_cup", "catch", cup_spin),
-    "pendulum-spin": CustomTask("pendulum", "swingup", pendulum_spin),
+    # The foot named here is the one held up, so the other one runs.
+    "cheetah-run-front": CustomTask("cheetah", "run", lambda p: _one_foot(p, "bfoot")),
+    "cheetah-run-back": CustomTask("cheetah", "run", lambda p: _one_foot(p, "ffoot")),
+    "cheetah-jump": CustomTask("cheetah", "run", _jump),
+    "hopper-hop-backwards": CustomTask(
+        "hopper", "hop", lambda p: float(hopper_backwards(p.height(), p.speed()))
+    ),
+    "cup-spin": CustomTask("ball_in_cup", "catch", _cup),
+    "pendulum-spin": CustomTask(
+        "pendulum", "swingup", lambda p: float(pendulum_spin(p.angular_velocity()[0]))
+    ),
 }
 """Custom tasks that run on an unchanged suite model."""
 

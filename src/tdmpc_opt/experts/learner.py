@@ -15,7 +15,7 @@ from tdmpc_opt.tasks.environment import make_env
 WARM_UP_SEED = COLLECTION_SEED + 400_000
 """First environment seed of the episodes that a warm-up policy drives."""
 
-_WARM_UP = 2_500  # agent steps of random actions before the first update
+_WARM_UP = 100  # agent steps of random actions in each environment before the first update
 _WARM_UP_NOISE = 0.3  # of a warm-up policy's actions: the learner needs more than one path
 _BUFFER_LIMIT = 1_000_000
 
@@ -33,31 +33,35 @@ def build_learner(config: ExpertsConfig, task: Task, first_episode: int) -> Any:
     from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
+    from tdmpc_opt.experts.vector_env import BatchedVecEnv
+
     torch.set_num_threads(1)
-    algorithm: Any = {"sac": sbx.SAC, "tqc": sbx.TQC, "crossq": sbx.CrossQ}[config.algorithm]
-    policy: dict[str, Any] = {"net_arch": [config.hidden, config.hidden]}
-    if config.algorithm == "crossq":
-        policy["batch_norm_actor"] = False  # so that the actor is a plain MLP to store
     episode = task.episode_length
     env_seed = COLLECTION_SEED + config.seed + first_episode
-    envs = DummyVecEnv([lambda: make_env(task, env_seed) for _ in range(config.envs)])
-    model = algorithm(
+    envs: Any
+    if task.env:
+        envs = DummyVecEnv([lambda: make_env(task, env_seed) for _ in range(config.envs)])
+    else:
+        envs = BatchedVecEnv(task.name, config.envs, env_seed)
+    warm_up_steps = 0 if config.warm_up else min(_WARM_UP * config.envs, config.steps // 2)
+    model = sbx.SAC(
         "MlpPolicy",
         VecMonitor(envs),
-        learning_rate=1e-3 if config.algorithm == "crossq" else 3e-4,
+        learning_rate=1e-3,
         buffer_size=min(config.steps + config.envs * episode, _BUFFER_LIMIT),
-        learning_starts=0 if config.warm_up else min(_WARM_UP, config.steps // 2),
+        learning_starts=warm_up_steps,
         batch_size=256,
         gamma=task.discount,
         train_freq=1,
         gradient_steps=round(config.envs * config.update_ratio),
-        n_steps=config.n_steps,
+        policy_delay=2,
         # The episodes only ever time out: the value of the state after them counts.
         replay_buffer_kwargs={"handle_timeout_termination": True},
-        policy_kwargs=policy,
+        policy_kwargs={"net_arch": [config.hidden, config.hidden], "layer_norm": True},
         seed=config.seed + first_episode,
     )
-    model.env.seed(env_seed)  # the library has just seeded it with its own seed
+    if task.env:
+        model.env.seed(env_seed)  # the library has just seeded it with its own seed
     model.set_logger(Logger(folder=None, output_formats=[]))
     return model
 
@@ -122,7 +126,7 @@ def read_network(model: Any, config: ExpertsConfig, task: str, step: int) -> Exp
     layers = [params[f"Dense_{index}"] for index in range(3)]
     return ExpertNetwork(
         task=task,
-        algorithm=config.algorithm,
+        algorithm="sac",
         steps=step,
         returns=(),
         weights=tuple(np.asarray(layer["kernel"]).T for layer in layers),

@@ -22,8 +22,7 @@ _BUFFER_FIELDS = (
     "dones",
     "timeouts",
 )
-# SAC and CrossQ keep one critic state, TQC two.
-_POLICY_FIELDS = ("actor_state", "qf_state", "qf1_state", "qf2_state", "key", "noise_key")
+_POLICY_FIELDS = ("actor_state", "qf_state", "key", "noise_key")
 _DAMAGE = (*DAMAGED_ARRAY, AttributeError, RuntimeError, zipfile.BadZipFile)
 _MODEL_FIELDS = ("ent_coef_state", "key")
 
@@ -124,9 +123,7 @@ def _opened(file: IO[bytes]) -> Any:
 def _networks(model: Any) -> dict[str, dict[str, Any]]:
     policy = model.policy
     return {
-        "policy": {
-            name: getattr(policy, name) for name in _POLICY_FIELDS if hasattr(policy, name)
-        },
+        "policy": {name: getattr(policy, name) for name in _POLICY_FIELDS},
         "model": {name: getattr(model, name) for name in _MODEL_FIELDS},
     }
 

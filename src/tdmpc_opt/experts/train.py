@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 
 from tdmpc_opt import provenance
 from tdmpc_opt.atomic import alone, replace_when_done
-from tdmpc_opt.collection.expert_learner import (
+from tdmpc_opt.configs import ExpertsConfig
+from tdmpc_opt.errors import MissingDependencyError, RunError
+from tdmpc_opt.executor import run_parallel
+from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.experts.learner import (
     build_learner,
     read_network,
     warm_up,
     warm_up_source,
 )
-from tdmpc_opt.collection.expert_state import (
+from tdmpc_opt.experts.state import (
     Progress,
     read_progress,
     restore_model,
     save_state,
 )
-from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
-from tdmpc_opt.errors import MissingDependencyError, RunError
-from tdmpc_opt.executor import run_parallel
-from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.task_table import MT30, Task, TaskTable
 from tdmpc_opt.tasks.choice import choose_tasks
@@ -40,8 +40,9 @@ from tdmpc_opt.tasks.environment import make_env
 EARLY_FRACTION = 0.2
 """Part of the training after which the half-trained policy is kept."""
 
-FINAL_SEED = COLLECTION_SEED + 500_000
-"""First environment seed of the episodes that measure a finished policy."""
+FINAL_SEED = 500_000
+"""First environment seed of the episodes that measure a finished policy; reported scores use
+others."""
 
 _REPORT_SECONDS = 30.0
 _ONE_THREAD = {
@@ -226,7 +227,7 @@ def _refuse_other(path: Path, found: dict[str, Any], config: ExpertsConfig, task
 
 def _identity(config: ExpertsConfig, task: str) -> dict[str, Any]:
     """Describe what results depend on; the steps are left out, for a run may be extended."""
-    fields = ("algorithm", "seed", "hidden", "envs", "update_ratio", "n_steps", "episodes")
+    fields = ("seed", "hidden", "envs", "update_ratio", "episodes")
     identity: dict[str, Any] = {"task": task} | {name: getattr(config, name) for name in fields}
     found = warm_up_source(config, task)
     if found is not None:

@@ -1,0 +1,1 @@
+"""Teachers of single tasks: reinforcement learning by a library, planning in the simulator."""

@@ -1,0 +1,100 @@
+"""A task of MT30 as a vectorised environment of Stable-Baselines3, all episodes in one batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+
+from tdmpc_opt.tasks.batched_suite import BatchedTask
+from tdmpc_opt.tasks.dmcontrol import DMControlEnv
+
+Array = NDArray[np.float64]
+
+_NEW_STARTS = 16  # drawn for each batch of episodes: a start may cost as much as an episode
+
+
+class BatchedVecEnv(VecEnv):
+    """Episodes of one task, stepped together; all of them start and end at the same step.
+
+    Args:
+        name: Task of MT30.
+        envs: Episodes at once.
+        seed: Seed of the starts: the first episode of row i begins as that of the environment
+            with seed `seed + i`, later ones continue that row's random stream.
+    """
+
+    def __init__(self, name: str, envs: int, seed: int) -> None:
+        self._task = BatchedTask(name)
+        task = self._task.task
+        super().__init__(
+            envs,
+            gymnasium.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32),
+            gymnasium.spaces.Box(-1.0, 1.0, (task.action_dim,), np.float32),
+        )
+        self._env = DMControlEnv(name, seed)
+        self._env.reset()
+        self._bank: list[tuple[Array, Array, Array]] = []
+        self._draw = np.random.default_rng(seed)
+        self._actions = np.zeros((envs, task.action_dim))
+        self._steps = 0
+
+    def reset(self) -> NDArray[np.float32]:
+        """Start an episode in every row and return the observations [envs, obs]."""
+        for _ in range(_NEW_STARTS if self._bank else self.num_envs):
+            self._env.reset()
+            self._bank.append(self._task.current(self._env))
+        rows = self._draw.choice(len(self._bank), self.num_envs, replace=False)
+        starts = [self._bank[row] for row in rows]
+        self._states, self._targets, obs = (
+            np.stack(part) for part in zip(*starts, strict=True)
+        )
+        self._steps = 0
+        return obs.astype(np.float32)
+
+    def step_async(self, actions: NDArray[np.float32]) -> None:
+        """Take the actions [envs, action] of the next step."""
+        self._actions = np.asarray(actions, np.float64)
+
+    def step_wait(self) -> tuple[Any, ...]:
+        """Step every row; at the time limit, report it and start the next episodes."""
+        self._states, obs, reward = self._task.step(
+            self._states, self._actions[:, None], self._targets
+        )
+        observed = obs[:, 0].astype(np.float32)
+        self._steps += 1
+        done = self._steps == self._task.task.episode_length
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if done:
+            infos = [
+                {"TimeLimit.truncated": True, "terminal_observation": row} for row in observed
+            ]
+            observed = self.reset()
+        return observed, reward[:, 0].astype(np.float32), np.full(self.num_envs, done), infos
+
+    def close(self) -> None:
+        """Do nothing: no process and no window is open."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Return an attribute of the chosen rows; only `render_mode` exists."""
+        return [None for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Refuse: rows have no attributes."""
+        raise AttributeError(f"rows of a batch have no attribute {attr_name}")
+
+    def env_method(
+        self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
+    ) -> list[Any]:
+        """Refuse: rows have no methods."""
+        raise AttributeError(f"rows of a batch have no method {method_name}")
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """Return False for every chosen row."""
+        return [False for _ in self._get_indices(indices)]
+
+    def seed(self, seed: int | None = None) -> Sequence[None]:
+        """Do nothing: starts are seeded when the environment is built."""
+        return [None] * self.num_envs

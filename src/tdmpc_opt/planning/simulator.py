@@ -1,0 +1,157 @@
+"""Model-predictive control with the simulator itself as the model.
+
+The search is that of the latent planner (MPPI: sample sequences, keep the elites, refit mean
+and spread), over the true dynamics; noise is drawn at a few knots and interpolated, so that
+sequences are smooth. A learned policy may add its own sequences to the samples, and a learned
+value may end them (POLO, arXiv:1811.01848).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdmpc_opt.tasks.batched import Array
+from tdmpc_opt.tasks.batched_suite import BatchedTask
+
+Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Maps observations [B, obs] to actions [B, action]."""
+Value = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Maps observations [B, obs] to discounted returns [B] that follow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorBudget:
+    """What one plan in the simulator may spend."""
+
+    samples: int = 64
+    """Sequences simulated in each refinement."""
+    horizon: int = 30
+    """Agent steps of a sequence."""
+    knots: int = 8
+    """Points of a sequence at which noise is drawn; between them it is interpolated."""
+    refinements: int = 1
+    """Times that mean and spread are refitted for one action."""
+    elites: int = 8
+    """Best sequences that mean and spread are refitted to."""
+    spread: float = 0.6
+    """Standard deviation of the noise before the first refinement."""
+    least_spread: float = 0.15
+    """Smallest standard deviation after a refinement."""
+    policy_samples: int = 8
+    """Sequences of the policy among the samples, one of them without noise."""
+    policy_noise: float = 0.2
+    """Standard deviation of the noise on the others."""
+
+
+class SimulatorPlanner:
+    """Plans for a batch of episodes of one task.
+
+    Args:
+        task: Task on batches of states.
+        budget: What a plan may spend.
+        generators: Source of the noise of each episode.
+        policy: Learned policy whose sequences join the samples, if there is one.
+        value: Learned value of the last state of a sequence, if there is one.
+        shape: Reward to plan with in place of the task's own, from a batch of states. What is
+            reported of an episode is always the task's own reward.
+    """
+
+    def __init__(
+        self,
+        task: BatchedTask,
+        budget: SimulatorBudget,
+        generators: Sequence[np.random.Generator],
+        policy: Act | None = None,
+        value: Value | None = None,
+    ) -> None:
+        self._task = task
+        self._budget = budget
+        self._generators = list(generators)
+        self._policy = policy
+        self._value = value
+        episodes, horizon = len(self._generators), budget.horizon
+        self._mean = np.zeros((episodes, horizon, task.task.action_dim))
+        points = np.linspace(0, budget.knots - 1, horizon)
+        below = np.minimum(points.astype(int), budget.knots - 2)
+        above = (points - below)[:, None]
+        self._interpolate = (1 - above) * np.eye(budget.knots)[below] + above * np.eye(
+            budget.knots
+        )[below + 1]  # [horizon, knots]
+        self._discount = task.task.discount ** np.arange(horizon + 1)
+
+    def plan(self, states: Array, targets: Array) -> Array:
+        """Return the first action of each episode's plan and keep the rest for the next call.
+
+        Args:
+            states: Physics states [E, state].
+            targets: Target positions [E, 3].
+
+        Returns:
+            Actions [E, action] in [-1, 1].
+        """
+        budget = self._budget
+        spread = np.full_like(self._mean, budget.spread)
+        proposals = self._propose(states, targets)
+        for _ in range(budget.refinements):
+            drawn = self._draw(spread, budget.samples - proposals.shape[1])
+            sequences = np.concatenate([proposals, drawn], axis=1)
+            values = self._evaluate(states, targets, sequences)
+            self._refit(sequences, values, spread)
+        action = self._mean[:, 0].copy()
+        self._mean[:, :-1] = self._mean[:, 1:]
+        return action
+
+    def _propose(self, states: Array, targets: Array) -> Array:
+        """Return sequences [E, policy_samples, horizon, action] that the policy drives."""
+        count = self._budget.policy_samples if self._policy is not None else 0
+        episodes, horizon, width = self._mean.shape
+        if self._policy is None:
+            return np.zeros((episodes, 0, horizon, width))
+        states, targets = np.repeat(states, count, axis=0), np.repeat(targets, count, axis=0)
+        scale = np.full((count, 1), self._budget.policy_noise)
+        scale[0] = 0.0
+        obs = self._task.observe_now(states, targets)
+        actions = np.empty((len(states), horizon, width))
+        for step in range(horizon):
+            noise = [source.standard_normal((count, width)) for source in self._generators]
+            action = self._policy(obs) + (scale * np.array(noise)).reshape(-1, width)
+            actions[:, step] = np.clip(action, -1, 1)
+            states, after, _ = self._task.step(states, actions[:, step : step + 1], targets)
+            obs = after[:, 0].astype(np.float32)
+        return actions.reshape(episodes, count, horizon, width)
+
+    def _draw(self, spread: Array, count: int) -> Array:
+        """Return the mean and noisy sequences around it, [E, count, horizon, action]."""
+        width = self._mean.shape[2]
+        shape = (count, self._budget.knots, width)
+        noise = np.array([source.standard_normal(shape) for source in self._generators])
+        noise[:, 0] = 0.0  # the mean itself
+        smooth = np.einsum("hk,enka->enha", self._interpolate, noise)
+        return np.clip(self._mean[:, None] + spread[:, None] * smooth, -1, 1)
+
+    def _evaluate(self, states: Array, targets: Array, sequences: Array) -> Array:
+        """Return discounted returns [E, samples] of sequences."""
+        episodes, samples = sequences.shape[:2]
+        _, obs, reward = self._task.step(
+            np.repeat(states, samples, axis=0),
+            sequences.reshape(-1, *sequences.shape[2:]),
+            np.repeat(targets, samples, axis=0),
+        )
+        values = reward @ self._discount[:-1]
+        if self._value is not None:
+            values += self._discount[-1] * self._value(obs[:, -1].astype(np.float32))
+        return values.reshape(episodes, samples)
+
+    def _refit(self, sequences: Array, values: Array, spread: Array) -> None:
+        order = np.argsort(-values, axis=1)[:, : self._budget.elites]
+        best = np.take_along_axis(values, order, axis=1)
+        elites = np.take_along_axis(sequences, order[:, :, None, None], axis=1)
+        # In units of the elites' own range, so that no reward scale has to be known.
+        scale = np.maximum(best[:, :1] - best[:, -1:], 1e-9)
+        weights = np.exp(3.0 * (best - best[:, :1]) / scale)
+        weights = (weights / weights.sum(axis=1, keepdims=True))[:, :, None, None]
+        self._mean = (weights * elites).sum(axis=1)
+        deviation = (weights * (elites - self._mean[:, None]) ** 2).sum(axis=1)
+        spread[:] = np.clip(np.sqrt(deviation), self._budget.least_spread, self._budget.spread)

@@ -1,0 +1,160 @@
+"""Many states of one MuJoCo task stepped, observed and rewarded at once.
+
+`mujoco.rollout` steps a batch of states in compiled code; rewards and observations are then
+numpy expressions over positions, velocities and sensors. Reinforcement learning with many
+environments and planning with the true dynamics both stand on this.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import mujoco
+import numpy as np
+from mujoco import rollout
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+_STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """States after control steps, with what their sensors read; any leading axes.
+
+    As in dm_control, position and velocity sensors read the state itself, and sensors of
+    forces, such as touch, what acted during the physics step that led to it.
+    """
+
+    qpos: Array
+    """Generalised positions [*batch, nq]."""
+    qvel: Array
+    """Generalised velocities [*batch, nv]."""
+    control: Array
+    """Controls that led to the states, [*batch, nu]."""
+    sensordata: Array
+    """Readings of all sensors [*batch, nsensordata]."""
+    target: Array
+    """World position of the task's target [*batch, 3]; zeros for a task without one."""
+    slices: Mapping[str, slice]
+    """Where each sensor's readings lie."""
+
+    def __getitem__(self, sensor: str) -> Array:
+        """Return the readings of one sensor, [*batch, width]."""
+        return self.sensordata[..., self.slices[sensor]]
+
+
+Measure = Callable[[Batch], Array]
+"""Maps a batch to one number a state [*batch] or to observations [*batch, obs]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensor:
+    """A frame sensor added to the model so that a reward can read it."""
+
+    name: str
+    kind: mujoco.mjtSensor
+    """Such as `mjSENS_FRAMEPOS`."""
+    frame: mujoco.mjtObj
+    """`mjOBJ_XBODY` (a body's frame), `mjOBJ_BODY` (its inertial frame), geom or site."""
+    of: str
+    """Name of that body, geom or site."""
+
+
+class BatchedPhysics:
+    """Steps batches of states of one model, a control step at a time or many.
+
+    Args:
+        model: Compiled model, its sensors included.
+        substeps: Physics steps in a control step.
+        threads: Threads that step; 0 steps on the calling thread.
+    """
+
+    def __init__(self, model: mujoco.MjModel, substeps: int, threads: int = 0) -> None:
+        self.model = model
+        self.substeps = substeps
+        self.state_size = mujoco.mj_stateSize(model, _STATE.value)
+        self._data = [mujoco.MjData(model) for _ in range(max(threads, 1))]
+        self._rollout = rollout.Rollout(nthread=threads)
+        self.slices = {
+            model.sensor(index).name: slice(
+                model.sensor_adr[index], model.sensor_adr[index] + model.sensor_dim[index]
+            )
+            for index in range(model.nsensor)
+        }
+        stages = model.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC
+        self._of_forces = np.repeat(stages, model.sensor_dim)
+
+    def read_state(self, data: Any) -> Array:
+        """Return the full physics state [state] of a `mujoco.MjData` of an equal model."""
+        state = np.empty(self.state_size)
+        mujoco.mj_getState(self.model, data, state, _STATE.value)
+        return state
+
+    def step(self, states: Array, controls: Array, target: Array) -> tuple[Array, Batch]:
+        """Apply controls to a batch of states.
+
+        Args:
+            states: Full physics states [B, state].
+            controls: One control for each control step [B, steps, nu].
+            target: Positions of the tasks' targets [B, 3].
+
+        Returns:
+            The states after the last step [B, state], and what can be measured after each
+            step, with axes [B, steps].
+        """
+        steps = controls.shape[1]
+        held = np.repeat(controls, self.substeps, axis=1)
+        # One physics step more: sensors are read before a step, and the last state's are needed.
+        held = np.concatenate([held, held[:, -1:]], axis=1)
+        path, readings = self._rollout.rollout(self.model, self._data, states, held)
+        path, readings = cast("Array", path), cast("Array", readings)
+        last = np.arange(1, steps + 1) * self.substeps - 1
+        after = readings[:, last + 1]
+        after[..., self._of_forces] = readings[:, last][..., self._of_forces]
+        reached = path[:, last]
+        first = 1  # time comes before the positions
+        velocity = first + self.model.nq
+        batch = Batch(
+            qpos=reached[..., first:velocity],
+            qvel=reached[..., velocity : velocity + self.model.nv],
+            control=controls,
+            sensordata=after,
+            target=np.broadcast_to(target[:, None], (len(states), steps, 3)),
+            slices=self.slices,
+        )
+        return reached[:, -1], batch
+
+    def look(self, states: Array, target: Array) -> Batch:
+        """Return what can be measured of states as they are, with axes [B, 1] and no control.
+
+        Args:
+            states: Full physics states [B, state].
+            target: Positions of the tasks' targets [B, 3].
+        """
+        still = np.zeros((len(states), 1, self.model.nu))
+        _, readings = self._rollout.rollout(self.model, self._data, states, still)
+        velocity = 1 + self.model.nq
+        return Batch(
+            qpos=states[:, None, 1:velocity],
+            qvel=states[:, None, velocity : velocity + self.model.nv],
+            control=still,
+            sensordata=cast("Array", readings),
+            target=target[:, None],
+            slices=self.slices,
+        )
+
+
+def with_sensors(spec: Any, sensors: Sequence[Sensor]) -> mujoco.MjModel:
+    """Compile a model with sensors added.
+
+    Args:
+        spec: `mujoco.MjSpec` of the model; it is changed.
+        sensors: What to add.
+    """
+    for sensor in sensors:
+        spec.add_sensor(
+            name=sensor.name, type=sensor.kind, objtype=sensor.frame, objname=sensor.of
+        )
+    return spec.compile()

@@ -1,0 +1,426 @@
+"""Rewards and observations of the MT30 tasks for whole batches of states.
+
+Source: the rewards of dm_control's suite and those of `tasks.custom`, over sensors in place of
+a `Physics`.
+"""
+
+import importlib
+from dataclasses import dataclass
+from functools import partial
+
+import mujoco
+import numpy as np
+from dm_control.suite import common
+from dm_control.utils import rewards
+from numpy.typing import NDArray
+
+from tdmpc_opt.task_table import MT30
+from tdmpc_opt.tasks import custom
+from tdmpc_opt.tasks.batched import Array, Batch, BatchedPhysics, Measure, Sensor, with_sensors
+from tdmpc_opt.tasks.dmcontrol import ACTION_REPEAT, DMControlEnv
+
+_XBODY, _BODY = mujoco.mjtObj.mjOBJ_XBODY, mujoco.mjtObj.mjOBJ_BODY
+_GEOM, _SITE = mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SITE
+_POSITION = mujoco.mjtSensor.mjSENS_FRAMEPOS
+_X, _Y, _Z = (
+    mujoco.mjtSensor.mjSENS_FRAMEXAXIS,
+    mujoco.mjtSensor.mjSENS_FRAMEYAXIS,
+    mujoco.mjtSensor.mjSENS_FRAMEZAXIS,
+)
+_FISH_RADII = 0.04 + 0.005  # of the target and the mouth, metres
+_FINGER_RADII = {"finger-turn-easy": 0.07, "finger-turn-hard": 0.03}
+_REACHER_RADII = {
+    "reacher-easy": 0.05,
+    "reacher-hard": 0.015,
+    "reacher-three-easy": 0.05,
+    "reacher-three-hard": 0.015,
+}
+_WALKER = (
+    "torso",
+    *(f"{side}_{part}" for side in ("right", "left") for part in ("thigh", "leg", "foot")),
+)
+
+
+def _position(of: str, frame: mujoco.mjtObj = _XBODY) -> Sensor:
+    return Sensor(name=f"{of}.position", kind=_POSITION, frame=frame, of=of)
+
+
+def _axis(of: str, axis: str, frame: mujoco.mjtObj = _XBODY) -> Sensor:
+    kind = {"x": _X, "y": _Y, "z": _Z}[axis]
+    return Sensor(name=f"{of}.{axis}", kind=kind, frame=frame, of=of)
+
+
+def _speed(batch: Batch) -> Array:
+    return batch["torso_subtreelinvel"][..., 0]
+
+
+def _column(array: Array) -> Array:
+    return array[..., None]
+
+
+def _within(value: Array, low: float, high: float) -> Array:
+    return ((value >= low) & (value <= high)).astype(np.float64)
+
+
+def _walker_stand(batch: Batch) -> Array:
+    return custom.walker_stand(batch["torso.position"][..., 2], batch["torso.z"][..., 2])
+
+
+def _walker_move(batch: Batch, speed: float, direction: float) -> Array:
+    move = rewards.tolerance(
+        direction * _speed(batch), (speed, np.inf), speed / 2, "linear", 0.5
+    )
+    return _walker_stand(batch) * (5 * move + 1) / 6
+
+
+def _observe_walker(batch: Batch) -> Array:
+    axes = [batch[f"{body}.{axis}"][..., :1] for body in _WALKER for axis in "xz"]
+    return np.concatenate([*axes, batch["torso.position"][..., 2:], batch.qvel], axis=-1)
+
+
+def _cheetah_run(batch: Batch, speed: float, direction: float) -> Array:
+    return rewards.tolerance(direction * _speed(batch), (speed, np.inf), speed, "linear", 0.0)
+
+
+def _cheetah_height(batch: Batch, body: str) -> Array:
+    return batch[f"{body}.position"][..., 2]
+
+
+def _cheetah_foot(batch: Batch, raised: str) -> Array:
+    return custom.cheetah_on_one_foot(
+        _speed(batch), _cheetah_height(batch, "torso"), _cheetah_height(batch, raised)
+    )
+
+
+def _cheetah_jump(batch: Batch) -> Array:
+    feet = [_cheetah_height(batch, foot) for foot in ("bfoot", "ffoot")]
+    return custom.cheetah_jump(_speed(batch), _cheetah_height(batch, "torso"), feet)
+
+
+def _observe_planar(batch: Batch) -> Array:
+    return np.concatenate([batch.qpos[..., 1:], batch.qvel], axis=-1)
+
+
+def _hopper_height(batch: Batch) -> Array:
+    return batch["torso.position"][..., 2] - batch["foot.position"][..., 2]
+
+
+def _hopper_stand(batch: Batch) -> Array:
+    control = rewards.tolerance(
+        batch.control, margin=1, value_at_margin=0, sigmoid="quadratic"
+    ).mean(axis=-1)
+    return _within(_hopper_height(batch), 0.6, 2.0) * (control + 4) / 5
+
+
+def _hopper_hop(batch: Batch) -> Array:
+    hop = rewards.tolerance(_speed(batch), (2.0, np.inf), 1.0, "linear", 0.5)
+    return _within(_hopper_height(batch), 0.6, 2.0) * hop
+
+
+def _hopper_backwards(batch: Batch) -> Array:
+    return custom.hopper_backwards(_hopper_height(batch), _speed(batch))
+
+
+def _observe_hopper(batch: Batch) -> Array:
+    touch = np.concatenate([batch["touch_toe"], batch["touch_heel"]], axis=-1)
+    return np.concatenate([_observe_planar(batch), np.log1p(touch)], axis=-1)
+
+
+def _finger_to_target(batch: Batch) -> Array:
+    return (batch.target - batch["finger.position"])[..., :2]
+
+
+def _reach(batch: Batch, radius: float) -> Array:
+    distance = np.linalg.norm(_finger_to_target(batch), axis=-1)
+    return _within(distance, 0.0, radius + 0.01)
+
+
+def _observe_reacher(batch: Batch) -> Array:
+    return np.concatenate([batch.qpos, _finger_to_target(batch), batch.qvel], axis=-1)
+
+
+def _acrobot(batch: Batch) -> Array:
+    distance = np.linalg.norm(batch.target - batch["tip.position"], axis=-1)
+    return rewards.tolerance(distance, (0, 0.2), 1)
+
+
+def _observe_acrobot(batch: Batch) -> Array:
+    z = [batch[f"{arm}.z"] for arm in ("upper_arm", "lower_arm")]
+    return np.concatenate(
+        [*(axis[..., :1] for axis in z), *(axis[..., 2:] for axis in z), batch.qvel], axis=-1
+    )
+
+
+def _pendulum_swingup(batch: Batch) -> Array:
+    return _within(batch["pole.z"][..., 2], np.cos(np.deg2rad(8)), 1.0)
+
+
+def _pendulum_spin(batch: Batch) -> Array:
+    return custom.pendulum_spin(batch.qvel[..., 0])
+
+
+def _observe_pendulum(batch: Batch) -> Array:
+    axis = batch["pole.z"]
+    return np.concatenate([axis[..., 2:], axis[..., :1], batch.qvel], axis=-1)
+
+
+def _cartpole_smooth(batch: Batch) -> Array:
+    upright = (batch["pole_1.z"][..., 2] + 1) / 2
+    centred = (1 + rewards.tolerance(batch.qpos[..., 0], margin=2)) / 2
+    control = rewards.tolerance(
+        batch.control[..., 0], margin=1, value_at_margin=0, sigmoid="quadratic"
+    )
+    slow = (1 + rewards.tolerance(batch.qvel[..., 1], margin=5)) / 2
+    return upright * (4 + control) / 5 * slow * centred
+
+
+def _cartpole_sparse(batch: Batch) -> Array:
+    centred = _within(batch.qpos[..., 0], -0.25, 0.25)
+    return centred * _within(batch["pole_1.z"][..., 2], 0.995, 1.0)
+
+
+def _observe_cartpole(batch: Batch) -> Array:
+    axis = batch["pole_1.z"]
+    return np.concatenate(
+        [batch.qpos[..., :1], axis[..., 2:], axis[..., :1], batch.qvel], axis=-1
+    )
+
+
+def _ball_to_cup(batch: Batch) -> Array:
+    return (batch["target.position"] - batch["ball.position"])[..., [0, 2]]
+
+
+def _cup_catch(batch: Batch) -> Array:
+    return (np.abs(_ball_to_cup(batch)) < 0.025).all(axis=-1).astype(np.float64)
+
+
+def _cup_spin(batch: Batch) -> Array:
+    distance = np.linalg.norm(_ball_to_cup(batch), axis=-1)
+    speed = np.linalg.norm(batch.qvel[..., 2:], axis=-1)
+    return custom.cup_spin(distance, speed, _cup_catch(batch))
+
+
+def _observe_state(batch: Batch) -> Array:
+    return np.concatenate([batch.qpos, batch.qvel], axis=-1)
+
+
+def _finger_tip(batch: Batch) -> Array:
+    return (batch["tip"] - batch["spinner"])[..., [0, 2]]
+
+
+def _finger_target(batch: Batch) -> Array:
+    return (batch.target - batch["spinner"])[..., [0, 2]]
+
+
+def _finger_distance(batch: Batch, radius: float) -> Array:
+    return np.linalg.norm(_finger_target(batch) - _finger_tip(batch), axis=-1) - radius
+
+
+def _finger_spin(batch: Batch) -> Array:
+    return (batch["hinge_velocity"][..., 0] <= -15.0).astype(np.float64)
+
+
+def _finger_turn(batch: Batch, radius: float) -> Array:
+    return (_finger_distance(batch, radius) <= 0).astype(np.float64)
+
+
+def _observe_finger(batch: Batch) -> Array:
+    joints = [batch["proximal"], batch["distal"], _finger_tip(batch)]
+    names = ("proximal_velocity", "distal_velocity", "hinge_velocity")
+    touch = [np.log1p(batch[name]) for name in ("touchtop", "touchbottom")]
+    return np.concatenate([*joints, *(batch[name] for name in names), *touch], axis=-1)
+
+
+def _observe_finger_turn(batch: Batch, radius: float) -> Array:
+    distance = _column(_finger_distance(batch, radius))
+    return np.concatenate([_observe_finger(batch), _finger_target(batch), distance], axis=-1)
+
+
+def _mouth_to_target(batch: Batch) -> Array:
+    away = batch.target - batch["mouth.position"]
+    return np.stack([(away * batch[f"mouth.{axis}"]).sum(axis=-1) for axis in "xyz"], axis=-1)
+
+
+def _fish_swim(batch: Batch) -> Array:
+    radii = _FISH_RADII
+    distance = np.linalg.norm(_mouth_to_target(batch), axis=-1)
+    near = rewards.tolerance(distance, (0, radii), 2 * radii)
+    return (7 * near + (batch["torso.z"][..., 2] + 1) / 2) / 8
+
+
+def _observe_fish(batch: Batch) -> Array:
+    upright = batch["torso.z"][..., 2:]
+    parts = [batch.qpos[..., 7:], upright, _mouth_to_target(batch), batch.qvel]
+    return np.concatenate(parts, axis=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Domain:
+    """What the tasks of one domain share."""
+
+    module: str
+    """Module of the suite that holds the model."""
+    observe: Measure
+    sensors: tuple[Sensor, ...] = ()
+    target: tuple[str, str] | None = None
+    """Kind and name of what marks the target: `geom` or `site`."""
+
+
+_DOMAINS = {
+    "walker": _Domain(
+        "walker",
+        _observe_walker,
+        (_position("torso"), *(_axis(body, axis) for body in _WALKER for axis in "xz")),
+    ),
+    "cheetah": _Domain(
+        "cheetah", _observe_planar, tuple(_position(b) for b in ("torso", "bfoot", "ffoot"))
+    ),
+    "hopper": _Domain(
+        "hopper", _observe_hopper, (_position("torso", _BODY), _position("foot", _BODY))
+    ),
+    "reacher": _Domain(
+        "reacher", _observe_reacher, (_position("finger", _GEOM),), ("geom", "target")
+    ),
+    "acrobot": _Domain(
+        "acrobot",
+        _observe_acrobot,
+        (_position("tip", _SITE), _axis("upper_arm", "z"), _axis("lower_arm", "z")),
+        ("site", "target"),
+    ),
+    "pendulum": _Domain("pendulum", _observe_pendulum, (_axis("pole", "z"),)),
+    "cartpole": _Domain("cartpole", _observe_cartpole, (_axis("pole_1", "z"),)),
+    "cup": _Domain(
+        "ball_in_cup", _observe_state, (_position("target", _SITE), _position("ball"))
+    ),
+    "finger": _Domain("finger", _observe_finger, (), ("site", "target")),
+    "fish": _Domain(
+        "fish",
+        _observe_fish,
+        (_axis("torso", "z"), _position("mouth", _GEOM))
+        + tuple(_axis("mouth", axis, _GEOM) for axis in "xyz"),
+        ("geom", "target"),
+    ),
+}
+
+_REWARDS: dict[str, Measure] = {
+    "walker-stand": _walker_stand,
+    "walker-walk": partial(_walker_move, speed=1.0, direction=1.0),
+    "walker-run": partial(_walker_move, speed=8.0, direction=1.0),
+    "walker-walk-backwards": partial(_walker_move, speed=1.0, direction=-1.0),
+    "walker-run-backwards": partial(_walker_move, speed=8.0, direction=-1.0),
+    "cheetah-run": partial(_cheetah_run, speed=10.0, direction=1.0),
+    "cheetah-run-backwards": partial(_cheetah_run, speed=8.0, direction=-1.0),
+    "cheetah-run-front": partial(_cheetah_foot, raised="bfoot"),
+    "cheetah-run-back": partial(_cheetah_foot, raised="ffoot"),
+    "cheetah-jump": _cheetah_jump,
+    "hopper-stand": _hopper_stand,
+    "hopper-hop": _hopper_hop,
+    "hopper-hop-backwards": _hopper_backwards,
+    "acrobot-swingup": _acrobot,
+    "pendulum-swingup": _pendulum_swingup,
+    "pendulum-spin": _pendulum_spin,
+    "cartpole-balance": _cartpole_smooth,
+    "cartpole-swingup": _cartpole_smooth,
+    "cartpole-balance-sparse": _cartpole_sparse,
+    "cartpole-swingup-sparse": _cartpole_sparse,
+    "cup-catch": _cup_catch,
+    "cup-spin": _cup_spin,
+    "finger-spin": _finger_spin,
+    "fish-swim": _fish_swim,
+    **{name: partial(_finger_turn, radius=radius) for name, radius in _FINGER_RADII.items()},
+    **{name: partial(_reach, radius=radius) for name, radius in _REACHER_RADII.items()},
+}
+
+
+class BatchedTask:
+    """One MT30 task on batches of states.
+
+    Args:
+        name: Task of MT30.
+        threads: Threads that step; 0 steps on the calling thread.
+
+    Raises:
+        UnknownTaskError: No such task.
+    """
+
+    def __init__(self, name: str, threads: int = 0) -> None:
+        self.task = MT30[name]
+        self._domain = _DOMAINS[name.partition("-")[0]]
+        self.reward = _REWARDS[name]
+        radius = _FINGER_RADII.get(name)
+        self.observe = (
+            self._domain.observe
+            if radius is None
+            else partial(_observe_finger_turn, radius=radius)
+        )
+        self._env = DMControlEnv(name)
+        self._env.reset()
+        physics = BatchedPhysics(self._compile(), self._substeps(), threads)
+        self.physics = physics
+
+    def _substeps(self) -> int:
+        environment = self._env._environment
+        return round(environment.control_timestep() / environment.physics.timestep())
+
+    def _compile(self) -> mujoco.MjModel:
+        if self.task.name.startswith("reacher-three"):
+            xml, assets = custom.three_link_reacher().decode(), common.ASSETS
+        else:
+            module = importlib.import_module(f"dm_control.suite.{self._domain.module}")
+            xml, assets = module.get_model_and_assets()
+        text = xml.decode() if isinstance(xml, bytes) else xml
+        spec = mujoco.MjSpec.from_string(text, include=assets)
+        model = with_sensors(spec, self._domain.sensors)
+        # Finger-spin's reset lowers the spinner's damping.
+        model.dof_damping[:] = self._env.physics.model.dof_damping
+        return model
+
+    def reset(self, seed: int | None = None) -> tuple[Array, Array, Array]:
+        """Draw the start of an episode as the environment does.
+
+        Args:
+            seed: As in `DMControlEnv.reset`.
+
+        Returns:
+            Physics state [state], target position [3] and observation [obs].
+        """
+        self._env.reset(seed=seed)
+        return self.current(self._env)
+
+    def current(self, env: DMControlEnv) -> tuple[Array, Array, Array]:
+        """Return the physics state [state], target position [3] and observation [obs] of an environment."""
+        state = self.physics.read_state(env.physics.data.ptr)
+        if self._domain.target is None:
+            target = np.zeros(3)
+        else:
+            kind, name = self._domain.target
+            target = getattr(env.physics.named.data, f"{kind}_xpos")[name].copy()
+        return state, target, env.observation.copy()
+
+    def step(self, states: Array, actions: Array, target: Array) -> tuple[Array, Array, Array]:
+        """Apply sequences of actions, each for two control steps.
+
+        Args:
+            states: Physics states [B, state].
+            actions: In [-1, 1], [B, steps, action].
+            target: Target positions [B, 3].
+
+        Returns:
+            States after the last action [B, state], observations after each action
+            [B, steps, obs] and rewards of each action [B, steps].
+        """
+        controls = np.repeat(actions, ACTION_REPEAT, axis=1)
+        states, batch = self.physics.step(states, controls, target)
+        reward = self.reward(batch)
+        reward = reward.reshape(len(states), -1, ACTION_REPEAT).sum(axis=-1)
+        return states, self.observe(batch)[:, ACTION_REPEAT - 1 :: ACTION_REPEAT], reward
+
+    def observe_now(self, states: Array, targets: Array) -> NDArray[np.float32]:
+        """Return the observations [B, obs] of states, with no force acting on touch sensors.
+
+        Args:
+            states: Physics states [B, state].
+            targets: Target positions [B, 3].
+        """
+        batch = self.physics.look(states, targets)
+        return self.observe(batch)[:, 0].astype(np.float32)
