@@ -44,7 +44,7 @@ def build_learner(config: ExpertsConfig, task: Task, first_episode: int) -> Any:
     else:
         envs = BatchedVecEnv(task.name, config.envs, env_seed)
     warm_up_steps = 0 if config.warm_up else min(_WARM_UP * config.envs, config.steps // 2)
-    model = sbx.SAC(
+    model: Any = sbx.SAC(
         "MlpPolicy",
         VecMonitor(envs),
         learning_rate=1e-3,

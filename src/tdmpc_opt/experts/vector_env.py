@@ -1,4 +1,4 @@
-"""A task of MT30 as a vectorised environment of Stable-Baselines3, all episodes in one batch."""
+"""A task of MT30 as a vectorised environment of Stable-Baselines3, all rows in one batch."""
 
 from collections.abc import Sequence
 from typing import Any

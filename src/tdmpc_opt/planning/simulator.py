@@ -8,17 +8,35 @@ value may end them (POLO, arXiv:1811.01848).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.tasks.batched import Array
-from tdmpc_opt.tasks.batched_suite import BatchedTask
+from tdmpc_opt.task_table import Task
+
+Array = NDArray[np.float64]
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Maps observations [B, obs] to actions [B, action]."""
 Value = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Maps observations [B, obs] to discounted returns [B] that follow."""
+
+
+class Simulator(Protocol):
+    """A task whose true dynamics can be stepped from any state."""
+
+    task: Task
+
+    def step(self, states: Array, actions: Array, target: Array) -> tuple[Array, Array, Array]:
+        """Apply sequences of actions [B, steps, action] to states [B, state].
+
+        Returns:
+            Last states [B, state], observations [B, steps, obs] and rewards [B, steps].
+        """
+
+    def observe_now(self, states: Array, targets: Array) -> NDArray[np.float32]:
+        """Return the observations [B, obs] of states [B, state]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +72,11 @@ class SimulatorPlanner:
         generators: Source of the noise of each episode.
         policy: Learned policy whose sequences join the samples, if there is one.
         value: Learned value of the last state of a sequence, if there is one.
-        shape: Reward to plan with in place of the task's own, from a batch of states. What is
-            reported of an episode is always the task's own reward.
     """
 
     def __init__(
         self,
-        task: BatchedTask,
+        task: Simulator,
         budget: SimulatorBudget,
         generators: Sequence[np.random.Generator],
         policy: Act | None = None,

@@ -106,7 +106,7 @@ class BatchedPhysics:
         """
         steps = controls.shape[1]
         held = np.repeat(controls, self.substeps, axis=1)
-        # One physics step more: sensors are read before a step, and the last state's are needed.
+        # Sensors are read before a step: one step more reads those of the last state.
         held = np.concatenate([held, held[:, -1:]], axis=1)
         path, readings = self._rollout.rollout(self.model, self._data, states, held)
         path, readings = cast("Array", path), cast("Array", readings)

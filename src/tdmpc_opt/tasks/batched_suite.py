@@ -213,7 +213,8 @@ def _finger_target(batch: Batch) -> Array:
 
 
 def _finger_distance(batch: Batch, radius: float) -> Array:
-    return np.linalg.norm(_finger_target(batch) - _finger_tip(batch), axis=-1) - radius
+    distance: Array = np.linalg.norm(_finger_target(batch) - _finger_tip(batch), axis=-1)
+    return distance - radius
 
 
 def _finger_spin(batch: Batch) -> Array:
@@ -296,8 +297,11 @@ _DOMAINS = {
     "fish": _Domain(
         "fish",
         _observe_fish,
-        (_axis("torso", "z"), _position("mouth", _GEOM))
-        + tuple(_axis("mouth", axis, _GEOM) for axis in "xyz"),
+        (
+            _axis("torso", "z"),
+            _position("mouth", _GEOM),
+            *(_axis("mouth", axis, _GEOM) for axis in "xyz"),
+        ),
         ("geom", "target"),
     ),
 }
@@ -388,7 +392,11 @@ class BatchedTask:
         return self.current(self._env)
 
     def current(self, env: DMControlEnv) -> tuple[Array, Array, Array]:
-        """Return the physics state [state], target position [3] and observation [obs] of an environment."""
+        """Return what an environment is in.
+
+        Returns:
+            Physics state [state], target position [3] and observation [obs].
+        """
         state = self.physics.read_state(env.physics.data.ptr)
         if self._domain.target is None:
             target = np.zeros(3)
