@@ -8,7 +8,7 @@ value may end them (POLO, arXiv:1811.01848).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ Value = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Maps observations [B, obs] to discounted returns [B] that follow."""
 
 
+@runtime_checkable
 class Simulator(Protocol):
     """A task whose true dynamics can be stepped from any state."""
 

@@ -157,4 +157,11 @@ def with_sensors(spec: Any, sensors: Sequence[Sensor]) -> mujoco.MjModel:
         spec.add_sensor(
             name=sensor.name, type=sensor.kind, objtype=sensor.frame, objname=sensor.of
         )
-    return spec.compile()
+    # MuJoCo 3.17 deprecates scaling to a total mass by the compiler; the cheetah's model asks so.
+    mass = spec.compiler.settotalmass
+    spec.compiler.settotalmass = -1
+    model = spec.compile()
+    if mass > 0:
+        mujoco.mj_setTotalmass(model, mass)
+        mujoco.mj_setConst(model, mujoco.MjData(model))
+    return model

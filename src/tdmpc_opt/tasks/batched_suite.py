@@ -187,11 +187,13 @@ def _observe_cartpole(batch: Batch) -> Array:
 
 
 def _ball_to_cup(batch: Batch) -> Array:
-    return (batch["target.position"] - batch["ball.position"])[..., [0, 2]]
+    away: Array = batch["target.position"] - batch["ball.position"]
+    return away[..., [0, 2]]
 
 
 def _cup_catch(batch: Batch) -> Array:
-    return (np.abs(_ball_to_cup(batch)) < 0.025).all(axis=-1).astype(np.float64)
+    inside: Array = (np.abs(_ball_to_cup(batch)) < 0.025).all(axis=-1).astype(np.float64)
+    return inside
 
 
 def _cup_spin(batch: Batch) -> Array:
@@ -213,8 +215,9 @@ def _finger_target(batch: Batch) -> Array:
 
 
 def _finger_distance(batch: Batch, radius: float) -> Array:
-    distance: Array = np.linalg.norm(_finger_target(batch) - _finger_tip(batch), axis=-1)
-    return distance - radius
+    away = _finger_target(batch) - _finger_tip(batch)
+    distance: Array = np.asarray(np.linalg.norm(away, axis=-1) - radius)
+    return distance
 
 
 def _finger_spin(batch: Batch) -> Array:

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
+from tdmpc_opt.task_table import MT30
+from tdmpc_opt.tasks.batched_suite import BatchedTask
+from tdmpc_opt.tasks.dmcontrol import DMControlEnv
+
+
+@pytest.mark.parametrize("name", MT30.names)
+def test_batched_steps_are_those_of_the_environment(name: str) -> None:
+    task, env = BatchedTask(name), DMControlEnv(name, 3)
+    env.reset()
+    start, target, obs = task.current(env)
+    actions = np.random.default_rng(0).uniform(-1, 1, (20, env.task.action_dim))
+    observed, rewards = [obs], []
+    for action in actions:
+        _, reward, *_ = env.step(action)
+        observed.append(env.observation.copy())
+        rewards.append(reward)
+    # Two rows, so that a row is seen to depend on itself alone.
+    states, targets = np.stack([start, start]), np.stack([target, target])
+    both = np.stack([actions, -actions])
+    states, obs, reward = task.step(states, both, targets)
+    np.testing.assert_allclose(obs[0], observed[1:], rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(reward[0], rewards, rtol=1e-9, atol=1e-9)
+    last, _, _ = task.current(env)
+    np.testing.assert_allclose(states[0][1:], last[1:], rtol=1e-7, atol=1e-7)
+    assert not np.allclose(states[0], states[1])
+
+
+def test_states_are_observed_without_a_step() -> None:
+    task, env = BatchedTask("finger-turn-hard"), DMControlEnv("finger-turn-hard", 5)
+    first, _ = env.reset()
+    state, target, _ = task.current(env)
+    seen = task.observe_now(state[None], target[None])
+    np.testing.assert_allclose(seen[0], first, atol=1e-6)
+
+
+def _drive(planner: SimulatorPlanner, task: BatchedTask, steps: int) -> float:
+    env = DMControlEnv(task.task.name, 500_000)
+    env.reset()
+    total = 0.0
+    for _ in range(steps):
+        state, target, _ = task.current(env)
+        total += env.step(planner.plan(state[None], target[None])[0])[1]
+    return total
+
+
+def test_plans_collect_far_more_reward_than_no_action() -> None:
+    task = BatchedTask("cartpole-swingup")
+    budget = SimulatorBudget(samples=32, horizon=40)
+    planned = _drive(SimulatorPlanner(task, budget, [np.random.default_rng(0)]), task, 100)
+    still = BatchedTask("cartpole-swingup")
+    env = DMControlEnv("cartpole-swingup", 500_000)
+    env.reset()
+    state, target, _ = still.current(env)
+    nothing = still.step(state[None], np.zeros((1, 100, 1)), target[None])[2].sum()
+    assert planned > nothing + 20
+
+
+def test_value_at_the_end_of_the_horizon_decides_between_equal_rewards() -> None:
+    task = BatchedTask("cup-catch")  # no reward within two steps of the start
+    env = DMControlEnv("cup-catch", 500_000)
+    env.reset()
+    state, target, _ = task.current(env)
+    budget = SimulatorBudget(samples=64, horizon=2, knots=2, refinements=3)
+    sideways = [
+        SimulatorPlanner(
+            task,
+            budget,
+            [np.random.default_rng(0)],
+            value=lambda obs, sign=sign: sign * obs[:, 0],  # position of the cup
+        ).plan(state[None], target[None])[0, 0]
+        for sign in (1.0, -1.0)
+    ]
+    assert sideways[0] > 0.5
+    assert sideways[1] < -0.5
+
+
+def test_policy_sequences_join_the_samples() -> None:
+    task = BatchedTask("pendulum-swingup")
+    env = DMControlEnv("pendulum-swingup", 500_000)
+    env.reset()
+    state, target, _ = task.current(env)
+    budget = SimulatorBudget(samples=3, horizon=5, knots=2, policy_samples=2, policy_noise=0.0)
+    planner = SimulatorPlanner(
+        task,
+        budget,
+        [np.random.default_rng(0)],
+        policy=lambda obs: np.full((len(obs), 1), 0.7, np.float32),
+        value=lambda obs: obs[:, 2],  # angular velocity, which torque raises
+    )
+    assert planner.plan(state[None], target[None])[0, 0] == pytest.approx(0.7, abs=0.3)
