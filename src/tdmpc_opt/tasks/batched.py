@@ -157,7 +157,7 @@ def with_sensors(spec: Any, sensors: Sequence[Sensor]) -> mujoco.MjModel:
         spec.add_sensor(
             name=sensor.name, type=sensor.kind, objtype=sensor.frame, objname=sensor.of
         )
-    # MuJoCo 3.17 deprecates scaling to a total mass by the compiler; the cheetah's model asks so.
+    # MuJoCo 3.17 deprecates that its compiler scales to a total mass, as for the cheetah.
     mass = spec.compiler.settotalmass
     spec.compiler.settotalmass = -1
     model = spec.compile()

@@ -192,8 +192,8 @@ def _ball_to_cup(batch: Batch) -> Array:
 
 
 def _cup_catch(batch: Batch) -> Array:
-    inside: Array = (np.abs(_ball_to_cup(batch)) < 0.025).all(axis=-1).astype(np.float64)
-    return inside
+    inside = (np.abs(_ball_to_cup(batch)) < 0.025).all(axis=-1)
+    return np.asarray(inside, np.float64)
 
 
 def _cup_spin(batch: Batch) -> Array:
