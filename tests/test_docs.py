@@ -49,11 +49,6 @@ LINES = _shell_lines()
 RUNS = [page for page in PAGES if _blocks(page, "python") and _name(page) not in ELSEWHERE]
 
 
-def test_the_pages_hold_code():
-    assert len(LINES) > 40
-    assert len(RUNS) >= 3
-
-
 @pytest.mark.parametrize(
     "line", [line for _, line in LINES if line.startswith("tdmpc-opt ")], ids=str
 )
@@ -161,10 +156,6 @@ def test_every_page_is_in_the_navigation():
     config = (ROOT / "zensical.toml").read_text()
     missing = [_name(page) for page in PAGES if f'"{_name(page)}"' not in config]
     assert missing == []
-
-
-def test_the_moving_picture_is_small():
-    assert (ROOT / "docs" / "figures" / "agents.gif").stat().st_size < 1_500_000
 
 
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):

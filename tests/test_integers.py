@@ -33,6 +33,7 @@ from tdmpc_opt.progress import Silent
 from tdmpc_opt.world_model.quantized import QuantizedDense, quantized_weight
 
 KINDS = ("int8", "int4")
+LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
 STORED = {"int8": "I8", "int4": "U8"}
 
 
@@ -122,6 +123,38 @@ def test_rounding_by_inputs_disturbs_the_products_less(matrix, inputs, kind, gro
         )
     ]
     assert errors[1] < 0.25 * errors[0]
+
+
+@pytest.mark.parametrize(("kind", "group"), [("int8", 70), ("int4", 32)])
+def test_rounding_by_inputs_solves_for_the_columns_left(matrix, inputs, kind, group):
+    """Against the normal equations of the later columns, solved anew for each one."""
+    covariance = inputs.T @ inputs / len(inputs)
+    rounded = round_by_inputs(matrix, covariance, kind, group)
+    h = covariance + 0.01 * covariance.diagonal().mean() * torch.eye(70).double()
+    steps = rounded.scale.double().repeat_interleave(group, dim=1)
+    error, codes = torch.zeros(12, 0).double(), []
+    for column in range(70):
+        solved = torch.linalg.solve(h[column:, column:], h[column:, :column] @ error.T).T
+        wanted = matrix[:, column] - solved[:, 0]
+        step = steps[:, column]
+        codes.append((wanted / step).round().clamp(*LIMITS[kind]))
+        error = torch.cat([error, (codes[-1] * step - matrix[:, column])[:, None]], dim=1)
+    assert torch.equal(rounded.codes, torch.stack(codes, dim=1).to(torch.int8))
+    if kind == "int8":
+        largest = (matrix.abs().amax(1, keepdim=True) / 127).float()
+        torch.testing.assert_close(rounded.scale.float(), largest, rtol=1e-3, atol=0)
+
+
+def test_four_bit_scales_are_the_best_of_those_tried(matrix):
+    """Against each scale from a half to the whole of the one that spans the group."""
+    rounded = round_to_nearest(matrix, "int4", 35)
+    error = (rounded.values(35) - matrix).square().unflatten(1, (2, 35)).sum(2)
+    groups = matrix.unflatten(1, (2, 35))
+    tried = []
+    for share in np.arange(0.5, 1.01, 0.02):
+        step = (share * groups.abs().amax(2, keepdim=True) / 7).half().double()
+        tried.append(((groups / step).round().clamp(-8, 7) * step - groups).square().sum(2))
+    assert (error <= torch.stack(tried).amin(0) * 1.01).all()
 
 
 def test_independent_inputs_leave_each_weight_to_itself(matrix):

@@ -41,6 +41,7 @@ COMMANDS = {
     "demo": "make demo",
     "formats-mt30-1m": "python benchmarks/formats.py --checkpoint FILE --name mt30-1m "
     "--data DATA",
+    "mutation": "python tools/mutation.py results/mutation.json",
     # Scripts that were removed after their file was written.
     "bench-integer-kernels": "git show 94c1e6f:benchmarks/integer_kernels.py",
     "bench-page": "git show 94c1e6f:benchmarks/page_opening.py",
@@ -51,6 +52,18 @@ COMMANDS = {
     "kills": "git show 94c1e6f:benchmarks/kills.py",
 }
 """The commands that wrote the files whose kind does not determine it."""
+
+SURVIVORS = {
+    "@dataclass(frozen=False, slots=True, eq=False)": "equivalent: nothing assigns to a field",
+    "self._drawn = np.zeros( 1, dtype=np.int64)": "equivalent: the first batch replaces it "
+    "before anything reads it",
+    "label = torch.where(known.unsqueeze(-1), batch.label, 1.0)": "equivalent: states without "
+    "a label get the weight 0",
+    "labelled = ranks.mean(known.sum().float()).clamp(min=1 * ranks.count)": "equivalent for "
+    "one process; `tests/test_ranks.py`, which starts several, takes too long for each mutant",
+    "return ranks.own_rows(torch.randn(shape, generator=generator), 2).to(z)": "the same",
+}
+"""Why no test finds a mutant, by its line."""
 
 
 def home() -> str:
@@ -377,6 +390,32 @@ def fuzz() -> str:
         f"{content['cases']:,} cases in all: {found}, {content['code_runs']} executions of code"
     )
     return f"{table}\n\n{total} ([json](../results/fuzz.json))."
+
+
+def mutation() -> str:
+    """How many of the mutants of each file the tests found."""
+    found: dict[str, list[str]] = {}
+    for mutant in _read("mutation")["mutants"]:
+        found.setdefault(mutant["file"], []).append(mutant["outcome"])
+    found["all"] = [outcome for outcomes in found.values() for outcome in outcomes]
+    rows = [
+        (name, len(outcomes), outcomes.count("killed"), outcomes.count("survived"))
+        for name, outcomes in found.items()
+    ]
+    table = _table("file, mutants, killed, survived", rows)
+    share = found["all"].count("killed") / len(found["all"])
+    return f"{table}\n\n{share:.1%} were killed ([json](../results/mutation.json))."
+
+
+def survivors() -> str:
+    """The mutants that no test finds, with the reason."""
+    left = [m for m in _read("mutation")["mutants"] if m["outcome"] == "survived"]
+    lines = [mutant["change"][-1][1:].strip() for mutant in left]
+    rows = [
+        (mutant["file"], f"`{line}`", SURVIVORS[line])
+        for mutant, line in zip(left, lines, strict=True)
+    ]
+    return _table("file, mutated line, why it stays", rows)
 
 
 def files() -> str:
