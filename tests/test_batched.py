@@ -1,6 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from tdmpc_opt.collection.collect import collect
+from tdmpc_opt.configs import CollectConfig
+from tdmpc_opt.errors import InputError
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.task_table import MT30
 from tdmpc_opt.tasks.batched_suite import BatchedTask
@@ -49,7 +54,7 @@ def _drive(planner: SimulatorPlanner, task: BatchedTask, steps: int) -> float:
 
 def test_plans_collect_far_more_reward_than_no_action() -> None:
     task = BatchedTask("cartpole-swingup")
-    budget = SimulatorBudget(samples=32, horizon=40)
+    budget = SimulatorBudget(samples=32, seconds=0.8)
     planned = _drive(SimulatorPlanner(task, budget, [np.random.default_rng(0)]), task, 100)
     still = BatchedTask("cartpole-swingup")
     env = DMControlEnv("cartpole-swingup", 500_000)
@@ -64,7 +69,7 @@ def test_value_at_the_end_of_the_horizon_decides_between_equal_rewards() -> None
     env = DMControlEnv("cup-catch", 500_000)
     env.reset()
     state, target, _ = task.current(env)
-    budget = SimulatorBudget(samples=64, horizon=2, knots=2, refinements=3)
+    budget = SimulatorBudget(samples=64, seconds=0.08, knots=2, refinements=3)
     sideways = [
         SimulatorPlanner(
             task,
@@ -83,7 +88,9 @@ def test_policy_sequences_join_the_samples() -> None:
     env = DMControlEnv("pendulum-swingup", 500_000)
     env.reset()
     state, target, _ = task.current(env)
-    budget = SimulatorBudget(samples=3, horizon=5, knots=2, policy_samples=2, policy_noise=0.0)
+    budget = SimulatorBudget(
+        samples=3, seconds=0.2, knots=2, policy_samples=2, policy_noise=0.0
+    )
     planner = SimulatorPlanner(
         task,
         budget,
@@ -92,3 +99,20 @@ def test_policy_sequences_join_the_samples() -> None:
         value=lambda obs: obs[:, 2],  # angular velocity, which torque raises
     )
     assert planner.plan(state[None], target[None])[0, 0] == pytest.approx(0.7, abs=0.3)
+
+
+def test_planning_in_the_simulator_is_a_policy_that_collect_takes(tmp_path: Path) -> None:
+    dataset = collect(
+        CollectConfig(
+            policy="plan", tasks="pendulum-spin", episodes=1, output=tmp_path, workers=1
+        )
+    )
+    episode = next(iter(dataset.episodes(dataset.shards[0])))
+    assert np.nansum(episode.reward) > 600
+    np.testing.assert_array_equal(episode.label[1:], episode.action[1:])
+
+
+def test_planning_in_the_simulator_refuses_own_tasks(tmp_path: Path) -> None:
+    config = CollectConfig(policy="plan", tasks="own_envs:Point-v0", output=tmp_path)
+    with pytest.raises(InputError, match="knows the tasks of MT30, not Point-v0"):
+        collect(config)

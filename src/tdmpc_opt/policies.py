@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,13 +19,20 @@ from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, find_preset
+from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.runtime.agent import Agent as DeviceAgent
 from tdmpc_opt.runtime.agent import load as load_for_device
 from tdmpc_opt.runtime.onnx_file import is_onnx
 from tdmpc_opt.task_table import MT30, UNNAMED, Task, TaskTable
 from tdmpc_opt.tasks.choice import choose_tasks
 
+if TYPE_CHECKING:
+    from tdmpc_opt.tasks.batched_suite import BatchedTask
+    from tdmpc_opt.tasks.dmcontrol import DMControlEnv
+
 Array = NDArray[np.float32]
+_WORDS = ("random", "plan")  # sources that are no file
+
 Stream = tuple[int, ...]
 """Numbers that together seed one episode's randomness, such as (seed, task id, episode)."""
 
@@ -44,13 +51,21 @@ class Policy(Protocol):
         """Map observations [B, obs] of the task to actions [B, action] in [-1, 1]."""
 
 
+@runtime_checkable
+class SimulatorPolicy(Policy, Protocol):
+    """A policy that looks at the state of the simulator, not at observations alone."""
+
+    def watch(self, envs: Sequence[Any]) -> None:
+        """Take the environments of the episodes that have begun, one per stream."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicySource:
     """What to load a policy from; small, so that worker processes can take it."""
 
     source: str
     """Checkpoint file, model folder, zoo name or hub id, an exported ONNX file, a folder of
-    experts, or `random`."""
+    experts, `random`, or `plan`: planning in the simulator."""
     mode: Mode = "policy"
     preset: str | PlannerBudget | None = None
     noise: bool = False
@@ -92,7 +107,7 @@ class PolicySource:
     @property
     def _is_file(self) -> bool:
         """True for a checkpoint or an exported file, which say for which tasks they are."""
-        return self.source != "random" and not is_expert_folder(self.source)
+        return self.source not in _WORDS and not is_expert_folder(self.source)
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Load the policy.
@@ -103,8 +118,8 @@ class PolicySource:
         Raises:
             CheckpointError: A file or folder that is missing, damaged or foreign.
         """
-        if self.source == "random":
-            return RandomPolicy(tasks)
+        if self.source in _WORDS:
+            return RandomPolicy(tasks) if self.source == "random" else PlanPolicy()
         if is_expert_folder(self.source):
             return ExpertPolicy(Path(self.source))
         if is_onnx(Path(self.source)):
@@ -121,8 +136,8 @@ class PolicySource:
 
     def identity(self, tasks: TaskTable) -> dict[str, str | None]:
         """Name the source by file name and SHA-256 of its content, with no path."""
-        if self.source == "random":
-            return {"name": "random", "sha256": None}
+        if self.source in _WORDS:
+            return {"name": self.source, "sha256": None}
         if self._is_file:
             path = resolve(self.source)
             return {"name": path.name, "sha256": sha256(path)}
@@ -162,7 +177,9 @@ class PolicySource:
         """
         if chosen is not None and not self._is_file:
             tasks = choose_tasks(chosen)
-            if self.source != "random":
+            if self.source == "plan":
+                _refuse_own(tasks)
+            elif self.source != "random":
                 _require_expert_of_each(Path(self.source), tasks)
             return tasks
         known = self._known_tasks()
@@ -227,7 +244,7 @@ class PolicySource:
             )
 
     def _known_tasks(self) -> TaskTable:
-        if self.source == "random":
+        if self.source in _WORDS:
             return MT30
         path = Path(self.source)
         if self.is_agent:
@@ -252,6 +269,14 @@ class PolicySource:
             raise CheckpointError(
                 f"{error}; a folder of experts or the word random would do as well"
             ) from None
+
+
+def _refuse_own(tasks: TaskTable) -> None:
+    own = [task.name for task in tasks.tasks if task.env]
+    if own:
+        raise InputError(
+            f"planning in the simulator knows the tasks of MT30, not {', '.join(own)}"
+        )
 
 
 def _require_expert_of_each(folder: Path, tasks: TaskTable) -> None:
@@ -366,6 +391,34 @@ class ExpertPolicy:
         """Map observations [B, obs] to the expert's mean actions [B, action]."""
         assert self._network is not None, "start an episode first"
         return self._network.mean(obs)
+
+
+class PlanPolicy:
+    """Planning with the simulator's own dynamics, of the tasks of MT30."""
+
+    def __init__(self) -> None:
+        self._simulator: BatchedTask | None = None
+        self._planner: SimulatorPlanner | None = None
+        self._envs: Sequence[DMControlEnv] = ()
+
+    def start(self, task: str, streams: Sequence[Stream]) -> None:
+        """Begin one episode per stream."""
+        from tdmpc_opt.tasks.batched_suite import BatchedTask  # needs the simulator
+
+        self._simulator = BatchedTask(task)
+        generators = [np.random.default_rng(stream) for stream in streams]
+        self._planner = SimulatorPlanner(self._simulator, SimulatorBudget(), generators)
+
+    def watch(self, envs: Sequence[Any]) -> None:
+        """Take the environments of the episodes that have begun, one per stream."""
+        self._envs = envs
+
+    def act(self, obs: Array) -> Array:
+        """Return the first actions [B, action] of plans from the states of the environments."""
+        assert self._simulator is not None, "start an episode first"
+        assert self._planner is not None
+        states, targets, _ = zip(*map(self._simulator.current, self._envs), strict=True)
+        return self._planner.plan(np.stack(states), np.stack(targets)).astype(np.float32)
 
 
 class ActionNoise:

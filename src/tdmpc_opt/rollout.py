@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from tdmpc_opt.data.episodes import Episode
-from tdmpc_opt.policies import ActionNoise, Policy, Stream
+from tdmpc_opt.policies import ActionNoise, Policy, SimulatorPolicy, Stream
 from tdmpc_opt.task_table import MT30, Task
 from tdmpc_opt.tasks.environment import make_env
 
@@ -46,6 +46,9 @@ def rollout(
         labeller.start(task.name, [(*stream, 2) for stream in streams])
     disturbance = ActionNoise(noise, streams)
     obs = np.stack([env.reset()[0] for env in envs])
+    for driver in (policy, labeller):
+        if isinstance(driver, SimulatorPolicy):
+            driver.watch(envs)
     nothing = np.full((len(envs), task.action_dim), np.nan, np.float32)
     observations, actions, labels = [obs], [nothing], [nothing]
     rewards = [nothing[:, 0]]

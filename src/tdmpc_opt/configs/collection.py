@@ -34,7 +34,7 @@ class ExpertsConfig:
     """Gradient updates per agent step."""
     warm_up: str | None = None
     """Policy that drives the first episodes instead of random actions: a checkpoint or zoo
-    name, or a folder of experts. Finds rewards that random actions do not."""
+    name, a folder of experts, or `plan`. Finds rewards that random actions do not."""
     warm_up_task: str | None = None
     """Task of the same body that this policy knows; none means the trained task itself."""
     warm_up_episodes: int = 64
@@ -70,7 +70,8 @@ class CollectConfig:
     """Roll out a policy into a dataset on disk, with labels to imitate."""
 
     policy: str
-    """Checkpoint file or zoo name, a folder of experts, or the word random."""
+    """Checkpoint file or zoo name, a folder of experts, `random`, or `plan`: planning in the
+    simulator of MT30's tasks."""
     tasks: str | None = None
     """`mt30`, or task names joined by commas, MODULE:ID for Gymnasium environments of your own;
     none means every task of the policy."""
@@ -86,7 +87,7 @@ class CollectConfig:
     """What a plan may spend: `full`, `balanced`, `realtime`, or one that the checkpoint holds;
     none means the full published budget."""
     label: str | None = None
-    """Checkpoint file, zoo name or folder of experts whose actions in the states on the way are
+    """Checkpoint file, zoo name, folder of experts or `plan` whose actions in these states are
     stored for imitation; none means the policy's own actions without the noise."""
     label_mode: Mode = "policy"
     """How a checkpoint labels: by its policy network, or by planning."""

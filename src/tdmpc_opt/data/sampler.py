@@ -78,7 +78,7 @@ class _Part:
 class SliceSampler:
     """Draws slices over the starts in all episodes, with its own random state."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         datasets: Sequence[EpisodeDataset],
         tasks: TaskTable,

@@ -28,6 +28,8 @@ class Simulator(Protocol):
     """A task whose true dynamics can be stepped from any state."""
 
     task: Task
+    step_seconds: float
+    """Simulated time of one action."""
 
     def step(self, states: Array, actions: Array, target: Array) -> tuple[Array, Array, Array]:
         """Apply sequences of actions [B, steps, action] to states [B, state].
@@ -46,8 +48,8 @@ class SimulatorBudget:
 
     samples: int = 64
     """Sequences simulated in each refinement."""
-    horizon: int = 30
-    """Agent steps of a sequence."""
+    seconds: float = 1.2
+    """Length of a sequence in simulated time."""
     knots: int = 8
     """Points of a sequence at which noise is drawn; between them it is interpolated."""
     refinements: int = 1
@@ -88,7 +90,8 @@ class SimulatorPlanner:
         self._generators = list(generators)
         self._policy = policy
         self._value = value
-        episodes, horizon = len(self._generators), budget.horizon
+        episodes = len(self._generators)
+        horizon = max(round(budget.seconds / task.step_seconds), budget.knots)
         self._mean = np.zeros((episodes, horizon, task.task.action_dim))
         points = np.linspace(0, budget.knots - 1, horizon)
         below = np.minimum(points.astype(int), budget.knots - 2)

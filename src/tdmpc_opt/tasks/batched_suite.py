@@ -362,12 +362,9 @@ class BatchedTask:
         )
         self._env = DMControlEnv(name)
         self._env.reset()
-        physics = BatchedPhysics(self._compile(), self._substeps(), threads)
-        self.physics = physics
-
-    def _substeps(self) -> int:
-        environment = self._env._environment
-        return round(environment.control_timestep() / environment.physics.timestep())
+        self.step_seconds = ACTION_REPEAT * self._env.control_timestep
+        substeps = round(self._env.control_timestep / self._env.physics.timestep())
+        self.physics = BatchedPhysics(self._compile(), substeps, threads)
 
     def _compile(self) -> mujoco.MjModel:
         if self.task.name.startswith("reacher-three"):
@@ -381,18 +378,6 @@ class BatchedTask:
         # Finger-spin's reset lowers the spinner's damping.
         model.dof_damping[:] = self._env.physics.model.dof_damping
         return model
-
-    def reset(self, seed: int | None = None) -> tuple[Array, Array, Array]:
-        """Draw the start of an episode as the environment does.
-
-        Args:
-            seed: As in `DMControlEnv.reset`.
-
-        Returns:
-            Physics state [state], target position [3] and observation [obs].
-        """
-        self._env.reset(seed=seed)
-        return self.current(self._env)
 
     def current(self, env: DMControlEnv) -> tuple[Array, Array, Array]:
         """Return what an environment is in.

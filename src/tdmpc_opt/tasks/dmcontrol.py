@@ -57,8 +57,8 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.render_mode = render_mode
         self._legacy_cup_physics = legacy_cup_physics
         self._environment = self._build(seed)
-        seconds = ACTION_REPEAT * self._environment.control_timestep()
-        self.metadata = {**self.metadata, "render_fps": round(1 / seconds)}
+        rate = round(1 / (ACTION_REPEAT * self.control_timestep))
+        self.metadata = {**self.metadata, "render_fps": rate}
         self.observation_space = gymnasium.spaces.Box(
             -np.inf, np.inf, (self.task.obs_dim,), np.float32
         )
@@ -82,6 +82,11 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def physics(self) -> Any:
         """The dm_control physics; a reset with a seed replaces it."""
         return self._environment.physics
+
+    @property
+    def control_timestep(self) -> float:
+        """Seconds of a control step; an action lasts two."""
+        return float(self._environment.control_timestep())
 
     @property
     def observation(self) -> NDArray[np.float64]:
