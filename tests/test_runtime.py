@@ -22,7 +22,6 @@ from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.extract import one_task, policy_only
-from tdmpc_opt.deadline import DeadlineTimer
 from tdmpc_opt.errors import (
     CheckpointError,
     InputError,
@@ -33,6 +32,7 @@ from tdmpc_opt.errors import (
 from tdmpc_opt.expert_policy import ExpertNetwork
 from tdmpc_opt.input_checks import LARGEST_OBSERVATION
 from tdmpc_opt.runtime import Agent, load
+from tdmpc_opt.runtime.plan_state import DeadlineTimer
 
 TEACHER = zoo.path("demo-teacher")
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import Mode, PlannerBudget
-from tdmpc_opt.deadline import Clock, DeadlineTimer
 from tdmpc_opt.errors import InputError, UnknownTaskError
 from tdmpc_opt.input_checks import (
     OneCallAtATime,
@@ -31,6 +30,7 @@ from tdmpc_opt.planning.planner import (
     eager_engine,
 )
 from tdmpc_opt.planning.presets import find_preset
+from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer
 from tdmpc_opt.world_model.model import WorldModel
 
 Observation = TypeVar("Observation", Tensor, np.ndarray)
@@ -70,7 +70,7 @@ class Agent:
             raise InputError(f"mode must be planner or policy, got {mode!r}")
         if mode == "planner" and not world_model.can_plan:
             raise InputError(
-                "this agent holds encoder and policy alone and cannot plan; use the policy mode"
+                "this agent has only encoder and policy and cannot plan; use the policy mode"
             )
         self.world_model = world_model
         self.tasks = world_model.tasks

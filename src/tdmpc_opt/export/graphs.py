@@ -162,7 +162,7 @@ def _open_axes(problem: Problem) -> tuple[Any, Any]:
         Problem,
         Shares,
         RoundNoise,
-    )  # they hold axes here, where their fields are tensors
+    )  # their fields are axes here instead of tensors
     axes_of_problem, axes_of_shares, axes_of_noise = named
     first = tuple({0: _ROWS} for _ in problem.shares.later)
     shares = axes_of_shares(later=first, at_start=first, q={1: _ROWS})

@@ -39,7 +39,7 @@ def make_artifact(config: ExportConfig, model: WorldModel, facts: Facts) -> Arti
     Args:
         config: What to make.
         model: In eval mode.
-        facts: What the file is to say of itself.
+        facts: Metadata of the file.
 
     Raises:
         CheckpointError: A weight that does not fit the number format.
@@ -66,7 +66,7 @@ def _graph(model: WorldModel, budget: PlannerBudget | None, form: str) -> onnx.M
 
 
 def _bare(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph without the tracer's notes, which tell paths of this machine."""
+    """Return the graph without the tracer's notes, which contain paths of this machine."""
     model = ir.from_proto(graph)
     common.ClearMetadataAndDocStringPass()(model)
     return ir.to_proto(model)

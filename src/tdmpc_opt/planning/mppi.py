@@ -20,7 +20,7 @@ LARGE_ACTION_DIM = 20
 
 
 class RoundNoise(NamedTuple):
-    """Random numbers of one iteration; `PlanNoise` says what each is for."""
+    """Random numbers of one iteration; see `PlanNoise`."""
 
     samples: Float[Tensor, "horizon sampled batch action"]
     value: Float[Tensor, "samples batch action"]
@@ -141,7 +141,7 @@ def prepare(
     task: Int[Tensor, " batch"] | None,
     noise: Float[Tensor, "horizon prior batch action"],
 ) -> Problem:
-    """Compute what all iterations of a plan share: the policy prior acts and is judged once."""
+    """Compute what a plan's iterations share: the policy prior's sequences and rewards."""
     model = networks.model
     shares = networks.shares(z, task)
     discount = (model.discount[:1] if task is None else model.discount[task]).expand(z.shape[0])
@@ -192,7 +192,7 @@ def refine(
     std: Float[Tensor, "horizon batch action"],
     noise: RoundNoise,
 ) -> Refined:
-    """Sample sequences, judge them, and refit the distribution to the elites."""
+    """Sample sequences, value them, and refit the distribution to the elites."""
     sampled = (mean.unsqueeze(1) + std.unsqueeze(1) * noise.samples).clamp(-1.0, 1.0)
     sampled = sampled * problem.mask
     value = sequence_values(networks, problem, sampled, noise.value, noise.heads)

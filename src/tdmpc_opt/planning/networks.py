@@ -47,7 +47,7 @@ def norm_mish_by_sigmoid(
 class Shares(NamedTuple):
     """Biases of the heads' first layers for each row: those of dynamics, reward and policy.
 
-    Those `at_start` hold the share of the latent that planning starts from as well.
+    `at_start` includes the share of the latent that planning starts from.
     """
 
     later: tuple[Float[Tensor, "batch hidden"], ...]

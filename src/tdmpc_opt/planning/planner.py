@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tdmpc_opt.configs import ModelConfig, PlannerBudget
-from tdmpc_opt.deadline import DeadlineTimer
 from tdmpc_opt.input_checks import check_action
 from tdmpc_opt.planning.mppi import (
     PlanNoise,
@@ -22,7 +21,7 @@ from tdmpc_opt.planning.mppi import (
     refine,
 )
 from tdmpc_opt.planning.networks import PlannerNetworks
-from tdmpc_opt.runtime.plan_state import PlanState, Refine
+from tdmpc_opt.runtime.plan_state import DeadlineTimer, PlanState, Refine
 from tdmpc_opt.world_model.model import WorldModel
 
 Generators = Sequence[torch.Generator | None]

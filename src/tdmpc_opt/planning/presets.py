@@ -9,7 +9,7 @@ from tdmpc_opt.errors import CheckpointError, InputError
 from tdmpc_opt.json_text import parse_json
 
 STORED_AS = "presets"
-"""Entry of a checkpoint's further facts that holds presets of its own."""
+"""Entry of a checkpoint's further facts with its own presets."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def find_preset(
 
     Args:
         name: What is asked for.
-        extra: Further facts of the checkpoint, which may hold presets of its own.
+        extra: Further facts of the checkpoint, which may include presets.
 
     Raises:
         InputError: No preset of that name.

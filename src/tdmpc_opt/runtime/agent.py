@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc_opt import zoo
-from tdmpc_opt.deadline import Clock, DeadlineTimer
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.input_checks import (
     check_action,
@@ -27,6 +26,7 @@ from tdmpc_opt.runtime.onnx_file import (
     is_onnx,
     open_onnx,
 )
+from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer
 from tdmpc_opt.runtime.planner import Inputs, OnnxPlanner
 from tdmpc_opt.runtime.weights import MODEL_FILE, Weights, read_weights
 from tdmpc_opt.task_table import TaskTable

@@ -18,7 +18,7 @@ EPS = 1e-5
 
 
 def is_fused(x: Tensor, gain: Tensor) -> bool:
-    """Tell whether `norm_mish` can take these: elsewhere torch's own operators do."""
+    """Return whether the fused CPU kernel applies."""
     return x.device.type == "cpu" and x.dtype == gain.dtype == torch.float32
 
 
