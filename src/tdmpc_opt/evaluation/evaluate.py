@@ -43,7 +43,7 @@ def evaluate(
 
     Args:
         config: What to evaluate, how, and where the result goes.
-        progress: Told of each task that is done.
+        progress: Shows the finished tasks.
         choose_engine: Chooses what computes an agent's plans, in place of `config.engine`.
 
     Returns:
