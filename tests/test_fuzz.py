@@ -41,7 +41,6 @@ from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.summary import describe
 from tdmpc_opt.cli import files
-from tdmpc_opt.collection import experts
 from tdmpc_opt.collection.exchange import export_data, import_data
 from tdmpc_opt.configs import (
     DataExportConfig,
@@ -57,6 +56,7 @@ from tdmpc_opt.data.summary import summarize
 from tdmpc_opt.data.verify import verify
 from tdmpc_opt.errors import TdmpcOptError
 from tdmpc_opt.expert_policy import ExpertNetwork
+from tdmpc_opt.experts import train as experts
 from tdmpc_opt.experts.state import read_progress
 from tdmpc_opt.model_folder import card
 from tdmpc_opt.policies import PolicySource
