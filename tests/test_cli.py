@@ -184,6 +184,11 @@ def test_train_and_distill_write_checkpoints(run, dataset_dir, checkpoint_file, 
     )
     assert status == 0
     assert f"wrote {tmp_path / 't' / 'model.safetensors'}" in out.replace("\n", "")
+    words = ("--data", dataset_dir, "--output", tmp_path / "t", *TRAIN)
+    status, out, _ = run("train", *words, "--weights.reward", "0.2")
+    assert status == 0
+    assert "wrote" not in out
+    assert "has its 2 updates already" in out.replace("\n", "")
     record = json.loads((tmp_path / "t" / "config.json").read_text())
     assert record["config"]["weights"]["reward"] == 0.2
     status, out, _ = run(

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,7 +259,7 @@ def _planner_config(
     config = _config(Path("unused.json"), checkpoint=str(checkpoint), **changes)
     policy = PolicySource(
         source=config.checkpoint,
-        mode=config.mode,
+        mode=config.mode or "planner",
         replan_every=config.replan_every,
         choose_engine=choose_engine,
     )
@@ -433,3 +434,32 @@ def test_files_that_cannot_be_paired_are_refused(tmp_path):
     c = _result(tmp_path / "c.json", {"x": {5: 1.0}})
     with pytest.raises(ResultError, match="no episode seed of x is in both"):
         compare(b, c)
+
+
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        ({}, "policy"),
+        ({"preset": "realtime"}, "planner"),
+        ({"replan_every": 2}, "planner"),
+        ({"engine": "eager"}, "planner"),
+        ({"mode": "policy", "preset": "full"}, "policy"),
+        ({"mode": "planner"}, "planner"),
+    ],
+)
+def test_agents_plan_only_where_it_is_asked_for(options, mode):
+    assert _config(Path("unused.json"), **options).chosen_mode == mode
+
+
+def test_the_time_is_estimated_before_the_work_starts(tmp_path):
+    shown: list[tuple[int, str]] = []
+
+    class Shown(Silent):
+        def update(self, done: int, total: int, text: str) -> None:
+            shown.append((done, text))
+
+    evaluate(_config(tmp_path / "r.json", tasks="pendulum-swingup"), Shown())
+    assert shown[0][0] == 0
+    assert re.search(
+        r"processes: 1 \(as asked\), (less than a minute|about \d+ min)", shown[0][1]
+    )

@@ -119,6 +119,9 @@ def test_an_own_task_goes_from_collection_to_evaluation(tmp_path, capsys):
     assert cli.main(words) == 1
     assert f"--tasks {POINT}" in capsys.readouterr().err
     assert cli.main([*words, "--tasks", POINT]) == 0
+    out = capsys.readouterr().out
+    assert "mean return / 10" in out
+    assert "normalized score" not in out
     content = json.loads(score.read_text())
     assert content["config"]["environments"] == {"Point-v0": POINT}
     assert len(content["tasks"]["Point-v0"]["returns"]) == 2

@@ -314,7 +314,7 @@ def test_a_dataset_that_changed_is_refused(config, tmp_path):
     short = replace(config, data=data, updates=1)
     train(short)
     _collect(data)
-    with pytest.raises(RunError, match="holds another run: its data is"):
+    with pytest.raises(RunError, match="its data is data as it was before it changed; choose"):
         train(short)
 
 

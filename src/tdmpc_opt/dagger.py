@@ -267,8 +267,9 @@ class _RoundsFile:
         for key in sorted({*found, *self._identity}):
             if found.get(key) != self._identity.get(key):
                 raise RunError(
-                    f"{self._path.parent} holds another run: its {key} is {found.get(key)}, "
-                    f"asked is {self._identity.get(key)}; choose another --output or delete it"
+                    f"{self._path.parent} holds another run: "
+                    f"{provenance.difference(key, found.get(key), self._identity.get(key))}; "
+                    "choose another --output or delete it"
                 )
         if self.rounds and not StateFolder(self._path.parent).files():
             raise RunError(

@@ -18,6 +18,8 @@ from rich.progress import Progress as Bar
 from tdmpc_opt import launch
 
 SECONDS_BETWEEN_LINES = 15.0
+SECONDS_TO_ESTIMATE = 2.0
+"""Time after which the first line with an estimate may follow the one before."""
 
 
 @runtime_checkable
@@ -78,6 +80,7 @@ class ConsoleProgress:
             None  # total, units done at its start, time
         )
         self._last_line = 0.0
+        self._estimated = False
 
     def __enter__(self) -> "ConsoleProgress":
         """Start the bar."""
@@ -109,11 +112,13 @@ class ConsoleProgress:
             return
         now = time.monotonic()
         if self._stage is None or self._stage[0] != total or done < self._stage[1]:
-            self._stage = (total, done, now)
-        if done < total and now - self._last_line < SECONDS_BETWEEN_LINES:
-            return
-        self._last_line = now
+            self._stage, self._estimated = (total, done, now), False
         _, already, start = self._stage
+        soon = done > already and not self._estimated
+        wait = SECONDS_TO_ESTIMATE if soon else SECONDS_BETWEEN_LINES
+        if done < total and now - self._last_line < wait:
+            return
+        self._last_line, self._estimated = now, done > already
         rate = (done - already) / max(now - start, 1e-9)
         eta = f", {(total - done) / rate / 60:.1f} min left" if rate and done < total else ""
         sys.stderr.write(f"{self._title}: {done}/{total}{eta}  {text}\n")

@@ -30,6 +30,21 @@ def versions() -> dict[str, str]:
     return found
 
 
+def difference(key: str, found: object, asked: object) -> str:
+    """Return in words what sets apart a stored value of a configuration from the one asked for.
+
+    Args:
+        key: Name of the value.
+        found: What was stored.
+        asked: What is asked for; a file is a mapping with `name` and `sha256`.
+    """
+    if isinstance(found, dict) and isinstance(asked, dict) and "sha256" in found:
+        if found.get("name") != asked.get("name"):
+            return f"its {key} is {found.get('name')}, asked is {asked.get('name')}"
+        return f"its {key} is {found.get('name')} as it was before it changed"
+    return f"its {key} is {found}, asked is {asked}"
+
+
 def machine() -> dict[str, str | int]:
     """Return what this machine is: processor, architecture, cores, system."""
     return {

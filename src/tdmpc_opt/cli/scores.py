@@ -11,7 +11,7 @@ def _evaluate(config: configs.EvaluateConfig) -> None:
     from tdmpc_opt.export.engine import engine_choice
     from tdmpc_opt.policies import PolicySource
 
-    full = config.mode == "planner" and config.preset in (None, "full")
+    full = config.chosen_mode == "planner" and config.preset in (None, "full")
     if full and PolicySource(source=config.checkpoint).is_agent:
         console().print(
             "plans with the full budget, some tenths of a second an action on a CPU core; "
@@ -29,7 +29,9 @@ def _evaluate(config: configs.EvaluateConfig) -> None:
     shown = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else " (one episode: no CI)"
     terminal = console()
     terminal.print(table)
-    terminal.print(f"normalized score {score['mean']:.2f}{shown}", highlight=False)
+    own = "environments" in content["config"]  # whose returns have any scale
+    what = "mean return / 10" if own else "normalized score"
+    terminal.print(f"{what} {score['mean']:.2f}{shown}", highlight=False)
 
 
 def _compare(config: configs.CompareConfig) -> None:

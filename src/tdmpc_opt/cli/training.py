@@ -1,25 +1,42 @@
 """Commands that train."""
 
+from pathlib import Path
+
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import console, table_of
 from tdmpc_opt.progress import ConsoleProgress
 
 
+def _written(config: configs.TrainConfig) -> int | None:
+    """Return when the run's checkpoint was written last; None where there is none."""
+    path = config.output / "model.safetensors"
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _tell(path: Path, before: int | None, config: configs.TrainConfig) -> None:
+    if _written(config) == before:
+        console().print(f"{path} has its {config.updates:,} updates already; nothing to do")
+    else:
+        console().print(f"wrote {path}")
+
+
 def _train(config: configs.TrainConfig) -> None:
     from tdmpc_opt.training.loop import train
 
+    before = _written(config)
     with ConsoleProgress("train") as progress:
         path = train(config, progress)
-    console().print(f"wrote {path}")
+    _tell(path, before, config)
 
 
 def _distill(config: configs.DistillConfig) -> None:
     from tdmpc_opt.training.distillation import distill
 
+    before = _written(config)
     with ConsoleProgress("distill") as progress:
         path = distill(config, progress)
-    console().print(f"wrote {path}")
+    _tell(path, before, config)
 
 
 def _dagger(config: configs.DaggerConfig) -> None:
@@ -27,15 +44,15 @@ def _dagger(config: configs.DaggerConfig) -> None:
 
     with ConsoleProgress("dagger") as progress:
         rounds = dagger(config, progress)
-    table = table_of(
-        *(str(config.output), "round", "updates", "episodes"),
-        *("mean return on the way", "score afterwards"),
-    )
+    scored = any(row.score is not None for row in rounds)
+    columns = ("round", "updates", "episodes", "mean return on the way")
+    table = table_of(str(config.output), *columns, *(["score afterwards"] if scored else []))
     for row in rounds:
         mean = sum(row.returns.values()) / len(row.returns)
         score = "-" if row.score is None else f"{row.score:.2f}"
         table.add_row(
-            str(row.round), f"{row.updates:,}", f"{row.episodes:,}", f"{mean:.1f}", score
+            *(str(row.round), f"{row.updates:,}", f"{row.episodes:,}", f"{mean:.1f}"),
+            *([score] if scored else []),
         )
     terminal = console()
     terminal.print(table)

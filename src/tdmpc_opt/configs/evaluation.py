@@ -29,8 +29,9 @@ class EvaluateConfig:
     """Episodes per task."""
     seed: int = 0
     """Episode k of every task starts from environment seed `seed + k`."""
-    mode: Mode = "planner"
-    """Act by planning, or by the policy network alone."""
+    mode: Mode | None = None
+    """Act by planning, or by the policy network alone; none plans where a preset or another
+    option of the planner is given, and else acts by the policy, in minutes and not hours."""
     preset: str | None = None
     """`full`, `balanced`, `realtime`, `policy`, or one that the checkpoint holds; none means
     the full published budget."""
@@ -52,6 +53,14 @@ class EvaluateConfig:
     ray: str | None = None
     """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
     machine, or `local` for one of this command's own; none starts plain processes."""
+
+    @property
+    def chosen_mode(self) -> Mode:
+        """How the agent acts: as asked, or as the options of the planner imply."""
+        if self.mode is not None:
+            return self.mode
+        plans = self.preset or self.replan_every or self.engine != "auto"
+        return "planner" if plans else "policy"
 
     def __post_init__(self) -> None:
         """Refuse seeds that data collection may have seen."""

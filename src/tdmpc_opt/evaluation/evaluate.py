@@ -1,6 +1,7 @@
 """Score a policy on real tasks, task by task."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import one_thread, rollout
 from tdmpc_opt.task_table import Task, TaskTable, seed_number
+from tdmpc_opt.tasks.environment import make_env
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def evaluate(
     device = device_of_work(config.device, config.ray)
     policy = PolicySource(
         source=config.checkpoint,
-        mode=config.mode,
+        mode=config.chosen_mode,
         preset=config.preset,
         noise=config.noise,
         device=device,
@@ -84,7 +86,9 @@ def _evaluate(
     workers = (
         Cores(config.workers, "of Ray") if config.ray else choose_processes(config.workers)
     )
-    progress.update(result.finished, len(tasks), f"processes: {workers}")
+    progress.update(
+        result.finished, len(tasks), f"processes: {workers}{_estimate(work, workers)}"
+    )
     for item, record in run_parallel(evaluate_task, work, workers.count, config.ray):
         result.add(item.task.name, record)
         note = f"{item.task.name} {record['score']:.1f}"
@@ -92,6 +96,25 @@ def _evaluate(
     if not result.tasks:
         raise ResultError("nothing was evaluated")
     return result.content()
+
+
+def _estimate(work: Sequence[TaskWork], workers: Cores) -> str:
+    """Tell how long the work takes, from one action and one step of its first task."""
+    if not work or not workers.count:  # a cluster whose size only Ray knows
+        return ""
+    first = work[0]
+    policy, env = first.policy.load(TaskTable((first.task,))), make_env(first.task, 0)
+    with one_thread():
+        policy.start(first.task.name, [(0,)])
+        obs = env.reset()[0]
+        for _ in range(2):  # what is built at the first action does not count
+            start = time.perf_counter()
+            env.step(policy.act(obs[None])[0])
+        seconds = time.perf_counter() - start
+    env.close()
+    steps = sum(item.task.episode_length * (item.episodes - item.first) for item in work)
+    minutes = seconds * steps / min(workers.count, len(work)) / 60
+    return f", about {minutes:.0f} min" if minutes >= 1 else ", less than a minute"
 
 
 def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) -> dict[str, Any]:

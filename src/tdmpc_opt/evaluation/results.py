@@ -132,8 +132,9 @@ def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]
         if found.get(key) != asked.get(key):
             hint = ", --engine eager" if key == "engine" and engine == "eager" else ""
             raise ResultError(
-                f"{path} belongs to another evaluation: its {key} is {found.get(key)}, asked "
-                f"is {asked.get(key)}; choose another --output{hint} or delete it"
+                f"{path} belongs to another evaluation: "
+                f"{provenance.difference(key, found.get(key), asked.get(key))}; choose another "
+                f"--output{hint} or delete it"
             )
 
 

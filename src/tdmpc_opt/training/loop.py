@@ -184,6 +184,7 @@ def _loop(
     distillation, progress = rest
     ranks, window = learner.ranks, _Window(learner.update)
     faults = FaultKeeper(learner, draws.slices, config, progress)
+    note = ""
     with _interrupt_between_updates() as interrupted:
         while learner.update < config.updates:
             batch = None
@@ -209,7 +210,7 @@ def _loop(
                 if metrics is not None:
                     metrics.write(row)
                 note = f"loss {row['loss']:.3f}, {row['updates_per_second']:.1f} updates/s"
-                progress.update(learner.update, config.updates, note)
+            progress.update(learner.update, config.updates, note)
             if _is_due(learner.update, config.save_every) or last:
                 run.save(learner, draws)
             if stop:

@@ -222,6 +222,7 @@ def _require_same(path: Path, asked: Mapping[str, Any]) -> None:
     for key in sorted({*found, *asked} - {*_FREE}):
         if found.get(key) != json.loads(json.dumps(asked.get(key))):
             raise RunError(
-                f"{path.parent} holds another run: its {key} is {found.get(key)}, asked is "
-                f"{asked.get(key)}; choose another --output or delete it"
+                f"{path.parent} holds another run: "
+                f"{provenance.difference(key, found.get(key), asked.get(key))}; choose another "
+                "--output or delete it"
             )
