@@ -610,3 +610,39 @@ def test_an_exported_file_is_inspected_without_torch(policy, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert sha256(policy[0])[:20] in run.stdout
+
+
+def test_files_are_written_for_the_oldest_engines_or_as_asked(policy, folder, tmp_path):
+    def versions(path: Path) -> tuple[int, int]:
+        model = onnx.load(path)
+        (opset,) = [
+            entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")
+        ]
+        return opset, model.ir_version
+
+    assert versions(policy[0]) == (18, 8)
+    path = folder / "newer.onnx"
+    config = {"checkpoint": "demo-teacher", "policy_only": True, "task": TASK, "output": path}
+    export(ExportConfig(**config, format="int8", opset=20, ir_version=10))
+    assert versions(path) == (20, 10)
+    with pytest.raises(
+        InputError, match=r"opset must be in 18\.\.20 and ir_version in 8\.\.10"
+    ):
+        ExportConfig(**config, opset=17)
+
+
+@pytest.mark.parametrize("change", ["ir_version", "opset"])
+def test_a_file_that_is_too_new_is_not_called_damaged(change, policy, tmp_path):
+    model = onnx.load(policy[0])
+    if change == "opset":
+        model.opset_import[0].version = 90
+    else:
+        model.ir_version = 90
+    path = tmp_path / ("long" * 40 + ".onnx")
+    onnx.save(model, path)
+    with pytest.raises(
+        CheckpointError, match=r"is too new for onnxruntime \d.*90.*--opset"
+    ) as e:
+        load(path)
+    assert "max supported IR version" in str(e.value) or change == "opset"
+    assert "damaged" not in str(e.value)

@@ -34,6 +34,10 @@ class ExportConfig:
     """`tdmpc-opt evaluate` result of this checkpoint, whose score the file is to tell."""
     data: Path | None = None
     """Dataset whose observations the check uses; none drives the simulator for some."""
+    opset: int = 18
+    """Operator set of an ONNX file, 18 to 20. 18 runs in onnxruntime from 1.15 on."""
+    ir_version: int = 8
+    """Version of an ONNX file's own format, 8 to 10. 8 runs in onnxruntime from 1.15 on."""
     tolerance: float | None = None
     """Largest difference from torch's actions that is written; of planned, fp16 and int8 ones
     9 of 10 have to keep it. None means for fp32 1e-4, or thrice the error of torch's own fp32
@@ -43,6 +47,11 @@ class ExportConfig:
         """Refuse what no file can be."""
         if self.tolerance is not None and not self.tolerance > 0:
             raise InputError(f"tolerance must be above 0, got {self.tolerance}")
+        if not (18 <= self.opset <= 20 and 8 <= self.ir_version <= 10):
+            raise InputError(
+                f"opset must be in 18..20 and ir_version in 8..10, got {self.opset} and "
+                f"{self.ir_version}"
+            )
         if self.target == "executorch" and not self.policy_only:
             raise InputError("executorch files hold the policy; add --policy-only")
         if self.policy_only and self.preset is not None:

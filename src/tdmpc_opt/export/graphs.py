@@ -11,7 +11,7 @@ from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.export.compose import SCANNED, planner_of
 from tdmpc_opt.export.integers import in_integers
 from tdmpc_opt.export.policy_network import PolicyNetwork
-from tdmpc_opt.export.tracing import traced
+from tdmpc_opt.export.tracing import OPSET, traced
 from tdmpc_opt.planning.mppi import (
     Problem,
     RoundNoise,
@@ -29,7 +29,9 @@ _TRACED_ROWS = 3
 _ROWS = Dim("rows", min=2)
 
 
-def policy_graph(model: WorldModel, *, quantize: bool = False) -> onnx.ModelProto:
+def policy_graph(
+    model: WorldModel, *, quantize: bool = False, opset: int = OPSET
+) -> onnx.ModelProto:
     """Trace the policy: `obs` [B, width] and `task` [B] to `action` [B, action].
 
     Observations may be padded or of the task's own width, and actions are padded. A model of
@@ -38,15 +40,16 @@ def policy_graph(model: WorldModel, *, quantize: bool = False) -> onnx.ModelProt
     Args:
         model: World model in eval mode, or its encoder and policy alone.
         quantize: Compute the large products in int8.
+        opset: Operator set of the graph.
     """
     names, values, axes = _observation(model)
     policy = PolicyNetwork(model, norm_mish_by_sigmoid)
-    graph = traced(policy, values, names, ["action"], axes)
+    graph = traced(policy, values, names, ["action"], axes, opset)
     return in_integers(graph) if quantize else graph
 
 
 def planner_graph(
-    model: WorldModel, budget: PlannerBudget, *, quantize: bool = False
+    model: WorldModel, budget: PlannerBudget, *, quantize: bool = False, opset: int = OPSET
 ) -> onnx.ModelProto:
     """Trace a whole plan; it refines as often as the noise has rounds, or once if budgeted so.
 
@@ -63,6 +66,7 @@ def planner_graph(
         model: Whole world model in eval mode.
         budget: Sizes of the search.
         quantize: Compute the large products in int8.
+        opset: Operator set of the graph.
     """
     networks = PlannerNetworks(model, norm_mish_by_sigmoid)
     policy = PolicyNetwork(model, norm_mish_by_sigmoid)
@@ -82,6 +86,7 @@ def planner_graph(
         ["prior", *names],
         shared,
         {"prior": {2: _ROWS}} | axes,
+        opset,
     )
     problem_axes, noise_axes = _open_axes(problem)
     body = traced(
@@ -96,6 +101,7 @@ def planner_graph(
             "noise": noise_axes,
             "pick": {0: _ROWS},
         },
+        opset,
     )
     if quantize:
         start, body = in_integers(start), in_integers(body)

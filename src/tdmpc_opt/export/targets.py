@@ -51,18 +51,22 @@ def make_artifact(config: ExportConfig, model: WorldModel, facts: Facts) -> Arti
             raise InputError(f"executorch files are fp32 here, not {config.format}")
         policy = ExecutorchPolicy(model, facts)
         return Artifact(policy.run, policy.content)
-    graph = _graph(model, facts.budget, config.format)
+    graph = _graph(config, model, facts.budget)
     return Artifact(runner(graph.SerializeToString()), partial(_with_facts, graph, facts))
 
 
-def _graph(model: WorldModel, budget: PlannerBudget | None, form: str) -> onnx.ModelProto:
-    quantize = form == "int8"
+def _graph(
+    config: ExportConfig, model: WorldModel, budget: PlannerBudget | None
+) -> onnx.ModelProto:
+    quantize, opset = config.format == "int8", config.opset
     if budget is None:
-        graph = policy_graph(model, quantize=quantize)
+        graph = policy_graph(model, quantize=quantize, opset=opset)
     else:
-        graph = planner_graph(model, budget, quantize=quantize)
+        graph = planner_graph(model, budget, quantize=quantize, opset=opset)
     # What int8 leaves in floats is stored in halves: rounding it costs less than int8 does.
-    return _bare(graph if form == "fp32" else halved(graph))
+    graph = _bare(graph if config.format == "fp32" else halved(graph))
+    graph.ir_version = config.ir_version
+    return graph
 
 
 def _bare(graph: onnx.ModelProto) -> onnx.ModelProto:

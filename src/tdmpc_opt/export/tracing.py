@@ -10,7 +10,8 @@ import onnx
 import torch
 from torch import nn
 
-OPSET = 20
+OPSET = 18
+"""Operator set of a graph that names no other, for the oldest engines."""
 
 
 def traced(
@@ -19,6 +20,7 @@ def traced(
     input_names: Sequence[str],
     output_names: Sequence[str],
     dynamic: dict[str, Any] | None = None,
+    opset: int = OPSET,
 ) -> onnx.ModelProto:
     """Trace a module, with its weights in the graph.
 
@@ -29,6 +31,7 @@ def traced(
         output_names: Names of its outputs.
         dynamic: Axes that stay open, by the names of the module's arguments, in the form of
             `torch.export`.
+        opset: Operator set of the graph.
     """
     with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
@@ -36,7 +39,7 @@ def traced(
             inputs,
             input_names=list(input_names),
             output_names=list(output_names),
-            opset_version=OPSET,
+            opset_version=opset,
             dynamic_shapes=dynamic,
             dynamo=True,
             verbose=False,

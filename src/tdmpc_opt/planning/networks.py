@@ -195,6 +195,8 @@ class Head(NamedTuple):
 
     def of_task(self, embedding: Float[Tensor, "batch task"]) -> Tensor:
         """Return the first layer's bias with the task embedding's share in it."""
+        if not self.task.shape[-1]:  # ONNX Runtime before 1.18 refuses a product of no columns
+            return self.layers[0].bias.expand(embedding.shape[0], -1)
         return functional.linear(embedding, self.task, self.layers[0].bias)
 
     def finish(self, x: Float[Tensor, "n hidden"], hidden: Hidden) -> Float[Tensor, "n out"]:

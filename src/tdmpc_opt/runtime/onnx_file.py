@@ -15,6 +15,9 @@ FORMAT = "tdmpc-opt"
 SCHEMA = 1
 """Newest schema of ONNX files; a reader for each released one stays."""
 
+_TOO_NEW = ("IR version", "opset", "NOT_IMPLEMENTED")
+"""What onnxruntime mentions where a file is of a later version of ONNX than it knows."""
+
 Provider = str | tuple[str, Mapping[str, Any]]
 """Name of an execution provider of ONNX Runtime, alone or with its options."""
 
@@ -206,8 +209,15 @@ def _session(path: Path, threads: int, providers: Sequence[Provider] | None) -> 
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=wanted)
     except _errors() as error:
+        reason = _one_line(error)
+        if any(word in reason for word in _TOO_NEW):
+            raise CheckpointError(
+                f"{path} is too new for onnxruntime {onnxruntime.__version__}: {reason}; take "
+                "a newer onnxruntime, or export with a lower --opset and --ir-version (18 and "
+                "8 run in onnxruntime from 1.15 on)"
+            ) from error
         raise CheckpointError(
-            f"{path} is damaged, or not an ONNX file that runs here: {_one_line(error)}"
+            f"{path} is damaged, or not an ONNX file that runs here: {reason}"
         ) from error
 
 
@@ -232,4 +242,4 @@ def _metadata(path: Path, session: Any) -> dict[str, str]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())
