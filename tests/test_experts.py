@@ -294,3 +294,22 @@ def test_killed_training_goes_on_from_its_saved_state(tmp_path: Path) -> None:
     assert extended["steps"] == 6000
     assert extended["learning_curve"][:10] == record["learning_curve"]
     assert ExpertNetwork.load(expert_path(tmp_path / "early", "pendulum-swingup")).steps == 1000
+
+
+@pytest.mark.slow
+def test_a_planned_expert_goes_on_from_its_labels_and_learns_them(tmp_path: Path) -> None:
+    config = _config(tmp_path, tasks="pendulum-spin", method="plan", steps=1000, hidden=64)
+    experts.train_experts(config)
+    experts.train_experts(replace(config, steps=4000))
+    record = json.loads((tmp_path / "pendulum-spin.json").read_text())
+    assert [step for step, _ in record["learning_curve"]] == [
+        step for step in range(1000, 5000, 1000) for _ in range(2)
+    ]
+    # Returns of 800 and more are a perfect spin; random actions have about 10.
+    assert record["returns"][0] > 600
+    assert record["config"]["method"] == "plan"
+
+
+def test_own_tasks_cannot_be_planned_in_the_simulator(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="knows the tasks of MT30, not Point-v0"):
+        experts.train_experts(_config(tmp_path, tasks="own_envs:Point-v0", method="plan"))

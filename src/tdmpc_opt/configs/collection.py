@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -12,15 +12,18 @@ from tdmpc_opt.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertsConfig:
-    """Train one single-task policy per task with SAC on batched physics.
+    """Train one single-task policy per task, by SAC or by imitating plans in the simulator.
 
     The defaults learned most per hour of CPU of those tried (docs/mt30-student.md).
     """
 
     tasks: str = "mt30"
     """`mt30`, or task names joined by commas, MODULE:ID for environments of your own."""
+    method: Literal["sac", "plan"] = "sac"
+    """`sac` learns from rewards; `plan` imitates planning with the simulator's own dynamics,
+    for tasks of MT30."""
     steps: int = 1_000_000
-    """Agent steps per task."""
+    """Agent steps per task, for `plan` the states that the planner labels."""
     output: Path
     """Folder for fp16 policies (half-trained ones in `early/`), learning curves and the states
     to resume from."""
@@ -31,7 +34,7 @@ class ExpertsConfig:
     envs: int = 64
     """Episodes driven in step with each other; more of them cost less time per agent step."""
     update_ratio: float = 0.25
-    """Gradient updates per agent step."""
+    """Gradient updates of SAC per agent step."""
     warm_up: str | None = None
     """Policy that drives the first episodes instead of random actions: a checkpoint or zoo
     name, a folder of experts, or `plan`. Finds rewards that random actions do not."""

@@ -118,7 +118,7 @@ class _KnownAs:
         return self._policy.act(obs)
 
 
-def read_network(model: Any, config: ExpertsConfig, task: str, step: int) -> ExpertNetwork:
+def read_network(model: Any, task: str, step: int) -> ExpertNetwork:
     """Return the deterministic policy that the model has learnt so far."""
     params = model.policy.actor_state.params
     params = params.get("params", params)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.data.maps import DAMAGED_ARRAY
@@ -23,7 +24,7 @@ _BUFFER_FIELDS = (
     "timeouts",
 )
 _POLICY_FIELDS = ("actor_state", "qf_state", "key", "noise_key")
-_DAMAGE = (*DAMAGED_ARRAY, AttributeError, RuntimeError, zipfile.BadZipFile)
+DAMAGE = (*DAMAGED_ARRAY, AttributeError, RuntimeError, zipfile.BadZipFile)
 _MODEL_FIELDS = ("ent_coef_state", "key")
 
 
@@ -73,8 +74,8 @@ def read_progress(path: Path) -> Progress:
         # JSON has no tuples.
         fields["curve"] = [(int(step), float(value)) for step, value in fields["curve"]]
         return Progress(**fields)
-    except _DAMAGE as error:
-        raise RunError(_damaged(path, error)) from error
+    except DAMAGE as error:
+        raise RunError(damaged(path, error)) from error
 
 
 def restore_model(path: Path, model: Any, progress: Progress) -> None:
@@ -86,8 +87,7 @@ def restore_model(path: Path, model: Any, progress: Progress) -> None:
     from flax import serialization
 
     try:
-        with path.open("rb") as file, _opened(file) as archive:
-            arrays = dict(archive)
+        arrays = read_arrays(path)
         saved = serialization.from_bytes(_networks(model), arrays["networks"].tobytes())
         buffer = model.replay_buffer
         for name in _BUFFER_FIELDS:
@@ -95,13 +95,19 @@ def restore_model(path: Path, model: Any, progress: Progress) -> None:
         buffer.pos = int(arrays["position"])
         buffer.full = len(arrays["rewards"]) == buffer.buffer_size
         model._n_updates = int(arrays["updates"])
-    except _DAMAGE as error:
-        raise RunError(_damaged(path, error)) from error
+    except DAMAGE as error:
+        raise RunError(damaged(path, error)) from error
     for name, value in saved["policy"].items():
         setattr(model.policy, name, value)
     for name, value in saved["model"].items():
         setattr(model, name, value)
     model.num_timesteps = progress.step
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read all arrays of a state file; one of `DAMAGE` tells that it is damaged."""
+    with path.open("rb") as file, _opened(file) as archive:
+        return dict(archive)
 
 
 def _opened(file: IO[bytes]) -> Any:
@@ -128,5 +134,6 @@ def _networks(model: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def damaged(path: Path, error: Exception) -> str:
+    """Return what to tell a user whose state file cannot be read."""
     return f"{path} is damaged ({error!r}); delete it to start this task over"

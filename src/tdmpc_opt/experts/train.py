@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tdmpc_opt import provenance
 from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.configs import ExpertsConfig
-from tdmpc_opt.errors import MissingDependencyError, RunError
+from tdmpc_opt.errors import InputError, MissingDependencyError, RunError
 from tdmpc_opt.executor import run_parallel
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.experts.learner import (
@@ -64,12 +64,15 @@ def train_experts(config: ExpertsConfig) -> None:
         RunError: The folder holds results of another config, or a damaged state; or another
             process trains one of the tasks there.
     """
-    if importlib.util.find_spec("sbx") is None:
+    if config.method == "sac" and importlib.util.find_spec("sbx") is None:
         raise MissingDependencyError(
             "training experts needs sbx-rl, which is not installed; run: "
             "pip install 'tdmpc-opt[experts]'"
         )
     tasks = choose_tasks(config.tasks).tasks
+    own = [task.name for task in tasks if task.env]
+    if config.method == "plan" and own:
+        raise InputError(f"--method plan knows the tasks of MT30, not {', '.join(own)}")
     waiting = [task for task in tasks if not _is_finished(config, task.name)]
     work = partial(train_expert, config)
     with ExitStack() as held:
@@ -96,6 +99,13 @@ def train_expert(config: ExpertsConfig, asked: Task | str) -> None:
     if state.exists():
         progress = read_progress(state)
         _refuse_other(state, progress.identity, config, task.name)
+    network = (_plan if config.method == "plan" else _reinforce)(config, task, progress)
+    _finish(network, task, config, progress)
+
+
+def _reinforce(config: ExpertsConfig, task: Task, progress: Progress) -> ExpertNetwork:
+    """Train by SAC to the last step asked for."""
+    state = _state_path(config, task.name)
     model = build_learner(config, task, first_episode=len(progress.curve))
     if state.exists():
         restore_model(state, model, progress)
@@ -104,7 +114,26 @@ def train_expert(config: ExpertsConfig, asked: Task | str) -> None:
         progress.step = warm_up(model, config, task)
     _learn(model, config, task, progress)
     save_state(state, model, progress)  # kept: a later run may ask for more steps
-    _finish(read_network(model, config, task.name, progress.step), task, config, progress)
+    return read_network(model, task.name, progress.step)
+
+
+def _plan(config: ExpertsConfig, task: Task, progress: Progress) -> ExpertNetwork:
+    """Imitate planning in the simulator until as many states are labelled as asked for."""
+    from tdmpc_opt.experts.imitation import Imitation
+
+    state = _state_path(config, task.name)
+    imitation = Imitation(config, task)
+    if state.exists():
+        imitation.load(state)
+        rich.print(f"{task.name}: goes on from {progress.step:,} labelled states")
+    spent, started, first = progress.seconds, time.monotonic(), progress.step
+    while progress.step < config.steps:
+        imitation.round(progress)
+        progress.seconds = spent + time.monotonic() - started
+        imitation.save(state, progress)
+        speed = (progress.step - first) / (time.monotonic() - started)
+        rich.print(_report(config, task.name, progress, speed))
+    return imitation.network(progress)
 
 
 def _learn(model: Any, config: ExpertsConfig, task: Task, progress: Progress) -> None:
@@ -123,7 +152,7 @@ def _learn(model: Any, config: ExpertsConfig, task: Task, progress: Progress) ->
         finished = list(model.ep_info_buffer)[-config.envs :]
         progress.curve.extend((progress.step, float(episode["r"])) for episode in finished)
         if progress.step >= early and not half_trained.exists():
-            read_network(model, config, task.name, progress.step).save(half_trained)
+            read_network(model, task.name, progress.step).save(half_trained)
         if before // config.save_every < progress.step // config.save_every:
             save_state(_state_path(config, task.name), model, progress)
         if time.monotonic() - reported > _REPORT_SECONDS:
@@ -227,7 +256,8 @@ def _refuse_other(path: Path, found: dict[str, Any], config: ExpertsConfig, task
 
 def _identity(config: ExpertsConfig, task: str) -> dict[str, Any]:
     """Describe what results depend on; the steps are left out, for a run may be extended."""
-    fields = ("seed", "hidden", "envs", "update_ratio", "episodes")
+    fields = ["seed", "hidden", "envs", "episodes"]
+    fields.append("update_ratio" if config.method == "sac" else "method")
     identity: dict[str, Any] = {"task": task} | {name: getattr(config, name) for name in fields}
     found = warm_up_source(config, task)
     if found is not None:
