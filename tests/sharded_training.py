@@ -19,11 +19,11 @@ from torch.distributed.tensor import DTensor
 from tdmpc_opt import launch
 from tdmpc_opt.configs import LossWeights, TrainConfig, model_config
 from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.model.world_model import NETWORKS, WorldModel
 from tdmpc_opt.task_table import MT30
 from tdmpc_opt.training.objective import model_losses, td_target
 from tdmpc_opt.training.ranks import ALONE, Ranks
 from tdmpc_opt.training.step import build_learner
-from tdmpc_opt.world_model.model import NETWORKS, WorldModel
 
 UPDATES = 8
 BATCH = 16

@@ -21,8 +21,8 @@ from tdmpc_opt.checkpoints.native import read_native, write_native
 from tdmpc_opt.checkpoints.summary import describe
 from tdmpc_opt.configs import ConvertConfig, ModelConfig
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.task_table import Task, TaskTable
-from tdmpc_opt.world_model.model import WorldModel
 
 TASKS = TaskTable((Task("one", 5, 3), Task("two", 4, 2, custom=True)))
 CONFIG = ModelConfig(

@@ -28,12 +28,12 @@ from tdmpc_opt.configs import (
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import InputError, RunError
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.task_table import MT30
 from tdmpc_opt.training.distillation import distill, open_distillation
 from tdmpc_opt.training.step import Learner, build_learner, train_step
 from tdmpc_opt.training.terms import Distillation
-from tdmpc_opt.world_model.model import WorldModel
 
 EXPERTS = Path(__file__).parents[1] / "experts"
 TASKS = MT30.subset(["pendulum-swingup", "cartpole-balance"])

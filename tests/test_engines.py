@@ -14,8 +14,8 @@ from tdmpc_opt import zoo
 from tdmpc_opt.agent import Agent
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.errors import InputError
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.planner import EagerEngine
-from tdmpc_opt.world_model.model import WorldModel
 
 pytest.importorskip("onnxruntime", reason="needs the extra export")
 pytest.importorskip("onnxscript", reason="needs the extra export")

@@ -29,8 +29,8 @@ from tdmpc_opt.compression.sensitivity import SensitivityRow
 from tdmpc_opt.configs import QuantizeConfig, SensitivityConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, DataError, InputError
+from tdmpc_opt.model.quantized import QuantizedDense, quantized_weight
 from tdmpc_opt.progress import Silent
-from tdmpc_opt.world_model.quantized import QuantizedDense, quantized_weight
 
 KINDS = ("int8", "int4")
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}

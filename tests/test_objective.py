@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tdmpc_opt.configs import LossWeights, TrainConfig
 from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.training.objective import (
     ModelLosses,
     RunningScale,
@@ -21,7 +22,6 @@ from tdmpc_opt.training.objective import (
     two_random_heads,
 )
 from tdmpc_opt.training.step import Learner, build_learner, train_step
-from tdmpc_opt.world_model.model import WorldModel
 
 CONFIG = TrainConfig(data=Path("unused"), output=Path("unused"), updates=1)
 

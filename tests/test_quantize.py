@@ -11,8 +11,8 @@ from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.configs import ModelConfig, QuantizeConfig
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.task_table import Task, TaskTable
-from tdmpc_opt.world_model.model import WorldModel
 
 TASKS = TaskTable((Task("one", 5, 3), Task("two", 4, 2)))
 CONFIG = ModelConfig(

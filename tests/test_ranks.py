@@ -20,8 +20,8 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.cli import main
 from tdmpc_opt.errors import InputError
+from tdmpc_opt.model.hidden import norm_mish
 from tdmpc_opt.training.ranks import ALONE, Ranks, join
-from tdmpc_opt.world_model.hidden import norm_mish
 
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-4

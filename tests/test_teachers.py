@@ -17,13 +17,13 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.task_table import MT30, Task, TaskTable
 from tdmpc_opt.training.distillation import open_distillation
 from tdmpc_opt.training.expert_teacher import ExpertTeacher, load_experts
 from tdmpc_opt.training.step import build_learner, train_step
 from tdmpc_opt.training.teachers import Question, TeacherTargets, WorldModelTeacher
 from tdmpc_opt.training.terms import Distillation
-from tdmpc_opt.world_model.model import WorldModel
 
 CPU = torch.device("cpu")
 EXPERTS = Path(__file__).parents[1] / "experts"

@@ -18,13 +18,13 @@ from torch.distributions import (
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.configs import TERMS, DistillWeights, LossWeights, Schedule
 from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.model import two_hot
+from tdmpc_opt.model.layers import Dense
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.training import terms
 from tdmpc_opt.training.objective import model_losses
 from tdmpc_opt.training.teachers import Question, TeacherTargets, WorldModelTeacher
 from tdmpc_opt.training.terms import Distillation, Lesson, model_terms, policy_terms
-from tdmpc_opt.world_model import two_hot
-from tdmpc_opt.world_model.layers import Dense
-from tdmpc_opt.world_model.model import WorldModel
 
 DECAY = torch.tensor([1.0, 0.5, 0.25, 0.125])
 BINS = torch.linspace(-10, 10, 101)

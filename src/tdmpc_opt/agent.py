@@ -22,6 +22,7 @@ from tdmpc_opt.input_checks import (
     check_shape,
     task_id,
 )
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.planner import (
     ChooseEngine,
     EagerEngine,
@@ -31,7 +32,6 @@ from tdmpc_opt.planning.planner import (
 )
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer
-from tdmpc_opt.world_model.model import WorldModel
 
 Observation = TypeVar("Observation", Tensor, np.ndarray)
 Generators = torch.Generator | Sequence[torch.Generator] | None

@@ -16,9 +16,9 @@ from tdmpc_opt.checkpoints.checkpoint import Checkpoint, validate
 from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.model.quantized import QuantizedWeight
 from tdmpc_opt.stable_safetensors import sort_metadata
 from tdmpc_opt.task_table import Task, TaskTable
-from tdmpc_opt.world_model.quantized import QuantizedWeight
 
 FORMAT = "tdmpc-opt"
 """Mark of this project's files in their metadata."""

@@ -12,7 +12,7 @@ from tdmpc_opt.compression.calibration import (
     latents,
     try_actions,
 )
-from tdmpc_opt.world_model.model import WorldModel
+from tdmpc_opt.model.world_model import WorldModel
 
 _STARTS = 240
 _TRIALS = 32

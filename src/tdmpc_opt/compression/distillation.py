@@ -17,10 +17,10 @@ from torch.nn.utils import parametrize
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.compression.calibration import Observations, Sequences, latents, try_actions
 from tdmpc_opt.compression.rounding import LIMITS
+from tdmpc_opt.model.layers import Dense
+from tdmpc_opt.model.quantized import QuantizedWeight, quantized_weight
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress
-from tdmpc_opt.world_model.layers import Dense
-from tdmpc_opt.world_model.model import WorldModel
-from tdmpc_opt.world_model.quantized import QuantizedWeight, quantized_weight
 
 _BATCH = 128
 _LR, _SCALE_LR = 3e-4, 1e-3

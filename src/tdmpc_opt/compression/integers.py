@@ -13,9 +13,9 @@ from tdmpc_opt.compression.calibration import Observations, Sequences, inputs_of
 from tdmpc_opt.compression.recipe import PARTS, LayerFormat, Recipe, group_of
 from tdmpc_opt.compression.rounding import round_by_inputs, round_to_nearest
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.world_model.layers import Dense
-from tdmpc_opt.world_model.model import WorldModel
-from tdmpc_opt.world_model.quantized import QuantizedWeight, quantized_weight
+from tdmpc_opt.model.layers import Dense
+from tdmpc_opt.model.quantized import QuantizedWeight, quantized_weight
+from tdmpc_opt.model.world_model import WorldModel
 
 SEQUENCE_ROWS = 4096
 """Observations from which action sequences are tried to calibrate a world model."""

@@ -8,7 +8,7 @@ from jaxtyping import Float16, Float64, Int8
 from torch import Tensor
 
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.world_model.quantized import IntFormat
+from tdmpc_opt.model.quantized import IntFormat
 
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
 """Least and largest code of each format."""

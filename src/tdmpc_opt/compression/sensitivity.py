@@ -37,10 +37,10 @@ from tdmpc_opt.compression.recipe import PARTS, LayerFormat, layers, recipe, wei
 from tdmpc_opt.configs import EvaluateConfig, SensitivityConfig
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.evaluate import evaluate
+from tdmpc_opt.model.layers import Dense
+from tdmpc_opt.model.quantized import IntFormat
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.world_model.layers import Dense
-from tdmpc_opt.world_model.model import WorldModel
-from tdmpc_opt.world_model.quantized import IntFormat
 
 KIND = "sensitivity"
 INTEGERS: tuple[IntFormat, ...] = ("int8", "int4")

@@ -19,6 +19,7 @@ import tdmpc_opt
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.configs import EngineName, ModelConfig, PlannerBudget
 from tdmpc_opt.errors import InputError
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, iterations
 from tdmpc_opt.planning.planner import (
     ChooseEngine,
@@ -27,7 +28,6 @@ from tdmpc_opt.planning.planner import (
     eager_engine,
 )
 from tdmpc_opt.runtime.plan_state import Refine
-from tdmpc_opt.world_model.model import WorldModel
 
 Array = NDArray[Any]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tdmpc_opt.errors import MissingDependencyError
 from tdmpc_opt.export.metadata import Facts, metadata
 from tdmpc_opt.export.policy_network import PolicyNetwork
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.networks import norm_mish_by_sigmoid
-from tdmpc_opt.world_model.model import WorldModel
 
 Array = NDArray[np.float32]
 Inputs = dict[str, NDArray[Any]]

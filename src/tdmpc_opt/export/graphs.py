@@ -12,6 +12,7 @@ from tdmpc_opt.export.compose import SCANNED, planner_of
 from tdmpc_opt.export.integers import in_integers
 from tdmpc_opt.export.policy_network import PolicyNetwork
 from tdmpc_opt.export.tracing import OPSET, traced
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import (
     Problem,
     RoundNoise,
@@ -22,7 +23,6 @@ from tdmpc_opt.planning.mppi import (
     refine,
 )
 from tdmpc_opt.planning.networks import PlannerNetworks, Shares, norm_mish_by_sigmoid
-from tdmpc_opt.world_model.model import WorldModel
 
 _TRACED_ROWS = 3
 """Any number but 1, which would be taken for a constant."""

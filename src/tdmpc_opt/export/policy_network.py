@@ -5,9 +5,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tdmpc_opt.model.layers import Dense, simnorm
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.networks import Hidden
-from tdmpc_opt.world_model.layers import Dense, simnorm
-from tdmpc_opt.world_model.model import WorldModel
 
 Task = Int[Tensor, " batch"] | None
 

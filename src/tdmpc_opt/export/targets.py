@@ -18,7 +18,7 @@ from tdmpc_opt.export.executorch import ExecutorchPolicy
 from tdmpc_opt.export.graphs import planner_graph, policy_graph
 from tdmpc_opt.export.metadata import Facts, metadata
 from tdmpc_opt.export.storage import halved
-from tdmpc_opt.world_model.model import WorldModel
+from tdmpc_opt.model.world_model import WorldModel
 
 Array = NDArray[np.float32]
 

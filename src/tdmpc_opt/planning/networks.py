@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tdmpc_opt.world_model.layers import Dense, mish, simnorm
-from tdmpc_opt.world_model.model import WorldModel, log_std_of
-from tdmpc_opt.world_model.two_hot import symexp
+from tdmpc_opt.model.layers import Dense, mish, simnorm
+from tdmpc_opt.model.two_hot import symexp
+from tdmpc_opt.model.world_model import WorldModel, log_std_of
 
 Hidden = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Applies LayerNorm with a gain and a shift, then Mish."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tdmpc_opt.configs import ModelConfig, PlannerBudget
 from tdmpc_opt.input_checks import check_action
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import (
     PlanNoise,
     draw_elite,
@@ -22,7 +23,6 @@ from tdmpc_opt.planning.mppi import (
 )
 from tdmpc_opt.planning.networks import PlannerNetworks
 from tdmpc_opt.runtime.plan_state import DeadlineTimer, PlanState, Refine
-from tdmpc_opt.world_model.model import WorldModel
 
 Generators = Sequence[torch.Generator | None]
 

@@ -23,7 +23,7 @@ _LENGTH = 8  # bytes of a safetensors file that hold the length of its header
 
 @dataclass(frozen=True, eq=False)
 class Integers:
-    """A weight in integers, as the file holds it and `world_model.quantized` tells."""
+    """A weight in integers, as the file holds it and `model.quantized` describes."""
 
     codes: NDArray[np.integer[Any]]
     """One code per weight, or two of 4 bits."""

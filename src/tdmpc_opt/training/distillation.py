@@ -16,6 +16,9 @@ from tdmpc_opt.configs import DistillConfig
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import InputError, NonFiniteError, UnknownTaskError
 from tdmpc_opt.expert_policy import ExpertNetwork
+from tdmpc_opt.model import two_hot
+from tdmpc_opt.model.layers import Dense
+from tdmpc_opt.model.world_model import WorldModel, bin_centres
 from tdmpc_opt.policies import is_expert_folder
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.task_table import TaskTable
@@ -33,9 +36,6 @@ from tdmpc_opt.training.teachers import (
     WorldModelTeacher,
 )
 from tdmpc_opt.training.terms import Distillation
-from tdmpc_opt.world_model import two_hot
-from tdmpc_opt.world_model.layers import Dense
-from tdmpc_opt.world_model.model import WorldModel, bin_centres
 
 _CHECKED_SLICES = 64
 _BROKEN = 10.0

@@ -22,6 +22,7 @@ from tdmpc_opt.data.sampler import Batch, joint_tasks
 from tdmpc_opt.errors import NonFiniteError, RunError
 from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.executor import choose_threads
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.policies import AgentPolicy
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.rollout import rollout, threads
@@ -32,7 +33,6 @@ from tdmpc_opt.training.ranks import Ranks, join
 from tdmpc_opt.training.run import Run
 from tdmpc_opt.training.step import Learner, build_learner, train_step
 from tdmpc_opt.training.terms import Distillation
-from tdmpc_opt.world_model.model import WorldModel
 
 OpenTeachers = Callable[[WorldModel, torch.device, Ranks], Distillation | None]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tdmpc_opt.configs import LossWeights
 from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.model.world_model import PolicyOutput, WorldModel
 from tdmpc_opt.training.ranks import ALONE, Ranks
-from tdmpc_opt.world_model.model import PolicyOutput, WorldModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from tdmpc_opt import launch
 from tdmpc_opt.errors import InputError, NonFiniteError, RunError
-from tdmpc_opt.world_model.hidden import draw_positions, dropped_positions
+from tdmpc_opt.model.hidden import draw_positions, dropped_positions
 
 PATIENCE = timedelta(hours=2)
 """How long a rank waits for the others, which may be filling their part of a teacher cache."""

@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.errors import NonFiniteError
+from tdmpc_opt.model.layers import Dense
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.training.objective import (
     PolicyLosses,
     Rollout,
@@ -26,8 +28,6 @@ from tdmpc_opt.training.objective import (
 )
 from tdmpc_opt.training.ranks import ALONE, Ranks
 from tdmpc_opt.training.terms import Lesson, Losses, model_terms, policy_terms
-from tdmpc_opt.world_model.layers import Dense
-from tdmpc_opt.world_model.model import WorldModel
 
 
 @dataclass

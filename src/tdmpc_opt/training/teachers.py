@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.model import two_hot
+from tdmpc_opt.model.layers import Dense
+from tdmpc_opt.model.world_model import WorldModel, bin_centres
 from tdmpc_opt.task_table import TaskTable
-from tdmpc_opt.world_model import two_hot
-from tdmpc_opt.world_model.layers import Dense
-from tdmpc_opt.world_model.model import WorldModel, bin_centres
 
 POLICY_TERMS = frozenset({"policy_mse", "policy_kl"})
 """Terms that ask for the teacher's policy."""

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from tdmpc_opt.configs import DistillWeights
 from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.model.layers import Dense
+from tdmpc_opt.model.world_model import PolicyOutput, WorldModel
 from tdmpc_opt.training.objective import Rollout
 from tdmpc_opt.training.teachers import TeacherTargets
-from tdmpc_opt.world_model.layers import Dense
-from tdmpc_opt.world_model.model import PolicyOutput, WorldModel
 
 Losses = dict[str, Tensor]
 """Distillation losses by the names of `DistillWeights`, scalars."""

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tdmpc_opt.world_model.hidden import is_fused, norm_mish
+from tdmpc_opt.model.hidden import is_fused, norm_mish
 
 Activation = Literal["mish", "simnorm", "none"]
 

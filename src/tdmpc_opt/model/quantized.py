@@ -15,7 +15,7 @@ from jaxtyping import Float, Float16, Int8, Shaped, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tdmpc_opt.world_model.layers import Dense
+from tdmpc_opt.model.layers import Dense
 
 IntFormat = Literal["int8", "int4"]
 

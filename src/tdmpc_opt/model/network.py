@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tdmpc_opt.world_model.layers import Activation, Dense
+from tdmpc_opt.model.layers import Activation, Dense
 
 ROWS_PER_TASK = 4
 """From so many rows a task on, what tasks add is computed once per task and not per row."""
