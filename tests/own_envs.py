@@ -1,6 +1,7 @@
 """Environments that tests register with Gymnasium, sound ones and broken ones."""
 
 import gymnasium
+import mujoco
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
@@ -61,3 +62,59 @@ _register("Dict-v0", observation=Dict(a=Box(-1, 1, (2,))))
 _register("Image-v0", observation=Box(0, 255, (8, 8, 3), np.uint8))
 _register("walker-walk")
 gymnasium.register(id="Endless-v0", entry_point=Point)
+
+
+_SLIDER = """
+<mujoco>
+  <option timestep="0.02"/>
+  <worldbody><body><joint name="x" type="slide" axis="1 0 0" damping="2"/>
+    <geom size="0.1" mass="1" contype="0" conaffinity="0"/></body></worldbody>
+  <actuator><motor joint="x" gear="5"/></actuator>
+</mujoco>
+"""
+
+
+class Slider(gymnasium.Env):
+    """A weight on a rail that offers batches of states; reward is highest at its mark."""
+
+    frame_skip = 2
+
+    def __init__(self, scale=1.0):
+        self.model = mujoco.MjModel.from_xml_string(_SLIDER)
+        self.data = mujoco.MjData(self.model)
+        self.observation_space = Box(-np.inf, np.inf, (3,), np.float32)
+        self.action_space = Box(-2.0, 2.0, (1,), np.float32)
+        self.scale = scale
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        mujoco.mj_resetData(self.model, self.data)
+        self.mark = self.np_random.uniform(-0.3, 0.3)
+        return self._obs(), {}
+
+    def step(self, action):
+        self.data.ctrl[:] = self.batched_control(action)
+        mujoco.mj_step(self.model, self.data, self.frame_skip)
+        reward = float(np.exp(-abs(self.data.qpos[0] - self.mark)))
+        return self._obs(), reward, False, False, {}
+
+    def _obs(self):
+        return np.array([self.data.qpos[0], self.data.qvel[0], self.mark], np.float32)
+
+    def batched_control(self, actions):
+        return actions / 2
+
+    def episode_constants(self):
+        return np.array([self.mark])
+
+    def batched_reward(self, batch):
+        return self.scale * np.exp(-np.abs(batch.qpos[..., 0] - batch.constants[..., 0]))
+
+    def batched_observation(self, batch):
+        return np.concatenate([batch.qpos, batch.qvel, batch.constants], axis=-1)
+
+
+gymnasium.register(id="Slider-v0", entry_point=Slider, max_episode_steps=50)
+gymnasium.register(
+    id="WrongSlider-v0", entry_point=Slider, max_episode_steps=50, kwargs={"scale": 1.5}
+)

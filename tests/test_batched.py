@@ -8,17 +8,20 @@ from tdmpc_opt.configs import CollectConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.task_table import MT30
-from tdmpc_opt.tasks.batched_suite import BatchedTask
+from tdmpc_opt.tasks.batched import BatchedTask
+from tdmpc_opt.tasks.batched_suite import suite_task
 from tdmpc_opt.tasks.dmcontrol import DMControlEnv
+from tdmpc_opt.tasks.environment import batched_task
+from tdmpc_opt.tasks.own import own_task
 
 
 @pytest.mark.parametrize("name", MT30.names)
 def test_batched_steps_are_those_of_the_environment(name: str) -> None:
-    task, env = BatchedTask(name), DMControlEnv(name, 3)
+    task, env = suite_task(name), DMControlEnv(name, 3)
     env.reset()
-    start, target, obs = task.current(env)
+    start, target = task.current(env)
     actions = np.random.default_rng(0).uniform(-1, 1, (20, env.task.action_dim))
-    observed, rewards = [obs], []
+    observed, rewards = [], []
     for action in actions:
         _, reward, *_ = env.step(action)
         observed.append(env.observation.copy())
@@ -27,17 +30,17 @@ def test_batched_steps_are_those_of_the_environment(name: str) -> None:
     states, targets = np.stack([start, start]), np.stack([target, target])
     both = np.stack([actions, -actions])
     states, obs, reward = task.step(states, both, targets)
-    np.testing.assert_allclose(obs[0], observed[1:], rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(obs[0], observed, rtol=1e-7, atol=1e-7)
     np.testing.assert_allclose(reward[0], rewards, rtol=1e-9, atol=1e-9)
-    last, _, _ = task.current(env)
+    last, _ = task.current(env)
     np.testing.assert_allclose(states[0][1:], last[1:], rtol=1e-7, atol=1e-7)
     assert not np.allclose(states[0], states[1])
 
 
 def test_states_are_observed_without_a_step() -> None:
-    task, env = BatchedTask("finger-turn-hard"), DMControlEnv("finger-turn-hard", 5)
+    task, env = suite_task("finger-turn-hard"), DMControlEnv("finger-turn-hard", 5)
     first, _ = env.reset()
-    state, target, _ = task.current(env)
+    state, target = task.current(env)
     seen = task.observe_now(state[None], target[None])
     np.testing.assert_allclose(seen[0], first, atol=1e-6)
 
@@ -47,28 +50,28 @@ def _drive(planner: SimulatorPlanner, task: BatchedTask, steps: int) -> float:
     env.reset()
     total = 0.0
     for _ in range(steps):
-        state, target, _ = task.current(env)
+        state, target = task.current(env)
         total += env.step(planner.plan(state[None], target[None])[0])[1]
     return total
 
 
 def test_plans_collect_far_more_reward_than_no_action() -> None:
-    task = BatchedTask("cartpole-swingup")
+    task = suite_task("cartpole-swingup")
     budget = SimulatorBudget(samples=32, seconds=0.8)
     planned = _drive(SimulatorPlanner(task, budget, [np.random.default_rng(0)]), task, 100)
-    still = BatchedTask("cartpole-swingup")
+    still = suite_task("cartpole-swingup")
     env = DMControlEnv("cartpole-swingup", 500_000)
     env.reset()
-    state, target, _ = still.current(env)
+    state, target = still.current(env)
     nothing = still.step(state[None], np.zeros((1, 100, 1)), target[None])[2].sum()
     assert planned > nothing + 20
 
 
 def test_value_at_the_end_of_the_horizon_decides_between_equal_rewards() -> None:
-    task = BatchedTask("cup-catch")  # no reward within two steps of the start
+    task = suite_task("cup-catch")  # no reward within two steps of the start
     env = DMControlEnv("cup-catch", 500_000)
     env.reset()
-    state, target, _ = task.current(env)
+    state, target = task.current(env)
     budget = SimulatorBudget(samples=64, seconds=0.08, knots=2, refinements=3)
     sideways = [
         SimulatorPlanner(
@@ -84,10 +87,10 @@ def test_value_at_the_end_of_the_horizon_decides_between_equal_rewards() -> None
 
 
 def test_policy_sequences_join_the_samples() -> None:
-    task = BatchedTask("pendulum-swingup")
+    task = suite_task("pendulum-swingup")
     env = DMControlEnv("pendulum-swingup", 500_000)
     env.reset()
-    state, target, _ = task.current(env)
+    state, target = task.current(env)
     budget = SimulatorBudget(
         samples=3, seconds=0.2, knots=2, policy_samples=2, policy_noise=0.0
     )
@@ -112,7 +115,22 @@ def test_planning_in_the_simulator_is_a_policy_that_collect_takes(tmp_path: Path
     np.testing.assert_array_equal(episode.label[1:], episode.action[1:])
 
 
-def test_planning_in_the_simulator_refuses_own_tasks(tmp_path: Path) -> None:
-    config = CollectConfig(policy="plan", tasks="own_envs:Point-v0", output=tmp_path)
-    with pytest.raises(InputError, match="knows the tasks of MT30, not Point-v0"):
+def test_a_users_batched_task_is_planned_and_collected(tmp_path: Path) -> None:
+    dataset = collect(
+        CollectConfig(
+            policy="plan", tasks="own_envs:Slider-v0", episodes=1, output=tmp_path, workers=1
+        )
+    )
+    episode = next(iter(dataset.episodes(dataset.shards[0])))
+    assert np.nansum(episode.reward) > 0.8 * (len(episode.reward) - 1)
+
+
+def test_batches_that_differ_from_the_users_environment_are_refused() -> None:
+    with pytest.raises(InputError, match=r"batched_reward of own_envs:WrongSlider-v0 differs"):
+        batched_task(own_task("own_envs:WrongSlider-v0"))
+
+
+def test_an_environment_without_batches_is_told_what_it_lacks(tmp_path: Path) -> None:
+    config = CollectConfig(policy="plan", tasks="own_envs:Point-v0", output=tmp_path, workers=1)
+    with pytest.raises(InputError, match=r"Point-v0 lacks model, data, frame_skip"):
         collect(config)

@@ -308,8 +308,3 @@ def test_a_planned_expert_goes_on_from_its_labels_and_learns_them(tmp_path: Path
     # Returns of 800 and more are a perfect spin; random actions have about 10.
     assert record["returns"][0] > 600
     assert record["config"]["method"] == "plan"
-
-
-def test_own_tasks_cannot_be_planned_in_the_simulator(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="knows the tasks of MT30, not Point-v0"):
-        experts.train_experts(_config(tmp_path, tasks="own_envs:Point-v0", method="plan"))

@@ -22,6 +22,7 @@ class Crane(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     """A trolley on a rail with a load on a rope; it earns 0 to 1 a step."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
+    frame_skip = FRAME_SKIP
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.model = mujoco.MjModel.from_xml_path(str(Path(__file__).with_name("crane.xml")))
@@ -48,19 +49,31 @@ class Crane(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Push the trolley; the reward falls with the load's distance and its speed."""
-        self.data.ctrl[0] = action[0] / 12
+        self.data.ctrl[:] = self.batched_control(action)
         mujoco.mj_step(self.model, self.data, nstep=FRAME_SKIP)
-        x, angle = self.data.qpos
-        speed, spin = self.data.qvel
-        distance = x - ROPE * np.sin(angle) - self._mark
-        swing = speed - ROPE * spin * np.cos(angle)
-        reward = float(np.exp(-3 * abs(distance)) * (0.5 + 0.5 * np.exp(-abs(swing))))
-        return self._observation(), reward, False, False, {}
+        reward = _reward(self.data.qpos, self.data.qvel, self._mark)
+        return self._observation(), float(reward), False, False, {}
 
     def _observation(self) -> NDArray[np.float32]:
-        x, angle = self.data.qpos
-        parts = (x, np.sin(angle), np.cos(angle), *self.data.qvel, self._mark - x)
-        return np.array(parts, np.float32)
+        return _observe(self.data.qpos, self.data.qvel, self._mark).astype(np.float32)
+
+    # What planning in the simulator needs beside `model`, `data` and `frame_skip`.
+
+    def batched_control(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Map forces in newtons to controls."""
+        return actions / 12
+
+    def episode_constants(self) -> NDArray[np.float64]:
+        """Return the mark, which a reset draws."""
+        return np.array([self._mark])
+
+    def batched_reward(self, batch: Any) -> NDArray[np.float64]:
+        """Return the rewards of many states."""
+        return _reward(batch.qpos, batch.qvel, batch.constants[..., 0])
+
+    def batched_observation(self, batch: Any) -> NDArray[np.float64]:
+        """Return the observations of many states."""
+        return _observe(batch.qpos, batch.qvel, batch.constants[..., 0])
 
     def render(self) -> NDArray[np.uint8]:
         """Return the view from the side, [480, 480, 3]."""
@@ -73,6 +86,18 @@ class Crane(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         """Free the picture's memory."""
         if self._renderer is not None:
             self._renderer.close()
+
+
+def _reward(qpos: NDArray[Any], qvel: NDArray[Any], mark: Any) -> NDArray[Any]:
+    x, angle = qpos[..., 0], qpos[..., 1]
+    distance = x - ROPE * np.sin(angle) - mark
+    swing = qvel[..., 0] - ROPE * qvel[..., 1] * np.cos(angle)
+    return np.exp(-3 * np.abs(distance)) * (0.5 + 0.5 * np.exp(-np.abs(swing)))
+
+
+def _observe(qpos: NDArray[Any], qvel: NDArray[Any], mark: Any) -> NDArray[Any]:
+    x, angle = qpos[..., 0], qpos[..., 1]
+    return np.stack([x, np.sin(angle), np.cos(angle), *np.moveaxis(qvel, -1, 0), mark - x], -1)
 
 
 gymnasium.register(id="Crane-v0", entry_point=Crane, max_episode_steps=EPISODE_STEPS)

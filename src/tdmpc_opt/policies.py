@@ -27,8 +27,7 @@ from tdmpc_opt.task_table import MT30, UNNAMED, Task, TaskTable
 from tdmpc_opt.tasks.choice import choose_tasks
 
 if TYPE_CHECKING:
-    from tdmpc_opt.tasks.batched_suite import BatchedTask
-    from tdmpc_opt.tasks.dmcontrol import DMControlEnv
+    from tdmpc_opt.tasks.batched import BatchedTask
 
 Array = NDArray[np.float32]
 _WORDS = ("random", "plan")  # sources that are no file
@@ -119,7 +118,7 @@ class PolicySource:
             CheckpointError: A file or folder that is missing, damaged or foreign.
         """
         if self.source in _WORDS:
-            return RandomPolicy(tasks) if self.source == "random" else PlanPolicy()
+            return RandomPolicy(tasks) if self.source == "random" else PlanPolicy(tasks)
         if is_expert_folder(self.source):
             return ExpertPolicy(Path(self.source))
         if is_onnx(Path(self.source)):
@@ -177,9 +176,7 @@ class PolicySource:
         """
         if chosen is not None and not self._is_file:
             tasks = choose_tasks(chosen)
-            if self.source == "plan":
-                _refuse_own(tasks)
-            elif self.source != "random":
+            if self.source not in _WORDS:
                 _require_expert_of_each(Path(self.source), tasks)
             return tasks
         known = self._known_tasks()
@@ -269,14 +266,6 @@ class PolicySource:
             raise CheckpointError(
                 f"{error}; a folder of experts or the word random would do as well"
             ) from None
-
-
-def _refuse_own(tasks: TaskTable) -> None:
-    own = [task.name for task in tasks.tasks if task.env]
-    if own:
-        raise InputError(
-            f"planning in the simulator knows the tasks of MT30, not {', '.join(own)}"
-        )
 
 
 def _require_expert_of_each(folder: Path, tasks: TaskTable) -> None:
@@ -394,18 +383,23 @@ class ExpertPolicy:
 
 
 class PlanPolicy:
-    """Planning with the simulator's own dynamics, of the tasks of MT30."""
+    """Planning with the simulator's own dynamics.
 
-    def __init__(self) -> None:
+    Args:
+        tasks: Those it may be asked to drive.
+    """
+
+    def __init__(self, tasks: TaskTable = MT30) -> None:
+        self._tasks = tasks
         self._simulator: BatchedTask | None = None
         self._planner: SimulatorPlanner | None = None
-        self._envs: Sequence[DMControlEnv] = ()
+        self._envs: Sequence[Any] = ()
 
     def start(self, task: str, streams: Sequence[Stream]) -> None:
         """Begin one episode per stream."""
-        from tdmpc_opt.tasks.batched_suite import BatchedTask  # needs the simulator
+        from tdmpc_opt.tasks.environment import batched_task  # needs the simulator
 
-        self._simulator = BatchedTask(task)
+        self._simulator = batched_task(self._tasks[task])
         generators = [np.random.default_rng(stream) for stream in streams]
         self._planner = SimulatorPlanner(self._simulator, SimulatorBudget(), generators)
 
@@ -417,8 +411,8 @@ class PlanPolicy:
         """Return the first actions [B, action] of plans from the states of the environments."""
         assert self._simulator is not None, "start an episode first"
         assert self._planner is not None
-        states, targets, _ = zip(*map(self._simulator.current, self._envs), strict=True)
-        return self._planner.plan(np.stack(states), np.stack(targets)).astype(np.float32)
+        states, constants = zip(*map(self._simulator.current, self._envs), strict=True)
+        return self._planner.plan(np.stack(states), np.stack(constants)).astype(np.float32)
 
 
 class ActionNoise:

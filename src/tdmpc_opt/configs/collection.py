@@ -20,8 +20,7 @@ class ExpertsConfig:
     tasks: str = "mt30"
     """`mt30`, or task names joined by commas, MODULE:ID for environments of your own."""
     method: Literal["sac", "plan"] = "sac"
-    """`sac` learns from rewards; `plan` imitates planning with the simulator's own dynamics,
-    for tasks of MT30."""
+    """`sac` learns from rewards; `plan` imitates planning with the simulator's own dynamics."""
     steps: int = 1_000_000
     """Agent steps per task, for `plan` the states that the planner labels."""
     output: Path
@@ -74,7 +73,7 @@ class CollectConfig:
 
     policy: str
     """Checkpoint file or zoo name, a folder of experts, `random`, or `plan`: planning in the
-    simulator of MT30's tasks."""
+    simulator."""
     tasks: str | None = None
     """`mt30`, or task names joined by commas, MODULE:ID for Gymnasium environments of your own;
     none means every task of the policy."""

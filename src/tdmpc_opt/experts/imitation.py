@@ -24,8 +24,7 @@ from tdmpc_opt.expert_policy import ExpertNetwork
 from tdmpc_opt.experts.state import DAMAGE, Progress, damaged, read_arrays
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.task_table import Task, seed_number
-from tdmpc_opt.tasks.batched_suite import BatchedTask
-from tdmpc_opt.tasks.dmcontrol import DMControlEnv
+from tdmpc_opt.tasks.environment import batched_task, make_env
 
 Array = NDArray[np.float32]
 
@@ -42,13 +41,13 @@ class Imitation:
 
     Args:
         config: What to train and how.
-        task: Task of MT30.
+        task: A task that batches of states can be stepped of.
     """
 
     def __init__(self, config: ExpertsConfig, task: Task) -> None:
         self._config = config
         self._task = task
-        self._simulator = BatchedTask(task.name)
+        self._simulator = batched_task(task)
         width = config.hidden
         sizes = (task.obs_dim, width, width)
         torch.manual_seed(config.seed)
@@ -72,13 +71,13 @@ class Imitation:
         )
         drives = np.arange(envs) % 2 == 0 if learned else np.ones(envs, bool)
         noise = np.random.default_rng((first, 1))
-        states, targets, obs = self._start(first)
+        states, constants, obs = self._start(first)
         rows: dict[str, list[Array]] = {name: [] for name in _FIELDS}
         for _ in range(length):
-            label = planner.plan(states, targets).astype(np.float32)
+            label = planner.plan(states, constants).astype(np.float32)
             disturbed = label + _NOISE * noise.standard_normal(label.shape)
             action = np.where(drives[:, None], disturbed, self.act(obs)).clip(-1, 1)
-            states, after, reward = self._simulator.step(states, action[:, None], targets)
+            states, after, reward = self._simulator.step(states, action[:, None], constants)
             rows["obs"].append(obs)
             rows["label"].append(label)
             rows["action"].append(action.astype(np.float32))
@@ -92,13 +91,13 @@ class Imitation:
         self._fit(progress)
 
     def _start(self, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64], Array]:
-        starts = []
-        env = DMControlEnv(self._task.name, seed)
+        env, starts = make_env(self._task, seed), []
         for _ in range(self._config.envs):
             env.reset()
             starts.append(self._simulator.current(env))
-        states, targets, obs = (np.stack(part) for part in zip(*starts, strict=True))
-        return states, targets, obs.astype(np.float32)
+        env.close()
+        states, constants = (np.stack(part) for part in zip(*starts, strict=True))
+        return states, constants, self._simulator.observe_now(states, constants)
 
     def act(self, obs: Array) -> Array:
         """Map observations [B, obs] to the network's actions [B, action]."""

@@ -10,6 +10,7 @@ from tdmpc_opt.expert_policy import ExpertNetwork
 from tdmpc_opt.policies import Array, Policy, PolicySource, Stream
 from tdmpc_opt.rollout import rollout
 from tdmpc_opt.task_table import Task, seed_number
+from tdmpc_opt.tasks.batched_own import offers_batches
 from tdmpc_opt.tasks.environment import make_env
 
 WARM_UP_SEED = COLLECTION_SEED + 400_000
@@ -38,11 +39,12 @@ def build_learner(config: ExpertsConfig, task: Task, first_episode: int) -> Any:
     torch.set_num_threads(1)
     episode = task.episode_length
     env_seed = COLLECTION_SEED + config.seed + first_episode
+    batched = not task.env or offers_batches(task)
     envs: Any
-    if task.env:
-        envs = DummyVecEnv([lambda: make_env(task, env_seed) for _ in range(config.envs)])
+    if batched:
+        envs = BatchedVecEnv(task, config.envs, env_seed)
     else:
-        envs = BatchedVecEnv(task.name, config.envs, env_seed)
+        envs = DummyVecEnv([lambda: make_env(task, env_seed) for _ in range(config.envs)])
     warm_up_steps = 0 if config.warm_up else min(_WARM_UP * config.envs, config.steps // 2)
     model: Any = sbx.SAC(
         "MlpPolicy",
@@ -60,7 +62,7 @@ def build_learner(config: ExpertsConfig, task: Task, first_episode: int) -> Any:
         policy_kwargs={"net_arch": [config.hidden, config.hidden], "layer_norm": True},
         seed=config.seed + first_episode,
     )
-    if task.env:
+    if not batched:
         model.env.seed(env_seed)  # the library has just seeded it with its own seed
     model.set_logger(Logger(folder=None, output_formats=[]))
     return model

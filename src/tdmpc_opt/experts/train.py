@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tdmpc_opt import provenance
 from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.configs import ExpertsConfig
-from tdmpc_opt.errors import InputError, MissingDependencyError, RunError
+from tdmpc_opt.errors import MissingDependencyError, RunError
 from tdmpc_opt.executor import run_parallel
 from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.experts.learner import (
@@ -70,9 +70,6 @@ def train_experts(config: ExpertsConfig) -> None:
             "pip install 'tdmpc-opt[experts]'"
         )
     tasks = choose_tasks(config.tasks).tasks
-    own = [task.name for task in tasks if task.env]
-    if config.method == "plan" and own:
-        raise InputError(f"--method plan knows the tasks of MT30, not {', '.join(own)}")
     waiting = [task for task in tasks if not _is_finished(config, task.name)]
     work = partial(train_expert, config)
     with ExitStack() as held:

@@ -1,4 +1,4 @@
-"""A task of MT30 as a vectorised environment of Stable-Baselines3, all rows in one batch."""
+"""A task as a vectorised environment of Stable-Baselines3, all rows in one batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from tdmpc_opt.tasks.batched_suite import BatchedTask
-from tdmpc_opt.tasks.dmcontrol import DMControlEnv
+from tdmpc_opt.task_table import Task
+from tdmpc_opt.tasks.environment import batched_task, make_env
 
 Array = NDArray[np.float64]
 
@@ -20,23 +20,20 @@ class BatchedVecEnv(VecEnv):
     """Episodes of one task, stepped together; all of them start and end at the same step.
 
     Args:
-        name: Task of MT30.
+        task: A task that batches of states can be stepped of.
         envs: Episodes at once.
-        seed: Seed of the starts: the first episode of row i begins as that of the environment
-            with seed `seed + i`, later ones continue that row's random stream.
+        seed: Seed of the starts, which one environment draws one after the other.
     """
 
-    def __init__(self, name: str, envs: int, seed: int) -> None:
-        self._task = BatchedTask(name)
-        task = self._task.task
+    def __init__(self, task: Task, envs: int, seed: int) -> None:
+        self._task = batched_task(task)
         super().__init__(
             envs,
             gymnasium.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32),
             gymnasium.spaces.Box(-1.0, 1.0, (task.action_dim,), np.float32),
         )
-        self._env = DMControlEnv(name, seed)
-        self._env.reset()
-        self._bank: list[tuple[Array, Array, Array]] = []
+        self._env = make_env(task, seed)
+        self._bank: list[tuple[Array, Array]] = []
         self._draw = np.random.default_rng(seed)
         self._actions = np.zeros((envs, task.action_dim))
         self._steps = 0
@@ -48,11 +45,9 @@ class BatchedVecEnv(VecEnv):
             self._bank.append(self._task.current(self._env))
         rows = self._draw.choice(len(self._bank), self.num_envs, replace=False)
         starts = [self._bank[row] for row in rows]
-        self._states, self._targets, obs = (
-            np.stack(part) for part in zip(*starts, strict=True)
-        )
+        self._states, self._constants = (np.stack(part) for part in zip(*starts, strict=True))
         self._steps = 0
-        return obs.astype(np.float32)
+        return self._task.observe_now(self._states, self._constants)
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
         """Take the actions [envs, action] of the next step."""
@@ -61,7 +56,7 @@ class BatchedVecEnv(VecEnv):
     def step_wait(self) -> tuple[Any, ...]:
         """Step every row; at the time limit, report it and start the next episodes."""
         self._states, obs, reward = self._task.step(
-            self._states, self._actions[:, None], self._targets
+            self._states, self._actions[:, None], self._constants
         )
         observed = obs[:, 0].astype(np.float32)
         self._steps += 1
@@ -75,7 +70,8 @@ class BatchedVecEnv(VecEnv):
         return observed, reward[:, 0].astype(np.float32), np.full(self.num_envs, done), infos
 
     def close(self) -> None:
-        """Do nothing: no process and no window is open."""
+        """Close the environment that draws the starts."""
+        self._env.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """Return an attribute of the chosen rows; only `render_mode` exists."""

@@ -31,14 +31,16 @@ class Simulator(Protocol):
     step_seconds: float
     """Simulated time of one action."""
 
-    def step(self, states: Array, actions: Array, target: Array) -> tuple[Array, Array, Array]:
+    def step(
+        self, states: Array, actions: Array, constants: Array
+    ) -> tuple[Array, Array, Array]:
         """Apply sequences of actions [B, steps, action] to states [B, state].
 
         Returns:
             Last states [B, state], observations [B, steps, obs] and rewards [B, steps].
         """
 
-    def observe_now(self, states: Array, targets: Array) -> NDArray[np.float32]:
+    def observe_now(self, states: Array, constants: Array) -> NDArray[np.float32]:
         """Return the observations [B, obs] of states [B, state]."""
 
 
@@ -101,44 +103,47 @@ class SimulatorPlanner:
         )[below + 1]  # [horizon, knots]
         self._discount = task.task.discount ** np.arange(horizon + 1)
 
-    def plan(self, states: Array, targets: Array) -> Array:
+    def plan(self, states: Array, constants: Array) -> Array:
         """Return the first action of each episode's plan and keep the rest for the next call.
 
         Args:
             states: Physics states [E, state].
-            targets: Target positions [E, 3].
+            constants: What differs between the episodes and stays within one [E, constants].
 
         Returns:
             Actions [E, action] in [-1, 1].
         """
         budget = self._budget
         spread = np.full_like(self._mean, budget.spread)
-        proposals = self._propose(states, targets)
+        proposals = self._propose(states, constants)
         for _ in range(budget.refinements):
             drawn = self._draw(spread, budget.samples - proposals.shape[1])
             sequences = np.concatenate([proposals, drawn], axis=1)
-            values = self._evaluate(states, targets, sequences)
+            values = self._evaluate(states, constants, sequences)
             self._refit(sequences, values, spread)
         action = self._mean[:, 0].copy()
         self._mean[:, :-1] = self._mean[:, 1:]
         return action
 
-    def _propose(self, states: Array, targets: Array) -> Array:
+    def _propose(self, states: Array, constants: Array) -> Array:
         """Return sequences [E, policy_samples, horizon, action] that the policy drives."""
         count = self._budget.policy_samples if self._policy is not None else 0
         episodes, horizon, width = self._mean.shape
         if self._policy is None:
             return np.zeros((episodes, 0, horizon, width))
-        states, targets = np.repeat(states, count, axis=0), np.repeat(targets, count, axis=0)
+        states, constants = (
+            np.repeat(states, count, axis=0),
+            np.repeat(constants, count, axis=0),
+        )
         scale = np.full((count, 1), self._budget.policy_noise)
         scale[0] = 0.0
-        obs = self._task.observe_now(states, targets)
+        obs = self._task.observe_now(states, constants)
         actions = np.empty((len(states), horizon, width))
         for step in range(horizon):
             noise = [source.standard_normal((count, width)) for source in self._generators]
             action = self._policy(obs) + (scale * np.array(noise)).reshape(-1, width)
             actions[:, step] = np.clip(action, -1, 1)
-            states, after, _ = self._task.step(states, actions[:, step : step + 1], targets)
+            states, after, _ = self._task.step(states, actions[:, step : step + 1], constants)
             obs = after[:, 0].astype(np.float32)
         return actions.reshape(episodes, count, horizon, width)
 
@@ -151,13 +156,13 @@ class SimulatorPlanner:
         smooth = np.einsum("hk,enka->enha", self._interpolate, noise)
         return np.clip(self._mean[:, None] + spread[:, None] * smooth, -1, 1)
 
-    def _evaluate(self, states: Array, targets: Array, sequences: Array) -> Array:
+    def _evaluate(self, states: Array, constants: Array, sequences: Array) -> Array:
         """Return discounted returns [E, samples] of sequences."""
         episodes, samples = sequences.shape[:2]
         _, obs, reward = self._task.step(
             np.repeat(states, samples, axis=0),
             sequences.reshape(-1, *sequences.shape[2:]),
-            np.repeat(targets, samples, axis=0),
+            np.repeat(constants, samples, axis=0),
         )
         values = reward @ self._discount[:-1]
         if self._value is not None:

@@ -14,6 +14,8 @@ import numpy as np
 from mujoco import rollout
 from numpy.typing import NDArray
 
+from tdmpc_opt.task_table import Task
+
 Array = NDArray[np.float64]
 
 _STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -35,8 +37,9 @@ class Batch:
     """Controls that led to the states, [*batch, nu]."""
     sensordata: Array
     """Readings of all sensors [*batch, nsensordata]."""
-    target: Array
-    """World position of the task's target [*batch, 3]; zeros for a task without one."""
+    constants: Array
+    """What differs between episodes and stays within one, such as the position of a target,
+    [*batch, constants]."""
     slices: Mapping[str, slice]
     """Where each sensor's readings lie."""
 
@@ -92,13 +95,13 @@ class BatchedPhysics:
         mujoco.mj_getState(self.model, data, state, _STATE.value)
         return state
 
-    def step(self, states: Array, controls: Array, target: Array) -> tuple[Array, Batch]:
+    def step(self, states: Array, controls: Array, constants: Array) -> tuple[Array, Batch]:
         """Apply controls to a batch of states.
 
         Args:
             states: Full physics states [B, state].
             controls: One control for each control step [B, steps, nu].
-            target: Positions of the tasks' targets [B, 3].
+            constants: Constants of the episodes [B, constants].
 
         Returns:
             The states after the last step [B, state], and what can be measured after each
@@ -121,17 +124,17 @@ class BatchedPhysics:
             qvel=reached[..., velocity : velocity + self.model.nv],
             control=controls,
             sensordata=after,
-            target=np.broadcast_to(target[:, None], (len(states), steps, 3)),
+            constants=np.repeat(constants[:, None], steps, axis=1),
             slices=self.slices,
         )
         return reached[:, -1], batch
 
-    def look(self, states: Array, target: Array) -> Batch:
+    def look(self, states: Array, constants: Array) -> Batch:
         """Return what can be measured of states as they are, with axes [B, 1] and no control.
 
         Args:
             states: Full physics states [B, state].
-            target: Positions of the tasks' targets [B, 3].
+            constants: Constants of the episodes [B, constants].
         """
         still = np.zeros((len(states), 1, self.model.nu))
         _, readings = self._rollout.rollout(self.model, self._data, states, still)
@@ -141,9 +144,79 @@ class BatchedPhysics:
             qvel=states[:, None, velocity : velocity + self.model.nv],
             control=still,
             sensordata=cast("Array", readings),
-            target=target[:, None],
+            constants=constants[:, None],
             slices=self.slices,
         )
+
+
+class BatchedTask:
+    """A task on batches of states: steps, rewards and observations of many episodes at once.
+
+    Args:
+        task: The task.
+        physics: Steps its states.
+        reward: Reward of each control step.
+        observe: Observation after each control step.
+        read: Returns an environment's `mujoco.MjData` and its episode's constants.
+        repeat: Control steps that an action lasts.
+        control: Maps actions in [-1, 1], [B, steps, action], to controls [B, steps, nu]; None
+            where they are the controls.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        physics: BatchedPhysics,
+        *,
+        reward: Measure,
+        observe: Measure,
+        read: Callable[[Any], tuple[Any, Array]],
+        repeat: int = 1,
+        control: Callable[[Array], Array] | None = None,
+    ) -> None:
+        self.task = task
+        self.step_seconds = repeat * physics.substeps * float(physics.model.opt.timestep)
+        self._physics = physics
+        self._reward = reward
+        self._observe = observe
+        self._read = read
+        self._repeat = repeat
+        self._control = control
+
+    def current(self, env: Any) -> tuple[Array, Array]:
+        """Return the physics state [state] and the constants of an environment's episode."""
+        data, constants = self._read(env)
+        return self._physics.read_state(data), constants
+
+    def step(
+        self, states: Array, actions: Array, constants: Array
+    ) -> tuple[Array, Array, Array]:
+        """Apply sequences of actions.
+
+        Args:
+            states: Physics states [B, state].
+            actions: In [-1, 1], [B, steps, action].
+            constants: Constants of the episodes [B, constants].
+
+        Returns:
+            States after the last action [B, state], observations after each action
+            [B, steps, obs] and rewards of each action [B, steps].
+        """
+        controls = actions if self._control is None else self._control(actions)
+        controls = np.repeat(controls, self._repeat, axis=1)
+        states, batch = self._physics.step(states, controls, constants)
+        reward = self._reward(batch).reshape(len(states), -1, self._repeat).sum(axis=-1)
+        return states, self._observe(batch)[:, self._repeat - 1 :: self._repeat], reward
+
+    def observe_now(self, states: Array, constants: Array) -> NDArray[np.float32]:
+        """Return the observations [B, obs] of states, with no control acting on them.
+
+        Args:
+            states: Physics states [B, state].
+            constants: Constants of the episodes [B, constants].
+        """
+        obs = self._observe(self._physics.look(states, constants))
+        return obs[:, 0].astype(np.float32)
 
 
 def with_sensors(spec: Any, sensors: Sequence[Sensor]) -> mujoco.MjModel:

@@ -7,16 +7,24 @@ a `Physics`.
 import importlib
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import mujoco
 import numpy as np
 from dm_control.suite import common
 from dm_control.utils import rewards
-from numpy.typing import NDArray
 
 from tdmpc_opt.task_table import MT30
 from tdmpc_opt.tasks import custom
-from tdmpc_opt.tasks.batched import Array, Batch, BatchedPhysics, Measure, Sensor, with_sensors
+from tdmpc_opt.tasks.batched import (
+    Array,
+    Batch,
+    BatchedPhysics,
+    BatchedTask,
+    Measure,
+    Sensor,
+    with_sensors,
+)
 from tdmpc_opt.tasks.dmcontrol import ACTION_REPEAT, DMControlEnv
 
 _XBODY, _BODY = mujoco.mjtObj.mjOBJ_XBODY, mujoco.mjtObj.mjOBJ_BODY
@@ -127,7 +135,7 @@ def _observe_hopper(batch: Batch) -> Array:
 
 
 def _finger_to_target(batch: Batch) -> Array:
-    return (batch.target - batch["finger.position"])[..., :2]
+    return (batch.constants - batch["finger.position"])[..., :2]
 
 
 def _reach(batch: Batch, radius: float) -> Array:
@@ -140,7 +148,7 @@ def _observe_reacher(batch: Batch) -> Array:
 
 
 def _acrobot(batch: Batch) -> Array:
-    distance = np.linalg.norm(batch.target - batch["tip.position"], axis=-1)
+    distance = np.linalg.norm(batch.constants - batch["tip.position"], axis=-1)
     return rewards.tolerance(distance, (0, 0.2), 1)
 
 
@@ -211,7 +219,7 @@ def _finger_tip(batch: Batch) -> Array:
 
 
 def _finger_target(batch: Batch) -> Array:
-    return (batch.target - batch["spinner"])[..., [0, 2]]
+    return (batch.constants - batch["spinner"])[..., [0, 2]]
 
 
 def _finger_distance(batch: Batch, radius: float) -> Array:
@@ -241,7 +249,7 @@ def _observe_finger_turn(batch: Batch, radius: float) -> Array:
 
 
 def _mouth_to_target(batch: Batch) -> Array:
-    away = batch.target - batch["mouth.position"]
+    away = batch.constants - batch["mouth.position"]
     return np.stack([(away * batch[f"mouth.{axis}"]).sum(axis=-1) for axis in "xyz"], axis=-1)
 
 
@@ -339,8 +347,8 @@ _REWARDS: dict[str, Measure] = {
 }
 
 
-class BatchedTask:
-    """One MT30 task on batches of states.
+def suite_task(name: str, threads: int = 0) -> BatchedTask:
+    """Return a task of MT30 on batches of states.
 
     Args:
         name: Task of MT30.
@@ -349,74 +357,41 @@ class BatchedTask:
     Raises:
         UnknownTaskError: No such task.
     """
+    task = MT30[name]
+    domain = _DOMAINS[name.partition("-")[0]]
+    env = DMControlEnv(name)
+    env.reset()
+    substeps = round(env.control_timestep / env.physics.timestep())
+    radius = _FINGER_RADII.get(name)
+    observe = domain.observe
+    if radius is not None:
+        observe = partial(_observe_finger_turn, radius=radius)
+    return BatchedTask(
+        task,
+        BatchedPhysics(_compile(env, domain), substeps, threads),
+        reward=_REWARDS[name],
+        observe=observe,
+        read=partial(_read, target=domain.target),
+        repeat=ACTION_REPEAT,
+    )
 
-    def __init__(self, name: str, threads: int = 0) -> None:
-        self.task = MT30[name]
-        self._domain = _DOMAINS[name.partition("-")[0]]
-        self.reward = _REWARDS[name]
-        radius = _FINGER_RADII.get(name)
-        self.observe = (
-            self._domain.observe
-            if radius is None
-            else partial(_observe_finger_turn, radius=radius)
-        )
-        self._env = DMControlEnv(name)
-        self._env.reset()
-        self.step_seconds = ACTION_REPEAT * self._env.control_timestep
-        substeps = round(self._env.control_timestep / self._env.physics.timestep())
-        self.physics = BatchedPhysics(self._compile(), substeps, threads)
 
-    def _compile(self) -> mujoco.MjModel:
-        if self.task.name.startswith("reacher-three"):
-            xml, assets = custom.three_link_reacher().decode(), common.ASSETS
-        else:
-            module = importlib.import_module(f"dm_control.suite.{self._domain.module}")
-            xml, assets = module.get_model_and_assets()
-        text = xml.decode() if isinstance(xml, bytes) else xml
-        spec = mujoco.MjSpec.from_string(text, include=assets)
-        model = with_sensors(spec, self._domain.sensors)
-        # Finger-spin's reset lowers the spinner's damping.
-        model.dof_damping[:] = self._env.physics.model.dof_damping
-        return model
+def _compile(env: DMControlEnv, domain: _Domain) -> mujoco.MjModel:
+    if env.task.name.startswith("reacher-three"):
+        xml, assets = custom.three_link_reacher(), common.ASSETS
+    else:
+        module = importlib.import_module(f"dm_control.suite.{domain.module}")
+        xml, assets = module.get_model_and_assets()
+    text = xml.decode() if isinstance(xml, bytes) else xml
+    model = with_sensors(mujoco.MjSpec.from_string(text, include=assets), domain.sensors)
+    # Finger-spin's reset lowers the spinner's damping.
+    model.dof_damping[:] = env.physics.model.dof_damping
+    return model
 
-    def current(self, env: DMControlEnv) -> tuple[Array, Array, Array]:
-        """Return what an environment is in.
 
-        Returns:
-            Physics state [state], target position [3] and observation [obs].
-        """
-        state = self.physics.read_state(env.physics.data.ptr)
-        if self._domain.target is None:
-            target = np.zeros(3)
-        else:
-            kind, name = self._domain.target
-            target = getattr(env.physics.named.data, f"{kind}_xpos")[name].copy()
-        return state, target, env.observation.copy()
-
-    def step(self, states: Array, actions: Array, target: Array) -> tuple[Array, Array, Array]:
-        """Apply sequences of actions, each for two control steps.
-
-        Args:
-            states: Physics states [B, state].
-            actions: In [-1, 1], [B, steps, action].
-            target: Target positions [B, 3].
-
-        Returns:
-            States after the last action [B, state], observations after each action
-            [B, steps, obs] and rewards of each action [B, steps].
-        """
-        controls = np.repeat(actions, ACTION_REPEAT, axis=1)
-        states, batch = self.physics.step(states, controls, target)
-        reward = self.reward(batch)
-        reward = reward.reshape(len(states), -1, ACTION_REPEAT).sum(axis=-1)
-        return states, self.observe(batch)[:, ACTION_REPEAT - 1 :: ACTION_REPEAT], reward
-
-    def observe_now(self, states: Array, targets: Array) -> NDArray[np.float32]:
-        """Return the observations [B, obs] of states, with no force acting on touch sensors.
-
-        Args:
-            states: Physics states [B, state].
-            targets: Target positions [B, 3].
-        """
-        batch = self.physics.look(states, targets)
-        return self.observe(batch)[:, 0].astype(np.float32)
+def _read(env: DMControlEnv, target: tuple[str, str] | None) -> tuple[Any, Array]:
+    if target is None:
+        return env.physics.data.ptr, np.zeros(0)
+    kind, name = target
+    position: Array = getattr(env.physics.named.data, f"{kind}_xpos")[name].copy()
+    return env.physics.data.ptr, position

@@ -6,6 +6,9 @@ from numpy.typing import NDArray
 
 from tdmpc_opt.task_table import Task
 from tdmpc_opt.tasks import dmcontrol
+from tdmpc_opt.tasks.batched import BatchedTask
+from tdmpc_opt.tasks.batched_own import own_batched_task
+from tdmpc_opt.tasks.batched_suite import suite_task
 from tdmpc_opt.tasks.choice import choose_tasks
 from tdmpc_opt.tasks.own import OwnEnv
 
@@ -39,3 +42,13 @@ def make_env(
     return dmcontrol.make_env(
         task.name, seed, render_mode=render_mode, legacy_cup_physics=legacy_cup_physics
     )
+
+
+def batched_task(task: Task) -> BatchedTask:
+    """Return a task on batches of states.
+
+    Raises:
+        InputError: An environment of the user's that does not offer it.
+        MissingDependencyError: The simulator is missing, or its two parts do not fit.
+    """
+    return own_batched_task(task) if task.env else suite_task(task.name)

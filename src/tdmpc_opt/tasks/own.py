@@ -235,6 +235,11 @@ class OwnEnv(gymnasium.Env[Array, Array]):
         self.action_space = Box(-1.0, 1.0, (task.action_dim,), np.float32)
         self._steps = 0
 
+    @property
+    def unwrapped_environment(self) -> Any:
+        """The user's own object, below Gymnasium's wrappers."""
+        return self._env.unwrapped
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
