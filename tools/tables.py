@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 Json = dict[str, Any]
 
+BEFORE_SAC_ALONE = "94c1e6f"
+
 COMMANDS = {
     "bench-action-latency": "python benchmarks/action_latency.py --checkpoint FILE",
     "bench-ddp": "python benchmarks/ddp.py",
@@ -131,9 +133,11 @@ def experts() -> str:
         content = _expert(task)
         config = content["config"]
         means.append(_mean(content))
-        how = (
-            f"{config['algorithm']}, {config['n_steps']}-step, ratio {config['update_ratio']:g}"
-        )
+        how = config.get("method", config.get("algorithm", "sac"))
+        if config.get("n_steps", 1) > 1:
+            how += f", {config['n_steps']}-step"
+        if "update_ratio" in config:
+            how += f", ratio {config['update_ratio']:g}"
         link = f"[{task}](../experts/{task}.json)"
         numbers = (f"{means[-1]:.0f}", f"{content['steps']:,}")
         rows.append((link, *numbers, how, _driver(content) or "random actions"))
@@ -433,16 +437,14 @@ def command(name: str, content: Json) -> str:
     if name in COMMANDS:
         return COMMANDS[name]
     if kind == "expert":
-        names = ("algorithm", "n_steps", "envs", "update_ratio", "seed")
-        options = [(f"--{key.replace('_', '-')}", config[key]) for key in names]
-        pairs = [("--tasks", config["task"]), ("--steps", content["steps"]), *options]
-        words = [
-            "experts",
-            *(str(word) for pair in pairs for word in pair),
-            "--output",
-            "experts",
-        ]
-        return shlex.join(["tdmpc-opt", *words])
+        names = ("method", "algorithm", "n_steps", "hidden", "envs", "update_ratio", "seed")
+        words = ["tdmpc-opt", "experts", "--tasks", config["task"]]
+        words += ["--steps", str(content["steps"])]
+        for key in filter(config.__contains__, names):
+            words += [f"--{key.replace('_', '-')}", str(config[key])]
+        # Records that name an algorithm were made before SAC became the only one.
+        before = f"git checkout {BEFORE_SAC_ALONE} && " if "algorithm" in config else ""
+        return before + shlex.join([*words, "--output", "experts"])
     words = {
         "bench": ["bench", "FILE"],
         "sensitivity": ["sensitivity", "FILE", "--data", "DATA"],
