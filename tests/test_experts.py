@@ -279,7 +279,7 @@ def test_killed_training_goes_on_from_its_saved_state(tmp_path: Path) -> None:
     record = _trained(config)
     assert saved_step == 3000
     steps = [step for step, _ in record["learning_curve"]]
-    assert steps == [step for step in range(1000, 6000, 1000) for _ in range(2)]
+    assert steps == list(range(1000, 6000, 1000))
     policy = ExpertNetwork.load(expert_path(tmp_path, "pendulum-swingup"))
     early = ExpertNetwork.load(expert_path(tmp_path / "early", "pendulum-swingup"))
     assert (early.steps, policy.steps) == (1000, 5000)
@@ -292,7 +292,7 @@ def test_killed_training_goes_on_from_its_saved_state(tmp_path: Path) -> None:
     assert third.exitcode == 0
     extended = json.loads((tmp_path / "pendulum-swingup.json").read_text())
     assert extended["steps"] == 6000
-    assert extended["learning_curve"][:10] == record["learning_curve"]
+    assert extended["learning_curve"][:5] == record["learning_curve"]
     assert ExpertNetwork.load(expert_path(tmp_path / "early", "pendulum-swingup")).steps == 1000
 
 
@@ -302,9 +302,7 @@ def test_a_planned_expert_goes_on_from_its_labels_and_learns_them(tmp_path: Path
     experts.train_experts(config)
     experts.train_experts(replace(config, steps=4000))
     record = json.loads((tmp_path / "pendulum-spin.json").read_text())
-    assert [step for step, _ in record["learning_curve"]] == [
-        step for step in range(1000, 5000, 1000) for _ in range(2)
-    ]
+    assert [step for step, _ in record["learning_curve"]] == list(range(1000, 5000, 1000))
     # Returns of 800 and more are a perfect spin; random actions have about 10.
     assert record["returns"][0] > 600
     assert record["config"]["method"] == "plan"

@@ -182,7 +182,7 @@ def _finish(
         "kind": "expert",
         "config": progress.identity,
         "steps": progress.step,
-        "learning_curve": progress.curve,
+        "learning_curve": _mean_curve(progress.curve),
         "returns": returns,
         "final_seed": FINAL_SEED,
         "seconds": round(progress.seconds, 1),
@@ -192,6 +192,15 @@ def _finish(
     with replace_when_done(_record_path(config, network.task)) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     rich.print(f"{network.task}: finished, mean return {np.mean(returns):.1f}")
+
+
+def _mean_curve(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return one point for each batch of episodes, their mean return at the step they ended."""
+    ends = sorted({step for step, _ in curve})
+    return [
+        (end, round(float(np.mean([value for step, value in curve if step == end])), 2))
+        for end in ends
+    ]
 
 
 def measure(network: ExpertNetwork, task: Task, seed: int) -> float:
