@@ -18,6 +18,7 @@ import tyro
 from numpy.typing import NDArray
 from timing import save
 
+from tdmpc_opt.agents.policies import PolicySource
 from tdmpc_opt.bench.measure import bench
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.compression.calibration import Observations, read_observations
@@ -27,7 +28,6 @@ from tdmpc_opt.configs.compression import Format
 from tdmpc_opt.configs.export import ExportFormat
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.export.export import export
-from tdmpc_opt.policies import PolicySource
 
 How = Literal["policy", "realtime"]
 HOWS: tuple[How, ...] = ("policy", "realtime")

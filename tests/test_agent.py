@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tdmpc_opt
-from tdmpc_opt.agent import Agent, best_device, load_agent
+from tdmpc_opt.agents.agent import Agent, best_device, load_agent
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.floats import round_weights

@@ -12,7 +12,8 @@ from jaxtyping import config as jaxtyping_config
 from torch import Tensor
 
 from tdmpc_opt import dagger as module
-from tdmpc_opt.agent import load_agent
+from tdmpc_opt.agents.agent import load_agent
+from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.native import write_native
@@ -28,7 +29,6 @@ from tdmpc_opt.errors import (
     RunError,
     UnknownTaskError,
 )
-from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.task_table import MT30
 

@@ -11,7 +11,7 @@ import torch
 
 import tdmpc_opt
 from tdmpc_opt import zoo
-from tdmpc_opt.agent import Agent
+from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.model.world_model import WorldModel

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tdmpc_opt.agents.policies import PolicySource
 from tdmpc_opt.configs import EvaluateConfig
 from tdmpc_opt.errors import (
     CheckpointError,
@@ -20,7 +21,6 @@ from tdmpc_opt.evaluation.results import EvaluationFile, read_evaluation
 from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.export.engine import fast_engine
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
-from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.tasks.dmcontrol import make_env
 

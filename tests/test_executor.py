@@ -12,13 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from tdmpc_opt import executor
+from tdmpc_opt.agents import executor
+from tdmpc_opt.agents.executor import (
+    _quota,
+    choose_processes,
+    choose_threads,
+    cores,
+    run_parallel,
+)
+from tdmpc_opt.agents.policies import PolicySource
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import EvaluateConfig, TrainConfig
 from tdmpc_opt.errors import InputError, RunError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate, evaluate_task
-from tdmpc_opt.executor import _quota, choose_processes, choose_threads, cores, run_parallel
-from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.training.loop import train
 
@@ -44,7 +50,7 @@ def test_the_work_ends_where_the_worker_dies_with_a_message_that_helps():
 
 
 UNGUARDED = """
-from tdmpc_opt.executor import run_parallel
+from tdmpc_opt.agents.executor import run_parallel
 
 list(run_parallel(abs, [1, 2], workers=2))
 """
@@ -64,7 +70,7 @@ def test_a_script_without_its_guard_is_told_of_it(tmp_path):
 PARENT = """
 import os, sys, time
 from pathlib import Path
-from tdmpc_opt.executor import run_parallel
+from tdmpc_opt.agents.executor import run_parallel
 
 def work(folder):
     Path(folder, str(os.getpid())).touch()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
-from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.experts import train as experts
 from tdmpc_opt.experts.learner import WARM_UP_SEED, warm_up
 from tdmpc_opt.task_table import MT30

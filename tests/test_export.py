@@ -15,7 +15,7 @@ import torch
 
 import tdmpc_opt
 from tdmpc_opt import make_env, zoo
-from tdmpc_opt.agent import Agent, load_agent
+from tdmpc_opt.agents.agent import Agent, load_agent
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.cli import main

@@ -36,7 +36,9 @@ from lightning_fabric import Fabric
 pytest.importorskip("matplotlib")
 
 from tdmpc_opt import runtime
-from tdmpc_opt.agent import load_agent
+from tdmpc_opt.agents.agent import load_agent
+from tdmpc_opt.agents.expert_policy import ExpertNetwork
+from tdmpc_opt.agents.policies import PolicySource
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.summary import describe
@@ -55,11 +57,9 @@ from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.data.summary import summarize
 from tdmpc_opt.data.verify import verify
 from tdmpc_opt.errors import TdmpcOptError
-from tdmpc_opt.expert_policy import ExpertNetwork
 from tdmpc_opt.experts import train as experts
 from tdmpc_opt.experts.state import read_progress
 from tdmpc_opt.model_folder import card
-from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.report.read import read_result_files
 from tdmpc_opt.report.sections import sections

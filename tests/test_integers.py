@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tdmpc_opt import cli, runtime
-from tdmpc_opt.agent import Agent, load_agent
+from tdmpc_opt.agents.agent import Agent, load_agent
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native

@@ -11,13 +11,13 @@ from gymnasium import spaces  # noqa: E402
 from minari.data_collector import EpisodeBuffer  # noqa: E402
 from minari.dataset.minari_storage import MinariStorage  # noqa: E402
 
+from tdmpc_opt.agents.policies import PolicySource  # noqa: E402
 from tdmpc_opt.checkpoints.checkpoint import from_model  # noqa: E402
 from tdmpc_opt.checkpoints.native import write_native  # noqa: E402
 from tdmpc_opt.collection.exchange import export_data, import_data  # noqa: E402
 from tdmpc_opt.configs import DataExportConfig, DataImportConfig  # noqa: E402
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset  # noqa: E402
 from tdmpc_opt.errors import DataError, InputError, UnknownTaskError  # noqa: E402
-from tdmpc_opt.policies import PolicySource  # noqa: E402
 from tdmpc_opt.task_table import MT30, Task, TaskTable  # noqa: E402
 
 OWN = Task("arm-reach", 5, 2, episode_length=6)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from tdmpc_opt import cli, load_agent
+from tdmpc_opt.agents.policies import PolicySource
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.configs import ConvertConfig
 from tdmpc_opt.errors import CheckpointError, InputError, ResultError
 from tdmpc_opt.model_folder import save_folder
-from tdmpc_opt.policies import PolicySource
 
 ROOT = Path(__file__).parents[1]
 

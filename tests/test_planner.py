@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tdmpc_opt.agent import Agent, load_agent
+from tdmpc_opt.agents.agent import Agent, load_agent
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.model.world_model import WorldModel

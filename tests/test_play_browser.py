@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tdmpc_opt.agent import load_agent
+from tdmpc_opt.agents.agent import load_agent
 from tdmpc_opt.configs import PlayConfig
 from tdmpc_opt.play.play import page_server
 from tdmpc_opt.play.server import BUNDLE

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tdmpc_opt.agent import Agent, load_agent
+from tdmpc_opt.agents.agent import Agent, load_agent
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native

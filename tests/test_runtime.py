@@ -16,8 +16,9 @@ from safetensors.numpy import save_file
 
 import tdmpc_opt
 from tdmpc_opt import make_env, zoo
-from tdmpc_opt.agent import Agent as TorchAgent
-from tdmpc_opt.agent import load_agent
+from tdmpc_opt.agents.agent import Agent as TorchAgent
+from tdmpc_opt.agents.agent import load_agent
+from tdmpc_opt.agents.expert_policy import ExpertNetwork
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
@@ -29,7 +30,6 @@ from tdmpc_opt.errors import (
     TdmpcOptError,
     UnknownTaskError,
 )
-from tdmpc_opt.expert_policy import ExpertNetwork
 from tdmpc_opt.input_checks import LARGEST_OBSERVATION
 from tdmpc_opt.runtime import Agent, load
 from tdmpc_opt.runtime.plan_state import DeadlineTimer

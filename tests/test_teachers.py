@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 from public_layouts import layout_b
 from torch import Tensor
 
+from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
@@ -16,7 +17,6 @@ from tdmpc_opt.configs import TERMS, DistillConfig, DistillWeights, Schedule, Tr
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
-from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.task_table import MT30, Task, TaskTable
 from tdmpc_opt.training.distillation import open_distillation

@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # the heavy libraries load only inside the functions that nee
     import gymnasium
     import torch
 
-    from tdmpc_opt.agent import Agent
+    from tdmpc_opt.agents.agent import Agent
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_agent", "load_pretrained", "make_env"]
@@ -48,7 +48,9 @@ def load_agent(
     dtype: "torch.dtype | None" = None,
     engine: Literal["auto", "eager"] = "auto",
 ) -> "Agent":
-    """Load an agent from a file, folder, zoo name or hub id; see `tdmpc_opt.agent.load_agent`.
+    """Load an agent from a file, folder, zoo name or hub id.
+
+    Details: `tdmpc_opt.agents.agent.load_agent`.
 
     Args:
         path_or_name: File of this project or of any public TD-MPC2 layout, model folder, zoo
@@ -66,7 +68,7 @@ def load_agent(
     """
     import torch
 
-    from tdmpc_opt.agent import load_agent as load
+    from tdmpc_opt.agents.agent import load_agent as load
     from tdmpc_opt.export.engine import engine_choice
 
     dtype = torch.float32 if dtype is None else dtype

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc_opt import provenance
+from tdmpc_opt.agents.policies import PolicySource, is_expert_folder
 from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.training_state import StateFolder
@@ -27,7 +28,6 @@ from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.json_text import parse_json
-from tdmpc_opt.policies import PolicySource, is_expert_folder
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.training.distillation import distill

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from tdmpc_opt.agents.policies import Policy, PolicySource
+from tdmpc_opt.agents.rollout import one_thread
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.configs import VideoConfig
 from tdmpc_opt.encoding import FRAMES_PER_SECOND, write_film
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.offscreen import drawing_process
-from tdmpc_opt.policies import Policy, PolicySource
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.rollout import one_thread
 from tdmpc_opt.task_table import Task, TaskTable, seed_number
 from tdmpc_opt.tasks.environment import make_env
 

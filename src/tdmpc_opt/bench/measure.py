@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc_opt import provenance
+from tdmpc_opt.agents.executor import choose_processes
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.bench.candidates import Candidate, Worker, candidates, workers
 from tdmpc_opt.configs import BenchConfig
 from tdmpc_opt.errors import MissingDependencyError, ResultError, UnknownTaskError
-from tdmpc_opt.executor import choose_processes
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.task_table import MT30
 

@@ -64,7 +64,7 @@ def _load(request: dict[str, Any]) -> tuple[Act, TaskTable, dict[str, Any]]:
         return device_agent.act, device_agent.tasks, facts
     import torch
 
-    from tdmpc_opt.agent import load_agent
+    from tdmpc_opt.agents.agent import load_agent
     from tdmpc_opt.export.engine import engine_choice
 
     torch.set_num_threads(request["threads"])

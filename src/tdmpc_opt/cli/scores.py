@@ -7,9 +7,9 @@ from tdmpc_opt.progress import ConsoleProgress
 
 
 def _evaluate(config: configs.EvaluateConfig) -> None:
+    from tdmpc_opt.agents.policies import PolicySource
     from tdmpc_opt.evaluation.evaluate import evaluate
     from tdmpc_opt.export.engine import engine_choice
-    from tdmpc_opt.policies import PolicySource
 
     full = config.chosen_mode == "planner" and config.preset in (None, "full")
     if full and PolicySource(source=config.checkpoint).is_agent:

@@ -15,11 +15,11 @@ import rich
 from numpy.typing import NDArray
 
 from tdmpc_opt import provenance
+from tdmpc_opt.agents.executor import run_parallel
+from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
-from tdmpc_opt.executor import run_parallel
-from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.experts.learner import (
     build_learner,
     read_network,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tdmpc_opt.agent import Agent
+from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.agent import Agent
+from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import DataError, InputError
 from tdmpc_opt.task_table import MT30, TaskTable

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tdmpc_opt.agent import Agent
+from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.export.observations import Observations
 from tdmpc_opt.model.world_model import WorldModel

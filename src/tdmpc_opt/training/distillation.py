@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tdmpc_opt.agents.expert_policy import ExpertNetwork
+from tdmpc_opt.agents.policies import is_expert_folder
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import DistillConfig
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import InputError, NonFiniteError, UnknownTaskError
-from tdmpc_opt.expert_policy import ExpertNetwork
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import WorldModel, bin_centres
-from tdmpc_opt.policies import is_expert_folder
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.training.expert_teacher import ExpertTeacher, load_experts

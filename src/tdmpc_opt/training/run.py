@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from tdmpc_opt import provenance
+from tdmpc_opt.agents.expert_policy import expert_path
+from tdmpc_opt.agents.policies import PolicySource, is_expert_folder
 from tdmpc_opt.atomic import remove_unfinished, replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import resolve, sha256
@@ -19,9 +21,7 @@ from tdmpc_opt.configs import DistillConfig, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import joint_tasks
 from tdmpc_opt.errors import CheckpointError, DataError, RunError
-from tdmpc_opt.expert_policy import expert_path
 from tdmpc_opt.json_text import parse_json
-from tdmpc_opt.policies import PolicySource, is_expert_folder
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.training.draws import Draws

@@ -4,10 +4,10 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from tdmpc_opt.agent import Agent
+from tdmpc_opt.agents.agent import Agent
+from tdmpc_opt.agents.policies import Array, torch_generator
+from tdmpc_opt.agents.rollout import one_thread
 from tdmpc_opt.configs.tuning import TUNING_SEED
-from tdmpc_opt.policies import Array, torch_generator
-from tdmpc_opt.rollout import one_thread
 from tdmpc_opt.task_table import UNNAMED
 from tdmpc_opt.tasks.dmcontrol import make_env
 

@@ -10,7 +10,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tdmpc_opt import provenance
-from tdmpc_opt.agent import Agent
+from tdmpc_opt.agents.agent import Agent
+from tdmpc_opt.agents.executor import run_parallel
+from tdmpc_opt.agents.policies import PolicySource
 from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
@@ -21,10 +23,8 @@ from tdmpc_opt.errors import CheckpointError, ResultError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
 from tdmpc_opt.evaluation.results import REMOVED_ENGINES
 from tdmpc_opt.evaluation.score import Score, normalized_score
-from tdmpc_opt.executor import run_parallel
 from tdmpc_opt.export.engine import engine_choice
 from tdmpc_opt.planning.presets import Preset, storable
-from tdmpc_opt.policies import PolicySource
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.task_table import TaskTable
 from tdmpc_opt.tuning.latency import cost_of

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tdmpc_opt.agent import Agent, best_device, load_agent
+from tdmpc_opt.agents.agent import Agent, best_device, load_agent
+from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.checkpoints.hub import is_model_folder
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.configs import Device, Mode, PlannerBudget
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
-from tdmpc_opt.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.json_text import parse_json
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, find_preset

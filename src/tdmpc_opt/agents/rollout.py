@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 import torch
 
+from tdmpc_opt.agents.policies import ActionNoise, Policy, SimulatorPolicy, Stream
 from tdmpc_opt.data.episodes import Episode
-from tdmpc_opt.policies import ActionNoise, Policy, SimulatorPolicy, Stream
 from tdmpc_opt.task_table import MT30, Task
 from tdmpc_opt.tasks.environment import make_env
 
