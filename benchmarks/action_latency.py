@@ -20,11 +20,12 @@ from timing import cycle, race, records, report
 
 from tdmpc_opt import load_agent, make_env
 from tdmpc_opt.compression.quantize import quantize
-from tdmpc_opt.configs import ExportConfig, PlannerBudget, QuantizeConfig
+from tdmpc_opt.configs import ExportConfig, QuantizeConfig
 from tdmpc_opt.export.export import export
 from tdmpc_opt.planning.mppi import draw_noise
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime import load
+from tdmpc_opt.schema import PlannerBudget
 
 Act = Callable[[], Any]
 

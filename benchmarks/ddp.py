@@ -21,7 +21,7 @@ from rich.console import Console
 from synthetic import synthetic_dataset
 from timing import save
 
-from tdmpc_opt.configs.model import Size
+from tdmpc_opt.schema import Size
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM = 5

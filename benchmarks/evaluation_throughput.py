@@ -20,7 +20,7 @@ from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.agents.executor import cores
 from tdmpc_opt.configs import EvaluateConfig, Mode
 from tdmpc_opt.evaluation.evaluate import evaluate
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.dmcontrol import make_env
 
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tdmpc_opt.configs import LossWeights, PlannerBudget
+from tdmpc_opt.configs import LossWeights
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import LOG_STD_MAX, LOG_STD_MIN, WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise
+from tdmpc_opt.schema import PlannerBudget
 
 LR, ENCODER_LR, CLIP, TAU = 3e-4, 0.9e-4, 20.0, 0.01
 

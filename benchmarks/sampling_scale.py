@@ -29,7 +29,7 @@ from tdmpc_opt.configs import DataImportConfig, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.data.weights import Sampling
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 from tdmpc_opt.training.loop import train
 
 

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.data.official import open_official
-from tdmpc_opt.task_table import MT30, Task
+from tdmpc_opt.schema import MT30, Task
 
 ROWS = 501
 EPISODE_BYTES = ROWS * (MT30.obs_dim + MT30.action_dim + 2) * 4

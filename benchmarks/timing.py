@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tdmpc_opt import provenance
+from tdmpc_opt import machine
 from tdmpc_opt.checkpoints.load import resolve, sha256
 
 Times = dict[str, list[tuple[float, float]]]
@@ -89,8 +89,8 @@ def save(
         "schema": 1,
         **facts,
         "config": settings,
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
+        "versions": machine.versions(),
+        "machine": machine.facts(),
     }
     config.output.parent.mkdir(parents=True, exist_ok=True)
     config.output.write_text(json.dumps(content, indent=1) + "\n")

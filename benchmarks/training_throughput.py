@@ -21,13 +21,12 @@ from timing import cycle, race, records, report
 
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.configs import DistillConfig, model_config
-from tdmpc_opt.configs.model import Size
+from tdmpc_opt.configs import DistillConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Silent
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.schema import Size, TaskTable, model_config
 from tdmpc_opt.training.distillation import open_distillation
 from tdmpc_opt.training.step import build_learner, train_step
 from tdmpc_opt.training.teacher_cache import TeacherCache

@@ -13,9 +13,9 @@ from public_layouts import layout_a
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.configs import CollectConfig, ModelConfig, PlannerBudget
+from tdmpc_opt.configs import CollectConfig
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.schema import MT30, ModelConfig, PlannerBudget, Task, TaskTable
 
 settings.register_profile(
     "quick",

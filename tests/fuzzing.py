@@ -280,7 +280,7 @@ HOSTILE = st.sampled_from(
         *_call("torch:save", CANARY, CANARY),
         *_call("torch._utils:_import_dotted_name", f"{CANARY}.Env"),
         *_call("numpy:memmap", CANARY, "f4", "w+", 0, 8),
-        *_call("tdmpc_opt.atomic:replace_when_done", CANARY),
+        *_call("tdmpc_opt.files:replace_when_done", CANARY),
         *_call("tensordict._td:TensorDict.load_memmap", CANARY),
         *_call("builtins:bytearray", 1 << 33),
         *_call("builtins:bytearray", 1 << 62),

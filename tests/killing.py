@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tdmpc_opt import atomic
+from tdmpc_opt import files
 from tdmpc_opt.checkpoints import native, training_state
 from tdmpc_opt.configs import DistillConfig
 from tdmpc_opt.training.distillation import distill
@@ -49,7 +49,7 @@ class _Killer:
     def install(self) -> None:
         native.save_file = self._write(native.save_file, "weights")
         training_state.torch.save = self._write(torch.save, "state")
-        atomic.os.fsync = self._around(os.fsync, "sync")
+        files.os.fsync = self._around(os.fsync, "sync")
         Path.replace = self._around(Path.replace, "rename")
 
     def _write(self, write: Callable, writer: str) -> Callable:

@@ -16,11 +16,11 @@ from torch.distributed import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from tdmpc_opt import launch
-from tdmpc_opt.configs import LossWeights, TrainConfig, model_config
+from tdmpc_opt import machine
+from tdmpc_opt.configs import LossWeights, TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model.world_model import NETWORKS, WorldModel
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30, model_config
 from tdmpc_opt.training.objective import model_losses, td_target
 from tdmpc_opt.training.ranks import ALONE, Ranks
 from tdmpc_opt.training.step import build_learner
@@ -38,12 +38,12 @@ def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def _fabric(device: str) -> tuple[Fabric, Ranks]:
-    if launch.world_size() == 1:
+    if machine.world_size() == 1:
         return Fabric(accelerator=device, devices=1), ALONE
     strategy = ModelParallelStrategy(
-        _shard, data_parallel_size=launch.world_size(), tensor_parallel_size=1
+        _shard, data_parallel_size=machine.world_size(), tensor_parallel_size=1
     )
-    fabric = Fabric(accelerator=device, devices=launch.local_world_size(), strategy=strategy)
+    fabric = Fabric(accelerator=device, devices=machine.local_world_size(), strategy=strategy)
     fabric.launch()
     return fabric, Ranks(fabric.global_rank, fabric.world_size)
 

@@ -11,7 +11,7 @@ from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.floats import round_weights
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
-from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.schema import MT30, Task, TaskTable
 
 
 @pytest.fixture

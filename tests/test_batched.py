@@ -7,7 +7,7 @@ from tdmpc_opt.collection.collect import collect
 from tdmpc_opt.configs import CollectConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.batched import BatchedTask
 from tdmpc_opt.tasks.batched_suite import suite_task
 from tdmpc_opt.tasks.dmcontrol import DMControlEnv

@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tdmpc_opt import atomic, zoo
+from tdmpc_opt import files, zoo
 from tdmpc_opt.checkpoints import native
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build, expected_shapes, from_model
 from tdmpc_opt.checkpoints.convert import convert
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.checkpoints.native import read_native, write_native
 from tdmpc_opt.checkpoints.summary import describe
-from tdmpc_opt.configs import ConvertConfig, ModelConfig
+from tdmpc_opt.configs import ConvertConfig
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.task_table import Task, TaskTable
+from tdmpc_opt.schema import ModelConfig, Task, TaskTable
 
 TASKS = TaskTable((Task("one", 5, 3), Task("two", 4, 2, custom=True)))
 CONFIG = ModelConfig(
@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(file, checkpoint, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = file.read_bytes()
-    for owner, name in ((Path, "replace"), (atomic.os, "fsync"), (native, "save_file")):
+    for owner, name in ((Path, "replace"), (files.os, "fsync"), (native, "save_file")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fails)
             with pytest.raises(
@@ -290,7 +290,7 @@ def test_writing_below_a_file_is_refused(file, checkpoint):
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
     def interrupted():
-        with atomic.replace_when_done(tmp_path / "new" / "x") as temporary:
+        with files.replace_when_done(tmp_path / "new" / "x") as temporary:
             temporary.write_text("half")
             raise KeyboardInterrupt
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import tdmpc_opt
-from tdmpc_opt import atomic, cli, configs
+from tdmpc_opt import cli, configs, files
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
-from tdmpc_opt.progress import ConsoleProgress
-from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.cli.output import ConsoleProgress
+from tdmpc_opt.schema import MT30, Task, TaskTable
 
 TRAIN = ("--size", "0.3", "--updates", "2", "--batch-size", "8", "--device", "cpu")
 ONE_TASK = ("--tasks", "pendulum-swingup", "--episodes", "1", "--workers", "1")
@@ -350,7 +350,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing_half_written(
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     arguments = _commands_that_write(tmp_path / "out", checkpoint_file, dataset_dir)[command]
     assert "No space left" in refused(*arguments)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -9,10 +9,11 @@ from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.agents.policies import AgentPolicy, ExpertPolicy
 from tdmpc_opt.agents.rollout import rollout
 from tdmpc_opt.collection.collect import collect
-from tdmpc_opt.configs import CollectConfig, PlannerBudget
+from tdmpc_opt.configs import CollectConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, DataError, InputError, UnknownTaskError
 from tdmpc_opt.progress import Silent
+from tdmpc_opt.schema import PlannerBudget
 from tdmpc_opt.tasks.dmcontrol import make_env
 
 

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import config as jaxtyping_config
 from torch import Tensor
 
-from tdmpc_opt import dagger as module
 from tdmpc_opt.agents.agent import load_agent
 from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.checkpoints.checkpoint import from_model
@@ -20,7 +19,6 @@ from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.collection.collect import collect
 from tdmpc_opt.configs import CollectConfig, DaggerConfig
-from tdmpc_opt.dagger import Round, dagger
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import (
     CheckpointError,
@@ -30,7 +28,9 @@ from tdmpc_opt.errors import (
     UnknownTaskError,
 )
 from tdmpc_opt.progress import Silent
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
+from tdmpc_opt.training import dagger as module
+from tdmpc_opt.training.dagger import Round, dagger
 
 EXPERTS = Path(__file__).parents[1] / "experts"
 TASKS = ("cartpole-balance", "pendulum-spin")
@@ -320,7 +320,7 @@ def test_a_folder_of_another_correction_is_refused_and_kept(short):
         "label": str(EXPERTS),
         "lr": 1e-4,
     }.items():
-        with pytest.raises(RunError, match=f"holds another run: its {key} is"):
+        with pytest.raises(RunError, match=f"existing run has {key}="):
             dagger(replace(short, **{key: value}))
     assert _bytes(short.output) == before
 

@@ -16,7 +16,7 @@ from tdmpc_opt.data.summary import summarize
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.report.dataset_card import write_dataset_card
 from tdmpc_opt.report.plots import plot_returns
-from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.schema import MT30, Task, TaskTable
 
 TASKS = TaskTable((Task("wide", 4, 3, episode_length=8), Task("thin", 2, 1, episode_length=8)))
 

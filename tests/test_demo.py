@@ -4,14 +4,13 @@ import pytest
 
 from tdmpc_opt import zoo
 from tdmpc_opt.configs import DemoConfig
-from tdmpc_opt.demo import STUDENT_SIZE, TEACHER, demo
+from tdmpc_opt.pipeline import STUDENT_SIZE, TEACHER, demo
 
 
 def test_the_demo_teacher_is_bundled_with_tasks_of_several_domains():
     from tdmpc_opt.checkpoints.summary import describe
-    from tdmpc_opt.configs import model_config
     from tdmpc_opt.model.world_model import WorldModel
-    from tdmpc_opt.task_table import MT30
+    from tdmpc_opt.schema import MT30, model_config
 
     summary = describe(zoo.path(TEACHER))
     assert len({name.partition("-")[0] for name in summary.tasks}) >= 4

@@ -30,7 +30,7 @@ from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import InputError, RunError
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Silent
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 from tdmpc_opt.training.distillation import distill, open_distillation
 from tdmpc_opt.training.step import Learner, build_learner, train_step
 from tdmpc_opt.training.terms import Distillation
@@ -336,7 +336,7 @@ def test_a_run_can_go_on_after_its_weights_are_zero(run):
 )
 def test_a_run_with_other_terms_is_another_run(run, changes, key):
     distill(replace(run, updates=1))
-    with pytest.raises(RunError, match=f"holds another run: its {key} is"):
+    with pytest.raises(RunError, match=f"existing run has {key}="):
         distill(replace(run, **changes))
 
 
@@ -367,7 +367,7 @@ def test_each_teacher_counts_by_its_content(run, make_model, tmp_path):
     distill(taught)
     early = EXPERTS / "early" / "cartpole-balance.safetensors"
     shutil.copy(early, experts / "cartpole-balance.safetensors")
-    with pytest.raises(RunError, match="holds another run: its policy_teacher is"):
+    with pytest.raises(RunError, match="existing run has policy_teacher="):
         distill(taught)
 
 

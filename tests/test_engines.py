@@ -12,10 +12,10 @@ import torch
 import tdmpc_opt
 from tdmpc_opt import zoo
 from tdmpc_opt.agents.agent import Agent
-from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.planner import EagerEngine
+from tdmpc_opt.schema import PlannerBudget
 
 pytest.importorskip("onnxruntime", reason="needs the extra export")
 pytest.importorskip("onnxscript", reason="needs the extra export")

@@ -14,7 +14,7 @@ from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
 from tdmpc_opt.experts import train as experts
 from tdmpc_opt.experts.learner import WARM_UP_SEED, warm_up
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.dmcontrol import make_env
 
 EXPERTS = Path(__file__).parents[1] / "experts"

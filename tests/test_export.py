@@ -19,7 +19,7 @@ from tdmpc_opt.agents.agent import Agent, load_agent
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import ExportConfig, PlannerBudget
+from tdmpc_opt.configs import ExportConfig
 from tdmpc_opt.errors import (
     BusyError,
     CheckpointError,
@@ -32,6 +32,7 @@ from tdmpc_opt.planning import planner as planner_module
 from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan
 from tdmpc_opt.planning.networks import PlannerNetworks
 from tdmpc_opt.runtime import load
+from tdmpc_opt.schema import PlannerBudget
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

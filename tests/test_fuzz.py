@@ -51,7 +51,6 @@ from tdmpc_opt.configs import (
     LossWeights,
     TrainConfig,
 )
-from tdmpc_opt.dagger import _RoundsFile
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.data.summary import summarize
@@ -59,12 +58,13 @@ from tdmpc_opt.data.verify import verify
 from tdmpc_opt.errors import TdmpcOptError
 from tdmpc_opt.experts import train as experts
 from tdmpc_opt.experts.state import read_progress
-from tdmpc_opt.model_folder import card
+from tdmpc_opt.export.model_folder import card
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.report.read import read_result_files
 from tdmpc_opt.report.sections import sections
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 from tdmpc_opt.training import run as runs
+from tdmpc_opt.training.dagger import _RoundsFile
 from tdmpc_opt.training.draws import Draws
 from tdmpc_opt.training.step import build_learner
 
@@ -194,8 +194,8 @@ The number a reader is given chooses between the commands that read such a file.
 
 def only_read(patch: pytest.MonkeyPatch) -> None:
     """Leave out what takes time and reads nothing of the file, such as asking git."""
-    patch.setattr("tdmpc_opt.provenance.versions", dict)
-    patch.setattr("tdmpc_opt.provenance.machine", dict)
+    patch.setattr("tdmpc_opt.machine.versions", dict)
+    patch.setattr("tdmpc_opt.machine.facts", dict)
     patch.setattr("tdmpc_opt.evaluation.score.RESAMPLES", 20)
     patch.setattr("tdmpc_opt.evaluation.ablation.RESAMPLES", 20)
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
-from tdmpc_opt.configs import LossWeights, PlannerBudget, TrainConfig
+from tdmpc_opt.configs import LossWeights, TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, plan
 from tdmpc_opt.planning.networks import PlannerNetworks
-from tdmpc_opt.task_table import Task, TaskTable
+from tdmpc_opt.schema import PlannerBudget, Task, TaskTable
 from tdmpc_opt.training import terms
 from tdmpc_opt.training.objective import td_target
 from tdmpc_opt.training.step import build_learner, train_step

@@ -13,14 +13,14 @@ from fuzzing import entries_of, hostile_pickle, pickled_int, zipped
 
 from tdmpc_opt import cli, runtime, zoo
 from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.checkpoints.torch_files import TorchFileError, load_outline, load_whole
 from tdmpc_opt.errors import CheckpointError, ResultError, RunError, TdmpcOptError
 from tdmpc_opt.evaluation.ablation import ablation
 from tdmpc_opt.experts.state import read_progress
-from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.files import parse_json
 from tdmpc_opt.report.read import read_result_files
 from tdmpc_opt.report.sections import sections
-from tdmpc_opt.task_table import TaskTable
-from tdmpc_opt.torch_files import TorchFileError, load_outline, load_whole
+from tdmpc_opt.schema import TaskTable
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 CORPUS = Path(__file__).parent / "corpus"

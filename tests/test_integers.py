@@ -547,7 +547,7 @@ def test_options_that_do_not_fit_are_refused(options, message):
 
 def test_data_of_other_tasks_is_refused(make_model, dataset_dir, tmp_path):
     from tdmpc_opt.checkpoints.checkpoint import from_model
-    from tdmpc_opt.task_table import MT30
+    from tdmpc_opt.schema import MT30
 
     path = tmp_path / "walker.safetensors"
     write_native(path, from_model(make_model(MT30.subset(["walker-walk"]))))

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from tdmpc_opt import cli
-from tdmpc_opt.atomic import alone
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.errors import RunError
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.files import alone
+from tdmpc_opt.schema import MT30
 
 HOLD = """
 import sys
 from pathlib import Path
-from tdmpc_opt.atomic import alone
+from tdmpc_opt.files import alone
 with alone(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -18,7 +18,7 @@ from tdmpc_opt.collection.exchange import export_data, import_data  # noqa: E402
 from tdmpc_opt.configs import DataExportConfig, DataImportConfig  # noqa: E402
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset  # noqa: E402
 from tdmpc_opt.errors import DataError, InputError, UnknownTaskError  # noqa: E402
-from tdmpc_opt.task_table import MT30, Task, TaskTable  # noqa: E402
+from tdmpc_opt.schema import MT30, Task, TaskTable  # noqa: E402
 
 OWN = Task("arm-reach", 5, 2, episode_length=6)
 

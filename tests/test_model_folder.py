@@ -14,7 +14,7 @@ from tdmpc_opt.agents.policies import PolicySource
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.configs import ConvertConfig
 from tdmpc_opt.errors import CheckpointError, InputError, ResultError
-from tdmpc_opt.model_folder import save_folder
+from tdmpc_opt.export.model_folder import save_folder
 
 ROOT = Path(__file__).parents[1]
 

@@ -22,7 +22,7 @@ from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.data.verify import verify
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.progress import Silent
-from tdmpc_opt.task_table import MT30, MT80, TaskTable
+from tdmpc_opt.schema import MT30, MT80, TaskTable
 
 TASKS = (2, 7, 12)  # walker-run, pendulum-swingup, cup-catch
 ROWS = 9

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tdmpc_opt.agents.agent import Agent, load_agent
-from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning import planner
 from tdmpc_opt.planning.planner import EagerEngine
+from tdmpc_opt.schema import PlannerBudget
 
 SIX = PlannerBudget(iterations=6, samples=24, policy_samples=4, elites=6)
 

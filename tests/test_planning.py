@@ -5,14 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning import mppi, presets
 from tdmpc_opt.planning.mppi import Plan, draw_noise, plan, prepare, sequence_values
 from tdmpc_opt.planning.networks import PlannerNetworks
-from tdmpc_opt.task_table import Task, TaskTable
+from tdmpc_opt.schema import PlannerBudget, Task, TaskTable
 
 BUDGET = PlannerBudget(iterations=6, samples=96, policy_samples=8, elites=12)
 

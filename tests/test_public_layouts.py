@@ -16,9 +16,8 @@ from torch.nn import Parameter
 from tdmpc_opt.checkpoints.checkpoint import build, expected_shapes
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.task_table import MT30, MT80
+from tdmpc_opt.schema import MT30, MT80, ModelConfig
 
 CONFIG = ModelConfig(
     obs_dim=5,

@@ -9,10 +9,10 @@ from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build, from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.quantize import quantize
-from tdmpc_opt.configs import ModelConfig, QuantizeConfig
+from tdmpc_opt.configs import QuantizeConfig
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.task_table import Task, TaskTable
+from tdmpc_opt.schema import ModelConfig, Task, TaskTable
 
 TASKS = TaskTable((Task("one", 5, 3), Task("two", 4, 2)))
 CONFIG = ModelConfig(

@@ -16,8 +16,8 @@ from tdmpc_opt.compression.extract import policy_only
 from tdmpc_opt.compression.floats import DTYPES, round_weights
 from tdmpc_opt.compression.integers import to_integers
 from tdmpc_opt.compression.recipe import layers, recipe
-from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.runtime import load
+from tdmpc_opt.schema import PlannerBudget
 
 TASK, ROWS = "walker-stand", 17
 BUDGET = PlannerBudget(horizon=2, iterations=2, samples=24, policy_samples=4, elites=6)

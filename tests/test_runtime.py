@@ -30,9 +30,9 @@ from tdmpc_opt.errors import (
     TdmpcOptError,
     UnknownTaskError,
 )
-from tdmpc_opt.input_checks import LARGEST_OBSERVATION
 from tdmpc_opt.runtime import Agent, load
 from tdmpc_opt.runtime.plan_state import DeadlineTimer
+from tdmpc_opt.schema import LARGEST_OBSERVATION
 
 TEACHER = zoo.path("demo-teacher")
 

@@ -9,7 +9,7 @@ import torch
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler, joint_tasks
 from tdmpc_opt.errors import DataError, NonFiniteError
-from tdmpc_opt.task_table import Task, TaskTable
+from tdmpc_opt.schema import Task, TaskTable
 
 STEPS = 8
 WIDE, THIN = Task("wide", 4, 3, episode_length=STEPS), Task("thin", 2, 1, episode_length=STEPS)

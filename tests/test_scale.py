@@ -13,9 +13,8 @@ from synthetic import EPISODE_BYTES, write_shard
 
 from tdmpc_opt.checkpoints.checkpoint import build, expected_shapes
 from tdmpc_opt.checkpoints.load import read_checkpoint
-from tdmpc_opt.configs import model_config
 from tdmpc_opt.data.official import open_official
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30, model_config
 from tdmpc_opt.training.teachers import Question, WorldModelTeacher
 
 _ON_THE_WAY = 128_000_000  # blocks that are read and not yet dropped by the system, in bytes

@@ -10,7 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from tdmpc_opt.errors import InputError, MissingDependencyError, UnknownTaskError
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks import custom
 from tdmpc_opt.tasks.dmcontrol import make_env
 

@@ -15,7 +15,7 @@ from tdmpc_opt.configs import TERMS, DistillConfig, DistillWeights, Schedule
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.progress import Silent
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 from tdmpc_opt.training.distillation import distill, open_distillation
 from tdmpc_opt.training.teacher_cache import TeacherCache
 

@@ -18,7 +18,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.schema import MT30, Task, TaskTable
 from tdmpc_opt.training.distillation import open_distillation
 from tdmpc_opt.training.expert_teacher import ExpertTeacher, load_experts
 from tdmpc_opt.training.step import build_learner, train_step

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tdmpc_opt import atomic
+from tdmpc_opt import files
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
@@ -41,7 +41,7 @@ from tdmpc_opt.errors import (
     UnknownTaskError,
 )
 from tdmpc_opt.progress import Silent
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 from tdmpc_opt.training.distillation import distill
 from tdmpc_opt.training.loop import train
 
@@ -297,14 +297,14 @@ def test_a_run_that_gets_a_signal_can_go_on(config, number):
 def test_a_folder_of_another_run_is_refused_and_kept(config, changes, key):
     path = train(replace(config, updates=1))
     before = path.read_bytes(), (config.output / "config.json").read_bytes()
-    with pytest.raises(RunError, match=f"holds another run: its {key} is"):
+    with pytest.raises(RunError, match=f"existing run has {key}="):
         train(replace(config, **changes))
     assert (path.read_bytes(), (config.output / "config.json").read_bytes()) == before
 
 
 def test_training_and_distilling_do_not_share_a_folder(config, distillation):
     train(replace(config, updates=1))
-    with pytest.raises(RunError, match="holds another run: its reward_steps is None"):
+    with pytest.raises(RunError, match="existing run has reward_steps=None"):
         distill(distillation)
 
 
@@ -341,7 +341,7 @@ def test_several_datasets_are_trained_on_and_none_may_change(config, tmp_path):
     record = json.loads((config.output / "config.json").read_text())
     assert [data["name"] for data in record["config"]["data"]] == ["random", "more"]
     _collect(more)
-    with pytest.raises(RunError, match="holds another run: its data is"):
+    with pytest.raises(RunError, match=r"data .* has changed since|existing run has data="):
         train(both)
 
 
@@ -355,7 +355,7 @@ def test_on_policy_data_may_grow_between_calls(config, tmp_path):
     fixed = train(replace(growing, output=tmp_path / "fixed"))
     assert not _same_weights(grown, fixed)  # the first three updates saw less
     other = _collect(tmp_path / "other")
-    with pytest.raises(RunError, match="holds another run: its on_policy is"):
+    with pytest.raises(RunError, match="existing run has on_policy="):
         train(replace(growing, on_policy=other))
 
 
@@ -536,7 +536,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(config, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def fill() -> None:
-        monkeypatch.setattr(atomic.os, "fsync", fails)
+        monkeypatch.setattr(files.os, "fsync", fails)
 
     with pytest.raises(CheckpointError, match=r"cannot write .*No space left") as caught:
         train(config, At(3, fill))

@@ -12,12 +12,13 @@ from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import EvaluateConfig, PlannerBudget, TuneConfig
+from tdmpc_opt.configs import EvaluateConfig, TuneConfig
 from tdmpc_opt.configs.tuning import TUNING_SEED
 from tdmpc_opt.errors import CheckpointError, InputError, ResultError
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.score import Score
 from tdmpc_opt.planning.presets import PRESETS, Preset, find_preset, storable, stored
+from tdmpc_opt.schema import PlannerBudget
 from tdmpc_opt.tuning import search
 from tdmpc_opt.tuning.search import Trial, choose, tune
 from tdmpc_opt.tuning.space import budget_of, starts
@@ -153,7 +154,7 @@ def test_a_killed_search_goes_on_and_stores_presets(
 
 
 def test_an_agent_that_cannot_plan_is_not_tuned(make_model, tmp_path, capsys):
-    from tdmpc_opt.task_table import MT30
+    from tdmpc_opt.schema import MT30
 
     model = make_model(MT30.subset([TASKS]))
     model.keep_only({"policy_head"})

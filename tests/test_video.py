@@ -7,10 +7,9 @@ from PIL import Image
 
 from tdmpc_opt import cli
 from tdmpc_opt.configs import VideoConfig
-from tdmpc_opt.encoding import write_film
 from tdmpc_opt.errors import InputError, MissingDependencyError, RunError
-from tdmpc_opt.offscreen import choose_backend, drawing_process
-from tdmpc_opt.video import video
+from tdmpc_opt.report.film import video, write_film
+from tdmpc_opt.tasks.offscreen import choose_backend, drawing_process
 
 
 def _or_skip(function, *arguments):

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tdmpc_opt.configs import model_config
 from tdmpc_opt.model import network, two_hot
 from tdmpc_opt.model.hidden import draw_positions, norm_mish
 from tdmpc_opt.model.layers import mish, simnorm
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.schema import MT30, Task, TaskTable, model_config
 
 
 def _count(model: WorldModel, *parts: str) -> int:

@@ -152,7 +152,7 @@ def _results(session: str, file: str) -> list[dict[str, Any]]:
 
 
 def _write(output: Path, mutants: list[dict[str, Any]]) -> None:
-    from tdmpc_opt import provenance  # not before the server was forked: it imports the copy
+    from tdmpc_opt import machine  # not before the server was forked: it imports the copy
 
     content = {
         "kind": "mutation",
@@ -163,8 +163,8 @@ def _write(output: Path, mutants: list[dict[str, Any]]) -> None:
             "left_out": TRIVIAL,
         },
         "mutants": mutants,
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
+        "versions": machine.versions(),
+        "machine": machine.facts(),
     }
     output.write_text(json.dumps(content, indent=1) + "\n")
 

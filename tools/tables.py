@@ -18,11 +18,10 @@ import numpy as np
 
 from tdmpc_opt import zoo
 from tdmpc_opt.checkpoints.load import sha256
-from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.evaluation.ablation import ablation as ablation_rows
 from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.planning.presets import PRESETS
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30, PlannerBudget
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.dmcontrol import DMControlEnv, make_env
 
 FILE = Path(__file__).parents[1] / "tests" / "fixtures" / "tasks.json"

@@ -12,16 +12,8 @@ from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
-from tdmpc_opt.configs import Mode, PlannerBudget
+from tdmpc_opt.configs import Mode
 from tdmpc_opt.errors import InputError, UnknownTaskError
-from tdmpc_opt.input_checks import (
-    OneCallAtATime,
-    check_action,
-    check_deadline,
-    check_observation,
-    check_shape,
-    task_id,
-)
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.planner import (
     ChooseEngine,
@@ -32,6 +24,15 @@ from tdmpc_opt.planning.planner import (
 )
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer
+from tdmpc_opt.schema import (
+    OneCallAtATime,
+    PlannerBudget,
+    check_action,
+    check_deadline,
+    check_observation,
+    check_shape,
+    task_id,
+)
 
 Observation = TypeVar("Observation", Tensor, np.ndarray)
 Generators = torch.Generator | Sequence[torch.Generator] | None

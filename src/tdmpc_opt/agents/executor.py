@@ -16,7 +16,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tdmpc_opt import launch
+from tdmpc_opt import machine
 from tdmpc_opt.errors import RunError
 
 Item = TypeVar("Item")
@@ -70,7 +70,7 @@ def choose_processes(asked: int = 0) -> Cores:
     """
     if asked:
         return Cores(asked, "as asked")
-    given, ranks = cores(), launch.local_world_size()
+    given, ranks = cores(), machine.local_world_size()
     if ranks > 1:
         return Cores(max(1, given // ranks), f"{given} cores given to {ranks} processes")
     busy = _busy_cores()

@@ -9,11 +9,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.errors import CheckpointError, InputError
-from tdmpc_opt.input_checks import check_action, check_observation
-from tdmpc_opt.json_text import parse_json
-from tdmpc_opt.stable_safetensors import sort_metadata
+from tdmpc_opt.files import parse_json, replace_when_done, sort_metadata
+from tdmpc_opt.schema import check_action, check_observation
 
 KIND = "expert"
 SCHEMA = "1"

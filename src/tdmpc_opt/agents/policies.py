@@ -14,16 +14,16 @@ from tdmpc_opt.agents.agent import Agent, best_device, load_agent
 from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.checkpoints.hub import is_model_folder
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
-from tdmpc_opt.configs import Device, Mode, PlannerBudget
+from tdmpc_opt.configs import Device, Mode
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
-from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.files import parse_json
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, find_preset
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.runtime.agent import Agent as DeviceAgent
 from tdmpc_opt.runtime.agent import load as load_for_device
 from tdmpc_opt.runtime.onnx_file import is_onnx
-from tdmpc_opt.task_table import MT30, UNNAMED, Task, TaskTable
+from tdmpc_opt.schema import MT30, UNNAMED, PlannerBudget, Task, TaskTable
 from tdmpc_opt.tasks.choice import choose_tasks
 
 if TYPE_CHECKING:

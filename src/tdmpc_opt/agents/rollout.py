@@ -8,7 +8,7 @@ import torch
 
 from tdmpc_opt.agents.policies import ActionNoise, Policy, SimulatorPolicy, Stream
 from tdmpc_opt.data.episodes import Episode
-from tdmpc_opt.task_table import MT30, Task
+from tdmpc_opt.schema import MT30, Task
 from tdmpc_opt.tasks.environment import make_env
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt import provenance
+from tdmpc_opt import machine
 from tdmpc_opt.agents.executor import choose_processes
-from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.bench.candidates import Candidate, Worker, candidates, workers
 from tdmpc_opt.configs import BenchConfig
 from tdmpc_opt.errors import MissingDependencyError, ResultError, UnknownTaskError
+from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 
 _STEPS = 16
 _WARM = 2
@@ -80,8 +80,8 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, An
             "rounds": config.rounds,
             "seconds": config.seconds,
         },
-        "versions": provenance.versions(),
-        "machine": provenance.machine() | _load_average(),
+        "versions": machine.versions(),
+        "machine": machine.facts() | _load_average(),
     }
     if config.output is not None:
         _write(config.output, content)

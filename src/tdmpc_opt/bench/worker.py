@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc_opt.errors import TdmpcOptError
-from tdmpc_opt.task_table import UNNAMED, TaskTable
+from tdmpc_opt.schema import UNNAMED, TaskTable
 
 Array = NDArray[np.float32]
 Act = Callable[[Array, str | None], Array]

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tdmpc_opt.configs import ModelConfig
+from tdmpc_opt.checkpoints.torch_files import MappedFile
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.quantized import QuantizedDense, QuantizedWeight
 from tdmpc_opt.model.world_model import NETWORKS, WorldModel
-from tdmpc_opt.task_table import TaskTable
-from tdmpc_opt.torch_files import MappedFile
+from tdmpc_opt.schema import ModelConfig, TaskTable
 
 Layout = Literal[
     "native", "public A (functorch)", "public B (tensordict)", "public C (sequential)"

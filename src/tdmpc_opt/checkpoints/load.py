@@ -8,11 +8,11 @@ from tdmpc_opt.checkpoints.checkpoint import Checkpoint
 from tdmpc_opt.checkpoints.hub import fetch, is_hub_id, is_model_folder
 from tdmpc_opt.checkpoints.native import read_native
 from tdmpc_opt.checkpoints.public import read_public
+from tdmpc_opt.checkpoints.torch_files import ZIP_MAGIC
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.provenance import sha256 as sha256
+from tdmpc_opt.files import sha256 as sha256
 from tdmpc_opt.runtime.onnx_file import is_onnx
 from tdmpc_opt.runtime.weights import MODEL_FILE
-from tdmpc_opt.torch_files import ZIP_MAGIC
 
 _PICKLE_MAGIC = b"\x80"
 _SAFETENSORS_BRACE = 8  # the JSON header starts after eight bytes that hold its length

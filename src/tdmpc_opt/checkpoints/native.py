@@ -11,14 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, validate
-from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.files import parse_json, replace_when_done, sort_metadata
 from tdmpc_opt.model.quantized import QuantizedWeight
-from tdmpc_opt.stable_safetensors import sort_metadata
-from tdmpc_opt.task_table import Task, TaskTable
+from tdmpc_opt.schema import ModelConfig, Task, TaskTable
 
 FORMAT = "tdmpc-opt"
 """Mark of this project's files in their metadata."""

@@ -14,16 +14,15 @@ import torch
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, Layout, validate
-from tdmpc_opt.configs import ModelConfig
-from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.task_table import MT30, MT80, UNNAMED, Task, TaskTable
-from tdmpc_opt.torch_files import (
+from tdmpc_opt.checkpoints.torch_files import (
     MappedFile,
     TorchFileError,
     is_zipped,
     load_outline,
     load_whole,
 )
+from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.schema import MT30, MT80, UNNAMED, ModelConfig, Task, TaskTable
 
 _NETS = {
     "_encoder.state.": "encoder",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, Layout
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
-from tdmpc_opt.configs import ModelConfig
+from tdmpc_opt.schema import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

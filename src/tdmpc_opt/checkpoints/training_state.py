@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt.checkpoints.torch_files import TorchFileError, load_whole
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.torch_files import TorchFileError, load_whole
+from tdmpc_opt.files import replace_when_done
 
 SCHEMA = 2
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 import tdmpc_opt
-from tdmpc_opt import launch
+from tdmpc_opt import machine
 from tdmpc_opt.cli import (
     compression,
     data,
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 0
     try:
         config = _parse(arguments)
-        if launch.world_size() > 1 and type(config) not in _BY_RANKS:
+        if machine.world_size() > 1 and type(config) not in _BY_RANKS:
             raise InputError("torchrun can start train and distill; call others without it")
         check_paths(config)
         _RUNS[type(config)](config)
@@ -108,7 +108,7 @@ def _unknown(arguments: list[str]) -> str | None:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    who = f"tdmpc-opt, rank {launch.rank()}" if launch.rank() else "tdmpc-opt"
+    who = f"tdmpc-opt, rank {machine.rank()}" if machine.rank() else "tdmpc-opt"
     sys.stderr.write(f"{who}: {message}\n")
     return status
 

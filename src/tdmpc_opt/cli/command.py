@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc_opt import zoo
-from tdmpc_opt.atomic import refuse_overwrite
+from tdmpc_opt.files import refuse_overwrite
 
 WRITTEN = ("output", "figures", "plot", "card", "sheet", "teacher_cache")
 """Options that name a file or folder to write. `store` may be the checkpoint that was read, for

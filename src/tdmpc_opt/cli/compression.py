@@ -2,8 +2,7 @@
 
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
-from tdmpc_opt.cli.output import console, table_of
-from tdmpc_opt.progress import ConsoleProgress
+from tdmpc_opt.cli.output import ConsoleProgress, console, table_of
 
 
 def _quantize(config: configs.QuantizeConfig) -> None:

@@ -2,9 +2,8 @@
 
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
-from tdmpc_opt.cli.output import console, table_of
+from tdmpc_opt.cli.output import ConsoleProgress, console, table_of
 from tdmpc_opt.errors import DataError
-from tdmpc_opt.progress import ConsoleProgress
 
 
 def _experts(config: configs.ExpertsConfig) -> None:

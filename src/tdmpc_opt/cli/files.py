@@ -12,7 +12,7 @@ from tdmpc_opt.errors import printable
 
 
 def _tasks(config: configs.TasksConfig) -> None:
-    from tdmpc_opt.task_table import MT30
+    from tdmpc_opt.schema import MT30
     from tdmpc_opt.tasks.choice import choose_tasks
 
     table = table_of("Tasks", "task", "id", "observation", "action", "steps", "from")
@@ -79,7 +79,7 @@ def _inspect_checkpoint(path_or_name: str) -> None:
 
 
 def _inspect_onnx(path: Path) -> None:
-    from tdmpc_opt.provenance import sha256
+    from tdmpc_opt.files import sha256
     from tdmpc_opt.runtime.onnx_file import open_onnx
 
     file = open_onnx(path, threads=1, providers=None)
@@ -94,7 +94,7 @@ def _inspect_onnx(path: Path) -> None:
 
 def _convert(config: configs.ConvertConfig) -> None:
     from tdmpc_opt.checkpoints.convert import convert
-    from tdmpc_opt.model_folder import save_folder
+    from tdmpc_opt.export.model_folder import save_folder
 
     summary = convert(config) if config.is_file else save_folder(config)
     console().print(

@@ -4,8 +4,7 @@ from typing import Any
 
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
-from tdmpc_opt.cli.output import console, table_of
-from tdmpc_opt.progress import ConsoleProgress
+from tdmpc_opt.cli.output import ConsoleProgress, console, table_of
 
 
 def _tune(config: configs.TuneConfig) -> None:

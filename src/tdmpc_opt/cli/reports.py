@@ -2,8 +2,7 @@
 
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
-from tdmpc_opt.cli.output import console
-from tdmpc_opt.progress import ConsoleProgress
+from tdmpc_opt.cli.output import ConsoleProgress, console
 
 
 def _report(config: configs.ReportConfig) -> None:
@@ -25,7 +24,7 @@ def _report(config: configs.ReportConfig) -> None:
 
 
 def _video(config: configs.VideoConfig) -> None:
-    from tdmpc_opt.video import video
+    from tdmpc_opt.report.film import video
 
     with ConsoleProgress("video") as progress:
         written = video(config, progress)

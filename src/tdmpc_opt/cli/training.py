@@ -4,8 +4,7 @@ from pathlib import Path
 
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
-from tdmpc_opt.cli.output import console, table_of
-from tdmpc_opt.progress import ConsoleProgress
+from tdmpc_opt.cli.output import ConsoleProgress, console, table_of
 
 
 def _written(config: configs.TrainConfig) -> int | None:
@@ -40,7 +39,7 @@ def _distill(config: configs.DistillConfig) -> None:
 
 
 def _dagger(config: configs.DaggerConfig) -> None:
-    from tdmpc_opt.dagger import dagger
+    from tdmpc_opt.training.dagger import dagger
 
     with ConsoleProgress("dagger") as progress:
         rounds = dagger(config, progress)
@@ -60,7 +59,7 @@ def _dagger(config: configs.DaggerConfig) -> None:
 
 
 def _demo(config: configs.DemoConfig) -> None:
-    from tdmpc_opt.demo import demo
+    from tdmpc_opt.pipeline import demo
 
     with ConsoleProgress("demo") as progress:
         rows = demo(config, progress)

@@ -8,11 +8,11 @@ from typing import Any
 from tdmpc_opt.agents.executor import Cores, choose_processes, run_parallel
 from tdmpc_opt.agents.policies import PolicySource, RandomPolicy
 from tdmpc_opt.agents.rollout import one_thread, rollout
-from tdmpc_opt.atomic import alone
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
+from tdmpc_opt.files import alone
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.task_table import MT30, Task, TaskTable, seed_number
+from tdmpc_opt.schema import MT30, Task, TaskTable, seed_number
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Datasets of other programs in and out; the content of a source decides what reads it."""
 
-from tdmpc_opt.atomic import alone
 from tdmpc_opt.configs import DataExportConfig, DataImportConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.export_official import export_official
 from tdmpc_opt.data.import_official import import_official
 from tdmpc_opt.data.transfer import ImportReport
 from tdmpc_opt.errors import DataError
+from tdmpc_opt.files import alone
 from tdmpc_opt.progress import Progress, Silent
 
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.data.transfer import ImportReport
 from tdmpc_opt.errors import DataError, InputError
-from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.files import parse_json
 from tdmpc_opt.progress import Progress
-from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.schema import MT30, Task, TaskTable
 from tdmpc_opt.tasks.choice import choose_tasks
 
 _NAMESPACE = "tdmpc-opt"

@@ -12,7 +12,7 @@ from torch import Tensor
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.task_table import UNNAMED, TaskTable
+from tdmpc_opt.schema import UNNAMED, TaskTable
 
 ROWS = 16_384
 """Observations that are taken of a dataset, spread evenly over its shards."""

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import POLICY_PREFIXES, Checkpoint
-from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.model.world_model import unit_rows
 from tdmpc_opt.planning.presets import STORED_AS
-from tdmpc_opt.task_table import Task, TaskTable
+from tdmpc_opt.schema import ModelConfig, Task, TaskTable
 
 Weight = TypeVar("Weight")
 

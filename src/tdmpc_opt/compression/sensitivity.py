@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc_opt import provenance
-from tdmpc_opt.atomic import replace_when_done
+from tdmpc_opt import machine
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.checkpoints.native import write_native
@@ -37,6 +36,7 @@ from tdmpc_opt.compression.recipe import PARTS, LayerFormat, layers, recipe, wei
 from tdmpc_opt.configs import EvaluateConfig, SensitivityConfig
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.evaluate import evaluate
+from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.quantized import IntFormat
 from tdmpc_opt.model.world_model import WorldModel
@@ -186,8 +186,8 @@ def sensitivity(config: SensitivityConfig, progress: Progress | None = None) -> 
             "episodes": config.episodes,
             "seed": 0,
         },
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
+        "versions": machine.versions(),
+        "machine": machine.facts(),
     }
     _write(config.output, content)
     return content

@@ -21,7 +21,6 @@ from tdmpc_opt.configs.files import (
     TasksConfig,
     ZooConfig,
 )
-from tdmpc_opt.configs.model import ModelConfig, PlannerBudget, Size, model_config
 from tdmpc_opt.configs.reports import ReportConfig, VideoConfig
 from tdmpc_opt.configs.show import PlayConfig
 from tdmpc_opt.configs.training import (
@@ -59,20 +58,16 @@ __all__ = [
     "InspectConfig",
     "LossWeights",
     "Mode",
-    "ModelConfig",
-    "PlannerBudget",
     "PlayConfig",
     "Precision",
     "QuantizeConfig",
     "ReportConfig",
     "Schedule",
     "SensitivityConfig",
-    "Size",
     "TasksConfig",
     "TrainConfig",
     "TuneConfig",
     "VideoConfig",
     "ZooConfig",
     "device_of_work",
-    "model_config",
 ]

@@ -8,8 +8,8 @@ import tyro
 
 from tdmpc_opt.configs.common import Device
 from tdmpc_opt.configs.distill_weights import DistillWeights
-from tdmpc_opt.configs.model import Size
 from tdmpc_opt.errors import InputError
+from tdmpc_opt.schema import Size
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 

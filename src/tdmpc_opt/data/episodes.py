@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.atomic import alone
 from tdmpc_opt.data.listing import (
     FORMAT,
     LISTING,
@@ -34,7 +33,8 @@ from tdmpc_opt.data.shard_files import (
 )
 from tdmpc_opt.data.shard_writer import Blocks, padded_blocks, write_shard
 from tdmpc_opt.errors import DataError, UnknownTaskError
-from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.files import alone
+from tdmpc_opt.schema import MT30, Task, TaskTable
 
 __all__ = ["FORMAT", "SCHEMA", "Episode", "EpisodeDataset", "Shard", "ShardArrays"]
 

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 from torch import Tensor
 
-from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 from tdmpc_opt.data.maps import DAMAGED_ARRAY
 from tdmpc_opt.data.official import FLOATS, Rows
 from tdmpc_opt.data.shard_files import POSITIONS, field_file
 from tdmpc_opt.data.transfer import Throughput, refuse_full_disk
 from tdmpc_opt.errors import DataError
+from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.progress import Progress
 
 _EPISODES = 128

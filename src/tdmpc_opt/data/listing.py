@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.errors import DataError
-from tdmpc_opt.json_text import parse_json
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.files import parse_json, replace_when_done
+from tdmpc_opt.schema import TaskTable
 
 FORMAT = "tdmpc-opt-data"
 SCHEMA = 1

@@ -21,9 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tdmpc_opt.checkpoints.torch_files import (
+    MappedFile,
+    Records,
+    TorchFileError,
+    is_zipped,
+    load_outline,
+)
 from tdmpc_opt.errors import DataError
-from tdmpc_opt.task_table import MT30, MT80, TaskTable
-from tdmpc_opt.torch_files import MappedFile, Records, TorchFileError, is_zipped, load_outline
+from tdmpc_opt.schema import MT30, MT80, TaskTable
 
 FLOATS = ("obs", "action", "reward")
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {

@@ -16,8 +16,8 @@ from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 from tdmpc_opt.data.maps import ReadAhead
 from tdmpc_opt.data.weights import Sampling, Units, by_return, by_task
 from tdmpc_opt.errors import DataError, NonFiniteError
-from tdmpc_opt.json_text import parse_json
-from tdmpc_opt.task_table import Task, TaskTable
+from tdmpc_opt.files import parse_json
+from tdmpc_opt.schema import Task, TaskTable
 
 
 @dataclass(frozen=True, slots=True)

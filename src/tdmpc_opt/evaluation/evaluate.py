@@ -9,14 +9,14 @@ from tdmpc_opt.agents.agent import best_device
 from tdmpc_opt.agents.executor import Cores, choose_processes, run_parallel
 from tdmpc_opt.agents.policies import PolicySource
 from tdmpc_opt.agents.rollout import one_thread, rollout
-from tdmpc_opt.atomic import alone
 from tdmpc_opt.configs import EvaluateConfig, device_of_work
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
 from tdmpc_opt.evaluation.score import task_score
+from tdmpc_opt.files import alone
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.task_table import Task, TaskTable, seed_number
+from tdmpc_opt.schema import Task, TaskTable, seed_number
 from tdmpc_opt.tasks.environment import make_env
 
 

@@ -7,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tdmpc_opt import provenance
-from tdmpc_opt.atomic import replace_when_done
-from tdmpc_opt.configs import PlannerBudget
+from tdmpc_opt import machine
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.score import normalized_score, task_score
-from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.files import difference, parse_json, replace_when_done
+from tdmpc_opt.schema import PlannerBudget
 
 KIND = "evaluation"
 REMOVED_ENGINES = ("native", "compile", "openvino")
@@ -39,7 +38,7 @@ class EvaluationFile:
         self.path = path
         self._config = dict(config)
         self._training = training
-        self._versions = provenance.versions()
+        self._versions = machine.versions()
         self.tasks: dict[str, dict[str, Any]] = {}
         _require_writable(path)
         if path.exists():
@@ -85,7 +84,7 @@ class EvaluationFile:
             "config": self._config,
             "training": self._training,
             "versions": self._versions,
-            "machine": provenance.machine(),
+            "machine": machine.facts(),
         }
 
 
@@ -133,7 +132,7 @@ def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]
             hint = ", --engine eager" if key == "engine" and engine == "eager" else ""
             raise ResultError(
                 f"{path} belongs to another evaluation: "
-                f"{provenance.difference(key, found.get(key), asked.get(key))}; choose another "
+                f"{difference(key, found.get(key), asked.get(key))}; choose another "
                 f"--output{hint} or delete it"
             )
 

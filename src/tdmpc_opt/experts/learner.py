@@ -9,7 +9,7 @@ from tdmpc_opt.agents.expert_policy import ExpertNetwork
 from tdmpc_opt.agents.policies import Array, Policy, PolicySource, Stream
 from tdmpc_opt.agents.rollout import rollout
 from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
-from tdmpc_opt.task_table import Task, seed_number
+from tdmpc_opt.schema import Task, seed_number
 from tdmpc_opt.tasks.batched_own import offers_batches
 from tdmpc_opt.tasks.environment import make_env
 

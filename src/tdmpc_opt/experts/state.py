@@ -10,10 +10,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.data.maps import DAMAGED_ARRAY
 from tdmpc_opt.errors import RunError
-from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.files import parse_json, replace_when_done
 
 _BUFFER_FIELDS = (
     "observations",

@@ -14,10 +14,9 @@ import numpy as np
 import rich
 from numpy.typing import NDArray
 
-from tdmpc_opt import provenance
+from tdmpc_opt import machine
 from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
-from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
 from tdmpc_opt.experts.learner import (
@@ -32,8 +31,8 @@ from tdmpc_opt.experts.state import (
     restore_model,
     save_state,
 )
-from tdmpc_opt.json_text import parse_json
-from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.files import alone, parse_json, replace_when_done
+from tdmpc_opt.schema import MT30, Task, TaskTable
 from tdmpc_opt.tasks.choice import choose_tasks
 from tdmpc_opt.tasks.environment import make_env
 
@@ -186,8 +185,8 @@ def _finish(
         "returns": returns,
         "final_seed": FINAL_SEED,
         "seconds": round(progress.seconds, 1),
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
+        "versions": machine.versions(),
+        "machine": machine.facts(),
     }
     with replace_when_done(_record_path(config, network.task)) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")

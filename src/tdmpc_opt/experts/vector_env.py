@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from tdmpc_opt.task_table import Task
+from tdmpc_opt.schema import Task
 from tdmpc_opt.tasks.environment import batched_task, make_env
 
 Array = NDArray[np.float64]

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import tdmpc_opt
-from tdmpc_opt.atomic import replace_when_done
-from tdmpc_opt.configs import EngineName, ModelConfig, PlannerBudget
+from tdmpc_opt.configs import EngineName
 from tdmpc_opt.errors import InputError
+from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, iterations
 from tdmpc_opt.planning.planner import (
@@ -28,6 +28,7 @@ from tdmpc_opt.planning.planner import (
     eager_engine,
 )
 from tdmpc_opt.runtime.plan_state import Refine
+from tdmpc_opt.schema import ModelConfig, PlannerBudget
 
 Array = NDArray[Any]
 

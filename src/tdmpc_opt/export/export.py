@@ -7,18 +7,19 @@ from pathlib import Path
 import torch
 
 from tdmpc_opt.agents.agent import Agent
-from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.compression.extract import one_task, policy_only
-from tdmpc_opt.configs import ExportConfig, PlannerBudget
+from tdmpc_opt.configs import ExportConfig
 from tdmpc_opt.errors import CheckpointError, InputError
 from tdmpc_opt.export.metadata import Facts, measured_score
 from tdmpc_opt.export.observations import observations
 from tdmpc_opt.export.parity import Parity, planner_parity, policy_parity
 from tdmpc_opt.export.targets import make_artifact
+from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime.onnx_file import open_onnx
+from tdmpc_opt.schema import PlannerBudget
 
 _TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.3}
 _TOLERANCE_OF_PLANS = {"fp32": 5e-3, "fp16": 0.2, "int8": 1.0}

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.export.compose import SCANNED, planner_of
 from tdmpc_opt.export.integers import in_integers
 from tdmpc_opt.export.policy_network import PolicyNetwork
@@ -23,6 +22,7 @@ from tdmpc_opt.planning.mppi import (
     refine,
 )
 from tdmpc_opt.planning.networks import PlannerNetworks, Shares, norm_mish_by_sigmoid
+from tdmpc_opt.schema import PlannerBudget
 
 _TRACED_ROWS = 3
 """Any number but 1, which would be taken for a constant."""

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import tdmpc_opt
-from tdmpc_opt.configs import ModelConfig, PlannerBudget
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import read_evaluation
 from tdmpc_opt.planning.mppi import iterations
 from tdmpc_opt.runtime.onnx_file import FORMAT, SCHEMA
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.schema import ModelConfig, PlannerBudget, TaskTable
 
 _OF_THE_BUDGET = (
     "horizon",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import DataError, InputError
-from tdmpc_opt.task_table import MT30, TaskTable
+from tdmpc_opt.schema import MT30, TaskTable
 
 Observations = dict[str, NDArray[np.float32]]
 """By task name, [n, obs] of the task's own width."""

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from tdmpc_opt.agents.agent import Agent
-from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.export.observations import Observations
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan
 from tdmpc_opt.planning.networks import PlannerNetworks
+from tdmpc_opt.schema import PlannerBudget
 
 Array = NDArray[np.float32]
 Run = Callable[[dict[str, NDArray[Any]]], dict[str, Array]]

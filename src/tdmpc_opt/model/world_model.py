@@ -11,11 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tdmpc_opt.configs import ModelConfig
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.network import Network, Tasks, mlp
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.schema import ModelConfig, TaskTable
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
 NETWORKS = ("dynamics", "reward_head", "policy_head", "q_ensemble", "target_q_ensemble")

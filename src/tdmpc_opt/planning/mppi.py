@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tdmpc_opt.configs import PlannerBudget
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.networks import PlannerNetworks, Shares
+from tdmpc_opt.schema import PlannerBudget
 
 LARGE_ACTION_DIM = 20
 """From this many action dimensions on, the published planner adds two iterations."""

@@ -10,8 +10,6 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tdmpc_opt.configs import ModelConfig, PlannerBudget
-from tdmpc_opt.input_checks import check_action
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import (
     PlanNoise,
@@ -23,6 +21,7 @@ from tdmpc_opt.planning.mppi import (
 )
 from tdmpc_opt.planning.networks import PlannerNetworks
 from tdmpc_opt.runtime.plan_state import DeadlineTimer, PlanState, Refine
+from tdmpc_opt.schema import ModelConfig, PlannerBudget, check_action
 
 Generators = Sequence[torch.Generator | None]
 

@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from tdmpc_opt.configs import Mode, PlannerBudget
+from tdmpc_opt.configs import Mode
 from tdmpc_opt.errors import CheckpointError, InputError
-from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.files import parse_json
+from tdmpc_opt.schema import PlannerBudget
 
 STORED_AS = "presets"
 """Entry of a checkpoint's further facts with its own presets."""

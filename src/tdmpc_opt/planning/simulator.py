@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.task_table import Task
+from tdmpc_opt.schema import Task
 
 Array = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from typing import Any
 from tdmpc_opt.configs.export import ExportFormat
 from tdmpc_opt.errors import InputError, MissingDependencyError
 from tdmpc_opt.runtime.onnx_file import OnnxFile, is_onnx, open_onnx
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 
 LIST = "agents.json"
 FOLDER = "agents"

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.summary import summarize
 from tdmpc_opt.errors import ResultError
+from tdmpc_opt.files import replace_when_done
 
 
 def write_dataset_card(dataset: EpisodeDataset, plot: Path, path: Path) -> None:

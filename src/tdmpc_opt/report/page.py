@@ -13,9 +13,9 @@ from markupsafe import Markup
 from matplotlib import rc_context
 
 import tdmpc_opt
-from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.configs import ReportConfig
 from tdmpc_opt.errors import ResultError
+from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.report.charts import Chart
 from tdmpc_opt.report.read import ResultSet, Source, read_result_files
 from tdmpc_opt.report.sections import sections

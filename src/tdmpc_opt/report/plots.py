@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.errors import InputError, ResultError
+from tdmpc_opt.files import replace_when_done
 
 BLUE = "#0072B2"
 """Bars; this and `ORANGE` stay apart for the colour-blind (Okabe and Ito)."""

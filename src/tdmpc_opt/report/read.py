@@ -9,7 +9,7 @@ from typing import Any
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import read_evaluation
 from tdmpc_opt.evaluation.score import Score, normalized_score
-from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.files import parse_json
 
 _SMOOTHED = 8  # episodes that one point of an expert's curve is the mean of
 

@@ -18,7 +18,7 @@ from tdmpc_opt.report.charts import (
     task_chart,
 )
 from tdmpc_opt.report.read import Curve, Evaluated, ResultSet
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 
 
 @dataclass(frozen=True, slots=True)

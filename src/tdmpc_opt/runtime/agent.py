@@ -10,13 +10,6 @@ from numpy.typing import NDArray
 
 from tdmpc_opt import zoo
 from tdmpc_opt.errors import InputError
-from tdmpc_opt.input_checks import (
-    check_action,
-    check_deadline,
-    check_observation,
-    check_shape,
-    task_id,
-)
 from tdmpc_opt.runtime.numpy_policy import NumpyPolicy
 from tdmpc_opt.runtime.onnx_file import (
     OnnxFile,
@@ -29,7 +22,14 @@ from tdmpc_opt.runtime.onnx_file import (
 from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer
 from tdmpc_opt.runtime.planner import Inputs, OnnxPlanner
 from tdmpc_opt.runtime.weights import MODEL_FILE, Weights, read_weights
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.schema import (
+    TaskTable,
+    check_action,
+    check_deadline,
+    check_observation,
+    check_shape,
+    task_id,
+)
 
 Array = NDArray[np.float32]
 Generators = Sequence["np.random.Generator"]

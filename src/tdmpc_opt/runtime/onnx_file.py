@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
-from tdmpc_opt.json_text import parse_json
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.files import parse_json
+from tdmpc_opt.schema import TaskTable
 
 FORMAT = "tdmpc-opt"
 """Mark of this project's files in their metadata."""

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.input_checks import OneCallAtATime
 from tdmpc_opt.runtime.onnx_file import PlanSizes, check_output
 from tdmpc_opt.runtime.plan_state import DeadlineTimer, PlanState, Refine
+from tdmpc_opt.schema import OneCallAtATime
 
 Array = NDArray[np.float32]
 Inputs = dict[str, NDArray[Any]]

@@ -9,8 +9,8 @@ import safetensors
 from numpy.typing import NDArray
 
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.json_text import parse_json
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.files import parse_json
+from tdmpc_opt.schema import TaskTable
 
 FORMAT = "tdmpc-opt"
 SCHEMA = 2

@@ -14,7 +14,7 @@ import numpy as np
 from mujoco import rollout
 from numpy.typing import NDArray
 
-from tdmpc_opt.task_table import Task
+from tdmpc_opt.schema import Task
 
 Array = NDArray[np.float64]
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from tdmpc_opt.errors import InputError
-from tdmpc_opt.task_table import Task
+from tdmpc_opt.schema import Task
 from tdmpc_opt.tasks.batched import Array, BatchedPhysics, BatchedTask
 from tdmpc_opt.tasks.own import OwnEnv
 

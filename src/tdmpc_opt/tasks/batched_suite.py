@@ -14,7 +14,7 @@ import numpy as np
 from dm_control.suite import common
 from dm_control.utils import rewards
 
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks import custom
 from tdmpc_opt.tasks.batched import (
     Array,

@@ -1,7 +1,7 @@
 """The tasks that a command line names: of MT30, and a user's own."""
 
 from tdmpc_opt.errors import InputError, UnknownTaskError
-from tdmpc_opt.task_table import MT30, Task, TaskTable
+from tdmpc_opt.schema import MT30, Task, TaskTable
 
 
 def choose_tasks(text: str) -> TaskTable:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tdmpc_opt.errors import InputError, MissingDependencyError
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 
 try:
     import gymnasium

@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.task_table import Task
+from tdmpc_opt.schema import Task
 from tdmpc_opt.tasks import dmcontrol
 from tdmpc_opt.tasks.batched import BatchedTask
 from tdmpc_opt.tasks.batched_own import own_batched_task

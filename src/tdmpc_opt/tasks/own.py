@@ -14,7 +14,7 @@ from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
 from tdmpc_opt.errors import InputError, TdmpcOptError, UnknownTaskError
-from tdmpc_opt.task_table import MT30, Task
+from tdmpc_opt.schema import MT30, Task
 
 Array = NDArray[np.float32]
 _TRIAL_STEPS = 200

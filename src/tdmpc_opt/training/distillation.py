@@ -21,7 +21,7 @@ from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import WorldModel, bin_centres
 from tdmpc_opt.progress import Progress, Silent, Stage
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.expert_teacher import ExpertTeacher, load_experts
 from tdmpc_opt.training.loop import open_data, run_training
 from tdmpc_opt.training.ranks import Ranks

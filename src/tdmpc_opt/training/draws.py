@@ -6,7 +6,7 @@ from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import DataError
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.ranks import ALONE, Ranks
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.teachers import TeacherTargets
 
 

@@ -16,16 +16,17 @@ from tdmpc_opt.agents.agent import Agent, best_device
 from tdmpc_opt.agents.executor import choose_threads
 from tdmpc_opt.agents.policies import AgentPolicy
 from tdmpc_opt.agents.rollout import rollout, threads
-from tdmpc_opt.atomic import alone
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
-from tdmpc_opt.configs import TrainConfig, model_config
+from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, joint_tasks
 from tdmpc_opt.errors import NonFiniteError, RunError
 from tdmpc_opt.evaluation.score import normalized_score
+from tdmpc_opt.files import alone
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.schema import model_config
 from tdmpc_opt.training.draws import Draws
 from tdmpc_opt.training.faults import FaultKeeper
 from tdmpc_opt.training.metrics import MetricsWriter

@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.configs import TERMS
 from tdmpc_opt.errors import MissingDependencyError, RunError
+from tdmpc_opt.files import replace_when_done
 
 COLUMNS = (
     "update",

@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from tdmpc_opt import launch
+from tdmpc_opt import machine
 from tdmpc_opt.errors import InputError, NonFiniteError, RunError
 from tdmpc_opt.model.hidden import draw_positions, dropped_positions
 
@@ -224,15 +224,15 @@ def join(device: torch.device, precision: Any) -> tuple[Fabric, Ranks]:
         InputError: More processes on this machine than it has GPUs.
         RunError: The others cannot be reached.
     """
-    if launch.world_size() == 1:
+    if machine.world_size() == 1:
         return Fabric(accelerator=device.type, devices=1, precision=precision), ALONE
     _require_devices(device)
     # gloo carries flags and texts beside nccl, so that no GPU is waited for.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     fabric = Fabric(
         accelerator=device.type,
-        devices=launch.local_world_size(),
-        num_nodes=launch.nodes(),
+        devices=machine.local_world_size(),
+        num_nodes=machine.nodes(),
         precision=precision,
         strategy=DDPStrategy(),
     )
@@ -248,7 +248,7 @@ def _meet(backend: str) -> None:
     torchrun keeps one store over restarts, with the addresses of the ranks before. On one
     machine each attempt gets keys of its own; machines may count their restarts differently.
     """
-    attempt = launch.restarts() if launch.nodes() == 1 else 0
+    attempt = machine.restarts() if machine.nodes() == 1 else 0
     store, rank, count = next(rendezvous("env://"))
     distributed.init_process_group(
         backend,
@@ -260,7 +260,7 @@ def _meet(backend: str) -> None:
 
 
 def _require_devices(device: torch.device) -> None:
-    asked = launch.local_world_size()
+    asked = machine.local_world_size()
     found = {"cuda": torch.cuda.device_count(), "cpu": asked}.get(device.type, 1)
     if asked > found:
         raise InputError(
@@ -276,6 +276,6 @@ def _others_alive() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RunError(
-            f"rank {launch.rank()} lost the other processes ({str(error).splitlines()[0]}); "
+            f"rank {machine.rank()} lost the other processes ({str(error).splitlines()[0]}); "
             "torchrun --max-restarts starts all again from the last checkpoint"
         ) from error

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from tdmpc_opt import provenance
+from tdmpc_opt import machine
 from tdmpc_opt.agents.expert_policy import expert_path
 from tdmpc_opt.agents.policies import PolicySource, is_expert_folder
-from tdmpc_opt.atomic import remove_unfinished, replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import resolve, sha256
 from tdmpc_opt.checkpoints.native import write_native
@@ -21,9 +20,9 @@ from tdmpc_opt.configs import DistillConfig, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import joint_tasks
 from tdmpc_opt.errors import CheckpointError, DataError, RunError
-from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.files import difference, parse_json, remove_unfinished, replace_when_done
 from tdmpc_opt.progress import Progress
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.draws import Draws
 from tdmpc_opt.training.faults import require_finite_weights
 from tdmpc_opt.training.step import Learner
@@ -79,8 +78,8 @@ class Run:
         return {
             "kind": "run",
             "config": self.identity,
-            "versions": provenance.versions(),
-            "machine": provenance.machine(),
+            "versions": machine.versions(),
+            "machine": machine.facts(),
         }
 
     def save(self, learner: Learner, draws: Draws) -> None:
@@ -223,6 +222,6 @@ def _require_same(path: Path, asked: Mapping[str, Any]) -> None:
         if found.get(key) != json.loads(json.dumps(asked.get(key))):
             raise RunError(
                 f"{path.parent} holds another run: "
-                f"{provenance.difference(key, found.get(key), asked.get(key))}; choose another "
+                f"{difference(key, found.get(key), asked.get(key))}; choose another "
                 "--output or delete it"
             )

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.configs import DistillConfig
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 from tdmpc_opt.data.maps import DAMAGED_ARRAY
 from tdmpc_opt.data.sampler import Batch, ordered_shards
 from tdmpc_opt.errors import RunError
+from tdmpc_opt.files import alone, replace_when_done
 from tdmpc_opt.progress import Progress
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.ranks import ALONE, Ranks
 from tdmpc_opt.training.run import source_identity
 from tdmpc_opt.training.teachers import TeacherTargets

@@ -14,7 +14,7 @@ from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import WorldModel, bin_centres
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.schema import TaskTable
 
 POLICY_TERMS = frozenset({"policy_mse", "policy_kl"})
 """Terms that ask for the teacher's policy."""

@@ -9,24 +9,24 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from tdmpc_opt import provenance
+from tdmpc_opt import machine
 from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.policies import PolicySource
-from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.configs import PlannerBudget, TuneConfig
+from tdmpc_opt.configs import TuneConfig
 from tdmpc_opt.configs.tuning import TUNING_SEED
 from tdmpc_opt.errors import CheckpointError, ResultError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
 from tdmpc_opt.evaluation.results import REMOVED_ENGINES
 from tdmpc_opt.evaluation.score import Score, normalized_score
 from tdmpc_opt.export.engine import engine_choice
+from tdmpc_opt.files import alone, replace_when_done
 from tdmpc_opt.planning.presets import Preset, storable
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.schema import PlannerBudget, TaskTable
 from tdmpc_opt.tuning.latency import cost_of
 from tdmpc_opt.tuning.space import starts, suggest
 
@@ -249,8 +249,8 @@ def _content(
         "full": None if full is None else asdict(normalized_score(full[_RETURNS])),
         "presets": {name: asdict(preset) for name, preset in presets.items()},
         "config": {**identity, **limits, "seed": config.seed},
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
+        "versions": machine.versions(),
+        "machine": machine.facts(),
     }
 
 

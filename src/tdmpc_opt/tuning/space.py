@@ -5,7 +5,7 @@ from typing import Any
 
 import optuna
 
-from tdmpc_opt.configs import PlannerBudget
+from tdmpc_opt.schema import PlannerBudget
 
 Parameters = dict[str, Any]
 """What the search draws, by name."""

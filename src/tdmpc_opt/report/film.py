@@ -2,25 +2,26 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from tdmpc_opt.agents.policies import Policy, PolicySource
 from tdmpc_opt.agents.rollout import one_thread
-from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.configs import VideoConfig
-from tdmpc_opt.encoding import FRAMES_PER_SECOND, write_film
 from tdmpc_opt.errors import RunError
-from tdmpc_opt.offscreen import drawing_process
+from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.task_table import Task, TaskTable, seed_number
+from tdmpc_opt.schema import Task, TaskTable, seed_number
 from tdmpc_opt.tasks.environment import make_env
+from tdmpc_opt.tasks.offscreen import drawing_process
 
 Picture = NDArray[np.uint8]
 
@@ -30,6 +31,27 @@ _CAPTION = 46  # height of the two lines above each picture
 _COLUMNS, _THUMB, _LABEL = 6, 192, 36  # of the contact sheet
 _INK, _FAINT, _PAPER = "#f2f2f2", "#a8b0b8", "#15181c"
 _WINDOW = 25  # actions whose median time is shown
+
+
+FRAMES_PER_SECOND = 25.0
+"""Of every film."""
+
+_FORMATS: dict[str, dict[str, Any]] = {
+    ".mp4": {
+        "codec": "libx264",
+        "quality": 7,
+        "output_params": ["-f", "mp4", "-movflags", "+faststart"],
+    },
+    ".gif": {
+        "codec": "gif",
+        "pix_fmt_out": "pal8",
+        "output_params": [
+            *("-f", "gif", "-loop", "0", "-filter_complex"),
+            # A palette of the film's own colours; half the frames do for a small picture.
+            "fps=12.5,split[a][b];[a]palettegen=max_colors=128[p];[b][p]paletteuse=dither=bayer",
+        ],
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -249,3 +271,34 @@ def _write_sheet(path: Path, shots: list[Shot]) -> None:
             image.save(temporary, format="PNG")
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_film(
+    path: Path, size: tuple[int, int], frames: Iterable[tuple[NDArray[np.uint8], int]]
+) -> None:
+    """Write a film.
+
+    Args:
+        path: File that ends in `.mp4` or `.gif`.
+        size: Width and height in pixels, both even.
+        frames: Pictures [height, width, 3] and for how many frames each is shown.
+
+    Raises:
+        RunError: A file that cannot be written, or an encoder that fails.
+    """
+    options = _FORMATS[path.suffix.lower()]
+    try:
+        with replace_when_done(path) as temporary:
+            writer = imageio_ffmpeg.write_frames(
+                str(temporary), size, fps=FRAMES_PER_SECOND, macro_block_size=2, **options
+            )
+            writer.send(None)
+            try:
+                for picture, repeats in frames:
+                    for _ in range(repeats):
+                        writer.send(np.ascontiguousarray(picture))
+            finally:
+                writer.close()
+    except OSError as error:
+        reason = str(error).strip().splitlines() or ["the encoder failed"]
+        raise RunError(f"cannot write {path}: {reason[0]}") from error

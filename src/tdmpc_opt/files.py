@@ -1,6 +1,8 @@
-"""Writing files safely: whole or not at all, never over an input, by one process at a time."""
+"""Files: written whole or not at all, never over an input, by one process at a time."""
 
 import errno
+import hashlib
+import json
 import os
 import socket
 import sys
@@ -9,9 +11,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from tdmpc_opt.errors import InputError, RunError
+from tdmpc_opt.errors import CheckpointError, InputError, RunError
 
 if sys.platform == "win32":
     import msvcrt
@@ -192,3 +194,65 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse a document.
+
+    Raises:
+        ValueError: It is no JSON, no UTF-8, or nested deeper than Python can follow.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of the file, in hexadecimal.
+
+    Raises:
+        CheckpointError: A file that cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+_LENGTH_BYTES = 8
+
+
+def sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file in place; the library writes it in random order.
+
+    Result files name checkpoints by their SHA-256, so equal weights have to give equal files.
+
+    Args:
+        path: File that the library has just written.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        # The same entries in another order: the length stays, and with it the tensors' place.
+        assert len(text) <= length, "the header cannot grow by sorting"
+        file.seek(_LENGTH_BYTES)
+        file.write(text.ljust(length))
+
+
+def difference(key: str, found: object, asked: object) -> str:
+    """Return how a stored value of a configuration differs from the requested one.
+
+    Args:
+        key: Name of the value.
+        found: Stored value.
+        asked: Requested value; a file is a mapping with `name` and `sha256`.
+    """
+    if isinstance(found, dict) and isinstance(asked, dict) and "sha256" in found:
+        if found.get("name") == asked.get("name"):
+            return f"{key} {found.get('name')} has changed since"
+        found, asked = found.get("name"), asked.get("name")
+    return f"existing run has {key}={found}, requested {key}={asked}"

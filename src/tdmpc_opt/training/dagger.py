@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tdmpc_opt import provenance
+from tdmpc_opt import machine
 from tdmpc_opt.agents.policies import PolicySource, is_expert_folder
-from tdmpc_opt.atomic import alone, replace_when_done
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.collection.collect import collect
@@ -27,9 +26,9 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.evaluation.evaluate import evaluate
-from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.files import alone, difference, parse_json, replace_when_done
 from tdmpc_opt.progress import Progress, Silent, Stage
-from tdmpc_opt.task_table import TaskTable
+from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.distillation import distill
 from tdmpc_opt.training.loop import PERIODIC_SEED, train
 from tdmpc_opt.training.run import source_identity
@@ -268,7 +267,7 @@ class _RoundsFile:
             if found.get(key) != self._identity.get(key):
                 raise RunError(
                     f"{self._path.parent} holds another run: "
-                    f"{provenance.difference(key, found.get(key), self._identity.get(key))}; "
+                    f"{difference(key, found.get(key), self._identity.get(key))}; "
                     "choose another --output or delete it"
                 )
         if self.rounds and not StateFolder(self._path.parent).files():
@@ -283,8 +282,8 @@ class _RoundsFile:
             "schema": 1,
             "rounds": [asdict(row) for row in self.rounds],
             "config": self._identity,
-            "versions": provenance.versions(),
-            "machine": provenance.machine(),
+            "versions": machine.versions(),
+            "machine": machine.facts(),
         }
         try:
             with replace_when_done(self._path) as temporary:

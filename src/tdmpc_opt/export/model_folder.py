@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from tdmpc_opt.atomic import replace_when_done
 from tdmpc_opt.checkpoints.convert import with_origin
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.checkpoints.native import SCHEMA, write_native
@@ -16,9 +15,9 @@ from tdmpc_opt.checkpoints.summary import CheckpointSummary, describe
 from tdmpc_opt.configs import ConvertConfig
 from tdmpc_opt.errors import CheckpointError, ResultError, printable
 from tdmpc_opt.evaluation.results import read_evaluation
-from tdmpc_opt.json_text import parse_json
+from tdmpc_opt.files import parse_json, replace_when_done
 from tdmpc_opt.runtime.weights import MODEL_FILE
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30
 
 _TAGS = ("reinforcement-learning", "world-model", "tdmpc2", "robotics", "continuous-control")
 _LONGEST = 20_000

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tdmpc_opt import provenance, zoo
-from tdmpc_opt.atomic import alone, replace_when_done
+from tdmpc_opt import machine, zoo
 from tdmpc_opt.checkpoints.summary import describe
 from tdmpc_opt.collection.collect import collect
 from tdmpc_opt.compression.quantize import quantize
@@ -19,12 +18,13 @@ from tdmpc_opt.configs import (
     EvaluateConfig,
     LossWeights,
     QuantizeConfig,
-    Size,
     TrainConfig,
 )
 from tdmpc_opt.evaluation.evaluate import evaluate
+from tdmpc_opt.files import alone, replace_when_done
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.report.plots import plot_curves, plot_scores
+from tdmpc_opt.schema import Size
 from tdmpc_opt.training.distillation import distill
 from tdmpc_opt.training.loop import train
 
@@ -155,8 +155,8 @@ def _write(path: Path, config: dict[str, Any], rows: list[DemoRow], seconds: flo
         "rows": [asdict(row) for row in rows],
         "seconds": round(seconds, 1),
         "config": config,
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
+        "versions": machine.versions(),
+        "machine": machine.facts(),
     }
     with replace_when_done(path) as temp:
         temp.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,6 +1,5 @@
-"""Where a result comes from: versions, machine, commit, and the hash of what was run."""
+"""This machine: versions, commit, processor, and the processes that torchrun started on it."""
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -8,7 +7,6 @@ from importlib import metadata
 from pathlib import Path
 
 import tdmpc_opt
-from tdmpc_opt.errors import CheckpointError
 
 _LIBRARIES = (
     *("numpy", "torch", "mujoco", "dm_control", "gymnasium", "sbx-rl", "jax"),
@@ -30,22 +28,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def difference(key: str, found: object, asked: object) -> str:
-    """Return in words what sets apart a stored value of a configuration from the one asked for.
-
-    Args:
-        key: Name of the value.
-        found: What was stored.
-        asked: What is asked for; a file is a mapping with `name` and `sha256`.
-    """
-    if isinstance(found, dict) and isinstance(asked, dict) and "sha256" in found:
-        if found.get("name") != asked.get("name"):
-            return f"its {key} is {found.get('name')}, asked is {asked.get('name')}"
-        return f"its {key} is {found.get('name')} as it was before it changed"
-    return f"its {key} is {found}, asked is {asked}"
-
-
-def machine() -> dict[str, str | int]:
+def facts() -> dict[str, str | int]:
     """Return what this machine is: processor, architecture, cores, system."""
     return {
         "processor": _processor(),
@@ -82,14 +65,33 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of the file, in hexadecimal.
+def world_size() -> int:
+    """Return how many processes train together; 1 for one that torchrun did not start."""
+    return _number("WORLD_SIZE", 1)
 
-    Raises:
-        CheckpointError: A file that cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+def rank() -> int:
+    """Return the number of this process among them, from 0."""
+    return _number("RANK", 0)
+
+
+def local_world_size() -> int:
+    """Return how many of them run on this machine."""
+    return _number("LOCAL_WORLD_SIZE", 1)
+
+
+def nodes() -> int:
+    """Return on how many machines they run."""
+    return _number("GROUP_WORLD_SIZE", 1)
+
+
+def restarts() -> int:
+    """Return how often torchrun has started the processes of this machine again."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
+def _number(name: str, otherwise: int) -> int:
+    # Other launchers set some of these names too; this one is torchrun's own.
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return otherwise
+    return int(os.environ.get(name, otherwise))
