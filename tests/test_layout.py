@@ -21,13 +21,13 @@ def _loaded_by(module: str) -> set[str]:
     return set(run.stdout.split())
 
 
-def test_no_module_is_longer_than_400_lines():
+def test_no_module_is_longer_than_500_lines():
     lengths = {
         str(path.relative_to(SOURCE)): len(path.read_text().splitlines())
         for path in SOURCE.rglob("*.py")
     }
     assert lengths
-    assert {name: length for name, length in lengths.items() if length > 400} == {}
+    assert {name: length for name, length in lengths.items() if length > 500} == {}
 
 
 @pytest.mark.parametrize("module", ["tdmpc_opt", "tdmpc_opt.configs", "tdmpc_opt.tasks"])

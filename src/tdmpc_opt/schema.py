@@ -5,7 +5,6 @@ Source: the public TD-MPC2 task definition (arXiv:2310.16828, appendix on MT30).
 
 import difflib
 import math
-import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.errors import BusyError, InputError, NonFiniteError, UnknownTaskError
+from tdmpc_opt.errors import InputError, NonFiniteError, UnknownTaskError
 
 _MOST = 1 << 24
 """Largest width or length that a file may tell of a task."""
@@ -299,39 +298,30 @@ class ModelConfig:
             )
 
 
-@dataclass(frozen=True)
-class _Widths:
-    enc_dim: int
-    mlp_dim: int
-    latent_dim: int
-    num_enc_layers: int
-    num_q: int
-    task_dim: int
-
-
-_SIZES: dict[str, _Widths] = {
-    "0.3": _Widths(128, 160, 64, 2, 2, 32),  # ours, for quick trials; the others are published
-    "1": _Widths(256, 384, 128, 2, 2, 96),
-    "5": _Widths(256, 512, 512, 2, 5, 64),
-    "19": _Widths(1024, 1024, 512, 3, 5, 64),  # latent 512 as in the MT30 release, else 768
-    "48": _Widths(1792, 1792, 768, 4, 5, 64),
-    "317": _Widths(4096, 4096, 1376, 5, 8, 96),
+# enc_dim, mlp_dim, latent_dim, num_enc_layers, num_q, task_dim
+_SIZES: dict[Size, tuple[int, int, int, int, int, int]] = {
+    "0.3": (128, 160, 64, 2, 2, 32),  # ours, for quick trials; the others are published
+    "1": (256, 384, 128, 2, 2, 96),
+    "5": (256, 512, 512, 2, 5, 64),
+    "19": (1024, 1024, 512, 3, 5, 64),  # latent 512 as in the MT30 release, else 768
+    "48": (1792, 1792, 768, 4, 5, 64),
+    "317": (4096, 4096, 1376, 5, 8, 96),
 }
 
 
 def model_config(size: Size, tasks: TaskTable) -> ModelConfig:
     """Return the widths of a size (millions of parameters) for these tasks."""
-    widths = _SIZES[size]
+    enc_dim, mlp_dim, latent_dim, num_enc_layers, num_q, task_dim = _SIZES[size]
     return ModelConfig(
         obs_dim=tasks.obs_dim,
         action_dim=tasks.action_dim,
         num_tasks=len(tasks),
-        enc_dim=widths.enc_dim,
-        mlp_dim=widths.mlp_dim,
-        latent_dim=widths.latent_dim,
-        num_enc_layers=widths.num_enc_layers,
-        num_q=widths.num_q,
-        task_dim=widths.task_dim,
+        enc_dim=enc_dim,
+        mlp_dim=mlp_dim,
+        latent_dim=latent_dim,
+        num_enc_layers=num_enc_layers,
+        num_q=num_q,
+        task_dim=task_dim,
     )
 
 
@@ -410,29 +400,6 @@ LARGEST_OBSERVATION = 1e15
 """Magnitude up to which the first layer's sums of squares do not overflow float32."""
 _ROUNDING = 1e-3
 """By how much a tanh may exceed 1 in some engine's arithmetic."""
-
-
-class OneCallAtATime:
-    """Context that refuses to be entered while a call of another thread is inside.
-
-    For plans, which go from one call to the next: two control loops cannot share them.
-
-    Raises:
-        BusyError: A call is inside.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise BusyError(
-                "this agent plans for another thread's call, and its plan belongs to one "
-                "control loop; load an agent for each thread"
-            )
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
 
 def task_id(tasks: TaskTable, task: str | int | None) -> int:

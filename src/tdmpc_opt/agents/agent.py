@@ -23,9 +23,8 @@ from tdmpc_opt.planning.planner import (
     eager_engine,
 )
 from tdmpc_opt.planning.presets import find_preset
-from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer
+from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer, OneCallAtATime
 from tdmpc_opt.schema import (
-    OneCallAtATime,
     PlannerBudget,
     check_action,
     check_deadline,

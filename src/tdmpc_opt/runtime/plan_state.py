@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from tdmpc_opt.errors import NonFiniteError
+from tdmpc_opt.errors import BusyError, NonFiniteError
 
 Array = NDArray[Any]
 Refine = Callable[[range, Array, Array], tuple[Array, Array, Array]]
@@ -84,6 +84,29 @@ class DeadlineTimer:
     def end_part(self, started: float) -> None:
         """Record the duration of the part that started then."""
         self._costs.append(self._clock() - started)
+
+
+class OneCallAtATime:
+    """Context that refuses to be entered while a call of another thread is inside.
+
+    For plans, which go from one call to the next: two control loops cannot share them.
+
+    Raises:
+        BusyError: A call is inside.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise BusyError(
+                "this agent plans for another thread's call, and its plan belongs to one "
+                "control loop; load an agent for each thread"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 @runtime_checkable

@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc_opt.runtime.onnx_file import PlanSizes, check_output
-from tdmpc_opt.runtime.plan_state import DeadlineTimer, PlanState, Refine
-from tdmpc_opt.schema import OneCallAtATime
+from tdmpc_opt.runtime.plan_state import DeadlineTimer, OneCallAtATime, PlanState, Refine
 
 Array = NDArray[np.float32]
 Inputs = dict[str, NDArray[Any]]
