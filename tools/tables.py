@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from tdmpc_opt import zoo
-from tdmpc_opt.checkpoints.load import sha256
 from tdmpc_opt.evaluation.ablation import ablation as ablation_rows
 from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.planning.presets import PRESETS
@@ -26,8 +25,6 @@ from tdmpc_opt.schema import MT30, PlannerBudget
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 Json = dict[str, Any]
-
-BEFORE_SAC_ALONE = "94c1e6f"
 
 COMMANDS = {
     "bench-action-latency": "python benchmarks/action_latency.py --checkpoint FILE",
@@ -54,6 +51,15 @@ COMMANDS = {
 }
 """The commands that wrote the files whose kind does not determine it."""
 
+BEFORE_REMOVALS = "94c1e6f"
+"""The last commit whose commands have the options that were removed since."""
+
+DEMO_ROWS = {
+    "student without teacher": "control: the same data and labels, no reward term",
+    "distilled student": "distilled student: the same with the teacher's rewards, d = 0.4",
+}
+"""What the rows of older demo files are called on the pages."""
+
 SURVIVORS = {
     "@dataclass(frozen=False, slots=True, eq=False)": "equivalent: nothing assigns to a field",
     "self._drawn = np.zeros( 1, dtype=np.int64)": "equivalent: the first batch replaces it "
@@ -68,36 +74,32 @@ SURVIVORS = {
 
 
 def home() -> str:
-    """The bundled agent on MT30, and what the demo makes."""
+    """The policies of networks of one size on MT30, measured in the same way."""
     agents = {
-        "mt30-1m-policy": "our 1M student, policy network alone",
-        "mt30-1m-planner-realtime": "the same, planning by its preset `realtime`",
-        "mt30-1m-planner-full": "the same, planning by the published budget",
-        "mt30-1m-taught": "the same network taught by experts, not corrected yet",
-        "mt30-1m-untaught": "the same network, data and updates without a teacher",
-        "released-1m-planner-noise": "released 1M student of TD-MPC-Opt, planner with noise",
-        "released-1m-policy": "the same, policy network alone",
+        "mt30-1m-policy": "student `mt30-1m`",
+        "mt30-1m-int8-policy": "the same in int8, encoder and policy",
+        "mt30-1m-taught": "student after 15,000 updates with the experts' labels",
+        "mt30-1m-untaught": "the same data, updates and seed without a teacher",
+        "released-1m-policy": "published student of TD-MPC-Opt",
         "random-mt30": "random actions",
     }
-    student = zoo.path("mt30-1m")
+    files = {row["result"]: row["size_bytes"] for row in _read("formats-mt30-1m")["rows"]}
+    files["mt30-1m-policy.json"] = zoo.path("mt30-1m").stat().st_size
+    files["released-1m-policy.json"] = files["released-1m-fp16-policy.json"]
     rows = []
     for name, agent in agents.items():
-        content = _read(name)
-        bundled = content["config"]["checkpoint"].get("sha256") == sha256(student)
-        size = student.stat().st_size if bundled else None
-        rows.append((agent, _score(content), _measured_on(content["config"]), _bytes(size)))
-    for row in reversed(_read("demo")["rows"]):
-        shown = (f"demo: {row['name']}", _interval(row["score"], row["ci95"]))
-        rows.append((*shown, "4 tasks, 10 episodes a task", _bytes(row["size_bytes"])))
-    return _table("agent, score, measured on, bytes of the file", rows)
+        path = RESULTS / f"{name}.json"
+        rows.append((agent, _score(_read(name)), _bytes(files.get(path.name)), _link(path)))
+    return _table("agent, score, bytes of the file, result file", rows)
 
 
 def demo() -> str:
-    """What `make demo` makes."""
+    """The agents of `make demo`."""
     rows = []
     for row in _read("demo")["rows"]:
         counts = (_bytes(row["parameters"]), _bytes(row["size_bytes"]))
-        rows.append((row["name"], _interval(row["score"], row["ci95"]), *counts))
+        name = DEMO_ROWS.get(row["name"], row["name"])
+        rows.append((name, _interval(row["score"], row["ci95"]), *counts))
     return _table("agent, score, parameters, bytes", rows)
 
 
@@ -106,13 +108,22 @@ def scores() -> str:
     rows = []
     for path, content in _of_kind("evaluation"):
         config, agent = content["config"], content["config"]["checkpoint"]["name"]
-        how = "chance" if agent == "random" else config["mode"] or "its own network"
-        if (preset := _preset(config)) is not None:
-            how += f" ({preset or 'budget of its own'})"
-        how += ", noise" * config["noise"]
         shown = _score(content) if content["complete"] else "unfinished"
-        rows.append((_link(path), Path(agent).stem, how, _measured_on(config), shown))
+        rows.append((_link(path), Path(agent).stem, _how(config), _measured_on(config), shown))
     return _table("file, agent, acts by, measured on, score", rows)
+
+
+def _how(config: Json) -> str:
+    """Return how the agent of an evaluation chose its actions."""
+    if config["checkpoint"]["name"] == "random":
+        return "random actions"
+    how = config["mode"] or "exported file"
+    if (preset := _preset(config)) is not None:
+        budget = PlannerBudget(**config["budget"])
+        how += ", published budget" if budget == PlannerBudget() else f" `{preset}`"
+        how += ", regularised" * bool(budget.prior_penalty or budget.prior_hold)
+        how += f", {budget.replan_every} actions a plan" * (budget.replan_every > 1)
+    return how + ", noise" * config["noise"]
 
 
 def expert_trials() -> str:
@@ -121,12 +132,14 @@ def expert_trials() -> str:
     for path, content in _of_kind("expert"):
         config = content["config"]
         settings = (config["task"], config["algorithm"], config["n_steps"])
-        rows.append((_link(path), *settings, f"{content['steps']:,}", f"{_mean(content):.1f}"))
-    return _table("file, task, algorithm, n-step, agent steps, mean return", rows)
+        numbers = (f"{content['steps']:,}", len(content["returns"]), f"{_mean(content):.1f}")
+        rows.append((_link(path), *settings, *numbers))
+    head = "file, task, algorithm, n-step, agent steps, episodes measured, mean return"
+    return _table(head, rows)
 
 
 def experts() -> str:
-    """What the committed experts of MT30 reach, and how each was trained."""
+    """The mean return of each committed expert of MT30, and how it was trained."""
     rows, means = [], []
     for task in MT30.names:
         content = _expert(task)
@@ -141,85 +154,107 @@ def experts() -> str:
         numbers = (f"{means[-1]:.0f}", f"{content['steps']:,}")
         rows.append((link, *numbers, how, _driver(content) or "random actions"))
     rows.append((f"mean of {len(means)}", f"{np.mean(means):.0f}", "", "", ""))
-    return _table("task, mean return, agent steps, algorithm, first episodes driven by", rows)
+    head = (
+        "task, mean return of 10 episodes, agent steps, algorithm, warm-up policy and episodes"
+    )
+    return _table(head, rows)
 
 
 def warmed() -> str:
-    """What it changes that another policy drives an expert's first episodes."""
+    """Experts with and without a warm-up policy."""
     rows = []
     for path, content in _of_kind("expert"):
         task = content["config"]["task"]
         if path.stem == f"expert-alone-{task}" and (driver := _driver(_expert(task))):
             alone = f"[{_mean(content):.0f}](../results/{path.name})"
             rows.append((task, alone, f"{_mean(_expert(task)):.0f}", driver))
-    return _table("task, alone, committed, first episodes driven by", rows)
+    return _table("task, without warm-up, committed expert, warm-up policy and episodes", rows)
 
 
 def student() -> str:
-    """The student beside its experts and the released one, task by task."""
+    """Mean returns of the student, its experts and the published student by task."""
     names = {
-        "student": "mt30-1m-policy",
-        "student, planner": "mt30-1m-planner-realtime",
-        "released, policy": "released-1m-policy",
-        "released, planner": "released-1m-planner-deterministic",
+        "student, policy": "mt30-1m-policy",
+        "student, planner `realtime`": "mt30-1m-planner-realtime",
+        "published student, policy": "released-1m-policy",
+        "published student, planner": "released-1m-planner-deterministic",
     }
-    columns = [_read(name)["tasks"] for name in names.values()]
+    contents = [_read(name) for name in names.values()]
+    heads = [
+        f"{head} ({content['config']['episodes']} ep.)"
+        for head, content in zip(names, contents, strict=True)
+    ]
+    columns = [content["tasks"] for content in contents]
     means = [
         [_mean(each) for each in (_expert(task), *(tasks[task] for tasks in columns))]
         for task in MT30.names
     ]
     named = zip([*MT30.names, "mean of 30"], [*means, np.mean(means, axis=0)], strict=True)
     rows = [(task, *(f"{mean:.0f}" for mean in row)) for task, row in named]
-    return _table(("task", "expert", *names), rows)
+    return _table(("task", "expert (10 ep.)", *heads), rows)
 
 
 def pair() -> str:
     """Training with and without a teacher at equal budget, and the recipe's later steps."""
     teachers = {
         "mt30-1m-untaught": "none (plain TD-MPC2)",
-        "mt30-1m-taught": "the experts, on the states of the dataset",
-        "mt30-1m-corrected": "the experts, then on its own states too",
-        "mt30-1m-again": "the same again on nine tasks where it stays behind them",
-        "mt30-1m-policy": "the same on all tasks once more: `mt30-1m`",
+        "mt30-1m-taught": "experts, labels on the states of the dataset",
+        "mt30-1m-corrected": "continued: six rounds of DAgger on all tasks",
+        "mt30-1m-again": "continued: four rounds on the nine tasks with the largest gaps",
+        "mt30-1m-policy": "continued: two rounds on all tasks; this is `mt30-1m`",
     }
-    rows = []
-    for name, teacher in teachers.items():
-        content = _read(name)
-        training = content["training"]
-        updates = f"{training['updates']:,}" + " more" * bool(training["start"])
-        rows.append((teacher, updates, *_measured(name)))
-    return _table("teacher, updates, score, measured on, file", rows)
+    updates = [_read(name)["training"]["updates"] for name in teachers]
+    steps = zip(teachers.values(), updates, _compared(teachers), strict=True)
+    rows = [(teacher, f"{count:,}", *step) for teacher, count, step in steps]
+    return _table(f"teacher, updates of this step, {_COMPARED}", rows)
 
 
 def trials() -> str:
-    """Steps on the way to the student, each from the weights of one before it."""
-    return _steps(
-        {
-            "mt30-trial-constant": "a constant learning rate, five rounds of `dagger`",
-            "mt30-trial-annealed": "1,500 updates more, `--lr-zero-at 1500`",
-            "mt30-trial-labels": "the same with `--behaviour-batch 256` instead",
-            "mt30-trial-noise": "1,200 more, the policy's noise limited by its labels",
-        }
-    )
+    """Trials that led to the student's recipe."""
+    steps = {
+        "mt30-trial-constant": "A: constant learning rate, five rounds of DAgger",
+        "mt30-trial-annealed": "B: from A, 1,500 updates with `--lr-zero-at 1500`",
+        "mt30-trial-labels": "C: from A, the same with `--behaviour-batch 256`",
+        "mt30-trial-noise": "D: from C, 1,200 updates; labels compared with samples",
+    }
+    return _table(f"step, {_COMPARED}", _steps(steps))
 
 
 def released() -> str:
-    """The released checkpoint before and after it was trained on its own plans."""
-    return _steps(
-        {
-            "released-1m-policy": "as released",
-            "released-1m-imitating": "after learning from its planner's and its own best "
-            "episodes",
-            "released-1m-first-round": "after more of it, and a round where it drove itself",
-            "released-1m-more": "after a second round, from more starts",
-            "released-1m-third-round": "after a third, in FP16",
-            "released-1m-improved": "after a fourth, in FP16",
-        }
-    )
+    """The published student before and after training on its own plans."""
+    steps = {
+        "released-1m-policy": "as published",
+        "released-1m-imitating": "imitation of the best episodes of its planner and policy",
+        "released-1m-first-round": "more imitation, and a first on-policy round",
+        "released-1m-more": "second round, more starts",
+        "released-1m-third-round": "third round, FP16",
+        "released-1m-improved": "fourth round, FP16",
+    }
+    return _table(f"step, {_COMPARED}", _steps(steps))
+
+
+def _steps(names: Mapping[str, str]) -> list[tuple[str, ...]]:
+    return [
+        (step, *found) for step, found in zip(names.values(), _compared(names), strict=True)
+    ]
+
+
+_COMPARED = "score, measured on, difference from the row above on common starts, file"
+
+
+def _compared(names: Iterable[str]) -> list[tuple[str, str, str, str]]:
+    """Return the score of each file, and the paired difference from the one before it."""
+    paths = [RESULTS / f"{name}.json" for name in names]
+    found = []
+    for before, path in zip([paths[0], *paths], paths, strict=False):
+        content = _read(path.stem)
+        where = _measured_on(content["config"])
+        found.append((_score(content), where, _against(before, path), _link(path)))
+    return found
 
 
 def ablation() -> str:
-    """What each term of `examples/mt30/ablation.sh` changes, by policy and by planner."""
+    """Scores of the rows of `examples/mt30/ablation.sh`, by policy and by planner."""
     rows = {
         "none": "no teacher",
         "reward-d0.05": "rewards, d = 0.05 (the paper's term)",
@@ -242,25 +277,25 @@ def ablation() -> str:
         found = ablation_rows(files)
         columns.append([_interval(row.score.mean, list(row.score.ci95 or ())) for row in found])
     return _table(
-        "distilled from the teacher, policy, planner `realtime`",
+        "terms, policy, planner `realtime`",
         zip(rows.values(), *columns, strict=True),
     )
 
 
 def formats() -> str:
-    """Error of each number format, the whole checkpoint in it."""
+    """Error of each number format, applied to the whole checkpoint."""
     rows = []
     for row in _read("sensitivity-mt30-1m")["whole"]:
         value = "-" if row["value_error"] is None else f"{row['value_error']:.5f}"
         numbers = (f"{row['size_bytes']:,}", f"{row['action_error']:.4f}", value)
         rows.append((f"`{row['format']}`", *numbers))
-    return _table("format, bytes, action error, loss of correlation of planned values", rows)
+    return _table("format, bytes, action error, value error", rows)
 
 
 def proof() -> str:
     """Bytes, memory, latency, score and error of each format.
 
-    The paired difference is from the first file of the same agent that acts in the same way.
+    The paired difference is from the first file of the same agent with the same mode.
     """
     rows, exact = [], dict[tuple[bool, str], Path]()
     for row in _read("formats-mt30-1m")["rows"]:
@@ -315,33 +350,65 @@ def sampling() -> str:
 
 
 def presets() -> str:
-    """Latency of each preset, and its score where it was evaluated."""
+    """Latency of each preset of the bundled student, and its score where it was evaluated."""
     rows = []
     for record in _read("bench-presets")["candidates"]:
         preset, times = record["preset"], record["batches"]["1"]
         numbers = (f"{times['p50_ms']:.3g}", f"{times['hz']:,.0f}", f"{times['speedup']:.1f}")
         path = RESULTS / f"mt30-1m-{preset if preset == 'policy' else f'planner-{preset}'}.json"
-        found = ("not measured", "-", "-")
+        found = ("not measured", "-", "-", "-")
         if path.exists():
+            content = _read(path.stem)
             difference = _against(RESULTS / "mt30-1m-policy.json", path)
-            found = (_score(_read(path.stem)), difference, f"[json](../results/{path.name})")
+            episodes = content["config"]["episodes"]
+            found = (_score(content), f"{episodes}", difference, _link(path))
         rows.append((f"`{preset}`", *numbers, *found))
-    head = "preset, ms per action (p50), Hz, times faster, score, from the policy, file"
-    return _table(head, rows)
+    head = "preset, ms per action (p50), Hz, speed-up over `full`, score, episodes a task"
+    return _table(f"{head}, difference from the policy on common starts, file", rows)
 
 
 def reuse() -> str:
-    """Score by how many of a plan's actions are carried out."""
+    """Score by the number of actions executed of each plan."""
     rows = []
     for agent, *names in (
-        ("mt30-1m", "mt30-1m-share-realtime", "mt30-1m-realtime-every-2"),
-        ("released-1m", "released-1m-fp16-realtime", "released-1m-realtime-every-2"),
+        ("bundled `mt30-1m`", "mt30-1m-share-realtime", "mt30-1m-realtime-every-2"),
+        ("published", "released-1m-fp16-realtime", "released-1m-realtime-every-2"),
     ):
         first, *_ = paths = [RESULTS / f"{name}.json" for name in names]
         for actions, path in enumerate(paths, 1):
-            shown = f"[{_score(_read(path.stem))}](../results/{path.name})"
-            rows.append((agent, actions, shown, _against(first, path)))
-    return _table("student, actions of a plan, score, paired difference", rows)
+            rows.append(
+                (agent, actions, _score(_read(path.stem)), _against(first, path), _link(path))
+            )
+    return _table("student, `replan_every`, score, paired difference, file", rows)
+
+
+def regularisation() -> str:
+    """Plans of `realtime` by their regularisation, against the policy on the same starts."""
+    files = {
+        "policy": "the policy itself",
+        "realtime-0.3": "`prior_penalty` 0.3",
+        "realtime-3": "`prior_penalty` 3",
+        "realtime-10": "`prior_penalty` 10",
+        "realtime-0.3-hold-10": "0.3 and `prior_hold` 10",
+        "realtime-0.3-hold-30": "0.3 and `prior_hold` 30",
+        "realtime-0.3-hold-100": "0.3 and `prior_hold` 100",
+    }
+    policy = RESULTS / "hold" / "policy.json"
+    starts = range(_read("hold/realtime-0.3")["config"]["episodes"])
+    shown = ("finger-turn-easy", "finger-turn-hard", "finger-spin")
+    rows = []
+    for name, how in files.items():
+        content = _read(f"hold/{name}")
+        scores = {
+            task: np.mean([each["returns"][start] for start in starts]) / 10
+            for task, each in content["tasks"].items()
+        }
+        difference = _against(policy, RESULTS / "hold" / f"{name}.json")
+        tasks = (f"{scores[task]:.0f}" for task in shown)
+        link = f"[{name}](../results/hold/{name}.json)"
+        rows.append((how, f"{np.mean(list(scores.values())):.2f}", difference, *tasks, link))
+    head = ("plans", "MT30", "paired difference from the policy", *shown, "file")
+    return _table(head, rows)
 
 
 def costs() -> str:
@@ -365,15 +432,16 @@ def costs() -> str:
 
 
 def search() -> str:
-    """The budgets that no other beats in both time and score."""
+    """The budgets on the Pareto front of time and score."""
     rows = []
     for trial in _read("tuning-released-1m")["trials"]:
         if trial["on_front"]:
             b = trial["budget"]
             sampled, how = b["samples"] - b["policy_samples"], "an elite"
             shape = f"{b['iterations']} x ({sampled} + {b['policy_samples']} of the policy)"
-            how = "its mean" if b["mean_action"] else how
+            how = "the mean" if b["mean_action"] else how
             budget = f"{shape}, horizon {b['horizon']}, acts by {how}"
+            budget += f", `prior_penalty` {b['prior_penalty']:g}" * bool(b["prior_penalty"])
             rows.append((budget, f"{100 * trial['share']:.1f}%", _score(trial)))
     head = ("budget", "share of the full budget's time", "score on the tuning episodes")
     return _table(head, rows)
@@ -431,32 +499,30 @@ def files() -> str:
 
 
 def command(name: str, content: Json) -> str:
-    """Return the command that wrote a result file."""
+    """Return the command that wrote a result file.
+
+    An option that was removed since stays in the command, behind the commit that has it.
+    """
     kind, config = content["kind"], content["config"]
     if name in COMMANDS:
         return COMMANDS[name]
-    if kind == "expert":
-        names = ("method", "algorithm", "n_steps", "hidden", "envs", "update_ratio", "seed")
-        words = ["tdmpc-opt", "experts", "--tasks", config["task"]]
-        words += ["--steps", str(content["steps"])]
-        for key in filter(config.__contains__, names):
-            words += [f"--{key.replace('_', '-')}", str(config[key])]
-        # Records that name an algorithm were made before SAC became the only one.
-        before = f"git checkout {BEFORE_SAC_ALONE} && " if "algorithm" in config else ""
-        return before + shlex.join([*words, "--output", "experts"])
     words = {
-        "bench": ["bench", "FILE"],
-        "sensitivity": ["sensitivity", "FILE", "--data", "DATA"],
-        "tuning": ["tune-planner", "FILE"],
-        "evaluation": ["evaluate"],
-    }[kind]
-    if kind == "evaluation":
-        words += _evaluation(config)
-    return shlex.join(["tdmpc-opt", *words, "--output", f"results/{name}.json"])
+        "bench": _bench,
+        "evaluation": _evaluation,
+        "expert": _experts,
+        "sensitivity": _sensitivity,
+        "tuning": _tuning,
+    }[kind](content)
+    output = {"expert": "experts", "tuning": "tuning"}.get(kind, f"results/{name}.json")
+    shown = shlex.join(["tdmpc-opt", *words, "--output", output])
+    if "algorithm" in config or config.get("precision") == "int8":
+        return f"git checkout {BEFORE_REMOVALS} && {shown}"
+    return shown
 
 
-def _evaluation(config: Json) -> list[str]:
-    words = [config["checkpoint"]["name"]]
+def _evaluation(content: Json) -> list[str]:
+    config = content["config"]
+    words = ["evaluate", config["checkpoint"]["name"]]
     if tuple(config["tasks"]) != MT30.names:
         words += ["--tasks", ",".join(config["tasks"])]
     elif config["mode"] is None:
@@ -464,19 +530,76 @@ def _evaluation(config: Json) -> list[str]:
     words += ["--episodes", str(config["episodes"]), "--seed", str(config["seed"])]
     if config["mode"]:
         words += ["--mode", config["mode"]]
-    if preset := _preset(config):
-        words += ["--preset", preset]
-    if config["mode"] == "planner" and config.get("engine", "eager") == "eager":
-        words += ["--engine", "eager"]  # removed engines: the default
+    if config["mode"] == "planner":
+        budget = PlannerBudget(**config["budget"])
+        if budget != PlannerBudget():
+            words += ["--preset", _preset(config) or ""]
+        if budget.replan_every > 1:
+            words += ["--replan-every", str(budget.replan_every)]
+        if config.get("engine", "eager") == "eager":
+            words += ["--engine", "eager"]  # of removed engines none is left to name
+        if config.get("precision") == "int8":
+            words += ["--engine", config["engine"], "--precision", "int8"]
     return words + ["--noise"] * config["noise"]
 
 
+def _experts(content: Json) -> list[str]:
+    config = content["config"]
+    names = ("method", "algorithm", "n_steps", "hidden", "envs", "update_ratio", "seed")
+    options = {name: config[name] for name in (*names, "episodes") if name in config}
+    if warm := config.get("warm_up"):
+        options |= {
+            "warm_up": warm["policy"]["name"],
+            "warm_up_task": warm["task"],
+            "warm_up_episodes": warm["episodes"],
+        }
+    words = ["experts", "--tasks", config["task"], "--steps", str(content["steps"])]
+    pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items()]
+    return [*words, *(word for pair in pairs for word in pair)]
+
+
+def _bench(content: Json) -> list[str]:
+    config, candidates = content["config"], content["candidates"]
+    words = ["bench", *dict.fromkeys(each["file"]["name"] for each in candidates)]
+    if presets := [*dict.fromkeys(each["preset"] for each in candidates if each["preset"])]:
+        engines = dict.fromkeys(each["engine"] for each in candidates)
+        words += ["--preset", *presets, "--engine", *engines]
+    batches = dict.fromkeys(batch for each in candidates for batch in each["batches"])
+    words += ["--task", config["task"], "--batch", *batches]
+    return [*words, "--rounds", str(config["rounds"]), "--seconds", str(config["seconds"])]
+
+
+def _sensitivity(content: Json) -> list[str]:
+    return ["sensitivity", content["config"]["checkpoint"]["name"], "--data", "DATA"]
+
+
+def _tuning(content: Json) -> list[str]:
+    config, budgets = content["config"], [trial["budget"] for trial in content["trials"]]
+    words = ["tune-planner", config["checkpoint"]["name"], "--tasks", ",".join(config["tasks"])]
+    limits = {
+        "episodes": config["episodes"],
+        "trials": len(budgets),
+        "max-samples": max(b["samples"] - b["policy_samples"] for b in budgets),
+        "max-iterations": max(b["iterations"] for b in budgets),
+    }
+    words += [word for key, value in limits.items() for word in (f"--{key}", str(value))]
+    return words + ["--no-score-full"] * (content["full"] is None)
+
+
 def _preset(config: Json) -> str | None:
-    """Return the preset of a budget; None for the published one, "" for one without a name."""
-    if config.get("budget") is None or PlannerBudget(**config["budget"]) == PlannerBudget():
+    """Return the preset that an evaluation planned with, None for policies.
+
+    A checkpoint may store the budget of a preset with a regularisation added.
+    """
+    if config.get("budget") is None:
         return None
+    sizes = ("horizon", "iterations", "samples", "policy_samples", "elites", "temperature")
     budget = PlannerBudget(**config["budget"])
-    return next((name for name, preset in PRESETS.items() if preset.budget == budget), "")
+    return next(
+        name
+        for name, preset in PRESETS.items()
+        if all(getattr(preset.budget, size) == getattr(budget, size) for size in sizes)
+    )
 
 
 def _table(head: str | Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -486,16 +609,6 @@ def _table(head: str | Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join([shown[0], "|" + "---|" * len(names), *shown[1:]])
 
 
-def _steps(names: Mapping[str, str]) -> str:
-    rows = [(step, *_measured(name)) for name, step in names.items()]
-    return _table("step, score, measured on, file", rows)
-
-
-def _measured(name: str) -> tuple[str, str, str]:
-    content = _read(name)
-    return _score(content), _measured_on(content["config"]), _link(RESULTS / f"{name}.json")
-
-
 def _measured_on(config: Json) -> str:
     count, episodes = len(config["tasks"]), config["episodes"]
     where = "MT30" if tuple(config["tasks"]) == MT30.names else f"{count} tasks"
@@ -503,12 +616,12 @@ def _measured_on(config: Json) -> str:
 
 
 def _driver(expert: Json) -> str | None:
-    """Return which policy drove an expert's first episodes; None for random actions."""
+    """Return the policy of an expert's first episodes; None for random actions."""
     config = expert["config"]
     if (warm := config.get("warm_up")) is None:
         return None
     other = warm["task"] != config["task"]
-    who = f"the expert of {warm['task']}" if other else "the released planner"
+    who = f"expert of {warm['task']}" if other else "published student's planner"
     return f"{who}, {warm['episodes']}"
 
 
