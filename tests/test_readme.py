@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from tdmpc_opt import zoo
+from tdmpc_opt.checkpoints.load import sha256
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 ROWS = [line for line in README.splitlines() if line.startswith("|") and "results/" in line]
+
+
+FORMATS = json.loads((ROOT / "results" / "formats-mt30-1m.json").read_text())["rows"]
+SIZES = {row["sha256"]: row["size_bytes"] for row in FORMATS}
+SIZES[sha256(zoo.path("mt30-1m"))] = zoo.path("mt30-1m").stat().st_size
 
 
 def _shown(mean, interval):
@@ -22,24 +30,39 @@ def test_the_readme_shows_measured_results():
 
 @pytest.mark.parametrize("row", ROWS)
 def test_each_row_of_results_shows_the_figures_of_its_file(row):
-    name, score = (cell.strip() for cell in row.strip("|").split("|")[:2])
-    content = json.loads((ROOT / re.search(r"results/[\w.-]+\.json", row)[0]).read_text())
-    if content["kind"] == "demo":
-        found = {entry["name"]: entry for entry in content["rows"]}[name]
-        assert score == _shown(found["score"], found["ci95"])
-        assert f"{found['size_bytes']:,}" in row or not found["size_bytes"]
-    else:
-        assert content["complete"]
-        assert score == _shown(content["score"]["mean"], content["score"]["ci95"])
+    score, size = (cell.strip() for cell in row.strip("|").split("|")[1:3])
+    name = re.search(r"results/([\w.-]+)\.json", row)[1]
+    content = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    assert content["complete"]
+    assert score == _shown(content["score"]["mean"], content["score"]["ci95"])
+    assert size == "-" or size == f"{SIZES[content['config']['checkpoint']['sha256']]:,}"
 
 
-def test_the_rows_of_the_ablation_are_those_of_its_table():
-    rows = [line for line in README.splitlines() if line.startswith("| ablation")]
-    page = (ROOT / "docs" / "mt30-student.md").read_text()
-    table = page.split("tables.ablation()")[1].split("[[[end]]]")[0]
-    assert len(rows) >= 3
-    for row in rows:
-        assert f"| {row.split('|')[2].strip()} |" in table, row
+def test_the_rows_of_results_are_measured_in_the_same_way():
+    names = [re.search(r"results/([\w.-]+)\.json", row)[1] for row in ROWS]
+    configs = [
+        json.loads((ROOT / f"results/{name}.json").read_text())["config"] for name in names
+    ]
+    keys = ("tasks", "episodes", "seed", "noise")
+    assert all(
+        [config[key] for key in keys] == [configs[0][key] for key in keys] for config in configs
+    )
+    assert {config["mode"] for config in configs} <= {"policy", None}  # None: random actions
+
+
+def test_other_scores_of_the_readme_are_those_of_their_files():
+    found = re.findall(
+        r"scores (\d+\.\d+) \(.*?\[json\]\(results/([\w.-]+)\)", README, re.DOTALL
+    )
+    assert found
+    for score, name in found:
+        content = json.loads((ROOT / "results" / name).read_text())
+        assert score == f"{content['score']['mean']:.2f}"
+
+
+def test_few_words_come_before_the_first_command():
+    words = re.findall(r"[A-Za-z]\S*", re.sub(r"\(http\S+\)", "", README.split("```")[0]))
+    assert len(words) <= 60
 
 
 @pytest.mark.parametrize(
@@ -55,10 +78,10 @@ def test_each_result_file_says_where_it_comes_from(path):
 
 
 def test_the_commands_of_the_readme_distil_a_teacher(tmp_path, monkeypatch):
-    """The five lines of shell as they stand, but for a smaller teacher and budget."""
+    """The five lines of shell with a smaller teacher and budget."""
     from tdmpc_opt import cli, zoo
 
-    block = README.split("Five lines of shell")[1].split("```sh\n")[1].split("```")[0]
+    block = README.split("## Distil your teacher")[1].split("```sh\n")[1].split("```")[0]
     lines = [line.split()[1:] for line in block.strip().splitlines()]
     assert len(lines) == 5
     monkeypatch.chdir(tmp_path)
@@ -74,7 +97,7 @@ def test_the_commands_of_the_readme_distil_a_teacher(tmp_path, monkeypatch):
         words = [small.get(before, word) for before, word in pairs] + extra.get(words[0], [])
         assert cli.main(words) == 0
     assert json.loads(Path("student.json").read_text())["complete"]
-    block = README.split("(DAgger).")[1].split("```sh\n")[1].split("```")[0]
+    block = README.split("(DAgger):")[1].split("```sh\n")[1].split("```")[0]
     words = block.replace("\\\n", "").split()[1:]
     for option in ("--rounds", "--episodes", "--updates"):
         words[words.index(option) + 1] = "1"
@@ -83,7 +106,7 @@ def test_the_commands_of_the_readme_distil_a_teacher(tmp_path, monkeypatch):
 
 
 def test_the_python_of_the_readme_distils_and_acts(tmp_path, monkeypatch):
-    """The blocks as they stand, but for a smaller teacher and budget."""
+    """The blocks with a smaller teacher and budget."""
     from tdmpc_opt import zoo
 
     blocks = [part.split("```")[0] for part in README.split("```python\n")[1:]]
