@@ -191,7 +191,7 @@ def student() -> str:
     ]
     named = zip([*MT30.names, "mean of 30"], [*means, np.mean(means, axis=0)], strict=True)
     rows = [(task, *(f"{mean:.0f}" for mean in row)) for task, row in named]
-    return _table(("task", "expert (10 ep.)", *heads), rows)
+    return _table(("task", "committed expert (10 ep.)", *heads), rows)
 
 
 def pair() -> str:
