@@ -17,10 +17,9 @@ from cogapp import Cog
 
 import tdmpc_opt
 from tdmpc_opt import cli, zoo
-from tdmpc_opt.checkpoints.load import sha256
-from tdmpc_opt.configs import PlannerBudget
+from tdmpc_opt.files import sha256
 from tdmpc_opt.planning.presets import PRESETS
-from tdmpc_opt.task_table import MT30
+from tdmpc_opt.schema import MT30, PlannerBudget
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

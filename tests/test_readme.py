@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tdmpc_opt import zoo
-from tdmpc_opt.checkpoints.load import sha256
+from tdmpc_opt.files import sha256
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
