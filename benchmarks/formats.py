@@ -18,7 +18,7 @@ import tyro
 from numpy.typing import NDArray
 from timing import save
 
-from tdmpc_opt.agents.policies import PolicySource
+from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.bench.measure import bench
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.compression.calibration import Observations, read_observations
@@ -183,8 +183,8 @@ def _observations(config: Config) -> dict[str, Array]:
 
 def _actions(file: File, seen: Mapping[str, Array]) -> Array:
     """Return all actions of a file on observations of several tasks."""
-    policy = PolicySource(
-        source=str(file.path),
+    policy = open_source(
+        str(file.path),
         mode="policy" if file.how == "policy" else "planner",
         preset=file.preset,
     ).load()

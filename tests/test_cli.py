@@ -271,7 +271,7 @@ def test_labellers_that_cannot_label_are_refused(
     assert "no expert for pendulum-swingup" in refused(*drive, "--label", experts)
     assert "nothing to imitate" in refused(*drive, "--label", "random")
     ready = (*drive[:3], "--tasks", "cup-catch", "--output", out, "--label", experts)
-    assert "cannot plan" in refused(*ready, "--label-mode", "planner")
+    assert "its mode is fixed" in refused(*ready, "--label-mode", "planner")
     correct = _dagger(dataset_dir, out, checkpoint_file)
     assert "no expert for pendulum-swingup" in refused(*correct, "--label", experts)
     assert "nothing to imitate" in refused(*correct, "--teacher", "random")

@@ -264,7 +264,7 @@ def test_a_labeller_that_cannot_is_refused_and_leaves_nothing(
         collect(replace(config, tasks="cartpole-balance"))
     with pytest.raises(UnknownTaskError, match="unknown task 'walker-walk'"):
         collect(replace(config, tasks="walker-walk", label=str(checkpoint_file)))
-    with pytest.raises(InputError, match="a folder of experts, which cannot plan"):
+    with pytest.raises(InputError, match="is no checkpoint, so that its mode is fixed"):
         collect(replace(config, label_mode="planner"))
     with pytest.raises(InputError, match="random actions are nothing to imitate"):
         collect(replace(config, label="random"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tdmpc_opt.agents.policies import PolicySource
+from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.configs import EvaluateConfig
 from tdmpc_opt.errors import (
     CheckpointError,
@@ -156,7 +156,7 @@ def test_episode_k_starts_from_the_seed_plus_k(tmp_path):
 @pytest.mark.parametrize(("mode", "noise"), [("policy", True), ("planner", False)])
 def test_each_episode_of_an_agent_draws_from_its_own_stream(checkpoint_file, mode, noise):
     """From one state, so that nothing but the streams can tell the episodes apart."""
-    source = PolicySource(source=str(checkpoint_file), mode=mode, noise=noise, device="cpu")
+    source = open_source(str(checkpoint_file), mode=mode, noise=noise, device="cpu")
     policy = source.load(source.tasks("pendulum-swingup"))
     streams = [(0, 7, 0), (0, 7, 1), (1, 7, 0), (0, 8, 0), (0, 7, 0)]
     policy.start("pendulum-swingup", streams)
@@ -257,8 +257,8 @@ def _planner_config(
 ) -> dict:
     """What a result file says of a planner's evaluation."""
     config = _config(Path("unused.json"), checkpoint=str(checkpoint), **changes)
-    policy = PolicySource(
-        source=config.checkpoint,
+    policy = open_source(
+        config.checkpoint,
         mode=config.mode or "planner",
         replan_every=config.replan_every,
         choose_engine=choose_engine,

@@ -20,7 +20,7 @@ from tdmpc_opt.agents.executor import (
     cores,
     run_parallel,
 )
-from tdmpc_opt.agents.policies import PolicySource
+from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import EvaluateConfig, TrainConfig
 from tdmpc_opt.errors import InputError, RunError
@@ -140,7 +140,7 @@ def test_a_ray_cluster_gives_what_local_processes_give(checkpoint_file, tmp_path
 @pytest.mark.usefixtures("on_ray")
 def test_work_whose_ray_worker_is_killed_is_done_again(checkpoint_file, tmp_path):
     table = read_checkpoint(checkpoint_file).tasks
-    policy = PolicySource(source=str(checkpoint_file), mode="policy", device="cpu")
+    policy = open_source(str(checkpoint_file), mode="policy", device="cpu")
     work = [TaskWork(policy, task, 1, 0) for task in table.tasks]
 
     def killed_once(item: TaskWork) -> dict[str, Any]:

@@ -38,7 +38,7 @@ pytest.importorskip("matplotlib")
 from tdmpc_opt import runtime
 from tdmpc_opt.agents.agent import load_agent
 from tdmpc_opt.agents.expert_policy import ExpertNetwork
-from tdmpc_opt.agents.policies import PolicySource
+from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.summary import describe
@@ -108,7 +108,7 @@ def _native(path: Path, way: int) -> None:
     elif way % 8 == 1:
         card("m", describe(path.parent), "mit", [])
     elif way % 8 == 2:
-        PolicySource(source=str(path)).training()
+        open_source(str(path)).training()
     elif way % 8 > 5:
         load_agent(path, preset="quick" if way % 2 else None)
     else:

@@ -11,7 +11,7 @@ from gymnasium import spaces  # noqa: E402
 from minari.data_collector import EpisodeBuffer  # noqa: E402
 from minari.dataset.minari_storage import MinariStorage  # noqa: E402
 
-from tdmpc_opt.agents.policies import PolicySource  # noqa: E402
+from tdmpc_opt.agents.sources import open_source  # noqa: E402
 from tdmpc_opt.checkpoints.checkpoint import from_model  # noqa: E402
 from tdmpc_opt.checkpoints.native import write_native  # noqa: E402
 from tdmpc_opt.collection.exchange import export_data, import_data  # noqa: E402
@@ -245,6 +245,6 @@ def test_the_user_may_name_the_task_which_evaluation_then_reaches(
     assert tasks.names == ("Point-v0",)
     path = tmp_path / "model.safetensors"
     write_native(path, from_model(make_model(tasks, task_dim=0)))
-    assert PolicySource(source=str(path)).tasks(point).names == ("Point-v0",)
+    assert open_source(str(path)).tasks(point).names == ("Point-v0",)
     with pytest.raises(UnknownTaskError, match="--tasks MODULE:ID"):
-        PolicySource(source=str(path)).tasks(None)
+        open_source(str(path)).tasks(None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tdmpc_opt import cli, load_agent
-from tdmpc_opt.agents.policies import PolicySource
+from tdmpc_opt.agents.sources import CheckpointSource, open_source
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.configs import ConvertConfig
 from tdmpc_opt.errors import CheckpointError, InputError, ResultError
@@ -52,7 +52,7 @@ def test_a_folder_acts_as_the_file_it_was_made_from(checkpoint_file, tmp_path):
     before, after = read_checkpoint(checkpoint_file).tensors, read_checkpoint(folder).tensors
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert PolicySource(source=str(folder)).is_agent
+    assert isinstance(open_source(str(folder)), CheckpointSource)
     described = json.loads((folder / "config.json").read_text())
     assert [task["name"] for task in described["tasks"]] == list(
         read_checkpoint(folder).tasks.names

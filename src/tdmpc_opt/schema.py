@@ -70,6 +70,11 @@ class TaskTable:
         """Padded action width: the widest task's."""
         return max(task.action_dim for task in self.tasks)
 
+    @property
+    def unnamed(self) -> bool:
+        """True for the tasks of a public checkpoint that does not name them."""
+        return self.names in ((UNNAMED,), tuple(f"{UNNAMED}-{i}" for i in range(len(self))))
+
     def __getitem__(self, name: str) -> Task:
         """Return the task called `name`.
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tdmpc_opt.errors import CheckpointError, InputError
+from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.files import parse_json, replace_when_done, sort_metadata
 from tdmpc_opt.schema import check_action, check_observation
 
@@ -153,6 +153,24 @@ class ExpertNetwork:
 def expert_path(folder: Path, task: str) -> Path:
     """Return where a folder of experts keeps the policy of a task."""
     return folder / f"{task}.safetensors"
+
+
+def existing_expert(folder: Path, task: str) -> Path:
+    """Return the file of a task's expert.
+
+    Raises:
+        CheckpointError: The folder has no expert of any task.
+        UnknownTaskError: It has none of this task.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder}: holds no expert; make some with tdmpc-opt experts")
+    path = expert_path(folder, task)
+    if not path.is_file():
+        raise UnknownTaskError(
+            f"{folder} holds no expert for {task}; train it with "
+            f"tdmpc-opt experts --tasks {task} --output {folder}"
+        )
+    return path
 
 
 def _read(path: Path) -> tuple[dict[str, NDArray[np.floating]], dict[str, str]]:

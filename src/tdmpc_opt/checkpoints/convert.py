@@ -17,7 +17,9 @@ def convert(config: ConvertConfig) -> CheckpointSummary:
         CheckpointError: A source that cannot be read, or a file that cannot be written.
     """
     source = resolve(config.checkpoint)
-    write_native(config.output, with_origin(read_checkpoint(source), source))
+    write_native(
+        config.output, with_origin(read_checkpoint(source, tasks=config.tasks), source)
+    )
     return describe(config.output)
 
 

@@ -1,6 +1,8 @@
 """From a path or a name to a checkpoint; the content decides the format, not the suffix."""
 
 import difflib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tdmpc_opt import zoo
@@ -9,10 +11,12 @@ from tdmpc_opt.checkpoints.hub import fetch, is_hub_id, is_model_folder
 from tdmpc_opt.checkpoints.native import read_native
 from tdmpc_opt.checkpoints.public import read_public
 from tdmpc_opt.checkpoints.torch_files import ZIP_MAGIC
-from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.files import sha256 as sha256
 from tdmpc_opt.runtime.onnx_file import is_onnx
 from tdmpc_opt.runtime.weights import MODEL_FILE
+from tdmpc_opt.schema import TaskTable
+from tdmpc_opt.tasks.choice import choose_tasks
 
 _PICKLE_MAGIC = b"\x80"
 _SAFETENSORS_BRACE = 8  # the JSON header starts after eight bytes that hold its length
@@ -41,19 +45,92 @@ def resolve(path_or_name: str | Path) -> Path:
     )
 
 
-def read_checkpoint(path_or_name: str | Path, *, check_values: bool = True) -> Checkpoint:
+def read_checkpoint(
+    path_or_name: str | Path, *, check_values: bool = True, tasks: str | None = None
+) -> Checkpoint:
     """Read a checkpoint of this project or of any public layout.
 
     Args:
         path_or_name: File, or zoo name.
         check_values: Look for NaN and infinity at once, which reads the whole file; else
-            `build` looks for them in what it uses, and of a public file no more is ever read.
+            `build` looks for them in what it uses, and no more is ever read.
+        tasks: Names joined by commas, for a file that does not name its tasks: each of them,
+            in the order of the task embedding. Other files keep their own.
 
     Raises:
         CheckpointError: Nothing there, a folder without a model, an empty or foreign file, or
             one that its reader refuses as damaged, unsafe or unfit.
+        UnknownTaskError: More or fewer names than the file has tasks, or an unknown one.
+        InputError: Names of tasks of other sizes.
     """
     path = resolve(path_or_name)
+    checkpoint = _read(path, check_values)
+    if tasks is None or not checkpoint.tasks.unnamed:
+        return checkpoint
+    return replace(checkpoint, tasks=_named(path, checkpoint, tasks))
+
+
+def require_names(path_or_name: str | Path, tasks: TaskTable) -> None:
+    """Refuse the tasks of a file that does not name them.
+
+    Raises:
+        UnknownTaskError: It does not.
+    """
+    if tasks.unnamed:
+        raise UnknownTaskError(
+            f"{path_or_name} does not name its {len(tasks)} task{'s' * (len(tasks) > 1)}; name "
+            "each in its order with --tasks, or once with tdmpc-opt convert --tasks"
+        )
+
+
+def share_names(paths: Sequence[str], text: str | None) -> list[str | None]:
+    """Share names out to files, as many to each as it has tasks without a name.
+
+    Args:
+        paths: Checkpoint files, or zoo names.
+        text: Names joined by commas; those that are left go to the last such file, which
+            `read_checkpoint` then refuses.
+
+    Returns:
+        What `read_checkpoint` takes as `tasks` of each; None for a file that names its own.
+
+    Raises:
+        CheckpointError: A file that cannot be read.
+    """
+    tables = [read_checkpoint(path, check_values=False).tasks for path in paths]
+    counts = [len(table) if table.unnamed else 0 for table in tables]
+    names, shares = (text or "").split(","), list[str | None]()
+    for index, count in enumerate(counts):
+        end = count if any(counts[index + 1 :]) else len(names)
+        shares.append(",".join(names[:end]) if count and text else None)
+        names = names[end:] if count else names
+    return shares
+
+
+def _named(path: Path, checkpoint: Checkpoint, text: str) -> TaskTable:
+    """Return the tasks of a file that does not name them."""
+    parts = [part for part in text.split(",") if part.strip()]
+    named = TaskTable(tuple(task for part in parts for task in choose_tasks(part).tasks))
+    own = checkpoint.tasks
+    if len(named) != len(own) or len({*named.names}) != len(own):
+        raise UnknownTaskError(
+            f"{path} has {len(own)} task{'s' * (len(own) > 1)} without names, and --tasks "
+            f"names {len({*named.names})}; name each once, in the order of its task embedding"
+        )
+    widths = [task.action_dim for task in named.tasks]
+    # Without masks all tasks have the padded width.
+    masked = [task.action_dim for task in own.tasks]
+    fits = widths == masked if len({*masked}) > 1 else max(widths) == own.action_dim
+    if named.obs_dim != own.obs_dim or not fits:
+        raise InputError(
+            f"{path} is not of {text}: its tasks have {own.obs_dim} observations and "
+            f"{', '.join(map(str, masked))} actions, these {named.obs_dim} and "
+            f"{', '.join(map(str, widths))}"
+        )
+    return named
+
+
+def _read(path: Path, check_values: bool) -> Checkpoint:
     head = _head(path)
     # First, since the length before the brace may begin with any byte, a pickle's too.
     if head[_SAFETENSORS_BRACE : _SAFETENSORS_BRACE + 1] == b"{" and not _is_text(head):

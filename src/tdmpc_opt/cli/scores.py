@@ -6,12 +6,12 @@ from tdmpc_opt.cli.output import ConsoleProgress, console, table_of
 
 
 def _evaluate(config: configs.EvaluateConfig) -> None:
-    from tdmpc_opt.agents.policies import PolicySource
+    from tdmpc_opt.agents.sources import CheckpointSource, open_source
     from tdmpc_opt.evaluation.evaluate import evaluate
     from tdmpc_opt.export.engine import engine_choice
 
     full = config.chosen_mode == "planner" and config.preset in (None, "full")
-    if full and PolicySource(source=config.checkpoint).is_agent:
+    if full and isinstance(open_source(config.checkpoint), CheckpointSource):
         console().print(
             "plans with the full budget, some tenths of a second an action on a CPU core; "
             "--preset realtime and --mode policy are faster",

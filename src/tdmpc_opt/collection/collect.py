@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tdmpc_opt.agents.executor import Cores, choose_processes, run_parallel
-from tdmpc_opt.agents.policies import PolicySource, RandomPolicy
+from tdmpc_opt.agents.policies import RandomPolicy
 from tdmpc_opt.agents.rollout import one_thread, rollout
+from tdmpc_opt.agents.sources import PolicySource, open_source
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.files import alone
@@ -51,8 +52,12 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     """
     progress = progress or Silent()
     device = device_of_work(config.device, config.ray)
-    policy = PolicySource(
-        source=config.policy, mode=config.mode, preset=config.preset, device=device
+    policy = open_source(
+        config.policy,
+        mode=config.mode,
+        names=config.tasks,
+        preset=config.preset,
+        device=device,
     )
     tasks = policy.tasks(config.tasks)
     labeller = _labeller(config, tasks)
@@ -89,7 +94,9 @@ def _labeller(config: CollectConfig, tasks: TaskTable) -> PolicySource | None:
     if config.label is None:
         return None
     device = device_of_work(config.device, config.ray)
-    labeller = PolicySource(source=config.label, mode=config.label_mode, device=device)
+    labeller = open_source(
+        config.label, mode=config.label_mode, names=config.tasks, device=device
+    )
     labeller.require_labels(tasks)
     return labeller
 

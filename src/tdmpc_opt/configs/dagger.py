@@ -32,7 +32,8 @@ class DaggerConfig(DistillConfig):
     weights: LossWeights = field(default_factory=lambda: LossWeights(behaviour=20.0))
     """Weights of the objective; that of behaviour decides how much the labels count."""
     tasks: str | None = None
-    """Tasks to drive, joined by commas; none means all that the student knows."""
+    """Tasks to drive, joined by commas; none means all that the student knows. Of checkpoints
+    that do not name their tasks, these are the names, in the order of the task embedding."""
     episodes: int = 4
     """Episodes per task and round."""
     planner_episodes: int = 0

@@ -24,6 +24,9 @@ class ExportConfig:
     """Kind of file: ONNX, which OpenVINO and others read too, or ExecuTorch's .pte."""
     policy_only: bool = False
     """Write encoder and policy alone: no planning, and a thousandth of its time."""
+    tasks: str | None = None
+    """Names joined by commas of the tasks of a checkpoint that does not name them, each once
+    and in the order of its task embedding; one that names its tasks keeps its names."""
     task: str | None = None
     """Write the agent of one task alone, without padding and task ids."""
     format: ExportFormat = "fp32"

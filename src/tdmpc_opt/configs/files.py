@@ -39,6 +39,9 @@ class ConvertConfig:
     output: Path
     """File to write if it ends in .safetensors, else a model folder: model.safetensors,
     config.json and README.md, the model card."""
+    tasks: str | None = None
+    """Names joined by commas of the tasks of a checkpoint that does not name them, each once
+    and in the order of its task embedding; one that names its tasks keeps its names."""
     results: tuple[Path, ...] = ()
     """Results of `tdmpc-opt evaluate` on this checkpoint, for the model card."""
     license: str = "unknown"

@@ -86,6 +86,9 @@ class TrainConfig:
     it is a bias that adds up over 1 / (1 - discount) steps."""
     start: str | None = None
     """Checkpoint whose weights the training starts from; none starts from random ones."""
+    tasks: str | None = None
+    """Names joined by commas of the tasks of checkpoints that do not name them, in the order of
+    the task embedding; several such teachers share the names out in their order."""
     device: Device = "auto"
     """Where to train."""
     threads: int = 0

@@ -7,8 +7,8 @@ from typing import Any
 
 from tdmpc_opt.agents.agent import best_device
 from tdmpc_opt.agents.executor import Cores, choose_processes, run_parallel
-from tdmpc_opt.agents.policies import PolicySource
 from tdmpc_opt.agents.rollout import one_thread, rollout
+from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
 from tdmpc_opt.configs import EvaluateConfig, device_of_work
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
@@ -60,9 +60,10 @@ def evaluate(
     """
     progress = progress or Silent()
     device = device_of_work(config.device, config.ray)
-    policy = PolicySource(
-        source=config.checkpoint,
+    policy = open_source(
+        config.checkpoint,
         mode=config.chosen_mode,
+        names=config.tasks,
         preset=config.preset,
         noise=config.noise,
         device=device,
@@ -118,7 +119,8 @@ def _estimate(work: Sequence[TaskWork], workers: Cores) -> str:
 
 
 def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) -> dict[str, Any]:
-    chosen = policy.chosen() if policy.is_agent else None
+    agent = policy if isinstance(policy, CheckpointSource) else None
+    chosen = agent.chosen() if agent else None
     plans = chosen is not None and chosen.mode == "planner"
     own = {task.name: task.env for task in tasks.tasks if task.env}
     return {
@@ -129,9 +131,9 @@ def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) ->
         "seed": config.seed,
         "mode": chosen.mode if chosen else None,
         "budget": asdict(chosen.budget) if chosen and plans else None,
-        "engine": policy.engine_name() if plans else None,
+        "engine": agent.engine_name() if agent and plans else None,
         "noise": config.noise,
-        "device": best_device(policy.device).type,
+        "device": best_device(device_of_work(config.device, config.ray)).type,
     }
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from tdmpc_opt.agents.expert_policy import ExpertNetwork
-from tdmpc_opt.agents.policies import Array, Policy, PolicySource, Stream
+from tdmpc_opt.agents.policies import Array, Policy, Stream
 from tdmpc_opt.agents.rollout import rollout
+from tdmpc_opt.agents.sources import PolicySource, open_source
 from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
 from tdmpc_opt.schema import Task, seed_number
 from tdmpc_opt.tasks.batched_own import offers_batches
@@ -72,7 +73,7 @@ def warm_up_source(config: ExpertsConfig, task: str) -> tuple[PolicySource, str]
     """Return the policy that drives the first episodes and the task it believes to be in."""
     if config.warm_up is None:
         return None
-    return PolicySource(source=config.warm_up, noise=True), config.warm_up_task or task
+    return open_source(config.warm_up, noise=True), config.warm_up_task or task
 
 
 def warm_up(model: Any, config: ExpertsConfig, task: Task) -> int:

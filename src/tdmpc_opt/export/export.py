@@ -68,7 +68,7 @@ def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportR
     """
     start = time.perf_counter()
     source = resolve(config.checkpoint)
-    read = read_checkpoint(source)
+    read = read_checkpoint(source, tasks=config.tasks)
     checkpoint = _part(read, config)
     digest, source_bytes = sha256(source), source.stat().st_size
     if not config.policy_only and budget is None:

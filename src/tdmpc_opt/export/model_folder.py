@@ -33,7 +33,7 @@ def save_folder(config: ConvertConfig) -> CheckpointSummary:
     """
     source = resolve(config.checkpoint)
     results = [_result(path, sha256(source)) for path in config.results]
-    checkpoint = with_origin(read_checkpoint(source), source)
+    checkpoint = with_origin(read_checkpoint(source, tasks=config.tasks), source)
     write_native(config.output / MODEL_FILE, checkpoint)
     summary = describe(config.output)
     described = {

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from tdmpc_opt.agents.policies import Policy, PolicySource
+from tdmpc_opt.agents.policies import Policy
 from tdmpc_opt.agents.rollout import one_thread
+from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
 from tdmpc_opt.configs import VideoConfig
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.files import replace_when_done
@@ -122,14 +123,20 @@ def _sources(config: VideoConfig) -> tuple[PolicySource, ...]:
     if config.against is not None:
         chosen.append((config.against, config.against_mode or config.mode))
     return tuple(
-        PolicySource(source=source, mode=mode, preset=config.preset, device=config.device)
+        open_source(
+            source,
+            mode=mode,
+            names=config.tasks,
+            preset=config.preset,
+            device=config.device,
+        )
         for source, mode in chosen
     )
 
 
 def _name(source: PolicySource, tasks: TaskTable) -> str:
     name = str(source.identity(tasks)["name"])
-    return f"{name}, {source.mode}" if source.is_agent else name
+    return f"{name}, {source.mode}" if isinstance(source, CheckpointSource) else name
 
 
 def film(job: _Job) -> Iterator[Shot]:

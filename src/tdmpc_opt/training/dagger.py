@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc_opt import machine
-from tdmpc_opt.agents.policies import PolicySource, is_expert_folder
+from tdmpc_opt.agents.sources import CheckpointSource, is_expert_folder, open_source
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.collection.collect import collect
@@ -31,7 +31,7 @@ from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.distillation import distill
 from tdmpc_opt.training.loop import PERIODIC_SEED, train
-from tdmpc_opt.training.run import source_identity
+from tdmpc_opt.training.run import names_in_use, source_identity
 
 FIRST_SEED = 1_000_000
 """Collection seed of the first round, far above those that other datasets begin with."""
@@ -152,7 +152,8 @@ def _train(config: DaggerConfig, updates: int, progress: Progress) -> Path:
 
 
 def _values(config: DaggerConfig, kind: type[TrainConfig], updates: int) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in fields(kind)} | {"updates": updates}
+    values = {f.name: getattr(config, f.name) for f in fields(kind)}
+    return values | {"updates": updates, "tasks": names_in_use(config)}
 
 
 def _returns(dataset: EpisodeDataset, seed: int, tasks: TaskTable) -> dict[str, float]:
@@ -188,16 +189,15 @@ def _refuse_early(config: DaggerConfig) -> TaskTable:
     Returns:
         The tasks to drive.
     """
-    known = read_checkpoint(config.start).tasks
-    tasks = PolicySource(source=config.start).tasks(config.tasks)
-    PolicySource(source=config.label or config.teacher, mode=config.label_mode).require_labels(
-        tasks
-    )
+    known = read_checkpoint(config.start, tasks=config.tasks).tasks
+    tasks = open_source(config.start, names=config.tasks).tasks(config.tasks)
+    label = config.label or config.teacher
+    open_source(label, mode=config.label_mode, names=config.tasks).require_labels(tasks)
     if config.planner_episodes:
         preset = config.planner_preset
-        PolicySource(source=config.start, mode="planner", preset=preset).chosen()
+        CheckpointSource(source=config.start, mode="planner", preset=preset).chosen()
     if not (is_expert_folder(config.teacher) or config.more_teachers):
-        teacher = read_checkpoint(config.teacher).tasks
+        teacher = read_checkpoint(config.teacher, tasks=config.tasks).tasks
         for name in known.names:
             teacher.index(name)
     SliceSampler(

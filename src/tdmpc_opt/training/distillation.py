@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tdmpc_opt.agents.expert_policy import ExpertNetwork
-from tdmpc_opt.agents.policies import is_expert_folder
+from tdmpc_opt.agents.sources import is_expert_folder
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint
-from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, share_names
 from tdmpc_opt.configs import DistillConfig
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import InputError, NonFiniteError, UnknownTaskError
@@ -231,7 +231,7 @@ class _Opener:
                 f"the policy teacher {name} is never asked: give --terms.policy-mse or "
                 "--terms.policy-kl a weight, or leave it out"
             )
-        source = self._read(name)
+        source = self._read(name, self._config.tasks)
         if not source.known:
             tasks = ", ".join(self._student.tasks.names)
             raise UnknownTaskError(f"the policy teacher {name} knows none of {tasks}")
@@ -242,8 +242,10 @@ class _Opener:
         names = (self._config.teacher, *self._config.more_teachers)
         missing = frozenset(self._student.tasks.names)
         shares = []
+        files = [name for name in names if not is_expert_folder(name)]
+        named = dict(zip(files, share_names(files, self._config.tasks), strict=True))
         for name in names:
-            source = self._read(name)
+            source = self._read(name, named.get(name))
             shares.append((source, missing & source.known))
             missing -= source.known
         if missing:
@@ -265,14 +267,14 @@ class _Opener:
             )
         return shares
 
-    def _read(self, name: str) -> _Source:
+    def _read(self, name: str, names: str | None) -> _Source:
         tasks = self._student.tasks
         if is_expert_folder(name):
             experts = load_experts(Path(name), tasks)
             return _Source(name, frozenset(experts), experts)
-        checkpoint = read_checkpoint(
-            name, check_values=False
-        )  # those it reads, when it is built
+        # Of the values those that are used are checked, when it is built.
+        checkpoint = read_checkpoint(name, check_values=False, tasks=names)
+        require_names(name, checkpoint.tasks)
         known = [task for task in tasks.names if task in checkpoint.tasks.names]
         _require_same_sizes(name, checkpoint.tasks.subset(known), tasks)
         return _Source(name, frozenset(known), checkpoint)

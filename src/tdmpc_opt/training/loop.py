@@ -17,7 +17,7 @@ from tdmpc_opt.agents.executor import choose_threads
 from tdmpc_opt.agents.policies import AgentPolicy
 from tdmpc_opt.agents.rollout import rollout, threads
 from tdmpc_opt.checkpoints.checkpoint import build
-from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.checkpoints.load import read_checkpoint, require_names
 from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, joint_tasks
@@ -167,7 +167,9 @@ def _refuse_own_tasks(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -
 
 def _initial_model(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> WorldModel:
     if config.start:
-        return build(read_checkpoint(config.start, check_values=False))
+        start = read_checkpoint(config.start, check_values=False, tasks=config.tasks)
+        require_names(config.start, start.tasks)
+        return build(start)
     tasks = joint_tasks(datasets)
     generator = torch.Generator().manual_seed(config.seed)
     return WorldModel(model_config(config.size, tasks), tasks, generator)

@@ -11,15 +11,15 @@ import torch
 
 from tdmpc_opt import machine
 from tdmpc_opt.agents.expert_policy import expert_path
-from tdmpc_opt.agents.policies import PolicySource, is_expert_folder
+from tdmpc_opt.agents.sources import is_expert_folder, open_source
 from tdmpc_opt.checkpoints.checkpoint import from_model
-from tdmpc_opt.checkpoints.load import resolve, sha256
+from tdmpc_opt.checkpoints.load import resolve, sha256, share_names
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.configs import DistillConfig, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import joint_tasks
-from tdmpc_opt.errors import CheckpointError, DataError, RunError
+from tdmpc_opt.errors import CheckpointError, DataError, InputError, RunError
 from tdmpc_opt.files import difference, parse_json, remove_unfinished, replace_when_done
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.schema import TaskTable
@@ -169,6 +169,11 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
     del values["threads"]  # it changes what a run costs, not what comes of it but for rounding
     values["output"] = config.output.resolve().name
     values["start"] = _file(config.start) if config.start else None
+    if config.tasks is not None and names_in_use(config) is None:
+        raise InputError(
+            "--tasks names the tasks of checkpoints that do not name them, and all of these "
+            "do; leave it out"
+        )
     if isinstance(config, DistillConfig):
         del values["teacher_cache"]  # it changes what a run costs, not what comes of it
         tasks = joint_tasks(datasets)
@@ -184,6 +189,20 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
             name: str(getattr(config.terms, name)) for name in config.terms.at(0)
         }
     return values
+
+
+def names_in_use(config: TrainConfig) -> str | None:
+    """Return the names of tasks, or None where every checkpoint of a run has its own.
+
+    Raises:
+        CheckpointError: A checkpoint that cannot be read.
+    """
+    files = [config.start] if config.start else []
+    if isinstance(config, DistillConfig):
+        files += [config.teacher, *config.more_teachers]
+        files += [config.policy_teacher] if config.policy_teacher else []
+    files = [name for name in files if not is_expert_folder(name)]
+    return config.tasks if any(share_names(files, config.tasks)) else None
 
 
 def _dataset(dataset: EpisodeDataset) -> dict[str, Any]:
@@ -210,7 +229,7 @@ def source_identity(source: str, tasks: TaskTable) -> dict[str, str | None]:
     if not is_expert_folder(source):
         return {**_file(source)}
     known = [name for name in tasks.names if expert_path(folder, name).is_file()]
-    return PolicySource(source=source).identity(tasks.subset(known))
+    return open_source(source).identity(tasks.subset(known))
 
 
 def _require_same(path: Path, asked: Mapping[str, Any]) -> None:

@@ -212,6 +212,7 @@ def _teachers(config: DistillConfig, tasks: TaskTable) -> dict[str, Any]:
         "teachers": [source_identity(source, tasks)["sha256"] for source in sources],
         "policy_teacher": policy and source_identity(policy, tasks)["sha256"],
         "precision": config.teacher_precision,
+        **({"names": config.tasks} if config.tasks else {}),
         "action_dim": tasks.action_dim,
     }
 

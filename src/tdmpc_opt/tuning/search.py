@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tdmpc_opt import machine
 from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.agents.executor import run_parallel
-from tdmpc_opt.agents.policies import PolicySource
+from tdmpc_opt.agents.sources import CheckpointSource
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
@@ -63,9 +63,14 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]
     """
     progress = progress or Silent()
     choose_engine = engine_choice(config.engine)
-    policy = PolicySource(source=config.checkpoint, mode="planner", choose_engine=choose_engine)
+    policy = CheckpointSource(
+        source=config.checkpoint,
+        mode="planner",
+        names=config.tasks,
+        choose_engine=choose_engine,
+    )
     tasks = policy.tasks(config.tasks)
-    checkpoint = read_checkpoint(config.checkpoint)
+    checkpoint = read_checkpoint(config.checkpoint, tasks=config.tasks)
     if not checkpoint.has_world_model:
         raise CheckpointError(f"{config.checkpoint} holds a policy alone and cannot plan")
     identity = {
@@ -116,7 +121,7 @@ def choose(
 @dataclass(frozen=True)
 class _Search:
     config: TuneConfig
-    policy: PolicySource
+    policy: CheckpointSource
     tasks: TaskTable
     study: optuna.Study
     checkpoint: Checkpoint

@@ -1,0 +1,380 @@
+"""Where policies come from: one class a kind, small enough to send to worker processes."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tdmpc_opt.agents.agent import Agent, best_device
+from tdmpc_opt.agents.expert_policy import existing_expert, expert_path
+from tdmpc_opt.agents.policies import (
+    AgentPolicy,
+    DevicePolicy,
+    ExpertPolicy,
+    PlanPolicy,
+    Policy,
+    RandomPolicy,
+)
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
+from tdmpc_opt.checkpoints.hub import is_model_folder
+from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, resolve, sha256
+from tdmpc_opt.configs import Device, Mode
+from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
+from tdmpc_opt.files import parse_json
+from tdmpc_opt.model.world_model import WorldModel
+from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
+from tdmpc_opt.planning.presets import Preset, find_preset
+from tdmpc_opt.runtime.agent import load as load_for_device
+from tdmpc_opt.runtime.onnx_file import is_onnx
+from tdmpc_opt.schema import MT30, UNNAMED, PlannerBudget, TaskTable
+from tdmpc_opt.tasks.choice import choose_tasks
+
+Identity = dict[str, str | None]
+"""File name and SHA-256 of the content, with no path; the hash is None without a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySource(ABC):
+    """Describes a policy; worker processes take it and load the policy themselves."""
+
+    source: str
+    """The text that `open_source` took."""
+    mode: Mode = "policy"
+    """How a checkpoint acts; the other kinds act in one way."""
+
+    @abstractmethod
+    def load(self, tasks: TaskTable = MT30) -> Policy:
+        """Load the policy.
+
+        Args:
+            tasks: Those it may be asked to drive; only sources without a file need them.
+
+        Raises:
+            CheckpointError: A file or folder that is missing, damaged or foreign.
+        """
+
+    @abstractmethod
+    def tasks(self, chosen: str | None) -> TaskTable:
+        """Return the tasks to drive.
+
+        Args:
+            chosen: What `choose_tasks` takes; None means all this source was made for.
+
+        Raises:
+            UnknownTaskError: A task that is not known here or this source was not made for.
+            InputError: An environment of the user's that no agent here can act in.
+        """
+
+    @abstractmethod
+    def identity(self, tasks: TaskTable) -> Identity:
+        """Name the source by its content, as far as these tasks depend on it."""
+
+    def training(self) -> dict[str, Any] | None:
+        """Return the config of the run that made a checkpoint of this project, else None.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read.
+        """
+        return None
+
+    def require_labels(self, tasks: TaskTable) -> None:
+        """Make sure that the source has actions to imitate in these tasks.
+
+        Raises:
+            InputError: It has nothing to imitate, or cannot plan as it is asked to.
+            UnknownTaskError: A task that it was not made for.
+            CheckpointError: There is no such source.
+        """
+        self.tasks(tasks.selection)
+        if self.mode == "planner":
+            raise InputError(
+                f"{self.source} is no checkpoint, so that its mode is fixed; leave out the "
+                "planner as label mode, or label with a checkpoint"
+            )
+
+
+def open_source(
+    text: str,
+    *,
+    mode: Mode = "policy",
+    names: str | None = None,
+    preset: str | PlannerBudget | None = None,
+    noise: bool = False,
+    device: Device = "cpu",
+    replan_every: int | None = None,
+    choose_engine: ChooseEngine = eager_engine,
+) -> PolicySource:
+    """Return the source that a text names; nothing is read yet.
+
+    Args:
+        text: `random`; `plan`, which plans in the simulator; a folder of experts; an exported
+            ONNX file; or a checkpoint: file, model folder, zoo name or hub id.
+        mode: As all options below, for checkpoints alone: policy or planner.
+        names: Names of the tasks of a checkpoint that does not name them.
+        preset: What a plan may spend.
+        noise: Sample from the policy, or keep the planner's exploration noise on.
+        device: Where the networks compute.
+        replan_every: Actions executed of each plan; None leaves it to the preset.
+        choose_engine: Chooses what computes an agent's plans.
+    """
+    if text == "random":
+        return RandomSource(source=text, mode=mode)
+    if text == "plan":
+        return SimulatorSource(source=text, mode=mode)
+    if is_expert_folder(text):
+        return ExpertSource(source=text, mode=mode)
+    if is_onnx(Path(text)):
+        return ExportedSource(source=text, mode=mode)
+    return CheckpointSource(
+        source=text,
+        mode=mode,
+        names=names,
+        preset=preset,
+        noise=noise,
+        device=device,
+        replan_every=replan_every,
+        choose_engine=choose_engine,
+    )
+
+
+def is_expert_folder(source: str) -> bool:
+    """Return whether a source is a folder without a model, thus of experts if of anything."""
+    return Path(source).is_dir() and not is_model_folder(Path(source))
+
+
+class SimulatorSource(PolicySource):
+    """Planning with the simulator's own dynamics."""
+
+    def load(self, tasks: TaskTable = MT30) -> Policy:
+        """Return the planner for these tasks."""
+        return PlanPolicy(tasks)
+
+    def tasks(self, chosen: str | None) -> TaskTable:
+        """Return the chosen tasks, or MT30."""
+        return choose_tasks(chosen or "mt30")
+
+    def identity(self, tasks: TaskTable) -> Identity:
+        """Return the word; there is no content to hash."""
+        return {"name": self.source, "sha256": None}
+
+
+class RandomSource(SimulatorSource):
+    """Uniform actions."""
+
+    def load(self, tasks: TaskTable = MT30) -> Policy:
+        """Return random actions for these tasks."""
+        return RandomPolicy(tasks)
+
+    def require_labels(self, tasks: TaskTable) -> None:
+        """Refuse.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError("random actions are nothing to imitate; label with a policy")
+
+
+class ExpertSource(PolicySource):
+    """A folder with one expert a task."""
+
+    def load(self, tasks: TaskTable = MT30) -> Policy:
+        """Return the experts, each read when its task begins."""
+        return ExpertPolicy(Path(self.source))
+
+    def tasks(self, chosen: str | None) -> TaskTable:
+        """Return the chosen tasks, or those of MT30 that have an expert."""
+        folder = Path(self.source)
+        names = [name for name in MT30.names if expert_path(folder, name).is_file()]
+        if chosen is None and names:
+            return MT30.subset(names)
+        if chosen is None and any(folder.glob("*.safetensors")):
+            raise UnknownTaskError(
+                f"{folder} holds experts of tasks of your own alone; name them with --tasks"
+            )
+        tasks = choose_tasks(chosen or "mt30")
+        for task in tasks.tasks:
+            existing_expert(folder, task.name)
+        return tasks
+
+    def identity(self, tasks: TaskTable) -> Identity:
+        """Return the folder's name and a hash over the experts of these tasks."""
+        folder, digest = Path(self.source), hashlib.sha256()
+        for name in tasks.names:
+            digest.update(sha256(existing_expert(folder, name)).encode())
+        return {"name": folder.resolve().name, "sha256": digest.hexdigest()}
+
+
+class _FileSource(PolicySource):
+    """One file with a network, made for certain tasks."""
+
+    @abstractmethod
+    def known_tasks(self) -> TaskTable:
+        """Return the tasks that the file was made for."""
+
+    def tasks(self, chosen: str | None) -> TaskTable:
+        """Return the chosen tasks, or those the file was made for and a simulator here has."""
+        known = self.known_tasks()
+        if chosen is None:
+            return self._all(known)
+        tasks = choose_tasks(chosen)
+        if known.names == (UNNAMED,):
+            return tasks
+        for task in tasks.tasks:
+            found = known[task.name]
+            sizes = (found.obs_dim, found.action_dim), (task.obs_dim, task.action_dim)
+            if task.env and sizes[0] != sizes[1]:
+                raise UnknownTaskError(
+                    f"{self.source} knows a {task.name} of {found.obs_dim} observations and "
+                    f"{found.action_dim} actions; {task.env} has {task.obs_dim} and "
+                    f"{task.action_dim}"
+                )
+        return tasks
+
+    def _all(self, known: TaskTable) -> TaskTable:
+        require_names(self.source, known)
+        # Import no module because a file says so: of own tasks the user gives the name.
+        own = [task.name for task in known.tasks if task.env]
+        if own:
+            raise UnknownTaskError(
+                f"{self.source} was made for your own {', '.join(own)}; "
+                f"name what may be imported: --tasks {known.selection}"
+            )
+        # Of an MT80 agent, those with a simulator here.
+        here = [name for name in known.names if name in MT30.names]
+        if not here:
+            raise UnknownTaskError(
+                f"{self.source} was made for {', '.join(known.names)}, which no simulator "
+                "here has; name the environment of that id: --tasks MODULE:ID"
+            )
+        return MT30.subset(here)
+
+    def identity(self, tasks: TaskTable) -> Identity:
+        """Return the file's name and hash."""
+        path = resolve(self.source)
+        return {"name": path.name, "sha256": sha256(path)}
+
+
+class ExportedSource(_FileSource):
+    """An exported ONNX file, which acts as on the device."""
+
+    def load(self, tasks: TaskTable = MT30) -> Policy:
+        """Load the file for ONNX Runtime."""
+        return DevicePolicy(load_for_device(self.source))
+
+    def known_tasks(self) -> TaskTable:
+        """Return the tasks that the file names."""
+        return load_for_device(self.source).tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSource(_FileSource):
+    """A checkpoint, whose mode and budget can be chosen."""
+
+    names: str | None = None
+    preset: str | PlannerBudget | None = None
+    noise: bool = False
+    device: Device = "cpu"
+    replan_every: int | None = None
+    choose_engine: ChooseEngine = eager_engine
+
+    def load(self, tasks: TaskTable = MT30) -> Policy:
+        """Load the agent; the file is read once in a process."""
+        path, version = self._file()
+        model = _model(path, version, self.names, self.device)
+        chosen = self.chosen()
+        engine = self.choose_engine(model.config, best_device(self.device), model.dtype)
+        agent = Agent(model, mode=chosen.mode, budget=chosen.budget, engine=engine)
+        return AgentPolicy(agent, deterministic=not self.noise)
+
+    def known_tasks(self) -> TaskTable:
+        """Return the tasks that the file, or `names`, names."""
+        return self._checkpoint().tasks
+
+    def tasks(self, chosen: str | None) -> TaskTable:
+        """Return the chosen tasks; of a file without names, those in the order given."""
+        nameless = self.names is not None and self._tasks_of_file().unnamed
+        return (
+            self.known_tasks() if nameless and chosen == self.names else super().tasks(chosen)
+        )
+
+    def identity(self, tasks: TaskTable) -> Identity:
+        """Return the file's name and hash; of tasks named by the user, their order counts."""
+        found, own = super().identity(tasks), self._tasks_of_file()
+        if self.names is not None and own.unnamed and len(own) > 1:
+            named = f"{found['sha256']} {','.join(self.known_tasks().names)}"
+            found["sha256"] = hashlib.sha256(named.encode()).hexdigest()
+        return found
+
+    def chosen(self) -> Preset:
+        """Return how the agent acts: its mode, and what a plan of it may spend.
+
+        Raises:
+            InputError: An unknown preset, or more actions of a plan than it has.
+            CheckpointError: The checkpoint cannot be read.
+        """
+        preset = find_preset(self.preset, self._checkpoint().extra)
+        if self.replan_every is not None:
+            budget = replace(preset.budget, replan_every=self.replan_every)
+            preset = replace(preset, budget=budget)
+        return replace(preset, mode="policy") if self.mode == "policy" else preset
+
+    def engine_name(self) -> str:
+        """Return the name of what computes the agent's plans.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read.
+        """
+        config = self._checkpoint().config
+        return self.choose_engine(config, best_device(self.device), torch.float32).name
+
+    def training(self) -> dict[str, Any] | None:
+        """Return the config of the run that made a checkpoint of this project, else None."""
+        extra = self._checkpoint().extra
+        if "run" not in extra:
+            return None
+        try:
+            return dict(parse_json(extra["run"])) | {"updates": int(extra["updates"])}
+        except (LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.source} does not state how it was trained ({error!r})"
+            ) from error
+
+    def require_labels(self, tasks: TaskTable) -> None:
+        """Make sure that the agent knows these tasks."""
+        self.tasks(tasks.selection)
+
+    def _tasks_of_file(self) -> TaskTable:
+        return _checkpoint(*self._file(), None).tasks
+
+    def _checkpoint(self) -> Checkpoint:
+        return _checkpoint(*self._file(), self.names)
+
+    def _file(self) -> tuple[Path, tuple[int, int]]:
+        """Return the file and what changes when its content does: its time and size."""
+        try:
+            path = resolve(self.source)
+            status = path.stat()
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; a folder of experts or the word random would do as well"
+            ) from None
+        return path, (status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _checkpoint(path: Path, version: tuple[int, int], names: str | None) -> Checkpoint:
+    """Read what a checkpoint says of itself; its weights are mapped and not read."""
+    return read_checkpoint(path, check_values=False, tasks=names)
+
+
+@lru_cache(maxsize=2)  # a policy and its labeller
+def _model(
+    path: Path, version: tuple[int, int], names: str | None, device: Device
+) -> WorldModel:
+    """Read the weights; agents share them, for acting does not change them."""
+    checkpoint = _checkpoint(path, version, names)
+    return build(checkpoint, device=best_device(device), policy_will_do=True)
