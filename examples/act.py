@@ -1,4 +1,4 @@
-"""Load the bundled agent and let it act in one of its tasks."""
+"""Act with the bundled teacher in one of its tasks."""
 
 import tdmpc_opt
 

@@ -1,4 +1,4 @@
-"""Collect episodes of the bundled teacher and distil them into a student a fifth its size."""
+"""Collect episodes of the bundled teacher and distil a student of a fifth of its size."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ if __name__ == "__main__":  # collection starts worker processes
         data=data,
         teacher="demo-teacher",
         size="0.3",
-        updates=50,  # enough to see it run; thousands to see it learn
+        updates=50,  # enough to test the code; training takes thousands
         batch_size=64,
         weights=LossWeights(behaviour=20.0),
         output=OUTPUT / "student",

@@ -1,4 +1,4 @@
-"""Score the bundled agent on two tasks, and against random actions in the same episodes."""
+"""Score the bundled teacher and random actions on the same starts of two tasks."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Store an agent in fewer bytes: in fp16, its policy alone, and that of one task alone."""
+"""Store an agent in fp16: whole, its policy, and its policy of one task."""
 
 from dataclasses import replace
 from pathlib import Path

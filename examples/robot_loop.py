@@ -1,4 +1,4 @@
-"""A control loop as a robot runs it, with the simulator in place of the robot.
+"""A robot's control loop, with the simulator in place of the robot.
 
 python examples/robot_loop.py walk.onnx walker-walk
 """
@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from tdmpc_opt import make_env  # the robot
+from tdmpc_opt import make_env  # in place of the robot
 from tdmpc_opt.runtime import load
 
 

@@ -1,4 +1,4 @@
-"""Let a program that maps lines of observations to lines of actions control a task.
+"""Control a task by a program that maps lines of observations to lines of actions.
 
 python examples/cpp/drive.py walker-walk ./policy walk.onnx
 """

@@ -1,16 +1,14 @@
 #!/bin/sh
-# A released checkpoint improved from itself and what it collects alone, without any expert: its policy
-# learns what its planner does, first from episodes that either drives, then where the policy goes
-# itself, round after round. About four hours on one core. Killed, it goes on when called
-# again.
+# Train the published student further without experts: its policy imitates its planner, first on episodes of both, then
+# in on-policy rounds. About four hours on one core. A second call continues an interrupted one. Needs the extras train,
+# envs and export.
 # Usage: examples/mt30/released.sh RELEASED FOLDER
 set -eu
 released=$1 work=$2
 mkdir -p "$work"
 export OMP_NUM_THREADS=1
 
-# Tasks on which plans earned more than the policy in its own episodes, and those on which a policy
-# that learnt from plans went too far from one that had done better.
+# Tasks on which plans scored above the policy, and tasks on which the policy lost return by imitating plans.
 better=reacher-easy,reacher-hard,reacher-three-easy,pendulum-swingup,cup-catch,acrobot-swingup,\
 finger-turn-easy,finger-turn-hard,cup-spin,pendulum-spin,finger-spin,walker-run,walker-walk
 kept=cartpole-swingup,cartpole-balance-sparse,fish-swim,cheetah-jump
@@ -38,13 +36,13 @@ collect --output "$own" --policy "$planner" --tasks "$planned" --episodes 20 --s
 learn cloned --start "$released" --data "$own" --behaviour-batch 256 --lr 1e-3 \
   --updates 7000 --lr-zero-at 7000
 score "$work/cloned/model.safetensors" cloned
-# More states an update, each on its own: what imitation lacked was to see them.
+# Single states instead of slices, and more of them in each update: the loss was still falling.
 learn longer --start "$work/cloned/model.safetensors" --data "$own" --horizon 1 --behaviour-batch 768 \
   --lr 1e-3 --updates 10100 --lr-zero-at 16000
 
-# Where the policy goes itself, the planner says what it would do, or the policy of the start.
+# Label the states that the policy visits by the planner, or by the published policy.
 visited=$work/visited
-says() {
+label() {
   labeller=$1
   driver=$2
   shift 2
@@ -56,25 +54,25 @@ correct() {
     --on-policy-share "$share" --horizon 1 --behaviour-batch 768 --lr 7e-4 \
     --updates "$updates" --lr-zero-at "$updates"
 }
-says "$released" longer --tasks "$kept" --episodes 8 --seed 5000
-says "$planner" longer --tasks "$better" --episodes 8 --seed 5000
+label "$released" longer --tasks "$kept" --episodes 8 --seed 5000
+label "$planner" longer --tasks "$better" --episodes 8 --seed 5000
 correct corrected longer 0.4 9000
 
-# From starts it had not seen it did much worse than in its own episodes, so many more of them.
+# The policy scores much lower from starts that it has not seen, so collect many more of them.
 starts=reacher-easy,reacher-hard,reacher-three-easy,cup-catch,acrobot-swingup,finger-turn-easy,\
 finger-turn-hard
-says "$planner" corrected --episodes 16 --seed 6000 \
+label "$planner" corrected --episodes 16 --seed 6000 \
   --tasks "$starts,pendulum-swingup,finger-spin,walker-run,walker-walk"
-says "$planner" corrected --tasks "$starts" --episodes 48 --seed 7000
+label "$planner" corrected --tasks "$starts" --episodes 48 --seed 7000
 correct more corrected 0.5 10000
 score "$work/more/model.safetensors" more
 
-# What had slipped meanwhile is said again by the policy of the start.
+# Repeat the published policy's labels on the tasks that lost return.
 again() {
   output=$1 driver=$2 tasks=$3 episodes=$4 seed=$5
-  says "$planner" "$driver" --tasks "$tasks" --episodes "$episodes" --seed "$seed"
-  says "$released" "$driver" --tasks "$kept" --episodes 32 --seed "$seed"
-  says "$planner" "$driver" --tasks walker-run,walker-walk --episodes 16 --seed "$seed"
+  label "$planner" "$driver" --tasks "$tasks" --episodes "$episodes" --seed "$seed"
+  label "$released" "$driver" --tasks "$kept" --episodes 32 --seed "$seed"
+  label "$planner" "$driver" --tasks walker-run,walker-walk --episodes 16 --seed "$seed"
   correct "$output" "$driver" 0.5 8000
 }
 again third more "$starts" 32 8000

@@ -1,8 +1,7 @@
 #!/bin/sh
-# The MT30 student out of the committed experts, about two hours on two cores: the same network with
-# its experts as teachers and without any, the same data, updates and seed; then rounds of correction
-# where the student goes itself, more of them on tasks where it stays behind its experts. Killed, it
-# goes on when called again.
+# Train the MT30 student from the committed experts, about 2.5 hours on two cores: a student with the experts' labels
+# and a control without, on the same data, updates and seed; then on-policy rounds (DAgger). A second call continues
+# an interrupted one. Needs the extras train, envs and tune.
 # Usage: examples/mt30/student.sh FOLDER
 set -eu
 work=$1
@@ -36,7 +35,7 @@ correct() {
 }
 
 "$here/collect.sh" "$work/data"
-learn untaught & # plain TD-MPC2: nobody says what to do
+learn untaught & # the control: plain TD-MPC2
 untaught=$!
 # shellcheck disable=SC2086
 learn taught $imitate
@@ -44,11 +43,11 @@ correct corrected taught --data "$work/data" --rounds 6 --lr-zero-at 15000 --epi
 correct again corrected --data "$work/data" "$work/corrected/data" --rounds 4 --lr-zero-at 10000 \
   --episodes 8 --tasks walker-walk,cheetah-run,finger-turn-easy,finger-turn-hard,fish-swim,\
 hopper-stand,hopper-hop,reacher-three-easy,reacher-three-hard
-# What it forgot meanwhile comes back where it meets all tasks again.
+# The rounds on nine tasks reduce the return of others, so two rounds on all tasks follow.
 correct last again --data "$work/data" "$work/corrected/data" "$work/again/data" --rounds 2 \
   --lr-zero-at 5000 --episodes 4
 wait "$untaught"
-# How close plans have to keep to so good a policy is stored beside the weights.
+# Search the regularisation of plans and store the presets in the checkpoint.
 tdmpc-opt tune-planner "$work/last.safetensors" --trials 4 --max-samples 32 --max-iterations 1 \
   --episodes 1 --engine auto --no-score-full --output "$work/tuning" \
   --store "$work/mt30-1m.safetensors"

@@ -1,7 +1,6 @@
 #!/bin/sh
-# A world model of 5M parameters that teaches smaller ones what it knows of all 30 tasks: rewards, values,
-# latents and actions, learnt from the dataset and its experts' labels. About 40 minutes on one core.
-# Killed, it goes on when called again.
+# Train the ablation's teacher, a world model of size 5, on the dataset and its experts' labels. About 40 minutes on
+# one core. A second call continues an interrupted one. Needs the extras train and envs.
 # Usage: examples/mt30/teacher.sh DATA FOLDER
 set -eu
 data=$1 work=$2

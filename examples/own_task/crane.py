@@ -1,4 +1,4 @@
-"""A crane that brings its load to a mark and keeps it from swinging: a task of your own.
+"""A crane that moves a hanging load to a mark without swinging: an example of your own task.
 
 Importing this module registers `Crane-v0`, so `crane:Crane-v0` names it on the command line.
 """
@@ -19,7 +19,7 @@ ROPE = 0.95
 
 
 class Crane(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """A trolley on a rail with a load on a rope; it earns 0 to 1 a step."""
+    """A trolley on a rail with a load on a rope; the reward is 0 to 1 a step."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
     frame_skip = FRAME_SKIP
@@ -36,7 +36,7 @@ class Crane(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Put the trolley and the mark somewhere; the load hangs still."""
+        """Draw the positions of trolley and mark; the load is at rest."""
         super().reset(seed=seed)
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[0] = self.np_random.uniform(-0.9, 0.9)
@@ -57,7 +57,7 @@ class Crane(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def _observation(self) -> NDArray[np.float32]:
         return _observe(self.data.qpos, self.data.qvel, self._mark).astype(np.float32)
 
-    # What planning in the simulator needs beside `model`, `data` and `frame_skip`.
+    # Planning in the simulator uses these and `model`, `data` and `frame_skip`.
 
     def batched_control(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Map forces in newtons to controls."""
@@ -83,7 +83,7 @@ class Crane(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self._renderer.render()
 
     def close(self) -> None:
-        """Free the picture's memory."""
+        """Close the renderer."""
         if self._renderer is not None:
             self._renderer.close()
 
