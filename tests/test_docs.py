@@ -256,6 +256,24 @@ def test_every_file_that_a_page_links_to_is_published():
             assert not outside or target.relative_to(ROOT).parts[0] in published
 
 
+WRITTEN = [*PAGES, *map(ROOT.joinpath, ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+WRITTEN += [
+    path
+    for path in sorted((ROOT / "examples").rglob("*"))
+    if path.suffix in {".md", ".sh", ".py", ".cpp"}
+]
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_text_uses_no_metaphors(page):
+    found = re.findall(
+        r"\b(?:bought|tells|mends?|husks?|lessons?|yardsticks?|alike|besides|of its own)\b",
+        page.read_text(),
+        re.IGNORECASE,
+    )
+    assert found == []
+
+
 def test_every_page_is_in_the_navigation():
     config = (ROOT / "zensical.toml").read_text()
     missing = [_name(page) for page in PAGES if f'"{_name(page)}"' not in config]
