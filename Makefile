@@ -71,9 +71,10 @@ sbom: $(VENV)/.installed-audit
 	$(BIN)/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml \
 	  --output-reproducible --of JSON -o dist/sbom.cdx.json
 
-# Rewrites the tables of docs/ from results/; the tests compare them.
+# Rewrites the tables of docs/ from results/ and the picture of the rooms; the tests compare them.
 docs-tables: $(VENV)/.installed-dev
 	$(BIN)/cog -I tools -p "import tables" -r docs/*.md
+	$(BIN)/python tools/rooms_figure.py
 
 # The tests of damaged and hostile files with 10,000 cases of each kind; about an hour a core.
 fuzz: $(VENV)/.installed-all

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rooms_figure
 import tables
 from cogapp import Cog
 
@@ -225,6 +226,25 @@ def test_other_python_of_the_pages_compiles():
 def test_the_tables_of_a_page_are_those_of_the_result_files(page):
     status = Cog().main(["cog", "-p", "import tables", "--check", str(page)])
     assert status == 0, "the tables are out of date; run: make docs-tables"
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_package():
+    drawn = rooms_figure.FIGURE.read_text()
+    assert drawn == rooms_figure.drawing(), "it is out of date; run: make docs-tables"
+    package = ROOT / "src" / "tdmpc_opt"
+    names = {path.parent.name for path in package.glob("*/__init__.py")}
+    names |= {path.stem for path in package.glob("*.py") if not path.stem.startswith("_")}
+    assert names == {name for row in rooms_figure.rooms() for name in row}
+
+
+def test_the_files_that_contributing_names_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`([a-z_]+(?:/[a-z_0-9]+)*\.py)`", text))
+    named |= set(re.findall(r"`([a-z_]+/)`", text))
+    assert len(named) > 15
+    places = (ROOT, ROOT / "src" / "tdmpc_opt", ROOT / "src" / "tdmpc_opt" / "training")
+    missing = [name for name in named if not any((place / name).exists() for place in places)]
+    assert missing == []
 
 
 def test_every_table_is_on_a_page():
