@@ -50,6 +50,7 @@ _EXTRAS = {
     **dict.fromkeys(("gymnasium", "dm_control", "mujoco"), "envs"),
     **dict.fromkeys(("onnx", "onnx_ir", "onnxscript", "onnxruntime"), "export"),
     "executorch": "executorch",
+    "emx_onnx_cgen": "c",
     "jinja2": "report",
     **dict.fromkeys(("imageio_ffmpeg", "PIL"), "video"),
     **dict.fromkeys(("minari", "h5py"), "minari"),

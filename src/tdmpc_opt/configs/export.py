@@ -8,7 +8,7 @@ import tyro
 
 from tdmpc_opt.errors import InputError
 
-ExportTarget = Literal["onnx", "executorch"]
+ExportTarget = Literal["onnx", "executorch", "c"]
 ExportFormat = Literal["fp32", "fp16", "int8"]
 
 
@@ -19,9 +19,9 @@ class ExportConfig:
     checkpoint: Annotated[str, tyro.conf.Positional]
     """Checkpoint file of any known layout, or a zoo name."""
     output: Path
-    """File to write."""
+    """File to write; for C, a folder."""
     target: ExportTarget = "onnx"
-    """Kind of file: ONNX, which OpenVINO and others read too, or ExecuTorch's .pte."""
+    """Kind of file: ONNX, which OpenVINO reads too, ExecuTorch's .pte, or C99 source."""
     policy_only: bool = False
     """Write encoder and policy alone: no planning, and a thousandth of its time."""
     tasks: str | None = None
@@ -55,7 +55,7 @@ class ExportConfig:
                 f"opset must be in 18..20 and ir_version in 8..10, got {self.opset} and "
                 f"{self.ir_version}"
             )
-        if self.target == "executorch" and not self.policy_only:
-            raise InputError("executorch files hold the policy; add --policy-only")
+        if self.target != "onnx" and not self.policy_only:
+            raise InputError(f"{self.target} files hold the policy; add --policy-only")
         if self.policy_only and self.preset is not None:
             raise InputError("a policy has no planner preset; leave out one of the two options")

@@ -34,11 +34,11 @@ class ExportReport:
     source: Path
     """Checkpoint that was read."""
     output: Path
-    """File that was written."""
+    """File, or folder of C source, that was written."""
     source_bytes: int
     """Length of the checkpoint."""
     output_bytes: int
-    """Length of what was written."""
+    """Length of what was written, of all files together."""
     format: str
     """Number format of the weights."""
     preset: str | None
@@ -97,19 +97,20 @@ def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportR
     tolerance = config.tolerance or _usual_tolerance(config, parity)
     if not parity.judged_error <= tolerance:
         raise CheckpointError(_too_far(config, parity, tolerance))
-    content = artifact.content(asdict(parity) | {"tolerance": tolerance})
+    files = artifact.files(asdict(parity) | {"tolerance": tolerance})
     try:
-        with replace_when_done(config.output) as temporary:
-            temporary.write_bytes(content)
-            if config.target == "onnx":
-                open_onnx(temporary, threads=1, providers=None)
+        for name, content in files.items():
+            with replace_when_done(config.output / name) as temporary:
+                temporary.write_bytes(content)
+                if config.target == "onnx":
+                    open_onnx(temporary, threads=1, providers=None)
     except OSError as error:
         raise CheckpointError(f"cannot write {config.output}: {error.strerror}") from error
     return ExportReport(
         source=source,
         output=config.output,
         source_bytes=source_bytes,
-        output_bytes=len(content),
+        output_bytes=sum(map(len, files.values())),
         format=config.format,
         preset=facts.preset,
         parity=parity,

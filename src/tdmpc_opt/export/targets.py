@@ -14,6 +14,7 @@ from onnx_ir.passes import common
 
 from tdmpc_opt.configs import ExportConfig
 from tdmpc_opt.errors import InputError
+from tdmpc_opt.export.c_source import CPolicy
 from tdmpc_opt.export.executorch import ExecutorchPolicy
 from tdmpc_opt.export.graphs import planner_graph, policy_graph
 from tdmpc_opt.export.metadata import Facts, metadata
@@ -30,8 +31,9 @@ class Artifact:
 
     run: Callable[[dict[str, NDArray[Any]]], dict[str, Array]]
     """Runs it in that engine on one thread, inputs and outputs by name."""
-    content: Callable[[Mapping[str, Any]], bytes]
-    """The file's bytes, with what the check found in it."""
+    files: Callable[[Mapping[str, Any]], dict[str, bytes]]
+    """Content of what is written, with what the check found in it, by names inside the output
+    folder; one named "" is the output itself."""
 
 
 def make_artifact(config: ExportConfig, model: WorldModel, facts: Facts) -> Artifact:
@@ -51,7 +53,12 @@ def make_artifact(config: ExportConfig, model: WorldModel, facts: Facts) -> Arti
         if config.format != "fp32":
             raise InputError(f"executorch files are fp32 here, not {config.format}")
         policy = ExecutorchPolicy(model, facts)
-        return Artifact(policy.run, policy.content)
+        return Artifact(policy.run, lambda check: {"": policy.content(check)})
+    if config.target == "c":
+        if config.format == "fp16":
+            raise InputError("C has no portable fp16; take --format fp32 or int8")
+        source = CPolicy(model, facts, quantize=config.format == "int8")
+        return Artifact(source.run, source.files)
     graph = _graph(config, model, facts.budget)
     return Artifact(runner(graph.SerializeToString()), partial(_with_facts, graph, facts))
 
@@ -92,8 +99,9 @@ def runner(graph: bytes) -> Callable[[dict[str, Any]], dict[str, Array]]:
     return run
 
 
-def _with_facts(graph: onnx.ModelProto, facts: Facts, check: Mapping[str, Any]) -> bytes:
+def _with_facts(
+    graph: onnx.ModelProto, facts: Facts, check: Mapping[str, Any]
+) -> dict[str, bytes]:
     onnx.helper.set_model_props(graph, metadata(facts, check))
     graph.producer_name = "tdmpc-opt"
-    content: bytes = graph.SerializeToString(deterministic=True)
-    return content
+    return {"": graph.SerializeToString(deterministic=True)}

@@ -128,7 +128,7 @@ def _exported(checkpoint: str, name: str, folder: Path) -> list[Path]:
             budget=find_preset(PRESET, read.extra).budget if plans else None,
             score=None,
         )
-        path.write_bytes(make_artifact(config, model, facts).content({}))
+        path.write_bytes(make_artifact(config, model, facts).files({})[""])
         paths.append(path)
     return paths
 

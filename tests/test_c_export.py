@@ -1,0 +1,184 @@
+"""The policy as C99: compiled here, and for a Cortex-M board, it acts as torch does."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdmpc_opt import load_agent, make_env
+from tdmpc_opt.configs import ExportConfig
+from tdmpc_opt.errors import InputError, MissingDependencyError
+
+pytest.importorskip("onnx")
+pytest.importorskip("emx_onnx_cgen", reason="needs the extra c")
+for program in ("cc", "cmake"):
+    if shutil.which(program) is None:
+        pytest.skip(f"needs {program}", allow_module_level=True)
+
+from tdmpc_opt.export.export import export  # noqa: E402  # needs onnx
+
+TASK = "cartpole-balance"
+
+
+def _exported(folder: Path, checkpoint: str, **options) -> Path:
+    config = ExportConfig(
+        checkpoint=checkpoint, policy_only=True, target="c", output=folder, **options
+    )
+    report = export(config)
+    assert report.output_bytes == sum(file.stat().st_size for file in folder.iterdir())
+    return folder
+
+
+def _built(folder: Path) -> Path:
+    """Build with the exported CMake file and return the program that reads stdin."""
+    for command in (["cmake", "-S", ".", "-B", "build"], ["cmake", "--build", "build"]):
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return next((folder / "build").glob("*_main"))
+
+
+def _rows(task: str, steps: int = 20) -> np.ndarray:
+    env = make_env(task, 3)
+    source = np.random.default_rng(0)
+    rows = [env.reset()[0]]
+    while len(rows) < steps:
+        rows.append(env.step(source.uniform(-1, 1, env.action_space.shape[0]))[0])
+    return np.stack(rows)
+
+
+def _answers(program: Path, lines: list[str], *arguments: str) -> list[str]:
+    done = subprocess.run(
+        [program, *arguments], input="".join(lines), capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def _lines(rows: np.ndarray) -> list[str]:
+    return [" ".join(f"{number:.9g}" for number in row) + "\n" for row in rows]
+
+
+@pytest.fixture(scope="module")
+def two_tasks(tmp_path_factory, checkpoint_file) -> Path:
+    return _exported(tmp_path_factory.mktemp("c") / "two", str(checkpoint_file))
+
+
+@pytest.fixture(scope="module")
+def program(two_tasks) -> Path:
+    return _built(two_tasks)
+
+
+def test_the_built_program_acts_as_torch_in_each_task(program, checkpoint_file):
+    agent = load_agent(checkpoint_file, mode="policy")
+    for task in agent.tasks.names:
+        rows = _rows(task)
+        found = [line.split() for line in _answers(program, _lines(rows), task)]
+        np.testing.assert_allclose(
+            np.array(found, np.float32), agent.act(rows, task), rtol=0, atol=1e-5
+        )
+
+
+def test_the_built_program_answers_bad_lines_with_one_error_each(program):
+    good = "0 1 0 0 0\n"
+    bad = ["nan 1 0 0 0\n", "1e16 1 0 0 0\n", "1 2 3 4\n", "1 2 3 4 5 6\n", "a b c d e\n"]
+    long = "1 " * 1000 + "\n"
+    answers = _answers(program, [good, *bad, long, good], TASK)
+    assert len(answers) == 8
+    assert answers[0] == answers[-1]
+    assert -1 <= float(answers[0]) <= 1
+    invalid = "error: the observation holds NaN, infinity or a number above 1e15"
+    assert answers[1:3] == [invalid] * 2
+    assert answers[3:7] == ["error: a line needs 5 numbers"] * 4
+
+
+def test_the_built_program_lists_its_tasks_where_none_is_named(program):
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "tasks: pendulum-swingup cartpole-balance" in done.stderr
+
+
+def test_the_source_uses_no_heap_and_no_global_state(two_tasks, tmp_path):
+    compiled = tmp_path / "tiny.o"
+    command = ["cc", "-std=c99", "-O0", "-Wall", "-Wextra", "-Werror", "-c", "tiny.c"]
+    subprocess.run([*command, "-o", compiled], cwd=two_tasks, check=True)
+    listed = subprocess.run(["nm", compiled], capture_output=True, text=True, check=True)
+    symbols = dict(reversed(line.split()[-2:]) for line in listed.stdout.splitlines())
+    missing = {name for name, kind in symbols.items() if kind == "U"}
+    assert missing <= {"expf", "sqrtf", "tanhf", "logf", "fmaxf", "fminf", "memcpy", "memset"}
+    assert not {name for name, kind in symbols.items() if kind in "bBdD"} - {"tiny_task_names"}
+    public = {name for name, kind in symbols.items() if kind in "TDR"}
+    assert public == {
+        f"tiny_{what}" for what in ("act", "task_names", "obs_width", "action_width")
+    }
+
+
+def test_the_source_names_no_path_of_this_machine(two_tasks):
+    for file in two_tasks.iterdir():
+        if file.is_file():
+            assert not re.search(r"/(home|root|tmp|usr|work)/", file.read_text())
+
+
+def test_a_task_with_an_odd_name_makes_plain_c(tmp_path, make_model):
+    from tdmpc_opt.checkpoints.checkpoint import from_model
+    from tdmpc_opt.checkpoints.native import write_native
+    from tdmpc_opt.export.c_source import CPolicy
+    from tdmpc_opt.export.metadata import Facts
+    from tdmpc_opt.task_table import Task, TaskTable
+
+    tasks = TaskTable((Task('3"*/\\é', 4, 2),))
+    model = make_model(tasks)
+    path = tmp_path / "odd.safetensors"
+    write_native(path, from_model(model))
+    facts = Facts(
+        source=path,
+        sha256="0" * 64,
+        config=model.config,
+        tasks=tasks,
+        number_format="fp32",
+        preset=None,
+        budget=None,
+        score=None,
+    )
+    policy = CPolicy(model, facts, quantize=False)
+    assert "policy_3.c" in policy.files({})
+
+
+def test_a_machine_without_a_compiler_is_named(tmp_path, checkpoint_file, monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(MissingDependencyError, match="no compiler 'no-such-compiler' here"):
+        _exported(tmp_path / "c", str(checkpoint_file))
+    assert not (tmp_path / "c").exists()
+
+
+def test_c_has_no_fp16_and_no_planner(tmp_path, checkpoint_file):
+    with pytest.raises(InputError, match="C has no portable fp16; take --format fp32 or int8"):
+        _exported(tmp_path / "c", str(checkpoint_file), format="fp16")
+    with pytest.raises(InputError, match="c files hold the policy; add --policy-only"):
+        ExportConfig(checkpoint="x", output=tmp_path, target="c")
+
+
+@pytest.mark.slow
+def test_thirty_tasks_in_c_stay_within_1e_4_of_torch(tmp_path):
+    config = ExportConfig(
+        checkpoint="mt30-1m", policy_only=True, target="c", output=tmp_path / "c"
+    )
+    parity = export(config).parity
+    assert parity.rows == 1200
+    assert parity.max_error <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["cortex-m4", "cortex-m7"])
+def test_int8_fits_a_board_with_300_kb_of_flash_and_32_kb_of_ram(tmp_path, processor):
+    for needed in ("arm-none-eabi-gcc", "qemu-system-arm"):
+        if shutil.which(needed) is None:
+            pytest.skip(f"needs {needed}")
+    from microcontroller import measure
+
+    options = {"task": "walker-walk", "format": "int8"}
+    folder = _exported(tmp_path / "c", "mt30-1m", **options)
+    figures = measure(folder, "mt30-1m", "walker-walk", processor)
+    assert figures["flash_bytes"] <= 300_000
+    assert figures["ram_bytes"] <= 32_000
+    assert figures["nine_of_ten_within"] <= 0.3
