@@ -124,7 +124,7 @@ def test_a_task_with_an_odd_name_makes_plain_c(tmp_path, make_model):
     from tdmpc_opt.checkpoints.native import write_native
     from tdmpc_opt.export.c_source import CPolicy
     from tdmpc_opt.export.metadata import Facts
-    from tdmpc_opt.task_table import Task, TaskTable
+    from tdmpc_opt.schema import Task, TaskTable
 
     tasks = TaskTable((Task('3"*/\\é', 4, 2),))
     model = make_model(tasks)

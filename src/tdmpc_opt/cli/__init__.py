@@ -51,6 +51,7 @@ _EXTRAS = {
     **dict.fromkeys(("onnx", "onnx_ir", "onnxscript", "onnxruntime"), "export"),
     "executorch": "executorch",
     "emx_onnx_cgen": "c",
+    **dict.fromkeys(("websockets", "msgpack"), "server"),
     "jinja2": "report",
     **dict.fromkeys(("imageio_ffmpeg", "PIL"), "video"),
     **dict.fromkeys(("minari", "h5py"), "minari"),

@@ -1,4 +1,6 @@
-"""Commands that show agents at work."""
+"""Commands that show agents at work, or let other programs use them."""
+
+import asyncio
 
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
@@ -21,4 +23,27 @@ def _play(config: configs.PlayConfig) -> None:
             terminal.print("stopped")
 
 
-COMMANDS = (Command("play", configs.PlayConfig, _play),)
+def _serve(config: configs.ServeConfig) -> None:
+    from tdmpc_opt.server.server import PolicyServer
+
+    terminal = console()
+    server = PolicyServer(
+        config.checkpoint, config.threads, config.max_clients, 1024 * config.max_message_kb
+    )
+
+    def started(host: str, port: int) -> None:
+        terminal.print(f"serving at ws://{host}:{port}; Ctrl-C stops", highlight=False)
+
+    asyncio.run(server.run(config.host, config.port, started))
+    counts = server.statistics
+    terminal.print(
+        f"stopped after {counts['answers']:,} answers and {counts['errors']:,} errors; an "
+        f"answer took {counts['ms_p50']:.2f} ms, 99 of 100 at most {counts['ms_p99']:.2f} ms",
+        highlight=False,
+    )
+
+
+COMMANDS = (
+    Command("play", configs.PlayConfig, _play),
+    Command("serve", configs.ServeConfig, _serve),
+)

@@ -22,6 +22,7 @@ from tdmpc_opt.configs.files import (
     ZooConfig,
 )
 from tdmpc_opt.configs.reports import ReportConfig, VideoConfig
+from tdmpc_opt.configs.serve import ServeConfig
 from tdmpc_opt.configs.show import PlayConfig
 from tdmpc_opt.configs.training import (
     DemoConfig,
@@ -64,6 +65,7 @@ __all__ = [
     "ReportConfig",
     "Schedule",
     "SensitivityConfig",
+    "ServeConfig",
     "TasksConfig",
     "TrainConfig",
     "TuneConfig",

@@ -1,0 +1,1 @@
+"""An agent behind a WebSocket, for programs on other machines or in other languages."""

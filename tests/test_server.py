@@ -1,0 +1,258 @@
+"""The server gives each client the agent's own actions, and survives what is sent to it."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("websockets", reason="needs the extra server")
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from tdmpc_opt import zoo
+from tdmpc_opt.errors import InputError
+from tdmpc_opt.runtime import load
+from tdmpc_opt.server.messages import pack, unpack
+from tdmpc_opt.server.server import PolicyServer
+
+TASK = "walker-walk"
+OBS = np.linspace(-1, 1, 24, dtype=np.float32)
+PLANNER = Path(__file__).parent / "corpus" / "onnx"
+
+
+@contextmanager
+def _serving(path: Path, **options):
+    """Serve a file from a thread and yield the server and its address without a scheme."""
+    server, ready, loop = PolicyServer(path, **options), threading.Event(), []
+    address = []
+
+    def started(host: str, port: int) -> None:
+        address.append(f"{host}:{port}")
+        loop.append((asyncio.get_running_loop(), asyncio.current_task()))
+        ready.set()
+
+    def serve() -> None:
+        with suppress(asyncio.CancelledError):
+            asyncio.run(server.run("127.0.0.1", 0, started))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield server, address[0]
+    finally:
+        running, task = loop[0]
+        running.call_soon_threadsafe(task.cancel)
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def serving():
+    with _serving(zoo.path("mt30-1m")) as found:
+        yield found
+
+
+def _ask(client, **message):
+    client.send(pack(message))
+    answer = client.recv(timeout=10)
+    return answer if isinstance(answer, str) else unpack(answer)
+
+
+def _wait_for(condition) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        threading.Event().wait(0.02)
+    raise AssertionError("it did not come true within four seconds")
+
+
+def test_a_client_gets_the_facts_and_then_the_agents_own_actions(serving):
+    _, address = serving
+    agent = load("mt30-1m")
+    with connect(f"ws://{address}") as client:
+        facts = unpack(client.recv(timeout=10))
+        assert (facts["kind"], facts["actions_per_answer"]) == ("policy", 1)
+        assert [task["name"] for task in facts["tasks"]] == list(agent.tasks.names)
+        for obs in (OBS, OBS.tolist(), OBS.astype(np.float64)):
+            answer = _ask(client, observation=obs, task=TASK)
+            np.testing.assert_array_equal(answer["actions"], agent.act(OBS, TASK))
+            assert answer["server_timing"]["infer_ms"] > 0
+
+
+def test_health_and_statistics_are_answered_by_http(serving):
+    _, address = serving
+    with urllib.request.urlopen(f"http://{address}/healthz", timeout=10) as answer:
+        assert (answer.status, answer.read()) == (200, b"OK\n")
+    with connect(f"ws://{address}") as client:
+        client.recv(timeout=10)
+        _ask(client, observation=OBS, task=TASK)
+        with urllib.request.urlopen(f"http://{address}/statistics", timeout=10) as answer:
+            counts = json.load(answer)
+    assert counts["clients"] == 1
+    assert counts["answers"] >= 1
+    assert 0 < counts["ms_p50"] <= counts["ms_p99"] <= counts["ms_max"]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"observation": OBS, "task": "walk"}, "unknown task 'walk'"),
+        ({"observation": OBS}, "name a task; known: "),
+        ({"observation": OBS, "task": 99}, "task ids must be in 0..29, got 99"),
+        ({"observation": OBS, "task": True}, "the task is a name or an id"),
+        ({"observation": OBS[:5], "task": TASK}, "observations of walker-walk have 24 numbers"),
+        ({"observation": [*OBS[1:], np.nan], "task": TASK}, "the observation holds NaN"),
+        ({"observation": ["a"] * 24, "task": TASK}, "not an array of numbers"),
+        (
+            {"observation": OBS[None], "task": TASK},
+            r"an observation is [obs], got shape [1, 24]",
+        ),
+        ({"observation": OBS, "task": TASK, "deadline_ms": "x"}, "deadline_ms is a number"),
+        ({"observation": OBS, "task": TASK, "reset": [1]}, "reset is true or false"),
+        ({"observation": OBS, "task": TASK, "deadline_ms": -1}, "deadline_ms must be above 0"),
+        ({"obs": OBS, "task": TASK}, 'send a map with "observation"'),
+        ([1, 2], 'send a map with "observation"'),
+    ],
+)
+def test_a_bad_message_is_answered_with_one_line_and_the_next_one_is_served(
+    serving, message, reason
+):
+    _, address = serving
+    with connect(f"ws://{address}") as client:
+        client.recv(timeout=10)
+        client.send(pack(message))
+        answer = client.recv(timeout=10)
+        assert isinstance(answer, str)
+        assert reason in answer
+        assert "\n" not in answer
+        assert "actions" in _ask(client, observation=OBS, task=TASK)
+
+
+@pytest.mark.parametrize("messages", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_hostile_messages_leave_the_server_standing(serving, messages):
+    """Cut, changed and random ones, and arrays that lie about themselves."""
+    server, address = serving
+    source = np.random.default_rng(0)
+    good = pack({"observation": OBS, "task": TASK})
+    lies = [
+        {b"__ndarray__": True, b"data": b"abc", b"dtype": "|O", b"shape": (1,)},
+        {b"__ndarray__": True, b"data": b"abcd", b"dtype": "<f4", b"shape": (2**60,)},
+        {b"__ndarray__": True, b"data": b"abcd", b"dtype": "<f4", b"shape": (-1,)},
+        {b"__ndarray__": True, b"data": 7, b"dtype": "<f4", b"shape": 5},
+        {b"__ndarray__": True, b"dtype": "V9"},
+        {b"__npgeneric__": True, b"data": b"x", b"dtype": "<f8"},
+        {b"__npgeneric__": True, b"data": 2**63, b"dtype": "|i1"},
+    ]
+    before = server.statistics["errors"]
+    deep = b"\x81\xabobservation" + b"\x91" * 100_000
+    with connect(f"ws://{address}") as client:
+        client.recv(timeout=10)
+        for count in range(messages):
+            kind, data = source.integers(5), bytearray(good)
+            if kind == 0:
+                data = data[: source.integers(len(data))]
+            elif kind == 1:
+                for _ in range(3):
+                    data[source.integers(len(data))] = source.integers(256)
+            elif kind == 2:
+                data = source.bytes(source.integers(200))
+            elif kind == 3:
+                data = pack({"observation": lies[source.integers(len(lies))], "task": TASK})
+            elif count % 100 == 0:
+                data = deep
+            client.send(bytes(data) if source.integers(20) else "text")
+            client.recv(timeout=10)  # raises where the message ended the connection
+    assert server.statistics["errors"] - before > messages / 2
+    with connect(f"ws://{address}") as client:
+        client.recv(timeout=10)
+        assert "actions" in _ask(client, observation=OBS, task=TASK)
+
+
+def test_a_message_beyond_the_limit_ends_its_own_connection_alone():
+    with (
+        _serving(zoo.path("mt30-1m"), max_bytes=1000) as (server, address),
+        connect(f"ws://{address}") as bystander,
+        connect(f"ws://{address}") as client,
+    ):
+        bystander.recv(timeout=10)
+        client.recv(timeout=10)
+        client.send(b"x" * 1001)
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=10)
+        assert "actions" in _ask(bystander, observation=OBS, task=TASK)
+        _wait_for(lambda: server.clients == 1)
+
+
+def test_clients_beyond_the_limit_are_refused_until_one_leaves():
+    with _serving(zoo.path("mt30-1m"), max_clients=1) as (server, address):
+        with connect(f"ws://{address}") as client:
+            client.recv(timeout=10)
+            with pytest.raises(InvalidStatus) as refused:
+                connect(f"ws://{address}")
+            assert refused.value.response.status_code == 503
+        _wait_for(lambda: server.clients == 0)
+        with connect(f"ws://{address}") as client:
+            client.recv(timeout=10)
+
+
+def test_a_dead_client_frees_its_state():
+    """A client that neither closes nor answers pings, as behind a pulled cable."""
+    with _serving(zoo.path("mt30-1m"), ping_seconds=0.2) as (server, address):
+        host, port = address.split(":")
+        with socket.create_connection((host, int(port))) as dead:
+            dead.sendall(
+                f"GET / HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\n"
+                "Connection: Upgrade\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
+                "Sec-WebSocket-Version: 13\r\n\r\n".encode()
+            )
+            _wait_for(lambda: server.clients == 1)
+            _wait_for(lambda: server.clients == 0)
+
+
+def test_a_web_page_cannot_connect(serving):
+    _, address = serving
+    with pytest.raises(InvalidStatus) as refused:
+        connect(f"ws://{address}", origin="https://example.org")
+    assert refused.value.response.status_code == 403
+
+
+def test_a_taken_port_is_one_line(serving):
+    _, address = serving
+    taken = int(address.split(":")[1])
+    server = PolicyServer(zoo.path("mt30-1m"))
+    with pytest.raises(InputError, match=f"cannot listen at 127.0.0.1, port {taken}"):
+        asyncio.run(server.run("127.0.0.1", taken))
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_without_torch_and_stops_by_a_signal(which, tmp_path):
+    code = (
+        "import sys; from tdmpc_opt.cli import main; status = main(); "
+        "sys.exit(status or 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "serve", str(zoo.path("mt30-1m")), "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        line = run.stdout.readline()
+        assert line.startswith("serving at ws://127.0.0.1:")
+        with connect(line.split()[2].rstrip(";")) as client:
+            client.recv(timeout=10)
+            assert "actions" in _ask(client, observation=OBS, task=TASK)
+            os.kill(run.pid, which)
+            out, err = run.communicate(timeout=20)
+    assert run.returncode == 0
+    assert "stopped after 1 answers and 0 errors" in out
+    assert not err
