@@ -27,8 +27,8 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGES_WITH_TABLES = [page for page in PAGES if "[[[cog" in page.read_text()]
 PLACEHOLDERS = {"FILE", "DATA", "..."}
-# Pieces of a page's code that need another machine or minutes of export.
-ELSEWHERE = ("deploy.md", "planner.md")
+# Pages whose code needs another program, another machine or minutes of export.
+ELSEWHERE = ("deploy.md", "server.md")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
     "optional-dependencies"
 ]
