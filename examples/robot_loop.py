@@ -1,35 +1,145 @@
-"""A robot's control loop, with the simulator in place of the robot.
+"""A control loop at a fixed rate, for a robot or, to try it, the simulator.
 
-python examples/robot_loop.py walk.onnx walker-walk
+    python examples/robot_loop.py walk.onnx walker-walk --rate 20
+    your-driver | python examples/robot_loop.py walk.onnx walker-walk --source stdin --rate 20
+
+The source `stdin` reads an observation a line and writes an action a line to stdout: connect it
+to the program that talks to the robot. An action that is late, or an observation that cannot be
+used, leaves the last action in force. `--log loop.mcap` (`pip install "tdmpc-opt[log]"`) writes
+a file that Foxglove and Rerun open. The runtime needs neither torch nor the simulator.
 """
 
+import argparse
+import json
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from tdmpc_opt import make_env  # in place of the robot
-from tdmpc_opt.runtime import load
+from tdmpc_opt.errors import InputError, NonFiniteError
+from tdmpc_opt.runtime import Agent, load
 
 
-def run(path: str, task: str, seed: int = 0) -> tuple[float, list[float]]:
-    """Return the sum of rewards of one episode, and the milliseconds of each action."""
-    agent, robot = load(path), make_env(task, seed)
+class Simulator:
+    """One episode of the simulator."""
+
+    def __init__(self, task: str) -> None:
+        from tdmpc_opt import make_env  # needs the extra envs
+
+        self._env, self.total, self._done = make_env(task, 0), 0.0, False
+        self._obs = self._env.reset()[0]
+
+    def read(self) -> np.ndarray | None:
+        """Return the newest observation, None at the end."""
+        return None if self._done else self._obs
+
+    def write(self, action: np.ndarray) -> None:
+        """Send an action, in [-1, 1]."""
+        self._obs, reward, terminated, truncated, _ = self._env.step(action)
+        self.total += float(reward)
+        self._done = terminated or truncated
+
+
+class Lines:
+    """A program that writes observations to our stdin and reads actions from our stdout."""
+
+    def read(self) -> np.ndarray | None:
+        """Return the next observation, None at the end."""
+        line = sys.stdin.readline()
+        return np.array(line.split(), np.float32) if line else None
+
+    def write(self, action: np.ndarray) -> None:
+        """Send an action, in [-1, 1]."""
+        sys.stdout.write(" ".join(f"{number:.9g}" for number in action) + "\n")
+        sys.stdout.flush()
+
+
+class Log:
+    """Steps of the loop as JSON messages of an MCAP file."""
+
+    def __init__(self, file: BinaryIO, stack: ExitStack) -> None:
+        from mcap.writer import Writer
+
+        self._writer = Writer(file)
+        self._writer.start()
+        stack.callback(self._writer.finish)
+        numbers = {"type": "array", "items": {"type": "number"}}
+        fields = {"observation": numbers, "action": numbers, "ms": {"type": "number"}}
+        fields |= {"missed": {"type": "boolean"}}
+        form = json.dumps({"type": "object", "properties": fields}).encode()
+        schema = self._writer.register_schema("tdmpc_opt.Step", "jsonschema", form)
+        self._channel = self._writer.register_channel("/step", "json", schema)
+
+    def step(self, obs: np.ndarray, action: np.ndarray, ms: float, missed: bool) -> None:
+        """Write one step; numbers that JSON lacks become null."""
+        numbers = [float(x) if np.isfinite(x) else None for x in obs]
+        data = {"observation": numbers, "action": action.tolist(), "ms": ms, "missed": missed}
+        now = time.time_ns()
+        self._writer.add_message(self._channel, now, json.dumps(data).encode(), now)
+
+
+def control(
+    agent: Agent, task: str, source: Simulator | Lines, period: float, log: Log | None
+) -> Iterator[tuple[float, bool]]:
+    """Act until the source ends; yield the milliseconds of each step and whether it was missed.
+
+    Args:
+        agent: Of `tdmpc_opt.runtime`.
+        task: Its task.
+        source: Where observations come from and actions go to.
+        period: Seconds of a step. The action has to be there when half of them are over.
+        log: Where steps are written.
+    """
+    action = np.zeros(agent.tasks[task].action_dim, np.float32)
     agent.reset()
-    obs, total, done = robot.reset()[0], 0.0, False
-    times: list[float] = []
-    while not done:
-        start = time.perf_counter()
-        action = agent.act(obs, task)
-        times.append(1000 * (time.perf_counter() - start))
-        obs, reward, terminated, truncated, _ = robot.step(action)
-        total, done = total + float(reward), terminated or truncated
-    return total, times
+    with ThreadPoolExecutor(1) as worker:
+        late, tick = None, time.perf_counter()
+        while (obs := source.read()) is not None:
+            start, missed = time.perf_counter(), True
+            if late is None or late.done():  # else the worker still computes an old action
+                late = worker.submit(agent.act, obs, task, deadline_ms=400 * period)
+                if wait([late], timeout=period / 2).done:
+                    missed = isinstance(late.exception(), InputError | NonFiniteError)
+                    action = action if missed else late.result()
+            ms = 1000 * (time.perf_counter() - start)
+            source.write(action)
+            if log:
+                log.step(obs, action, ms, missed)
+            yield ms, missed
+            tick = max(
+                tick + period, time.perf_counter() - period
+            )  # a long stop is not caught up
+            time.sleep(max(0.0, tick - time.perf_counter()))
+
+
+def main() -> None:
+    """Run the loop and print what became of the deadlines."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("file", help="what tdmpc_opt.runtime.load takes")
+    parser.add_argument("task")
+    parser.add_argument("--source", choices=("simulator", "stdin"), default="simulator")
+    parser.add_argument("--rate", type=float, default=50.0, help="actions a second")
+    parser.add_argument("--log", help="MCAP file to write")
+    given = parser.parse_args()
+    source = Simulator(given.task) if given.source == "simulator" else Lines()
+    with ExitStack() as stack:
+        log = None
+        if given.log:
+            log = Log(stack.enter_context(Path(given.log).open("wb")), stack)
+        steps = list(control(load(given.file), given.task, source, 1 / given.rate, log))
+    median, slow = np.quantile([ms for ms, _ in steps], [0.5, 0.99])
+    missed = sum(missed for _, missed in steps)
+    result = f"return {source.total:.1f}; " if isinstance(source, Simulator) else ""
+    sys.stderr.write(
+        f"{result}an action took {median:.2f} ms, 99 of 100 at most {slow:.2f} ms; {missed} of "
+        f"{len(steps)} actions were late or had no valid observation: the last one was kept\n"
+    )
 
 
 if __name__ == "__main__":
-    total, times = run(sys.argv[1], sys.argv[2])
-    median, slow = np.quantile(times, [0.5, 0.99])
-    sys.stdout.write(
-        f"return {total:.1f}; an action took {median:.2f} ms, 99 of 100 at most {slow:.2f} ms\n"
-    )
+    main()

@@ -35,5 +35,5 @@ def test_an_example_runs_as_it_stands(name, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     for words in SAYS[name]:
-        assert words in run.stdout
+        assert words in run.stdout + run.stderr
     assert {path.name for path in tmp_path.iterdir()} <= {"example-output"}

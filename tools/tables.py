@@ -31,6 +31,7 @@ COMMANDS = {
     "bench-ddp": "python benchmarks/ddp.py",
     "bench-distill": "python benchmarks/training_throughput.py --teacher 48 "
     "--output results/bench-distill.json",
+    "bench-microcontroller": "python benchmarks/microcontroller.py",
     "bench-evaluation": "python benchmarks/evaluation_throughput.py --checkpoint FILE",
     "bench-runtime-footprint": "python benchmarks/runtime_footprint.py --task walker-walk "
     "--files policy.onnx planner.onnx",
