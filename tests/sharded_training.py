@@ -6,6 +6,7 @@ this process holds. One process alone trains unsharded.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -67,21 +68,21 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     config = TrainConfig(data=Path("unused"), output=Path("unused"), updates=UPDATES)
-    model = WorldModel(model_config("0.3", MT30), MT30, generator)
+    sizes = replace(model_config("0.3", MT30), dropout=0.0)  # ranks draw their own
+    model = WorldModel(sizes, MT30, generator)
     fabric.setup_module(model)
     learner = build_learner(fabric, model, config)
     weights = LossWeights()
     told = []
     for _ in range(UPDATES):
         batch = _batch(model, ranks, generator)
-        with ranks.shared_dropout():
-            with torch.no_grad():
-                next_z = model.encode(batch.obs[1:], batch.task)
-                target = td_target(
-                    model, next_z, batch.reward, batch.task, learner.generator, ranks
-                )
-            losses, _ = model_losses(model, batch, next_z, target, weights, ranks)
-            loss = losses.total(weights)
+        with torch.no_grad():
+            next_z = model.encode(batch.obs[1:], batch.task)
+            target = td_target(
+                model, next_z, batch.reward, batch.task, learner.generator, ranks
+            )
+        losses, _ = model_losses(model, batch, next_z, target, weights, ranks)
+        loss = losses.total(weights)
         learner.model_optimizer.zero_grad()
         fabric.backward(loss)
         fabric.clip_gradients(

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import handle_torch_function, has_torch_function_unary
 
 EPS = 1e-5
 """LayerNorm's, as torch has it."""
@@ -39,7 +38,7 @@ def norm_mish(
     Source:
         Mish, arXiv:1908.08681.
     """
-    dropped = dropped_positions(x, rate) if rate else None
+    dropped = draw_positions(x.numel(), rate) if rate else None
     # Instead of enlarging what is kept: LayerNorm divides by it again, but for eps.
     eps = EPS * (1 - rate) ** 2
     if torch.is_grad_enabled() and (x.requires_grad or gain.requires_grad):
@@ -55,19 +54,11 @@ def norm_mish(
     return out
 
 
-def dropped_positions(x: Tensor, rate: float) -> Int[Tensor, " dropped"]:
-    """Draw which numbers of `x`, as it lies flat, are dropped: each by chance, alone.
+def draw_positions(count: int, rate: float) -> Int[Tensor, " dropped"]:
+    """Draw which of `count` numbers are dropped, in ascending order, by torch's generator.
 
     The gaps between them are drawn, of which there are few at the rates that are in use.
     """
-    if has_torch_function_unary(x):
-        found: Tensor = handle_torch_function(dropped_positions, (x,), x, rate)
-        return found
-    return draw_positions(x.numel(), rate)
-
-
-def draw_positions(count: int, rate: float) -> Int[Tensor, " dropped"]:
-    """Draw which of `count` numbers are dropped, in ascending order, by torch's generator."""
     parts, last = [], -1
     expected = count * rate
     while last < count:

@@ -18,7 +18,7 @@ from tdmpc_opt.agents.policies import AgentPolicy
 from tdmpc_opt.agents.rollout import rollout, threads
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names
-from tdmpc_opt.configs import TrainConfig
+from tdmpc_opt.configs import DistillConfig, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, joint_tasks
 from tdmpc_opt.errors import NonFiniteError, RunError
@@ -84,7 +84,10 @@ def run_training(
         The checkpoint that was written.
     """
     _refuse_own_tasks(config, datasets)
-    fabric, ranks = join(best_device(config.device), config.precision)
+    # The projection of the latent term is not used where a schedule sets all weights to 0.
+    projected = isinstance(config, DistillConfig) and "latent" in config.terms.at(0)
+    device = best_device(config.device)
+    fabric, ranks = join(device, config.precision, some_unused=projected)
     progress = progress if ranks.is_first else _Unheard()
     chosen = choose_threads(config.threads)
     progress.update(0, config.updates, f"threads: {chosen}")

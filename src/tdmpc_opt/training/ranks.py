@@ -1,27 +1,24 @@
 """Processes that train one model together: each takes its slices of the same global batch.
 
-Whatever is random is drawn for the whole batch on every rank, alike, and each takes its rows.
-So a run is the same on any number of ranks, but for the order in which sums are rounded.
+Policy noise is drawn for the whole batch on every rank, and each takes its rows; dropout is
+drawn by each rank. Without dropout a run is the same on any number of ranks but for rounding.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from tdmpc_opt import machine
 from tdmpc_opt.errors import InputError, NonFiniteError, RunError
-from tdmpc_opt.model.hidden import draw_positions, dropped_positions
 
 PATIENCE = timedelta(hours=2)
 """How long a rank waits for the others, which may be filling their part of a teacher cache."""
@@ -66,19 +63,6 @@ class Ranks:
         index[batch_axis] = slice(self.rank, None, self.count)
         return whole[tuple(index)]
 
-    def shared_dropout(self) -> AbstractContextManager[object]:
-        """Return a context in which dropout is drawn for the whole batch."""
-        return nullcontext() if self.count == 1 else _WholeDropout(self)
-
-    def start_alike(self, modules: Iterable[nn.Module | None]) -> None:
-        """Give all ranks the weights of the first, whose machine may round otherwise."""
-        if self.count == 1:
-            return
-        for module in modules:
-            for tensor in module.state_dict().values() if module is not None else ():
-                with _others_alive():
-                    distributed.broadcast(tensor, src=0)
-
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean over the ranks, in a tensor of its own where there are several."""
         if self.count == 1:
@@ -96,24 +80,6 @@ class Ranks:
         with _others_alive():
             distributed.all_gather(found, rows.contiguous())
         return torch.cat(found)
-
-    def average_gradients(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-        """Average the gradients that an optimiser is to use, and return the mean of the loss.
-
-        All in one message. The losses of ranks are means over equally many slices, so that
-        their mean is the loss of the whole batch, and NaN on one rank is NaN on all.
-        """
-        if self.count == 1:
-            return loss
-        owned = [p.grad for group in optimizer.param_groups for p in group["params"]]
-        gradients = [gradient for gradient in owned if gradient is not None]
-        message = [gradient.flatten() for gradient in gradients]
-        mean = self.mean(torch.cat([*message, loss.detach().float().reshape(1)]))
-        *parts, last = mean.split([*(part.numel() for part in message), 1])
-        torch._foreach_copy_(
-            gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
-        )
-        return last[0]
 
     def gather(self, value: Value) -> list[Value]:
         """Return a plain value of each rank, by rank."""
@@ -181,44 +147,15 @@ ALONE = Ranks()
 """A run in a single process."""
 
 
-class _WholeDropout(TorchFunctionMode):
-    """Draws the masks of dropout for all rows of the batch; torch's own do for this rank's.
-
-    On the CPU it gives the bits that torch's dropout gives a single process. The layers know
-    nothing of ranks, which is why the functions are met on their way.
-    """
-
-    def __init__(self, ranks: Ranks) -> None:
-        super().__init__()
-        self._ranks = ranks
-
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: Any = (), options: Any = None
-    ) -> Any:
-        known = {functional.dropout: self._dropout, dropped_positions: self._positions}
-        return known.get(function, function)(*arguments, **(options or {}))
-
-    def _dropout(self, x: Tensor, p: float, training: bool, inplace: bool = False) -> Tensor:
-        if not training:
-            return x
-        shape = self._ranks.whole_shape(x.shape, -2)
-        mask = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
-        return x * self._ranks.own_rows(mask, -2).div(1 - p)
-
-    def _positions(self, x: Tensor, rate: float) -> Tensor:
-        rows, width = self._ranks.whole_shape(x.shape, -2)[-2:]
-        drawn = draw_positions(x.numel() * self._ranks.count, rate)
-        lead, row = drawn // (rows * width), drawn // width % rows
-        own = (lead * x.shape[-2] + row // self._ranks.count) * width + drawn % width
-        return own[row % self._ranks.count == self._ranks.rank]
-
-
-def join(device: torch.device, precision: Any) -> tuple[Fabric, Ranks]:
+def join(
+    device: torch.device, precision: Any, *, some_unused: bool = False
+) -> tuple[Fabric, Ranks]:
     """Meet the other processes that torchrun started; without torchrun there are none.
 
     Args:
         device: Kind of device to train on.
         precision: Lightning Fabric's.
+        some_unused: Whether there are updates that do not use all weights.
 
     Raises:
         InputError: More processes on this machine than it has GPUs.
@@ -234,7 +171,7 @@ def join(device: torch.device, precision: Any) -> tuple[Fabric, Ranks]:
         devices=machine.local_world_size(),
         num_nodes=machine.nodes(),
         precision=precision,
-        strategy=DDPStrategy(),
+        strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=some_unused),
     )
     with _others_alive():
         _meet(backend)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import Precision
@@ -17,6 +18,7 @@ from tdmpc_opt.errors import NonFiniteError
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.training.objective import (
+    ModelLosses,
     PolicyLosses,
     Rollout,
     RunningScale,
@@ -30,11 +32,77 @@ from tdmpc_opt.training.ranks import ALONE, Ranks
 from tdmpc_opt.training.terms import Lesson, Losses, model_terms, policy_terms
 
 
+class _ModelObjective(nn.Module):
+    """The loss of all but the policy, as a module of which Fabric averages the gradients."""
+
+    def __init__(self, model: WorldModel, projection: Dense | None, ranks: Ranks) -> None:
+        super().__init__()
+        self.model, self.projection, self._ranks = model, projection, ranks
+
+    def forward(
+        self,
+        batch: Batch,
+        config: TrainConfig,
+        lesson: Lesson | None,
+        labelled: Batch | None,
+        generator: torch.Generator,
+    ) -> "tuple[Tensor, ModelLosses, Rollout, Losses, _States | None]":
+        """Return the loss and what it was computed from."""
+        model, ranks = self.model, self._ranks
+        rule = TargetRule(config.td_lambda, config.td_heads)
+        with torch.no_grad():
+            next_z = model.encode(batch.obs[1:], batch.task)
+            target = td_target(model, next_z, batch.reward, batch.task, generator, ranks, rule)
+        losses, rollout = model_losses(model, batch, next_z, target, config.weights, ranks)
+        total = losses.total(config.weights)
+        distilled: Losses = {}
+        if lesson is not None:
+            distilled = model_terms(model, rollout, batch, lesson, self.projection)
+            total = total + lesson.total(distilled)
+        states = None if labelled is None else _States.of(model, labelled)
+        if states is not None:
+            total = total + config.weights.behaviour * states.imitation(model, ranks)
+        return total, losses, rollout, distilled, states
+
+
+class _PolicyObjective(nn.Module):
+    """The policy's loss, likewise."""
+
+    def __init__(self, model: WorldModel, ranks: Ranks) -> None:
+        super().__init__()
+        self.model, self._ranks = model, ranks
+
+    def forward(
+        self,
+        batch: Batch,
+        config: TrainConfig,
+        rollout: Rollout,
+        lesson: Lesson | None,
+        states: "_States | None",
+        scale: RunningScale,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, PolicyLosses]:
+        """Return the loss and what it was computed from."""
+        model, weights = self.model, config.weights
+        zs = rollout.zs.detach()
+        losses, output = policy_losses(model, zs, batch, scale, weights, generator)
+        total = losses.total(weights)
+        if lesson is not None:
+            mask = model.mask(batch.task)
+            total = total + lesson.total(policy_terms(output, mask, lesson, rollout.decay))
+        if states is not None:
+            behaviour = states.detached().imitation(model, self._ranks)
+            total = total + weights.behaviour * behaviour
+        return total, losses
+
+
 @dataclass
 class Learner:
     """What an update changes."""
 
     model: WorldModel
+    model_objective: nn.Module
+    policy_objective: nn.Module
     model_optimizer: Optimizer
     """Owns all but the policy and the target Qs."""
     policy_optimizer: Optimizer
@@ -82,7 +150,11 @@ def build_learner(
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     if projection is not None:
         rest += fabric.to_device(projection).parameters()
-    ranks.start_alike([model, projection])
+    # Of each objective Fabric averages the gradients of what requires them now.
+    with _only(model, *(part for part in model.children() if part is not model.policy_head)):
+        model_objective = _set_up(fabric, _ModelObjective(model, projection, ranks), ranks)
+    with _only(model, model.policy_head):
+        policy_objective = _set_up(fabric, _PolicyObjective(model, ranks), ranks)
     groups: list[dict[str, Any]] = [
         {"params": rest},
         {"params": encoder, "lr": config.lr * config.encoder_lr_scale},
@@ -95,8 +167,10 @@ def build_learner(
     policy_adam = torch.optim.Adam(policy, lr=config.lr, eps=1e-5, fused=fused)
     return Learner(
         model=model,
-        model_optimizer=_set_up(fabric, adam),
-        policy_optimizer=_set_up(fabric, policy_adam),
+        model_objective=model_objective,
+        policy_objective=policy_objective,
+        model_optimizer=_optimizer(fabric, adam),
+        policy_optimizer=_optimizer(fabric, policy_adam),
         scale=RunningScale(config.tau, fabric.device, ranks),
         generator=torch.Generator().manual_seed(config.seed),
         precision=fabric.strategy.precision,
@@ -105,7 +179,12 @@ def build_learner(
     )
 
 
-def _set_up(fabric: Fabric, optimizer: Optimizer) -> Optimizer:
+def _set_up(fabric: Fabric, objective: nn.Module, ranks: Ranks) -> nn.Module:
+    """Let Fabric's strategy wrap an objective where there are several ranks."""
+    return objective if ranks.count == 1 else fabric.strategy.setup_module(objective)
+
+
+def _optimizer(fabric: Fabric, optimizer: Optimizer) -> Optimizer:
     # Fabric's wrapper behaves as an Optimizer without being one by type.
     return cast(Optimizer, fabric.setup_optimizers(optimizer))
 
@@ -141,23 +220,15 @@ def train_step(
     Source:
         TD-MPC2, arXiv:2310.16828, algorithm 2; TD-MPC-Opt, arXiv:2507.01823, section 3.
     """
-    model, ranks = learner.model.train(), learner.ranks
+    model = learner.model.train()
     _set_rates(learner, config)
-    with torch.no_grad(), fabric.autocast(), ranks.shared_dropout():
-        next_z = model.encode(batch.obs[1:], batch.task)
-        rule = TargetRule(config.td_lambda, config.td_heads)
-        source = learner.generator
-        target = td_target(model, next_z, batch.reward, batch.task, source, ranks, rule)
-    with fabric.autocast(), ranks.shared_dropout():
-        losses, rollout = model_losses(model, batch, next_z, target, config.weights, ranks)
-        total = losses.total(config.weights)
-        distilled: Losses = {}
-        if lesson is not None:
-            distilled = model_terms(model, rollout, batch, lesson, learner.projection)
-            total = total + lesson.total(distilled)
-        states = None if labelled is None else _States.of(model, labelled)
-        if states is not None:
-            total = total + config.weights.behaviour * states.imitation(model, ranks)
+    if learner.ranks.count > 1:  # each rank has dropout of its own, the same after a resume
+        seed = np.random.SeedSequence((config.seed, learner.update, learner.ranks.rank))
+        torch.manual_seed(int(seed.generate_state(1)[0]))
+    with fabric.autocast():
+        total, losses, rollout, distilled, states = learner.model_objective(
+            batch, config, lesson, labelled, learner.generator
+        )
     norm = _descend(fabric, learner, learner.model_optimizer, total, config)
     # Before the policy's update: the public code shortens rows at each look-up.
     model.renormalize_task_embedding()
@@ -208,23 +279,17 @@ def _update_policy(
     states: _States | None,
 ) -> tuple[PolicyLosses, Tensor]:
     """Step the policy alone; return its losses and the norm of its gradient."""
-    model, ranks, weights = learner.model, learner.ranks, config.weights
     scale_before = learner.scale.value
-    with fabric.autocast(), ranks.shared_dropout(), _only(model, model.policy_head):
-        losses, output = policy_losses(
-            model, rollout.zs.detach(), batch, learner.scale, weights, learner.generator
-        )
-        total = losses.total(weights)
-        if lesson is not None:
-            mask = model.mask(batch.task)
-            total = total + lesson.total(policy_terms(output, mask, lesson, rollout.decay))
-        if states is not None:
-            total = total + weights.behaviour * states.detached().imitation(model, ranks)
-    try:
-        norm = _descend(fabric, learner, learner.policy_optimizer, total, config)
-    except NonFiniteError:
-        learner.scale.value = scale_before
-        raise
+    with _only(learner.model, learner.model.policy_head):
+        with fabric.autocast():
+            total, losses = learner.policy_objective(
+                batch, config, rollout, lesson, states, learner.scale, learner.generator
+            )
+        try:
+            norm = _descend(fabric, learner, learner.policy_optimizer, total, config)
+        except NonFiniteError:
+            learner.scale.value = scale_before
+            raise
     return losses, norm
 
 
@@ -262,7 +327,7 @@ def _descend(
 ) -> Tensor:
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
-    loss = learner.ranks.average_gradients(optimizer, loss)
+    loss = learner.ranks.mean(loss.detach())  # NaN on one rank is NaN on all
     norm = fabric.clip_gradients(
         learner.model, optimizer, max_norm=config.grad_clip, error_if_nonfinite=False
     )
@@ -277,9 +342,9 @@ def _descend(
 
 
 @contextmanager
-def _only(model: nn.Module, part: nn.Module) -> Iterator[None]:
-    """Let gradients reach `part` alone: the others' would be thrown away."""
-    kept = {id(parameter) for parameter in part.parameters()}
+def _only(model: nn.Module, *parts: nn.Module) -> Iterator[None]:
+    """Let gradients reach these parts alone: the others' would be thrown away."""
+    kept = {id(parameter) for part in parts for parameter in part.parameters()}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
     for parameter in others:
         parameter.requires_grad_(False)
