@@ -297,3 +297,16 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
         collect(_config(tmp_path / "file" / "d"))
+
+
+def test_the_time_is_estimated_before_the_work_starts(tmp_path, experts):
+    texts: list[str] = []
+
+    class Shown(Silent):
+        def update(self, done: int, total: int, text: str) -> None:
+            texts.append(text)
+
+    collect(_config(tmp_path / "d", label=str(experts)), Shown())
+    assert texts[0].endswith((", less than a minute", " min"))
+    collect(_config(tmp_path / "d", label=str(experts)), Shown())
+    assert texts[-1] == "processes: 1 (as asked)"

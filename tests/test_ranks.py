@@ -35,7 +35,8 @@ def _start(
     arguments: Sequence[object], *options: str, processes: int = 2
 ) -> subprocess.Popen[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    launcher = [*launcher, *options, "-m"] if processes > 1 else ["-m"]
+    # Without the dashes torchrun takes --start for one of its own options.
+    launcher = [*launcher, *options, "-m", "--"] if processes > 1 else ["-m"]
     command = [sys.executable, *launcher, "tdmpc_opt"]
     return subprocess.Popen(
         [*command, *map(str, arguments)],

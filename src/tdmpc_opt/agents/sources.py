@@ -1,7 +1,9 @@
 """Where policies come from: one class a kind, small enough to send to worker processes."""
 
 import hashlib
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +20,9 @@ from tdmpc_opt.agents.policies import (
     PlanPolicy,
     Policy,
     RandomPolicy,
+    SimulatorPolicy,
 )
+from tdmpc_opt.agents.rollout import one_thread
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.hub import is_model_folder
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, resolve, sha256
@@ -30,8 +34,9 @@ from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, find_preset
 from tdmpc_opt.runtime.agent import load as load_for_device
 from tdmpc_opt.runtime.onnx_file import is_onnx
-from tdmpc_opt.schema import MT30, UNNAMED, PlannerBudget, TaskTable
+from tdmpc_opt.schema import MT30, UNNAMED, PlannerBudget, Task, TaskTable
 from tdmpc_opt.tasks.choice import choose_tasks
+from tdmpc_opt.tasks.environment import make_env
 
 Identity = dict[str, str | None]
 """File name and SHA-256 of the content, with no path; the hash is None without a file."""
@@ -139,6 +144,38 @@ def open_source(
         replan_every=replan_every,
         choose_engine=choose_engine,
     )
+
+
+def estimate(
+    sources: Sequence[PolicySource], episodes: Mapping[Task, int], workers: int
+) -> str:
+    """Return how long episodes take, judged by one step of the first task, as a note.
+
+    Args:
+        sources: Who acts or labels in each step.
+        episodes: How many of each task.
+        workers: Processes that share the tasks; 0 where only Ray knows, which gives no note.
+    """
+    if not episodes or not workers:
+        return ""
+    task = next(iter(episodes))
+    env = make_env(task, 0)
+    obs = env.reset()[0]
+    with one_thread():
+        policies = [source.load(TaskTable((task,))) for source in sources]
+        for policy in policies:
+            policy.start(task.name, [(0,)])
+            if isinstance(policy, SimulatorPolicy):
+                policy.watch([env])
+        for _ in range(2):  # what is built at the first action does not count
+            start = time.perf_counter()
+            actions = [policy.act(obs[None]) for policy in policies]
+            env.step(actions[0][0])
+        seconds = time.perf_counter() - start
+    env.close()
+    steps = sum(each.episode_length * count for each, count in episodes.items())
+    minutes = seconds * steps / min(workers, len(episodes)) / 60
+    return f", about {minutes:.0f} min" if minutes >= 1 else ", less than a minute"
 
 
 def is_expert_folder(source: str) -> bool:

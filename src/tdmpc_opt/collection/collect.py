@@ -8,7 +8,7 @@ from typing import Any
 from tdmpc_opt.agents.executor import Cores, choose_processes, run_parallel
 from tdmpc_opt.agents.policies import RandomPolicy
 from tdmpc_opt.agents.rollout import one_thread, rollout
-from tdmpc_opt.agents.sources import PolicySource, open_source
+from tdmpc_opt.agents.sources import PolicySource, estimate, open_source
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.files import alone
@@ -76,7 +76,10 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     workers = (
         Cores(config.workers, "of Ray") if config.ray else choose_processes(config.workers)
     )
-    progress.update(done, len(tasks), f"processes: {workers}")
+    drivers = [policy] if labeller is None else [policy, labeller]
+    missing = {item.task: item.episodes for item in work}
+    expected = estimate(drivers, missing, workers.count)
+    progress.update(done, len(tasks), f"processes: {workers}{expected}")
     with ExitStack() as held:
         for item in work:  # another process may collect other shards at the same time
             held.enter_context(alone(dataset.path / names[item.task.name]))

@@ -1,14 +1,18 @@
 """Score a policy on real tasks, task by task."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tdmpc_opt.agents.agent import best_device
 from tdmpc_opt.agents.executor import Cores, choose_processes, run_parallel
 from tdmpc_opt.agents.rollout import one_thread, rollout
-from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
+from tdmpc_opt.agents.sources import (
+    CheckpointSource,
+    PolicySource,
+    estimate,
+    open_source,
+)
 from tdmpc_opt.configs import EvaluateConfig, device_of_work
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
@@ -17,7 +21,6 @@ from tdmpc_opt.files import alone
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import Task, TaskTable, seed_number
-from tdmpc_opt.tasks.environment import make_env
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,9 @@ def _evaluate(
     workers = (
         Cores(config.workers, "of Ray") if config.ray else choose_processes(config.workers)
     )
-    progress.update(
-        result.finished, len(tasks), f"processes: {workers}{_estimate(work, workers)}"
-    )
+    steps = {item.task: item.episodes - item.first for item in work}
+    expected = estimate([policy], steps, workers.count)
+    progress.update(result.finished, len(tasks), f"processes: {workers}{expected}")
     for item, record in run_parallel(evaluate_task, work, workers.count, config.ray):
         result.add(item.task.name, record)
         note = f"{item.task.name} {record['score']:.1f}"
@@ -97,25 +100,6 @@ def _evaluate(
     if not result.tasks:
         raise ResultError("nothing was evaluated")
     return result.content()
-
-
-def _estimate(work: Sequence[TaskWork], workers: Cores) -> str:
-    """Tell how long the work takes, from one action and one step of its first task."""
-    if not work or not workers.count:  # a cluster whose size only Ray knows
-        return ""
-    first = work[0]
-    policy, env = first.policy.load(TaskTable((first.task,))), make_env(first.task, 0)
-    with one_thread():
-        policy.start(first.task.name, [(0,)])
-        obs = env.reset()[0]
-        for _ in range(2):  # what is built at the first action does not count
-            start = time.perf_counter()
-            env.step(policy.act(obs[None])[0])
-        seconds = time.perf_counter() - start
-    env.close()
-    steps = sum(item.task.episode_length * (item.episodes - item.first) for item in work)
-    minutes = seconds * steps / min(workers.count, len(work)) / 60
-    return f", about {minutes:.0f} min" if minutes >= 1 else ", less than a minute"
 
 
 def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) -> dict[str, Any]:
