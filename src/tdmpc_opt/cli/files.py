@@ -1,5 +1,6 @@
 """Commands that look at checkpoints or rewrite them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -9,6 +10,8 @@ from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import console, table_of
 from tdmpc_opt.errors import printable
+from tdmpc_opt.runtime.contract import contract
+from tdmpc_opt.schema import Task
 
 
 def _tasks(config: configs.TasksConfig) -> None:
@@ -90,6 +93,21 @@ def _inspect_onnx(path: Path) -> None:
         facts.add_row(name, Text(printable(str(value), 100)))
     facts.add_row("tasks", Text(", ".join(file.tasks.names)))
     console().print(facts)
+    if any(contract(task) for task in file.tasks.tasks):
+        console().print(_contracts(file.tasks.tasks))
+
+
+def _contracts(tasks: Sequence[Task]) -> Table:
+    """Return a table of what the numbers of tasks are, in their order."""
+    table = table_of("Numbers, in order", "task", "observation", "action in [-1, 1]", "Hz")
+    for task in tasks:
+        if (known := contract(task)) is not None:
+            groups = (
+                f"{group.name} {group.width} ({group.unit})" for group in known.observation
+            )
+            rate = f"{known.rate_hz:g}"
+            table.add_row(task.name, "; ".join(groups), ", ".join(known.actions), rate)
+    return table
 
 
 def _convert(config: configs.ConvertConfig) -> None:
