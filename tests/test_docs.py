@@ -28,7 +28,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGES_WITH_TABLES = [page for page in PAGES if "[[[cog" in page.read_text()]
 PLACEHOLDERS = {"FILE", "DATA", "..."}
 # Pages whose code needs another program, another machine or minutes of export.
-ELSEWHERE = ("deploy.md", "server.md")
+ELSEWHERE = ("deploy.md", "server.md", "ros2.md")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
     "optional-dependencies"
 ]
