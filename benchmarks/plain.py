@@ -20,6 +20,7 @@ from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import LOG_STD_MAX, LOG_STD_MIN, WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise
 from tdmpc_opt.schema import PlannerBudget
+from tdmpc_opt.training.objective import RHO
 
 LR, ENCODER_LR, CLIP, TAU = 3e-4, 0.9e-4, 20.0, 0.01
 
@@ -192,14 +193,14 @@ class PlainLearner:
         zs = [m.encoder(m.join(batch.obs[0], task))]
         consistency = reward = value = 0.0
         for t in range(horizon):
-            rho = weights.rho**t
+            rho = RHO**t
             zs.append(m.dynamics(m.join(zs[t], task, batch.action[t])))
             consistency = consistency + rho * functional.mse_loss(zs[-1], next_z[t])
         z = torch.stack(zs)
         x = m.join(z[:-1], task, batch.action)
         rewards, qs = m.reward(x), [q(x) for q in m.qs]
         for t in range(horizon):
-            rho = weights.rho**t
+            rho = RHO**t
             reward = reward + rho * m.two_hot_loss(rewards[t], batch.reward[t]).mean()
             for q in qs:
                 value = value + rho * m.two_hot_loss(q[t], target[t]).mean() / len(qs)
@@ -230,7 +231,7 @@ class PlainLearner:
         low, high = torch.quantile(q[0].detach(), torch.tensor([0.05, 0.95]))
         self._scale = torch.lerp(self._scale, (high - low).clamp(min=1.0), TAU)
         per_step = (weights.entropy * log_prob - q / self._scale).mean(dim=(1, 2))
-        loss = (per_step * weights.rho ** torch.arange(len(z))).mean()
+        loss = (per_step * RHO ** torch.arange(len(z))).mean()
         self._policy_adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(m.pi.parameters(), CLIP)

@@ -224,7 +224,7 @@ def test_a_missing_task_is_measured_again(result, finished):
 )
 def test_a_file_of_another_evaluation_is_refused(result, changes, key):
     before = result.read_bytes()
-    with pytest.raises(ResultError, match=f"another evaluation: its {key} is"):
+    with pytest.raises(ResultError, match=f"existing run has {key}=|{key} .* has changed"):
         evaluate(_config(result, **changes))
     assert result.read_bytes() == before
 
@@ -244,7 +244,7 @@ def test_another_checkpoint_or_budget_is_refused(tmp_path, checkpoint_file, make
     copy.write_bytes(content)
     with pytest.raises(ResultError, match="its checkpoint is"):
         evaluate(replace(base, checkpoint=str(copy)))
-    with pytest.raises(ResultError, match="another evaluation"):
+    with pytest.raises(ResultError, match="belongs to another run"):
         evaluate(replace(base, mode="planner"))
     moved = tmp_path / "elsewhere" / checkpoint_file.name
     moved.parent.mkdir()
@@ -293,7 +293,7 @@ def test_a_file_from_before_the_engines_goes_on_as_eager(tmp_path, checkpoint_fi
     old["budget"] = {k: v for k, v in today["budget"].items() if k != "replan_every"}
     for further in ({}, {"engine": "eager", "precision": "fp32"}):
         assert EvaluationFile(_write_old(path, old | further), today).tasks
-    with pytest.raises(ResultError, match="another evaluation: its budget is"):
+    with pytest.raises(ResultError, match="existing run has budget="):
         EvaluationFile(path, _planner_config(checkpoint_file, replan_every=2))
     with pytest.raises(ResultError, match=r"its engine is eager, .*--engine eager or delete"):
         EvaluationFile(path, _planner_config(checkpoint_file, fast_engine))

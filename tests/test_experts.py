@@ -170,7 +170,7 @@ def test_finished_tasks_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.usefixtures("_sbx_present")
 def test_results_of_another_config_are_refused(tmp_path: Path) -> None:
     _pretend_finished(_config(tmp_path))
-    with pytest.raises(RunError, match="belongs to another config") as caught:
+    with pytest.raises(RunError, match="belongs to another run") as caught:
         experts.train_experts(_config(tmp_path, seed=99))
     assert "\n" not in str(caught.value)
 
@@ -236,7 +236,7 @@ def test_warm_up_is_part_of_what_a_run_is(tmp_path: Path) -> None:
     config = _config(tmp_path)
     _pretend_finished(config)
     other = replace(config, warm_up=str(EXPERTS), warm_up_task="pendulum-spin")
-    with pytest.raises(RunError, match="belongs to another config"):
+    with pytest.raises(RunError, match="belongs to another run"):
         experts.train_experts(other)
 
 

@@ -22,7 +22,7 @@ from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, plan
 from tdmpc_opt.planning.networks import PlannerNetworks
 from tdmpc_opt.schema import PlannerBudget, Task, TaskTable
-from tdmpc_opt.training import terms
+from tdmpc_opt.training import objective, terms
 from tdmpc_opt.training.objective import td_target
 from tdmpc_opt.training.step import build_learner, train_step
 
@@ -193,4 +193,4 @@ def test_rewards_of_the_released_agent_are_coded_and_distilled_as_by_the_public_
 def test_the_published_weights_of_the_losses_are_the_default():
     weights = LossWeights()
     assert (weights.consistency, weights.reward, weights.value) == (20, 0.1, 0.1)
-    assert (weights.entropy, weights.rho) == (1e-4, 0.5)
+    assert (weights.entropy, objective.RHO) == (1e-4, 0.5)

@@ -71,7 +71,7 @@ def _report(tmp_path: Path, *files: Path) -> str:
 def full_report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     config = ReportConfig(
-        results=FILES, output=folder / "page.html", figures=folder / "figures", title="All <b>"
+        results=FILES, output=folder / "page.html", figures=folder / "figures"
     )
     return write_report(config), (folder / "page.html").read_text()
 
@@ -95,7 +95,6 @@ def test_the_page_shows_every_score_as_its_file_has_it(full_report):
         if content["kind"] == "evaluation":
             assert f"{content['score']['mean']:.2f}" in texts
             assert any(content["versions"]["commit"] in text for text in texts)
-    assert "All <b>" in texts
 
 
 def test_charts_are_text_and_follow_the_theme(full_report):

@@ -415,27 +415,14 @@ def test_another_checkpoint_can_teach_the_policy(write, make_model):
     torch.testing.assert_close(targets.policy_log_std, wanted.policy_log_std)
 
 
-def test_every_setting_reaches_what_it_sets(write, make_model):
+def test_the_reward_steps_reach_the_teachers(write, make_model):
     student = make_model(MT30.select("cartpole-balance,cup-catch"))
     path, _ = write("main", "mt30")
     batch = _batch(student.tasks)
     plain = _open(student, {"reward_kl": ON}, teacher=path)
-    other = _open(
-        student,
-        {"reward_kl": ON},
-        teacher=path,
-        temperature=3.0,
-        reward_steps="all",
-        teacher_precision="bf16-true",
-    )
-    for found, temperature, steps, dtype in (
-        (plain, 1.0, 1, torch.float32),
-        (other, 3.0, 3, torch.bfloat16),
-    ):
-        lesson = found.lesson(batch, 0)
-        assert lesson.temperature == temperature
-        assert len(lesson.targets.reward_logits) == steps
-        assert found.teachers.members[0].teacher.model.dtype == dtype
+    other = _open(student, {"reward_kl": ON}, teacher=path, reward_steps="all")
+    for found, steps in ((plain, 1), (other, 3)):
+        assert len(found.lesson(batch, 0).targets.reward_logits) == steps
 
 
 def test_teachers_that_cannot_answer_are_refused_in_one_line(write, make_model, tmp_path):

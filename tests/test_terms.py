@@ -68,16 +68,15 @@ def test_reward_mse_of_all_steps_weighs_later_ones_less(source):
     assert float(terms.reward_mse(student, teacher, DECAY)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_reward_kl_is_that_of_torch(source, temperature):
+def test_reward_kl_is_that_of_torch(source):
     student, teacher = (3 * torch.randn(3, 6, 101, generator=source) for _ in range(2))
     expected = 0.0
     for t in range(3):
         for row in range(6):
-            p = Categorical(logits=teacher[t, row] / temperature)
-            q = Categorical(logits=student[t, row] / temperature)
-            expected += 0.5**t * float(kl_divergence(p, q)) * temperature**2 / 18
-    got = float(terms.reward_kl(student, teacher, temperature, DECAY))
+            p = Categorical(logits=teacher[t, row])
+            q = Categorical(logits=student[t, row])
+            expected += 0.5**t * float(kl_divergence(p, q)) / 18
+    got = float(terms.reward_kl(student, teacher, DECAY))
     assert got == pytest.approx(expected, rel=1e-4)
 
 
@@ -88,25 +87,24 @@ def test_reward_kl_meets_the_bins_of_the_two_hot_code(source):
     code = two_hot.two_hot(rewards, BINS)
     entropy = -torch.special.xlogy(code, code).sum(-1)
     expected = two_hot.soft_cross_entropy(student, rewards, BINS) - entropy
-    got = terms.reward_kl(student, code.clamp_min(1e-12).log(), 1.0, torch.ones(4))
+    got = terms.reward_kl(student, code.clamp_min(1e-12).log(), torch.ones(4))
     torch.testing.assert_close(got, expected.mean(), rtol=1e-4, atol=0)
     same = code.clamp_min(1e-12).log()
-    assert abs(float(terms.reward_kl(same, same, 1.0, DECAY))) < 1e-6
-    assert float(terms.reward_kl(same.roll(1, dims=-1), same, 1.0, DECAY)) > 1
+    assert abs(float(terms.reward_kl(same, same, DECAY))) < 1e-6
+    assert float(terms.reward_kl(same.roll(1, dims=-1), same, DECAY)) > 1
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_value_kl_teaches_each_q_the_mean_of_the_teachers(source, temperature):
+def test_value_kl_teaches_each_q_the_mean_of_the_teachers(source):
     student = torch.randn(2, 3, 6, 101, generator=source)
     qs = 2 * torch.randn(5, 3, 6, 101, generator=source)
     mean = np.exp(qs.numpy()) / np.exp(qs.numpy()).sum(-1, keepdims=True)
     mean = mean.mean(0)
-    p = mean ** (1 / temperature) / (mean ** (1 / temperature)).sum(-1, keepdims=True)
-    q = np.exp(student.numpy() / temperature)
+    p = mean
+    q = np.exp(student.numpy())
     q = q / q.sum(-1, keepdims=True)
-    divergence = (p * (np.log(p) - np.log(q))).sum(-1).mean(axis=(0, 2)) * temperature**2
+    divergence = (p * (np.log(p) - np.log(q))).sum(-1).mean(axis=(0, 2))
     expected = (divergence * [1, 0.5, 0.25]).mean()
-    got = terms.value_kl(student, torch.from_numpy(mean).log(), temperature, DECAY)
+    got = terms.value_kl(student, torch.from_numpy(mean).log(), DECAY)
     assert float(got) == pytest.approx(expected, rel=1e-4)
 
 
@@ -315,7 +313,7 @@ def test_nothing_is_computed_or_asked_while_every_weight_is_zero(model, source):
         return TeacherTargets(reward=torch.zeros(1, 5, 1))
 
     weights = DistillWeights(reward_mse=Schedule(1.0, 0.0, 2))
-    distillation = Distillation(teachers, weights, 1.0, None)
+    distillation = Distillation(teachers, weights, None)
     batch = _batch(model, source)
     lessons = [distillation.lesson(batch, update) for update in range(4)]
     assert len(asked) == 2

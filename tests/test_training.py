@@ -42,6 +42,7 @@ from tdmpc_opt.errors import (
 )
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30
+from tdmpc_opt.training import step
 from tdmpc_opt.training.distillation import distill
 from tdmpc_opt.training.loop import train
 
@@ -200,7 +201,6 @@ def test_how_often_is_logged_saved_and_scored_does_not_change_the_weights(config
         log_every=2,
         save_every=5,
         eval_every=3,
-        eval_episodes=1,
     )
     assert _same_weights(train(config), train(other))
     scores = {row["update"]: row["score"] for row in _rows(other.output)}
@@ -290,8 +290,7 @@ def test_a_run_that_gets_a_signal_can_go_on(config, number):
         ({"seed": 3}, "seed"),
         ({"batch_size": 9}, "batch_size"),
         ({"size": "1"}, "size"),
-        ({"weights": LossWeights(rho=0.4)}, "weights"),
-        ({"precision": "bf16-mixed"}, "precision"),
+        ({"weights": LossWeights(entropy=0.4)}, "weights"),
     ],
 )
 def test_a_folder_of_another_run_is_refused_and_kept(config, changes, key):
@@ -620,8 +619,9 @@ def test_distilling_leaves_the_teacher_file_alone(distillation, checkpoint_file)
     assert checkpoint_file.read_bytes() == before
 
 
-def test_a_run_can_start_from_a_checkpoint(config, checkpoint_file):
-    started = replace(config, start=str(checkpoint_file), lr=1e-12, tau=1e-9, updates=2)
+def test_a_run_can_start_from_a_checkpoint(config, checkpoint_file, monkeypatch):
+    monkeypatch.setattr(step, "TAU", 1e-9)
+    started = replace(config, start=str(checkpoint_file), lr=1e-12, updates=2)
     after = read_checkpoint(train(started))
     before = read_checkpoint(checkpoint_file)
     assert (after.config, after.tasks) == (before.config, before.tasks)
@@ -634,12 +634,6 @@ def test_a_start_that_does_not_know_the_data_is_refused(config, make_model, tmp_
     write_native(start, from_model(make_model(MT30.subset(["pendulum-swingup"]))))
     with pytest.raises(DataError, match="cartpole-balance, which the model does not know"):
         train(replace(config, start=str(start)))
-
-
-def test_bf16_mixed_precision_runs_and_keeps_float32_weights(config):
-    path = train(replace(config, precision="bf16-mixed", updates=2))
-    assert {t.dtype for t in read_checkpoint(path).tensors.values()} == {torch.float32}
-    assert all(np.isfinite(float(row["loss"])) for row in _rows(config.output))
 
 
 @pytest.mark.parametrize(

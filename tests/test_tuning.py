@@ -146,9 +146,7 @@ def test_a_killed_search_goes_on_and_stores_presets(
     assert best["on_front"]
     agent = tdmpc_opt.load_agent(tuned, preset="balanced")
     assert agent.budget == PlannerBudget(**content["presets"]["balanced"]["budget"])
-    with pytest.raises(
-        ResultError, match="holds another search: its episodes is 1, asked is 2"
-    ):
+    with pytest.raises(ResultError, match="existing run has episodes=1, requested episodes=2"):
         tune(replace(config, episodes=2))
     assert len(calls) == 5
 

@@ -8,12 +8,12 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from tdmpc_opt.errors import CheckpointError, InputError, RunError
+from tdmpc_opt.errors import CheckpointError, InputError, RunError, TdmpcOptError
 
 if sys.platform == "win32":
     import msvcrt
@@ -243,16 +243,89 @@ def sort_metadata(path: Path) -> None:
         file.write(text.ljust(length))
 
 
-def difference(key: str, found: object, asked: object) -> str:
-    """Return how a stored value of a configuration differs from the requested one.
+def without_removed(found: Mapping[str, Any], removed: Mapping[str, object]) -> dict[str, Any]:
+    """Return a stored configuration without the options that no longer exist.
+
+    An option stays if its value is not the one that is fixed today.
 
     Args:
-        key: Name of the value.
-        found: Stored value.
-        asked: Requested value; a file is a mapping with `name` and `sha256`.
+        found: Stored configuration.
+        removed: The fixed value of each removed option; `part.name` is one of a nested part.
     """
+    kept = dict(found)
+    for name, fixed in removed.items():
+        part, _, field = name.rpartition(".")
+        if part and isinstance(kept.get(part), dict):
+            kept[part] = without_removed(kept[part], {field: fixed})
+        elif not part and kept.get(name) in (None, fixed):
+            kept.pop(name, None)
+    return kept
+
+
+def require_same(
+    path: Path,
+    found: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    error: type[TdmpcOptError],
+    *,
+    cost: Collection[str] = (),
+    removed: Mapping[str, object] | None = None,
+) -> None:
+    """Refuse to continue what was started with another configuration.
+
+    Args:
+        path: File or folder that exists, for the message.
+        found: Its configuration.
+        asked: Configuration of the command, of values that JSON can represent.
+        error: Class of the error to raise.
+        cost: Fields that do not affect the result and may differ.
+        removed: Options that no longer exist, with the value that is fixed today.
+
+    Raises:
+        TdmpcOptError: Of class `error`; the message names the first field that differs.
+    """
+    removed = removed or {}
+    found, asked = without_removed(found, removed), json.loads(json.dumps(asked))
+    for key in sorted({*found, *asked} - {*cost}):
+        old, new = found.get(key), asked.get(key)
+        if old == new:
+            continue
+        for name, value in _flat(key, old):
+            if name in removed:
+                raise error(
+                    f"{path} was made with {name}={value}; this option no longer exists and is "
+                    f"fixed at {removed[name]}: choose another --output"
+                )
+        raise error(
+            f"{path} belongs to another run: {_difference(key, old, new)}; choose another "
+            "--output or delete it"
+        )
+
+
+def _flat(key: str, value: object) -> list[tuple[str, object]]:
+    """Return a value and those of its parts, by dotted name."""
+    parts = value.items() if isinstance(value, dict) else ()
+    return [(key, value), *((f"{key}.{name}", part) for name, part in parts)]
+
+
+def _difference(key: str, found: object, asked: object) -> str:
+    """Return how a stored value, or a file by name and hash, differs from the requested one."""
     if isinstance(found, dict) and isinstance(asked, dict) and "sha256" in found:
         if found.get("name") == asked.get("name"):
             return f"{key} {found.get('name')} has changed since"
         found, asked = found.get("name"), asked.get("name")
     return f"existing run has {key}={found}, requested {key}={asked}"
+
+
+def write_json(path: Path, content: Mapping[str, Any], error: type[TdmpcOptError]) -> None:
+    """Write a document, whole or not at all.
+
+    Raises:
+        TdmpcOptError: Of class `error`; the file cannot be written.
+    """
+    try:
+        with replace_when_done(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as failure:
+        reason = failure.strerror or failure
+        raise error(f"cannot write {path}: {reason}") from failure

@@ -1,13 +1,12 @@
 """The whole line in minutes: bundled teacher, real episodes, students, fp16, scores."""
 
 import csv
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tdmpc_opt import machine, zoo
+from tdmpc_opt import zoo
 from tdmpc_opt.checkpoints.summary import describe
 from tdmpc_opt.collection.collect import collect
 from tdmpc_opt.compression.quantize import quantize
@@ -21,7 +20,8 @@ from tdmpc_opt.configs import (
     TrainConfig,
 )
 from tdmpc_opt.evaluation.evaluate import evaluate
-from tdmpc_opt.files import alone, replace_when_done
+from tdmpc_opt.evaluation.results import ResultFile
+from tdmpc_opt.files import alone
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.report.plots import plot_curves, plot_scores
 from tdmpc_opt.schema import Size
@@ -102,7 +102,9 @@ def _demo(config: DemoConfig, progress: Progress) -> list[DemoRow]:
         "mix": _MIX,
         "train": {name: value for name, value in asdict(shared).items() if name not in _PATHS},
     }
-    _write(folder / "demo.json", facts, rows, time.perf_counter() - start)
+    seconds = round(time.perf_counter() - start, 1)
+    file = ResultFile(folder / "demo.json", "demo", facts)
+    file.write(rows=[asdict(row) for row in rows], seconds=seconds)
     return rows
 
 
@@ -146,17 +148,3 @@ def _row(name: str, source: str, config: DemoConfig, progress: Progress) -> Demo
 def _losses(checkpoint: Path) -> list[tuple[float, float]]:
     with (checkpoint.parent / "metrics.csv").open(newline="") as file:
         return [(float(row["update"]), float(row["loss"])) for row in csv.DictReader(file)]
-
-
-def _write(path: Path, config: dict[str, Any], rows: list[DemoRow], seconds: float) -> None:
-    content = {
-        "kind": "demo",
-        "schema": 1,
-        "rows": [asdict(row) for row in rows],
-        "seconds": round(seconds, 1),
-        "config": config,
-        "versions": machine.versions(),
-        "machine": machine.facts(),
-    }
-    with replace_when_done(path) as temp:
-        temp.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,21 +1,18 @@
 """The race: policies take turns, so that what else the machine does hits all of them alike."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt import machine
 from tdmpc_opt.agents.executor import choose_processes
 from tdmpc_opt.bench.candidates import Candidate, Worker, candidates, workers
 from tdmpc_opt.configs import BenchConfig
-from tdmpc_opt.errors import MissingDependencyError, ResultError, UnknownTaskError
-from tdmpc_opt.files import replace_when_done
+from tdmpc_opt.errors import MissingDependencyError, UnknownTaskError
+from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import MT30
 
@@ -67,25 +64,17 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, An
             _record(candidate, worker.facts, own, times[0])
             for candidate, worker, own in zip(found, started, times, strict=True)
         ]
-    content = {
-        "kind": "bench",
-        "schema": 1,
-        "reference": found[0].name,
-        "candidates": records,
-        "config": {
-            "task": task,
-            "observations": kind,
-            "threads": config.threads,
-            "device": config.device,
-            "rounds": config.rounds,
-            "seconds": config.seconds,
-        },
-        "versions": machine.versions(),
-        "machine": machine.facts() | _load_average(),
+    settings = {
+        "task": task,
+        "observations": kind,
+        "threads": config.threads,
+        "device": config.device,
+        "rounds": config.rounds,
+        "seconds": config.seconds,
     }
-    if config.output is not None:
-        _write(config.output, content)
-    return content
+    return ResultFile(config.output, "bench", settings).write(
+        reference=found[0].name, candidates=records, **_load_average()
+    )
 
 
 def _task(config: BenchConfig, found: Sequence[Candidate], started: Sequence[Worker]) -> str:
@@ -215,11 +204,3 @@ def _speedup(own: list[list[float]], reference: list[list[float]] | None) -> flo
 def _load_average() -> dict[str, float]:
     """Return what ran beside, where the system says: 0 to 1 is a quiet machine."""
     return {"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    try:
-        with replace_when_done(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
-    except OSError as error:
-        raise ResultError(f"cannot write {path}: {error.strerror}") from error

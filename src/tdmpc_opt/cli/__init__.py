@@ -23,7 +23,7 @@ from tdmpc_opt.cli import (
     show,
     training,
 )
-from tdmpc_opt.cli.command import check_paths
+from tdmpc_opt.cli.command import check_paths, rules
 from tdmpc_opt.cli.output import console
 from tdmpc_opt.errors import InputError, TdmpcOptError, printable
 
@@ -95,7 +95,13 @@ def _parse(arguments: list[str]) -> Any:
         Annotated[command.config, tyro.conf.subcommand(command.name)] for command in _COMMANDS
     ]
     union: Any = reduce(or_, choices)
-    return tyro.cli(union, args=arguments, prog="tdmpc-opt", description=tdmpc_opt.__doc__)
+    return tyro.cli(
+        union,
+        args=arguments,
+        prog="tdmpc-opt",
+        description=tdmpc_opt.__doc__,
+        registry=rules(),
+    )
 
 
 def _unknown(arguments: list[str]) -> str | None:

@@ -2,14 +2,14 @@
 
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
-from tdmpc_opt.cli.output import ConsoleProgress, console, table_of
+from tdmpc_opt.cli.output import ConsoleProgress, Lines, console, table_of
 from tdmpc_opt.errors import DataError
 
 
 def _experts(config: configs.ExpertsConfig) -> None:
     from tdmpc_opt.experts.train import train_experts
 
-    train_experts(config)
+    train_experts(config, Lines())
 
 
 def _collect(config: configs.CollectConfig) -> None:

@@ -19,7 +19,7 @@ def _tasks(config: configs.TasksConfig) -> None:
     from tdmpc_opt.tasks.choice import choose_tasks
 
     table = table_of("Tasks", "task", "id", "observation", "action", "steps", "from")
-    for task in choose_tasks(config.tasks).tasks:
+    for task in choose_tasks(config.tasks or "mt30").tasks:
         origin = task.env or ("custom" if task.custom else "dm_control suite")
         index = "-" if task.env else str(MT30.index(task.name))
         sizes = (str(task.obs_dim), str(task.action_dim), str(task.episode_length))

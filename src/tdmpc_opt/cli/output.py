@@ -37,6 +37,18 @@ def table_of(title: str, *columns: str) -> Table:
     return table
 
 
+class Lines:
+    """A line for each report, for work of several processes that report on their own."""
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Write the report."""
+        sys.stderr.write(f"{done:,} of {total:,}  {text}\n")
+
+    def warn(self, text: str) -> None:
+        """Write the warning."""
+        sys.stderr.write(f"tdmpc-opt: warning: {text}\n")
+
+
 class ConsoleProgress:
     """A bar with the time left in a terminal; a line now and then in a log file.
 

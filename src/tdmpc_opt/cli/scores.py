@@ -36,8 +36,9 @@ def _evaluate(config: configs.EvaluateConfig) -> None:
 def _compare(config: configs.CompareConfig) -> None:
     from tdmpc_opt.evaluation.compare import compare
 
-    result = compare(config.first, config.second)
-    table = table_of(f"{config.second.name} - {config.first.name}", "task", "points")
+    first, second = config.results
+    result = compare(first, second)
+    table = table_of(f"{second.name} - {first.name}", "task", "points")
     for name, points in result.per_task.items():
         table.add_row(name, f"{points:+.2f}")
     terminal = console()

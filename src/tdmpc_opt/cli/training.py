@@ -43,15 +43,12 @@ def _dagger(config: configs.DaggerConfig) -> None:
 
     with ConsoleProgress("dagger") as progress:
         rounds = dagger(config, progress)
-    scored = any(row.score is not None for row in rounds)
     columns = ("round", "updates", "episodes", "mean return on the way")
-    table = table_of(str(config.output), *columns, *(["score afterwards"] if scored else []))
+    table = table_of(str(config.output), *columns)
     for row in rounds:
         mean = sum(row.returns.values()) / len(row.returns)
-        score = "-" if row.score is None else f"{row.score:.2f}"
         table.add_row(
             *(str(row.round), f"{row.updates:,}", f"{row.episodes:,}", f"{mean:.1f}"),
-            *([score] if scored else []),
         )
     terminal = console()
     terminal.print(table)

@@ -54,7 +54,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     device = device_of_work(config.device, config.ray)
     policy = open_source(
         config.policy,
-        mode=config.mode,
+        mode=config.chosen_mode,
         names=config.tasks,
         preset=config.preset,
         device=device,
@@ -97,9 +97,7 @@ def _labeller(config: CollectConfig, tasks: TaskTable) -> PolicySource | None:
     if config.label is None:
         return None
     device = device_of_work(config.device, config.ray)
-    labeller = open_source(
-        config.label, mode=config.label_mode, names=config.tasks, device=device
-    )
+    labeller = open_source(config.label, names=config.tasks, device=device)
     labeller.require_labels(tasks)
     return labeller
 
@@ -110,7 +108,7 @@ def _source(
     """Tell all that decides the content of one task's shard, as JSON values."""
     record: dict[str, Any] = {
         "policy": policy.identity(one),
-        "mode": config.mode,
+        "mode": config.chosen_mode,
         "noise": config.noise,
         "seed": config.seed,
         "episodes": config.episodes,

@@ -1,7 +1,6 @@
 """What each layer's rounding alone does to actions and planned values."""
 
 import copy
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc_opt import machine
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.checkpoints.native import write_native
@@ -34,9 +32,8 @@ from tdmpc_opt.compression.integers import (
 )
 from tdmpc_opt.compression.recipe import PARTS, LayerFormat, layers, recipe, weight_bytes
 from tdmpc_opt.configs import EvaluateConfig, SensitivityConfig
-from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.evaluate import evaluate
-from tdmpc_opt.files import replace_when_done
+from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.quantized import IntFormat
 from tdmpc_opt.model.world_model import WorldModel
@@ -171,26 +168,19 @@ def sensitivity(config: SensitivityConfig, progress: Progress | None = None) -> 
         score = _score(compact, row, used, config) if config.episodes else None
         rows.append(replace(row, score=score))
         progress.update(len(rows), total, f"{row.layer} {row.format}")
-    content = {
-        "kind": KIND,
-        "schema": 1,
-        "rows": [asdict(row) for row in rows],
-        "whole": measure_whole(small, used, held_out),
-        "config": {
-            "checkpoint": {"name": source.name, "sha256": sha256(source)},
-            "policy_only": config.policy_only,
-            "data": config.data.resolve().name,
-            "tasks": list(small.tasks.names),
-            "calibration_rows": len(used),
-            "measured_rows": len(held_out),
-            "episodes": config.episodes,
-            "seed": 0,
-        },
-        "versions": machine.versions(),
-        "machine": machine.facts(),
+    settings = {
+        "checkpoint": {"name": source.name, "sha256": sha256(source)},
+        "policy_only": config.policy_only,
+        "data": config.data.resolve().name,
+        "tasks": list(small.tasks.names),
+        "calibration_rows": len(used),
+        "measured_rows": len(held_out),
+        "episodes": config.episodes,
+        "seed": 0,
     }
-    _write(config.output, content)
-    return content
+    return ResultFile(config.output, KIND, settings).write(
+        rows=[asdict(row) for row in rows], whole=measure_whole(small, used, held_out)
+    )
 
 
 def _score(
@@ -214,15 +204,7 @@ def _score(
                 output=Path(folder) / "score.json",
                 device="cpu",
                 workers=config.workers,
+                ray=config.ray,
             )
         )
     return float(result["score"]["mean"])
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    try:
-        with replace_when_done(path) as temporary:
-            temporary.write_text(text)
-    except OSError as error:
-        raise ResultError(f"cannot write {path}: {error.strerror}") from error

@@ -28,7 +28,6 @@ from tdmpc_opt.configs.training import (
     DemoConfig,
     DistillConfig,
     LossWeights,
-    Precision,
     TrainConfig,
 )
 from tdmpc_opt.configs.tuning import TuneConfig
@@ -60,7 +59,6 @@ __all__ = [
     "LossWeights",
     "Mode",
     "PlayConfig",
-    "Precision",
     "QuantizeConfig",
     "ReportConfig",
     "Schedule",

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from tdmpc_opt.configs.common import Device, EngineName
+from tdmpc_opt.configs.common import POSITIONAL, Device, EngineName
 from tdmpc_opt.errors import InputError
 
 
@@ -14,7 +12,7 @@ from tdmpc_opt.errors import InputError
 class BenchConfig:
     """Time policies against each other, in turns, each in a process of its own."""
 
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional]
+    sources: Annotated[tuple[str, ...], POSITIONAL]
     """Checkpoint files, zoo names, and exported files. A file of the policy alone runs as on a
     device, without torch."""
     preset: tuple[str, ...] = ("full",)

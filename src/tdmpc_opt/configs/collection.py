@@ -2,30 +2,31 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
-from tdmpc_opt.configs.common import Device, Mode
+from tdmpc_opt.configs.common import (
+    Acting,
+    ByWorkers,
+    OfDataset,
+    OnDevice,
+    OnTasks,
+    ToOutput,
+    ToPlot,
+)
 from tdmpc_opt.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertsConfig:
+class ExpertsConfig(OnTasks, ToOutput, ByWorkers):
     """Train one single-task policy per task, by SAC or by imitating plans in the simulator.
 
     The defaults learned most per hour of CPU of those tried (docs/mt30-student.md).
     """
 
-    tasks: str = "mt30"
-    """`mt30`, or task names joined by commas, MODULE:ID for environments of your own."""
     method: Literal["sac", "plan"] = "sac"
     """`sac` learns from rewards; `plan` imitates planning with the simulator's own dynamics."""
     steps: int = 1_000_000
     """Agent steps per task, for `plan` the states that the planner labels."""
-    output: Path
-    """Folder for fp16 policies (half-trained ones in `early/`), learning curves and the states
-    to resume from."""
     seed: int = 0
     """Seed of networks and exploration."""
     hidden: int = 128
@@ -46,12 +47,6 @@ class ExpertsConfig:
     score uses."""
     save_every: int = 100_000
     """Agent steps between saved states; a killed run loses at most these."""
-    workers: int = 0
-    """Tasks trained at once, one process each; 0 takes one per CPU core that is
-    given and not busy."""
-    ray: str | None = None
-    """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
-    machine, or `local` for one of this command's own; none starts plain processes."""
 
     def __post_init__(self) -> None:
         """Refuse counts that cannot be run."""
@@ -68,59 +63,33 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectConfig:
+class CollectConfig(OnTasks, Acting, ToOutput, OnDevice, ByWorkers):
     """Roll out a policy into a dataset on disk, with labels to imitate."""
 
     policy: str
     """Checkpoint file or zoo name, a folder of experts, `random`, or `plan`: planning in the
     simulator."""
-    tasks: str | None = None
-    """`mt30`, or task names joined by commas, MODULE:ID for Gymnasium environments of your own;
-    none means every task of the policy."""
     episodes: int = 20
     """Episodes per task."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise added to the actions, in action units."""
     seed: int = 0
     """Offset of the environment seeds, which start at 1,000,000."""
-    mode: Mode = "policy"
-    """How a checkpoint acts: by its policy network, or by planning."""
-    preset: str | None = None
-    """What a plan may spend: `full`, `balanced`, `realtime`, or one that the checkpoint holds;
-    none means the full published budget."""
     label: str | None = None
     """Checkpoint file, zoo name, folder of experts or `plan` whose actions in these states are
     stored for imitation; none means the policy's own actions without the noise."""
-    label_mode: Mode = "policy"
-    """How a checkpoint labels: by its policy network, or by planning."""
-    output: Path
-    """Dataset folder; a new run adds to what is there."""
-    device: Device = "auto"
-    """Where the networks run."""
-    workers: int = 0
-    """Processes that share the tasks; 0 takes one per CPU core that is
-    given and not busy."""
-    ray: str | None = None
-    """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
-    machine, or `local` for one of this command's own; none starts plain processes."""
 
     def __post_init__(self) -> None:
         """Refuse counts and noise that cannot be run."""
         if self.episodes < 1 or self.seed < 0 or self.noise < 0:
             raise InputError("episodes must be at least 1; seed and noise at least 0")
-        if self.label is None and self.label_mode == "planner":
-            raise InputError("a label mode needs to know who labels; name it with --label")
         if self.preset is not None and self.mode == "policy":
             raise InputError("a preset is what a plan may spend; it needs --mode planner")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataInfoConfig:
+class DataInfoConfig(OfDataset, ToPlot):
     """Show what a dataset holds, and draw its returns."""
 
-    data: Annotated[Path, tyro.conf.Positional]
-    """Dataset folder."""
-    plot: Path | None = None
-    """PNG of return histograms; none writes `returns.png` into the dataset folder."""
     card: Path | None = None
     """Markdown file that tells sources, counts and returns; none writes none."""

@@ -1,6 +1,8 @@
-"""What configs of several commands share."""
+"""What configurations of several commands share: marks of fields, and the fields themselves."""
 
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
 
 from tdmpc_opt.errors import InputError
 
@@ -13,11 +15,160 @@ COLLECTION_SEED = 1_000_000
 """First environment seed of experts, collection and relabelling; evaluation stays below."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """Facts about a field of a configuration, given as `Annotated[type, Knob(...)]`."""
+
+    positional: bool = False
+    """Whether the command line takes it by position."""
+    result: bool = True
+    """Whether it affects the result. One that does not may change when a run is resumed."""
+    recorded: bool = True
+    """Whether the record of a run states it."""
+    since: int = 1
+    """First schema of records that has the field. Records of earlier schemas lack it, so from 2
+    on the default is recorded as null."""
+
+
+POSITIONAL = Knob(positional=True)
+COST = Knob(result=False)
+"""Of a field that changes what a run costs or shows, and not its result."""
+UNRECORDED = Knob(result=False, recorded=False)
+LATER = Knob(since=2)
+
+
+def knobs(config: type) -> dict[str, Knob]:
+    """Return the facts about each field of a configuration class, by name."""
+    hints = get_type_hints(config, include_extras=True)
+    marks = {
+        name: [mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Knob)]
+        for name, hint in hints.items()
+    }
+    return {field.name: (marks[field.name] or [Knob()])[0] for field in fields(config)}
+
+
+def recorded(config: Any) -> dict[str, Any]:
+    """Return the values that identify a configuration in the record of its run."""
+    values, marks = asdict(config), knobs(type(config))
+    for field in fields(config):
+        knob = marks[field.name]
+        if not knob.recorded:
+            del values[field.name]
+        elif knob.since > 1 and values[field.name] == field.default:
+            values[field.name] = None
+    return values
+
+
+def cost_fields(config: type) -> frozenset[str]:
+    """Return the fields of a configuration class that do not affect the result."""
+    return frozenset(name for name, knob in knobs(config).items() if not knob.result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfCheckpoint:
+    """The agent that a command reads."""
+
+    checkpoint: Annotated[str, POSITIONAL]
+    """Checkpoint file of any known layout, model folder, zoo name or hub id. `evaluate`
+    and `inspect` also take an exported ONNX file; `evaluate` and `video` a folder of experts or
+    the word random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnTasks:
+    """The tasks that a command works on."""
+
+    tasks: str | None = None
+    """`mt30`, or task names joined by commas, MODULE:ID for Gymnasium environments of your own;
+    none means every task of the agent or policy, and where there is none, of MT30. Of a
+    checkpoint that does not name its tasks, these are all names, each once and in the order of
+    its task embedding; several such teachers share the names out in their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToOutput:
+    """What a command writes."""
+
+    output: Annotated[Path, COST]
+    """File or folder to write, as the description of the command says. Where that can be
+    resumed, the same command continues it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevice:
+    """The device of a command."""
+
+    device: Annotated[Device, COST] = "auto"
+    """Where the networks run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByWorkers:
+    """The processes that share the work of a command."""
+
+    workers: Annotated[int, COST] = 0
+    """Processes that share the tasks; 0 takes one per CPU core that is given and not busy."""
+    ray: Annotated[str | None, COST] = None
+    """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
+    machine, or `local` for one of this command's own; none starts plain processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acting:
+    """How an agent acts."""
+
+    mode: Mode | None = None
+    """Act by planning, or by the policy network alone; none plans where a preset or another
+    option of the planner is given, and else acts by the policy, in minutes and not hours."""
+    preset: str | None = None
+    """Planner budget by name: `full`, `balanced`, `realtime`, `policy`, or one that the
+    checkpoint contains; none means the full published budget."""
+
+    @property
+    def chosen_mode(self) -> Mode:
+        """How the agent acts: as requested, or as the options of the planner imply."""
+        return self.mode or ("planner" if self.preset else "policy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfPart:
+    """The part of an agent that a command writes."""
+
+    policy_only: bool = False
+    """Encoder and policy alone: a file that acts and cannot plan."""
+    task: str | None = None
+    """One task alone, with its embedding folded into the biases and no padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfDataset:
+    """The dataset that a command reads."""
+
+    data: Annotated[Path, POSITIONAL]
+    """Dataset folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfResults:
+    """The result files that a command reads."""
+
+    results: Annotated[tuple[Path, ...], POSITIONAL]
+    """Result files (JSON)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToPlot:
+    """A chart that a command may draw."""
+
+    plot: Path | None = None
+    """PNG of the chart; none draws it nowhere, or as the description of the command says."""
+
+
 def device_of_work(device: Device, ray: str | None) -> Device:
     """Return where the networks of work for `run_parallel` run: on a Ray cluster, the CPU.
 
     Raises:
-        InputError: Another device is asked for on a Ray cluster.
+        InputError: Another device is requested on a Ray cluster.
     """
     if ray is not None and device in ("cuda", "mps"):
         raise InputError(

@@ -2,30 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
+from tdmpc_opt.configs.common import ByWorkers, OfCheckpoint, OfPart, ToOutput, ToPlot
 from tdmpc_opt.errors import InputError
 
 Format = Literal["fp32", "fp16", "bf16", "int8", "int4", "mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig:
+class QuantizeConfig(OfCheckpoint, OfPart, ToOutput):
     """Write a smaller file of the same agent, without target Qs."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
-    """Checkpoint file of any known layout, or a zoo name."""
-    output: Path
-    """File to write."""
     format: Format = "fp16"
     """Number format of the stored weights. `int8` and `int4` keep what is small or sensitive in
     more bits; `mixed` chooses each layer's by measurement."""
-    policy_only: bool = False
-    """Keep encoder and policy alone: a file that acts but cannot plan."""
-    task: str | None = None
-    """Keep one task alone, with its embedding folded into the biases and no padding."""
     data: Path | None = None
     """Dataset whose observations say which weights matter, for int8, int4 and mixed; the cost
     is measured on others of them."""
@@ -64,24 +55,15 @@ class QuantizeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SensitivityConfig:
+class SensitivityConfig(OfCheckpoint, ToOutput, ToPlot, ByWorkers):
     """Measure what each layer's rounding alone does to actions and planned values."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
-    """Checkpoint file of any known layout, or a zoo name."""
     data: Path
     """Dataset of real observations, from `tdmpc-opt collect`."""
-    output: Path
-    """Result file (JSON)."""
-    plot: Path | None = None
-    """PNG of bits against error; none draws none."""
     policy_only: bool = False
     """Measure encoder and policy alone."""
     episodes: int = 0
     """Episodes per task that score the policy for each layer and format; 0 scores none."""
-    workers: int = 0
-    """Processes that share the tasks of the scores; 0 takes one per CPU core that is
-    given and not busy."""
 
     def __post_init__(self) -> None:
         """Refuse counts that cannot be run."""

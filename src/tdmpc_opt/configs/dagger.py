@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from tdmpc_opt.configs.common import Mode
+from tdmpc_opt.configs.common import COST, LATER, ByWorkers
 from tdmpc_opt.configs.training import DistillConfig, LossWeights
 from tdmpc_opt.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DaggerConfig(DistillConfig):
+class DaggerConfig(DistillConfig, ByWorkers):
     """Correct a student where it goes itself, round by round (DAgger, arXiv:1011.0686).
 
     Each round the student drives, the teacher labels the states on the way, and the training
@@ -23,47 +24,29 @@ class DaggerConfig(DistillConfig):
     from as well, as by `distill`; experts label only."""
     label: str | None = None
     """Who labels instead of the teacher: checkpoint file, zoo name or folder of experts."""
-    label_mode: Mode = "policy"
-    """How a checkpoint labels: by its policy network, or by planning."""
-    rounds: int
+    rounds: Annotated[int, COST]
     """Rounds in all, those before a resume included."""
     updates: int
     """Gradient updates of each round."""
     weights: LossWeights = field(default_factory=lambda: LossWeights(behaviour=20.0))
     """Weights of the objective; that of behaviour decides how much the labels count."""
-    tasks: str | None = None
-    """Tasks to drive, joined by commas; none means all that the student knows. Of checkpoints
-    that do not name their tasks, these are the names, in the order of the task embedding."""
     episodes: int = 4
     """Episodes per task and round."""
-    planner_episodes: int = 0
+    planner_episodes: Annotated[int, LATER] = 0
     """Episodes per task and round that the student drives by planning: they teach its model
     what plans get wrong, and its policy the way back."""
-    planner_preset: str = "realtime"
-    """What a plan of these episodes may spend: `full`, `balanced`, `realtime`, or a preset that
-    the student's checkpoint holds."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the student's actions, in action units."""
-    score_episodes: int = 0
-    """Episodes per task that score the student after each round; 0 scores never."""
-    workers: int = 0
-    """Processes that share the tasks; 0 takes one per CPU core that is
-    given and not busy."""
-    ray: str | None = None
-    """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
-    machine, or `local` for one of this command's own; none starts plain processes."""
-    on_policy: Path = field(init=False)
+    on_policy: Annotated[Path, COST] = field(init=False)
     """The dataset that grows: `data` in the output folder."""
 
     def __post_init__(self) -> None:
         """Refuse counts that cannot be run."""
         object.__setattr__(self, "on_policy", self.output / "data")
         super().__post_init__()
-        more = (self.noise, self.score_episodes, self.planner_episodes)
-        if min(self.rounds, self.episodes) < 1 or min(more) < 0:
+        if min(self.rounds, self.episodes) < 1 or min(self.noise, self.planner_episodes) < 0:
             raise InputError(
-                "rounds and episodes must be at least 1; planner_episodes, noise and "
-                "score_episodes at least 0"
+                "rounds and episodes must be at least 1; planner_episodes and noise at least 0"
             )
         if self.lr_zero_at is not None and self.lr_zero_at < self.rounds * self.updates:
             raise InputError(

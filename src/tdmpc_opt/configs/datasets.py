@@ -4,22 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
+from tdmpc_opt.configs.common import POSITIONAL, OfDataset, ToOutput
 from tdmpc_opt.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataImportConfig:
+class DataImportConfig(ToOutput):
     """Turn official MT30 or MT80 shard files, or Minari datasets, into a dataset on disk.
 
     The same call goes on where an interrupted one stopped.
     """
 
-    sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    sources: Annotated[tuple[Path, ...], POSITIONAL]
     """Official shard files, or folders of Minari datasets; the content tells them apart."""
-    output: Path
-    """Dataset folder; a new import adds to what is there."""
     tasks: str | None = None
     """Of shard files, task names joined by commas, to import no others; of Minari datasets, the
     one task that their episodes are of, MODULE:ID for an environment of your own."""
@@ -34,20 +31,13 @@ class DataImportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataExportConfig:
+class DataExportConfig(OfDataset, ToOutput):
     """Write a dataset as official shard files, or as Minari datasets."""
 
-    data: Annotated[Path, tyro.conf.Positional]
-    """Dataset folder."""
-    output: Path
-    """Folder for the files; those that are there already are kept, and not written again."""
     format: Literal["official", "minari"] = "official"
     """`official`: pickled TensorDicts like MT30 and MT80. `minari`: a dataset for each task."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataVerifyConfig:
+class DataVerifyConfig(OfDataset):
     """Compare every file of a dataset with its stored checksum."""
-
-    data: Annotated[Path, tyro.conf.Positional]
-    """Dataset folder."""

@@ -2,9 +2,6 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Annotated
-
-import tyro
 
 from tdmpc_opt.errors import InputError
 
@@ -67,18 +64,6 @@ class Schedule:
         return f"{self.start}" + ("" if self.end is None else f":{self.end}@{self.updates}")
 
 
-Weight = Annotated[
-    Schedule,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="WEIGHT",
-        instance_from_str=lambda words: Schedule.parse(words[0]),
-        is_instance=lambda value: isinstance(value, Schedule),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
-
-
 @dataclass(frozen=True, kw_only=True)
 class DistillWeights:
     """Weights of the distillation terms; only the published one is on (arXiv:2507.01823).
@@ -86,18 +71,18 @@ class DistillWeights:
     Each is a number, or START:END@UPDATES: 0.4:0@10000 falls from 0.4 to 0 in 10,000 updates.
     """
 
-    reward_mse: Weight = Schedule(0.4)
+    reward_mse: Schedule = Schedule(0.4)
     """Weight d of the squared distance to the teacher's decoded reward."""
-    reward_kl: Weight = Schedule(0.0)
+    reward_kl: Schedule = Schedule(0.0)
     """Weight of the divergence from the teacher's two-hot reward distribution."""
-    value_kl: Weight = Schedule(0.0)
+    value_kl: Schedule = Schedule(0.0)
     """Weight of the divergence of each Q from the mean of the teacher's Q distributions."""
-    policy_mse: Weight = Schedule(0.0)
+    policy_mse: Schedule = Schedule(0.0)
     """Weight of the squared distance to the teacher's mean action. It trains the policy and,
     through the latents, the encoder and the dynamics."""
-    policy_kl: Weight = Schedule(0.0)
+    policy_kl: Schedule = Schedule(0.0)
     """Weight of the divergence from the teacher's policy; trains what `policy_mse` trains."""
-    latent: Weight = Schedule(0.0)
+    latent: Schedule = Schedule(0.0)
     """Weight of the divergence of a learned projection of the student's latents from the
     teacher's latents."""
 

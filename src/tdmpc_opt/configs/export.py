@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
+from tdmpc_opt.configs.common import OfCheckpoint, OfPart, OnTasks, ToOutput
 from tdmpc_opt.errors import InputError
 
 ExportTarget = Literal["onnx", "executorch", "c"]
@@ -13,22 +12,12 @@ ExportFormat = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput):
     """Write the policy or the whole planner for an engine, once it acts as torch does."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
-    """Checkpoint file of any known layout, or a zoo name."""
-    output: Path
-    """File to write; for C, a folder."""
     target: ExportTarget = "onnx"
-    """Kind of file: ONNX, which OpenVINO reads too, ExecuTorch's .pte, or C99 source."""
-    policy_only: bool = False
-    """Write encoder and policy alone: no planning, and a thousandth of its time."""
-    tasks: str | None = None
-    """Names joined by commas of the tasks of a checkpoint that does not name them, each once
-    and in the order of its task embedding; one that names its tasks keeps its names."""
-    task: str | None = None
-    """Write the agent of one task alone, without padding and task ids."""
+    """Kind of file: ONNX, which OpenVINO reads too, ExecuTorch's .pte, or C99 source, for which
+    the output is a folder."""
     format: ExportFormat = "fp32"
     """fp16 halves the file and computes in fp32; int8 computes the large products in int8."""
     preset: str | None = None

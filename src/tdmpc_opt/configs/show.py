@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
+from tdmpc_opt.configs.common import POSITIONAL
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlayConfig:
     """Serve a page on this machine where agents act live and can be pushed around."""
 
-    checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    checkpoints: Annotated[tuple[str, ...], POSITIONAL] = ()
     """Checkpoint files of any known layout, zoo names, or files of `tdmpc-opt export`, to offer
     beside the bundled agent."""
     port: int = 8707

@@ -4,14 +4,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
-from tdmpc_opt.configs.common import Device
+from tdmpc_opt.configs.common import COST, LATER, UNRECORDED, OnDevice, OnTasks, ToOutput
 from tdmpc_opt.configs.distill_weights import DistillWeights
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.schema import Size
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+REMOVED: dict[str, object] = {
+    "grad_clip": 20.0,
+    "tau": 0.01,
+    "td_heads": "least",
+    "precision": "32-true",
+    "weights.rho": 0.5,
+    "temperature": 1.0,
+    "teacher_precision": "32-true",
+    "label_mode": "policy",
+    "planner_preset": "realtime",
+}
+"""Options of older versions, which records may name, with the value that is fixed today."""
+REMOVED_COST = ("eval_episodes", "score_episodes")
+"""Such options that never affected a result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,36 +41,32 @@ class LossWeights:
     """Weight of the squared distance between the policy's action and the dataset's label (its
     action, where it has no labels), which trains the policy and, through the latents, the
     encoder and the dynamics."""
-    rho: float = 0.5
-    """Factor by which each further step of the horizon counts less."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(OnTasks, ToOutput, OnDevice):
     """Train a world model on a dataset, without a teacher."""
 
-    data: Annotated[Path | tuple[Path, ...], tyro.conf.arg(metavar="PATH [PATH ...]")]
+    data: Path | tuple[Path, ...]
     """Dataset folder, or several whose episodes are drawn from as one."""
     on_policy: Path | None = None
     """Further dataset folder, of what the student visited itself: collected with labels between
     two calls of the same run, it may grow where `data` must stay as it is."""
     on_policy_share: float | None = None
     """Share of each batch that `on_policy` gives; none draws uniformly from all data."""
-    sampling: Literal["uniform", "task", "return"] = "uniform"
+    sampling: Annotated[Literal["uniform", "task", "return"], LATER] = "uniform"
     """How slices are drawn: each as likely; each task as likely; or, within each task, episodes
     of high return more often than others. The last leaves what `on_policy_share` gives as it
     is: there the student earned the returns, and the labels are somebody else's."""
-    output: Path
-    """Run folder: model.safetensors, metrics.csv, config.json; the same command resumes it."""
     size: Size = "1"
     """Size of the model in millions of parameters: the published ones, and 0.3 of our own."""
-    updates: int
+    updates: Annotated[int, COST]
     """Gradient updates in all, those before a resume included."""
     seed: int = 0
     """Seed of initial weights, sampling, dropout and policy noise."""
     batch_size: int = 256
     """Slices per update."""
-    behaviour_batch: int = 0
+    behaviour_batch: Annotated[int, LATER] = 0
     """Further slices per update, for the behaviour term alone: their states are encoded one by
     one, without the dynamics and the Qs, so that labels are seen more often at little cost."""
     horizon: int = 3
@@ -73,43 +80,26 @@ class TrainConfig:
     should end; none keeps it constant."""
     encoder_lr_scale: float = 0.3
     """Factor on the learning rate of the encoder."""
-    grad_clip: float = 20.0
-    """Largest gradient norm of each of the two optimisers."""
-    tau: float = 0.01
-    """Step of the target Qs and of the running value scale towards the newest."""
-    td_lambda: float = 0.0
+    td_lambda: Annotated[float, LATER] = 0.0
     """How far TD targets look along a slice before they ask the target Qs: 0, as published, one
     step; 1 to its end; between them a mixture (TD(lambda))."""
-    td_heads: Literal["least", "mean"] = "least"
-    """What a TD target takes of two target Qs: the least, as published, or their mean. The
-    least guards a policy that climbs the Qs against their errors; for one that imitates labels
-    it is a bias that adds up over 1 / (1 - discount) steps."""
     start: str | None = None
     """Checkpoint whose weights the training starts from; none starts from random ones."""
-    tasks: str | None = None
-    """Names joined by commas of the tasks of checkpoints that do not name them, in the order of
-    the task embedding; several such teachers share the names out in their order."""
-    device: Device = "auto"
-    """Where to train."""
-    threads: int = 0
+    threads: Annotated[int, UNRECORDED] = 0
     """Threads of torch on the CPU; 0 takes OMP_NUM_THREADS, or the cores that are given and not
     busy when the training starts."""
-    precision: Precision = "32-true"
-    """Lightning Fabric's precision."""
-    log_every: int = 50
+    log_every: Annotated[int, COST] = 50
     """Updates between rows of metrics.csv."""
-    save_every: int = 500
+    save_every: Annotated[int, COST] = 500
     """Updates between checkpoints."""
-    keep: int = 2
+    keep: Annotated[int, COST] = 2
     """Checkpoints kept to resume from: if the newest is damaged, the one before it serves."""
-    max_skipped: int = 10
+    max_skipped: Annotated[int, COST] = 10
     """Batches with NaN or infinity in data, loss or gradient that are skipped, each with a
     warning that names the episode; one more stops the run."""
-    eval_every: int = 0
+    eval_every: Annotated[int, COST] = 0
     """Updates between evaluations by the policy alone; 0 evaluates never."""
-    eval_episodes: int = 2
-    """Episodes per task of such an evaluation."""
-    wandb: bool = False
+    wandb: Annotated[bool, COST] = False
     """Log to Weights & Biases as well; needs its package and login."""
 
     @property
@@ -149,7 +139,7 @@ class DistillConfig(TrainConfig):
 
     teacher: str
     """Checkpoint file of the teacher, or a zoo name; or experts, for `policy_mse` alone."""
-    more_teachers: tuple[str, ...] = ()
+    more_teachers: Annotated[tuple[str, ...], LATER] = ()
     """Further teachers; each answers for the tasks that none before it knows."""
     policy_teacher: str | None = None
     """Folder of experts or checkpoint that is asked for policies first; the others answer for
@@ -158,19 +148,9 @@ class DistillConfig(TrainConfig):
     """Weights of the distillation terms."""
     reward_steps: Literal["first", "all"] = "first"
     """Steps of a slice at which the reward terms compare; the paper's is the first alone."""
-    temperature: float = 1.0
-    """Divides the two-hot logits of student and teacher in `reward_kl` and `value_kl`."""
-    teacher_precision: Literal["32-true", "bf16-true"] = "32-true"
-    """Number format in which teachers compute; half precision is slower on most CPUs."""
-    teacher_cache: Path | None = None
+    teacher_cache: Annotated[Path | None, UNRECORDED] = None
     """Folder that keeps what the teachers say of every row of the data, for this run and later
     ones with the same teachers and data; it is filled first. None asks them at each update."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
-        super().__post_init__()
-        if not 0 < self.temperature < float("inf"):
-            raise InputError(f"temperature must be above 0, got {self.temperature}")
 
 
 @dataclass(frozen=True, kw_only=True)

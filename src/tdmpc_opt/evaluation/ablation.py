@@ -10,15 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc_opt.configs import DistillConfig, TrainConfig
+from tdmpc_opt.configs.common import cost_fields
+from tdmpc_opt.configs.training import REMOVED, REMOVED_COST
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import read_evaluation
 from tdmpc_opt.evaluation.score import RESAMPLES, RETURN_PER_POINT, Score
+from tdmpc_opt.files import without_removed
 
 # What must be alike in all runs, or their scores say nothing about the rest.
-_TRAINING_BUDGET = ("data", "updates", "batch_size", "horizon", "size", "start", "precision")
+_TRAINING_BUDGET = ("data", "updates", "batch_size", "horizon", "size", "start")
 _EVALUATION = ("tasks", "episodes", "seed", "mode", "budget", "noise")
 # What differs between runs without meaning anything for their comparison.
-_FREE = ("seed", "output", "device", "log_every", "save_every", "eval_every", "eval_episodes")
+_FREE = {"seed", *cost_fields(DistillConfig), *REMOVED_COST}
 # What only a run with a teacher has says nothing where it was left alone.
 _UNTAUGHT = {field.name for field in fields(TrainConfig)}
 _LEFT_ALONE = {
@@ -139,12 +142,13 @@ def _read(path: Path) -> dict[str, Any]:
     content = read_evaluation(path)
     if not content.get("complete"):
         raise ResultError(f"{path} is not complete; finish it with the command that began it")
-    if not isinstance(content.get("training"), dict):
+    training = content.get("training")
+    if not isinstance(training, dict):
         raise ResultError(
             f"{path} does not say how its agent was trained; evaluate the model.safetensors of "
             "a run of tdmpc-opt train or distill"
         )
-    return content
+    return content | {"training": without_removed(training, REMOVED)}
 
 
 def _require_equal_budget(

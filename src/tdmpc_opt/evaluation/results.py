@@ -1,6 +1,5 @@
 """Result files: JSON that carries scores, configuration, versions and machine."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,15 +7,59 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc_opt import machine
-from tdmpc_opt.errors import ResultError
+from tdmpc_opt.errors import ResultError, TdmpcOptError
 from tdmpc_opt.evaluation.score import normalized_score, task_score
-from tdmpc_opt.files import difference, parse_json, replace_when_done
+from tdmpc_opt.files import parse_json, require_same, write_json
 from tdmpc_opt.schema import PlannerBudget
 
 KIND = "evaluation"
 REMOVED_ENGINES = ("native", "compile", "openvino")
 """Engines of older versions, which result files may name."""
 _MOST = 1e100  # of a return; NaN is not below it, and squares of those that are stay finite
+
+
+class ResultFile:
+    """A JSON file that states what was measured, how, where and by which version.
+
+    Args:
+        path: File to write; None writes none.
+        kind: What it contains, such as `evaluation`.
+        config: Configuration of the measurement, seeds and hashes of inputs included.
+        error: Class of the error where it cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        kind: str,
+        config: Mapping[str, Any],
+        error: type[TdmpcOptError] = ResultError,
+    ) -> None:
+        self.path = path
+        self._kind, self._config, self._error = kind, config, error
+        self._versions = machine.versions()
+
+    def content(self, **measured: Any) -> dict[str, Any]:
+        """Return the whole file as JSON-ready data, `measured` by name."""
+        return {
+            "kind": self._kind,
+            "schema": 1,
+            **measured,
+            "config": self._config,
+            "versions": self._versions,
+            "machine": machine.facts(),
+        }
+
+    def write(self, **measured: Any) -> dict[str, Any]:
+        """Write the file, whole or not at all, and return its content.
+
+        Raises:
+            TdmpcOptError: Of the class `error`; the file cannot be written.
+        """
+        content = self.content(**measured)
+        if self.path is not None:
+            write_json(self.path, content, self._error)
+        return content
 
 
 class EvaluationFile:
@@ -35,10 +78,9 @@ class EvaluationFile:
     def __init__(
         self, path: Path, config: Mapping[str, Any], training: Mapping[str, Any] | None = None
     ) -> None:
-        self.path = path
+        self._file = ResultFile(path, KIND, dict(config))
         self._config = dict(config)
         self._training = training
-        self._versions = machine.versions()
         self.tasks: dict[str, dict[str, Any]] = {}
         _require_writable(path)
         if path.exists():
@@ -64,27 +106,20 @@ class EvaluationFile:
         """
         known = self.tasks.get(task)
         self.tasks[task] = dict(record) if known is None else _joined(known, record)
-        text = json.dumps(self.content(), indent=1) + "\n"
-        try:
-            with replace_when_done(self.path) as temp:
-                temp.write_text(text)
-        except OSError as error:
-            raise ResultError(f"cannot write {self.path}: {error.strerror}") from error
+        self._file.write(**self._measured())
 
     def content(self) -> dict[str, Any]:
         """Return the whole result as JSON-ready data, tasks in the order of the config."""
+        return self._file.content(**self._measured())
+
+    def _measured(self) -> dict[str, Any]:
         order = [name for name in self._config["tasks"] if name in self.tasks]
         score = normalized_score({name: self.tasks[name]["returns"] for name in order})
         return {
-            "kind": KIND,
-            "schema": 1,
             "complete": self.finished == len(self._config["tasks"]),
             "score": {"mean": score.mean, "ci95": score.ci95},
             "tasks": {name: self.tasks[name] for name in order},
-            "config": self._config,
             "training": self._training,
-            "versions": self._versions,
-            "machine": machine.facts(),
         }
 
 
@@ -125,16 +160,11 @@ def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]
             f"{path} was planned by the engine {engine} in {precision}, which no longer "
             "exists; reports and comparisons still read it, more episodes need another --output"
         )
-    for key in sorted({*found, *asked}):
-        if key == "episodes" and found.get(key, 0) <= asked[key]:
-            continue  # those that the file lacks are added
-        if found.get(key) != asked.get(key):
-            hint = ", --engine eager" if key == "engine" and engine == "eager" else ""
-            raise ResultError(
-                f"{path} belongs to another evaluation: "
-                f"{difference(key, found.get(key), asked.get(key))}; choose another "
-                f"--output{hint} or delete it"
-            )
+    if engine == "eager" and asked.get("engine") not in (None, engine):
+        raise ResultError(f"{path} was planned by engine=eager; resume with --engine eager")
+    # Episodes that the file lacks are added.
+    cost = ("episodes",) if found.get("episodes", 0) <= asked["episodes"] else ()
+    require_same(path, found, asked, ResultError, cost=cost)
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

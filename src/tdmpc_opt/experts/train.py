@@ -1,7 +1,6 @@
 """Training of one expert per task by sbx-rl, resumable, one process per task."""
 
 import importlib.util
-import json
 import os
 import time
 from contextlib import ExitStack
@@ -11,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich
 from numpy.typing import NDArray
 
-from tdmpc_opt import machine
 from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
+from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.experts.learner import (
     build_learner,
     read_network,
@@ -31,7 +29,9 @@ from tdmpc_opt.experts.state import (
     restore_model,
     save_state,
 )
-from tdmpc_opt.files import alone, parse_json, replace_when_done
+from tdmpc_opt.files import alone, parse_json, require_same
+from tdmpc_opt.progress import Progress as Reports
+from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30, Task, TaskTable
 from tdmpc_opt.tasks.choice import choose_tasks
 from tdmpc_opt.tasks.environment import make_env
@@ -52,8 +52,13 @@ _ONE_THREAD = {
 }
 
 
-def train_experts(config: ExpertsConfig) -> None:
+def train_experts(config: ExpertsConfig, reports: Reports | None = None) -> None:
     """Train one policy per task, skipping finished ones and resuming unfinished ones.
+
+    Args:
+        config: What to train.
+        reports: Takes the progress of each task, in the process that trains it; it is pickled
+            where that is another one.
 
     Raises:
         UnknownTaskError: A task that is not known here.
@@ -68,9 +73,9 @@ def train_experts(config: ExpertsConfig) -> None:
             "training experts needs sbx-rl, which is not installed; run: "
             "pip install 'tdmpc-opt[experts]'"
         )
-    tasks = choose_tasks(config.tasks).tasks
+    tasks = choose_tasks(config.tasks or "mt30").tasks
     waiting = [task for task in tasks if not _is_finished(config, task.name)]
-    work = partial(train_expert, config)
+    work = partial(train_expert, config, reports=reports)
     with ExitStack() as held:
         for task in waiting:  # another process may train other tasks into the same folder
             held.enter_context(alone(_record_path(config, task.name)))
@@ -78,7 +83,9 @@ def train_experts(config: ExpertsConfig) -> None:
             pass  # each worker writes its own files
 
 
-def train_expert(config: ExpertsConfig, asked: Task | str) -> None:
+def train_expert(
+    config: ExpertsConfig, asked: Task | str, reports: Reports | None = None
+) -> None:
     """Train the policy of one task, from its saved state if there is one.
 
     Runs on one thread: it sets environment variables, so call it in a process of its own,
@@ -95,25 +102,31 @@ def train_expert(config: ExpertsConfig, asked: Task | str) -> None:
     if state.exists():
         progress = read_progress(state)
         _refuse_other(state, progress.identity, config, task.name)
-    network = (_plan if config.method == "plan" else _reinforce)(config, task, progress)
-    _finish(network, task, config, progress)
+    reports = reports or Silent()
+    learn = _plan if config.method == "plan" else _reinforce
+    network = learn(config, task, progress, reports)
+    _finish(network, task, config, progress, reports)
 
 
-def _reinforce(config: ExpertsConfig, task: Task, progress: Progress) -> ExpertNetwork:
+def _reinforce(
+    config: ExpertsConfig, task: Task, progress: Progress, reports: Reports
+) -> ExpertNetwork:
     """Train by SAC to the last step asked for."""
     state = _state_path(config, task.name)
     model = build_learner(config, task, first_episode=len(progress.curve))
     if state.exists():
         restore_model(state, model, progress)
-        rich.print(f"{task.name}: goes on from step {progress.step:,}")
+        reports.update(progress.step, config.steps, f"{task.name}: resumed at this step")
     else:
         progress.step = warm_up(model, config, task)
-    _learn(model, config, task, progress)
+    _learn(model, config, task, progress, reports)
     save_state(state, model, progress)  # kept: a later run may ask for more steps
     return read_network(model, task.name, progress.step)
 
 
-def _plan(config: ExpertsConfig, task: Task, progress: Progress) -> ExpertNetwork:
+def _plan(
+    config: ExpertsConfig, task: Task, progress: Progress, reports: Reports
+) -> ExpertNetwork:
     """Imitate planning in the simulator until as many states are labelled as asked for."""
     from tdmpc_opt.experts.imitation import Imitation
 
@@ -121,18 +134,20 @@ def _plan(config: ExpertsConfig, task: Task, progress: Progress) -> ExpertNetwor
     imitation = Imitation(config, task)
     if state.exists():
         imitation.load(state)
-        rich.print(f"{task.name}: goes on from {progress.step:,} labelled states")
+        reports.update(progress.step, config.steps, f"{task.name}: resumed at this state")
     spent, started, first = progress.seconds, time.monotonic(), progress.step
     while progress.step < config.steps:
         imitation.round(progress)
         progress.seconds = spent + time.monotonic() - started
         imitation.save(state, progress)
         speed = (progress.step - first) / (time.monotonic() - started)
-        rich.print(_report(config, task.name, progress, speed))
+        reports.update(progress.step, config.steps, _report(config, task.name, progress, speed))
     return imitation.network(progress)
 
 
-def _learn(model: Any, config: ExpertsConfig, task: Task, progress: Progress) -> None:
+def _learn(
+    model: Any, config: ExpertsConfig, task: Task, progress: Progress, reports: Reports
+) -> None:
     """Train by whole episodes, so that a resumed run never continues half of one."""
     early = int(EARLY_FRACTION * config.steps)
     half_trained = expert_path(config.output / "early", task.name)
@@ -154,20 +169,22 @@ def _learn(model: Any, config: ExpertsConfig, task: Task, progress: Progress) ->
         if time.monotonic() - reported > _REPORT_SECONDS:
             reported = time.monotonic()
             speed = (progress.step - start) / (reported - started)
-            rich.print(_report(config, task.name, progress, speed))
+            text = _report(config, task.name, progress, speed)
+            reports.update(progress.step, config.steps, text)
 
 
 def _report(config: ExpertsConfig, task: str, progress: Progress, speed: float) -> str:
     recent = np.mean([value for _, value in progress.curve[-8:]]) if progress.curve else np.nan
     minutes = (config.steps - progress.step) / speed / 60
-    return (
-        f"{task}: step {progress.step:,} of {config.steps:,}, {speed:.0f} steps/s, "
-        f"recent return {recent:.0f}, {minutes:.0f} min left"
-    )
+    return f"{task}: {speed:.0f} steps/s, recent return {recent:.0f}, {minutes:.0f} min left"
 
 
 def _finish(
-    network: ExpertNetwork, task: Task, config: ExpertsConfig, progress: Progress
+    network: ExpertNetwork,
+    task: Task,
+    config: ExpertsConfig,
+    progress: Progress,
+    reports: Reports,
 ) -> None:
     """Write the policy, measure what was written, then write the record that it is done."""
     path = expert_path(config.output, network.task)
@@ -177,20 +194,16 @@ def _finish(
         measure(stored, task, FINAL_SEED + episode) for episode in range(config.episodes)
     ]
     replace(stored, returns=tuple(returns)).save(path)
-    record = {
-        "kind": "expert",
-        "config": progress.identity,
-        "steps": progress.step,
-        "learning_curve": _mean_curve(progress.curve),
-        "returns": returns,
-        "final_seed": FINAL_SEED,
-        "seconds": round(progress.seconds, 1),
-        "versions": machine.versions(),
-        "machine": machine.facts(),
-    }
-    with replace_when_done(_record_path(config, network.task)) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-    rich.print(f"{network.task}: finished, mean return {np.mean(returns):.1f}")
+    file = ResultFile(_record_path(config, network.task), "expert", progress.identity, RunError)
+    file.write(
+        steps=progress.step,
+        learning_curve=progress.curve,
+        returns=returns,
+        final_seed=FINAL_SEED,
+        seconds=round(progress.seconds, 1),
+    )
+    done = f"{network.task}: finished, mean return {np.mean(returns):.1f}"
+    reports.update(progress.step, config.steps, done)
 
 
 def _mean_curve(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -237,7 +250,6 @@ def _is_finished(config: ExpertsConfig, task: str) -> bool:
                 f"{state} is gone; delete the record to train from the start"
             )
         return False
-    rich.print(f"{task}: already finished, skipped")
     return True
 
 
@@ -251,12 +263,7 @@ def _recorded(record: Path) -> tuple[Any, int]:
 
 
 def _refuse_other(path: Path, found: dict[str, Any], config: ExpertsConfig, task: str) -> None:
-    wanted = _identity(config, task)
-    if found != wanted:
-        raise RunError(
-            f"{path} belongs to another config ({found}, asked for {wanted}); choose another "
-            "output folder or delete it"
-        )
+    require_same(path, found, _identity(config, task), RunError)
 
 
 def _identity(config: ExpertsConfig, task: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ _TITLE = 30  # height of the row with task and time
 _CAPTION = 46  # height of the two lines above each picture
 _COLUMNS, _THUMB, _LABEL = 6, 192, 36  # of the contact sheet
 _INK, _FAINT, _PAPER = "#f2f2f2", "#a8b0b8", "#15181c"
+_SEED = 0  # of the environments
 _WINDOW = 25  # actions whose median time is shown
 
 
@@ -103,14 +104,14 @@ def video(config: VideoConfig, progress: Progress | None = None) -> list[Path]:
     written = []
     if config.output is not None:
         names = [_name(source, tasks) for source in sources]
-        job = _Job(sources, tasks, config.seed, config.seconds)
+        job = _Job(sources, tasks, _SEED, config.seconds)
         with drawing_process(film, job) as shots:
             size = (_PANEL * len(sources), _PANEL + _TITLE + _CAPTION)
             seen = _reported(shots, progress, len(tasks), "film")
             write_film(config.output, size, (_frame(shot, names) for shot in seen))
         written.append(config.output)
     if config.sheet is not None:
-        job = _Job(sources[:1], tasks, config.seed, None)
+        job = _Job(sources[:1], tasks, _SEED, None)
         with drawing_process(poses, job) as shots:
             seen = _reported(shots, progress, len(tasks), "contact sheet")
             _write_sheet(config.sheet, list(seen))
@@ -119,17 +120,11 @@ def video(config: VideoConfig, progress: Progress | None = None) -> list[Path]:
 
 
 def _sources(config: VideoConfig) -> tuple[PolicySource, ...]:
-    chosen = [(config.checkpoint, config.mode)]
+    chosen = [(config.checkpoint, config.chosen_mode)]
     if config.against is not None:
-        chosen.append((config.against, config.against_mode or config.mode))
+        chosen.append((config.against, config.chosen_mode))
     return tuple(
-        open_source(
-            source,
-            mode=mode,
-            names=config.tasks,
-            preset=config.preset,
-            device=config.device,
-        )
+        open_source(source, mode=mode, names=config.tasks, preset=config.preset, device="cpu")
         for source, mode in chosen
     )
 

@@ -64,7 +64,7 @@ def write_report(config: ReportConfig) -> ReportSummary:
     )
     environment.filters |= {"inline": _inline, "facts": _facts}
     html = environment.get_template("report.html").render(
-        title=config.title,
+        title="tdmpc-opt report",
         sections=parts,
         sources=results.sources,
         skipped=[(path.name, reason) for path, reason in results.skipped],

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tdmpc_opt import machine
 from tdmpc_opt.agents.sources import CheckpointSource, is_expert_folder, open_source
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.training_state import StateFolder
@@ -19,30 +18,27 @@ from tdmpc_opt.configs import (
     CollectConfig,
     DaggerConfig,
     DistillConfig,
-    EvaluateConfig,
     TrainConfig,
 )
+from tdmpc_opt.configs.common import cost_fields, recorded
+from tdmpc_opt.configs.training import REMOVED, REMOVED_COST
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError
-from tdmpc_opt.evaluation.evaluate import evaluate
-from tdmpc_opt.files import alone, difference, parse_json, replace_when_done
+from tdmpc_opt.evaluation.results import ResultFile
+from tdmpc_opt.files import alone, parse_json, replace_when_done, require_same
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.distillation import distill
-from tdmpc_opt.training.loop import PERIODIC_SEED, train
+from tdmpc_opt.training.loop import train
 from tdmpc_opt.training.run import names_in_use, source_identity
 
 FIRST_SEED = 1_000_000
 """Collection seed of the first round, far above those that other datasets begin with."""
 PLANNER_SEED = 2_000_000
 """The same of the episodes driven by planning."""
-
-# What may differ between a call and the one that goes on with it.
-_FREE = (
-    *("output", "on_policy", "rounds", "device", "threads", "workers", "ray"),
-    *("log_every", "save_every", "eval_every", "wandb", "keep", "max_skipped"),
-)
+_PLANNER_PRESET = "realtime"
+"""Planner budget of these episodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +53,6 @@ class Round:
     """On-policy episodes so far, over all tasks."""
     returns: dict[str, float]
     """Mean return by task of the student that drove: the one before this round's updates."""
-    score: float | None
-    """Normalised score of the student after this round's updates; None where not asked for."""
 
 
 def dagger(config: DaggerConfig, progress: Progress | None = None) -> list[Round]:
@@ -105,7 +99,6 @@ def _round(config: DaggerConfig, tasks: TaskTable, number: int, progress: Progre
         updates=number * config.updates,
         episodes=number * (config.episodes + config.planner_episodes) * len(tasks),
         returns=_returns(dataset, seed, tasks),
-        score=_score(config, tasks, number, Stage(progress, f"{stage}, score")),
     )
 
 
@@ -117,7 +110,6 @@ def _drive(
         policy=config.start if number == 1 else str(_student(config, number - 1)),
         tasks=tasks.selection,
         label=config.label or config.teacher,
-        label_mode=config.label_mode,
         episodes=config.episodes,
         noise=config.noise,
         seed=FIRST_SEED + (number - 1) * config.episodes,
@@ -131,7 +123,7 @@ def _drive(
         plan = replace(
             drive,
             mode="planner",
-            preset=config.planner_preset,
+            preset=_PLANNER_PRESET,
             episodes=config.planner_episodes,
             seed=PLANNER_SEED + (number - 1) * config.planner_episodes,
         )
@@ -164,25 +156,6 @@ def _returns(dataset: EpisodeDataset, seed: int, tasks: TaskTable) -> dict[str, 
     return {name: sum(found) / len(found) for name, found in totals.items()}
 
 
-def _score(
-    config: DaggerConfig, tasks: TaskTable, number: int, progress: Progress
-) -> float | None:
-    if not config.score_episodes:
-        return None
-    asked = EvaluateConfig(
-        checkpoint=str(_student(config, number)),
-        tasks=tasks.selection,
-        episodes=config.score_episodes,
-        seed=PERIODIC_SEED,
-        mode="policy",
-        output=config.output / "scores" / f"round-{number}.json",
-        device="cpu" if config.ray else config.device,
-        workers=config.workers,
-        ray=config.ray,
-    )
-    return float(evaluate(asked, progress)["score"]["mean"])
-
-
 def _refuse_early(config: DaggerConfig) -> TaskTable:
     """Find out before hours of work whether student, teacher and data fit each other.
 
@@ -191,11 +164,9 @@ def _refuse_early(config: DaggerConfig) -> TaskTable:
     """
     known = read_checkpoint(config.start, tasks=config.tasks).tasks
     tasks = open_source(config.start, names=config.tasks).tasks(config.tasks)
-    label = config.label or config.teacher
-    open_source(label, mode=config.label_mode, names=config.tasks).require_labels(tasks)
+    open_source(config.label or config.teacher, names=config.tasks).require_labels(tasks)
     if config.planner_episodes:
-        preset = config.planner_preset
-        CheckpointSource(source=config.start, mode="planner", preset=preset).chosen()
+        CheckpointSource(source=config.start, mode="planner", preset=_PLANNER_PRESET).chosen()
     if not (is_expert_folder(config.teacher) or config.more_teachers):
         teacher = read_checkpoint(config.teacher, tasks=config.tasks).tasks
         for name in known.names:
@@ -212,13 +183,8 @@ def _refuse_early(config: DaggerConfig) -> TaskTable:
 
 def _identity(config: DaggerConfig, tasks: TaskTable) -> dict[str, Any]:
     """Describe the run by values alone: files by name and hash, so that no path matters."""
-    values = {name: value for name, value in asdict(config).items() if name not in _FREE}
-    # As absent, as it was in the records of runs from before there was a choice.
-    values["behaviour_batch"] = config.behaviour_batch or None
-    values["td_lambda"] = config.td_lambda or None
-    values["td_heads"] = config.td_heads if config.td_heads != "least" else None
-    values["planner_episodes"] = config.planner_episodes or None
-    values["planner_preset"] = config.planner_preset if config.planner_episodes else None
+    cost = cost_fields(DaggerConfig)
+    values = {name: value for name, value in recorded(config).items() if name not in cost}
     values["data"] = [
         {"name": folder.resolve().name, "sha256": sha256(folder / "dataset.json")}
         for folder in config.folders
@@ -227,6 +193,7 @@ def _identity(config: DaggerConfig, tasks: TaskTable) -> dict[str, Any]:
         values[name] = values[name] and source_identity(values[name], tasks)
     values["more_teachers"] = [source_identity(name, tasks) for name in config.more_teachers]
     values["tasks"] = list(tasks.names)
+    values["sampling"] = config.sampling  # as records of rounds always did
     return values
 
 
@@ -258,18 +225,16 @@ class _RoundsFile:
         try:
             content = parse_json(self._path.read_bytes())
             found = dict(content["config"])
-            self.rounds = [Round(**row) for row in content["rounds"]]
+            # Older versions could score the student after each round.
+            rows = [{k: v for k, v in row.items() if k != "score"} for row in content["rounds"]]
+            self.rounds = [Round(**row) for row in rows]
         except (OSError, LookupError, TypeError, ValueError) as error:
             raise RunError(
                 f"{self._path} is damaged ({error!r}); choose another --output or delete it"
             ) from error
-        for key in sorted({*found, *self._identity}):
-            if found.get(key) != self._identity.get(key):
-                raise RunError(
-                    f"{self._path.parent} holds another run: "
-                    f"{difference(key, found.get(key), self._identity.get(key))}; "
-                    "choose another --output or delete it"
-                )
+        cost = {*cost_fields(DaggerConfig), *REMOVED_COST}
+        folder = self._path.parent
+        require_same(folder, found, self._identity, RunError, cost=cost, removed=REMOVED)
         if self.rounds and not StateFolder(self._path.parent).files():
             raise RunError(
                 f"{self._path.parent} has lost its states, without which its rounds cannot go "
@@ -277,16 +242,5 @@ class _RoundsFile:
             )
 
     def _write(self) -> None:
-        content = {
-            "kind": "dagger",
-            "schema": 1,
-            "rounds": [asdict(row) for row in self.rounds],
-            "config": self._identity,
-            "versions": machine.versions(),
-            "machine": machine.facts(),
-        }
-        try:
-            with replace_when_done(self._path) as temporary:
-                temporary.write_text(json.dumps(content, indent=1) + "\n")
-        except OSError as error:
-            raise RunError(f"cannot write {self._path}: {error.strerror}") from error
+        file = ResultFile(self._path, "dagger", self._identity, RunError)
+        file.write(rounds=[asdict(row) for row in self.rounds])

@@ -44,7 +44,6 @@ _UNLIKELY = 2.0
 """Factor above which they are warned of; a teacher that always foresees nothing is at 1."""
 _LEAST_REWARD = 0.1
 """Scale of rewards that counts at least: data may have none but zeros."""
-_DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 
 
 def distill(config: DistillConfig, progress: Progress | None = None) -> Path:
@@ -171,7 +170,6 @@ def open_distillation(
     return Distillation(
         teachers=Panel(members),
         weights=config.terms,
-        temperature=config.temperature,
         projection=_projection(members, student, config.seed) if opener.latent else None,
     )
 
@@ -290,8 +288,7 @@ class _Opener:
             # A cache keeps every row's reward, which may be the first of some slice.
             first_only = self._config.reward_steps == "first"
             question = Question(terms, first_only and self._config.teacher_cache is None)
-            dtype = _DTYPES[self._config.teacher_precision]
-            return WorldModelTeacher(content, tasks, question, self._device, dtype)
+            return WorldModelTeacher(content, tasks, question, self._device)
         unknown = sorted(terms - {"policy_mse"})
         if unknown:
             raise InputError(

@@ -37,6 +37,8 @@ from tdmpc_opt.training.terms import Distillation
 
 OpenTeachers = Callable[[WorldModel, torch.device, Ranks], Distillation | None]
 
+EVAL_EPISODES = 2
+"""Episodes per task of an evaluation during training."""
 PERIODIC_SEED = 900_000
 """First environment seed of evaluations while training; `evaluate` starts from 0."""
 
@@ -87,7 +89,7 @@ def run_training(
     # The projection of the latent term is not used where a schedule sets all weights to 0.
     projected = isinstance(config, DistillConfig) and "latent" in config.terms.at(0)
     device = best_device(config.device)
-    fabric, ranks = join(device, config.precision, some_unused=projected)
+    fabric, ranks = join(device, some_unused=projected)
     progress = progress if ranks.is_first else _Unheard()
     chosen = choose_threads(config.threads)
     progress.update(0, config.updates, f"threads: {chosen}")
@@ -212,7 +214,7 @@ def _loop(
             if _is_due(learner.update, config.log_every) or scored or last:
                 row = window.close(learner.update, ranks)
                 if scored:
-                    row["score"] = _score(learner.model, config.eval_episodes, ranks)
+                    row["score"] = _score(learner.model, EVAL_EPISODES, ranks)
                 if metrics is not None:
                     metrics.write(row)
                 note = f"loss {row['loss']:.3f}, {row['updates_per_second']:.1f} updates/s"

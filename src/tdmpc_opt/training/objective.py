@@ -1,7 +1,6 @@
 """TD-MPC2's training objective, as pure functions of a world model and a batch."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +10,9 @@ from tdmpc_opt.configs import LossWeights
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model.world_model import PolicyOutput, WorldModel
 from tdmpc_opt.training.ranks import ALONE, Ranks
+
+RHO = 0.5
+"""Factor by which each further step of the horizon counts less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +33,6 @@ class ModelLosses:
             + weights.value * self.value
             + weights.behaviour * self.behaviour
         )
-
-
-@dataclass(frozen=True, slots=True)
-class TargetRule:
-    """How TD targets are made."""
-
-    lookahead: float = 0.0
-    """Lambda: 0 asks the target Qs after one step, 1 at the end of the slice alone."""
-    heads: Literal["least", "mean"] = "least"
-    """What is taken of two target Qs."""
-
-
-PUBLISHED_TARGET = TargetRule()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +80,7 @@ def td_target(
     task: Int[Tensor, " batch"],
     generator: torch.Generator,
     ranks: Ranks = ALONE,
-    rule: TargetRule = PUBLISHED_TARGET,
+    td_lambda: float = 0.0,
 ) -> Float[Tensor, "horizon batch 1"]:
     """Return what each step was worth: rewards and, where they end, the value of two target Qs.
 
@@ -106,11 +95,11 @@ def td_target(
     action = model.policy(next_z, task, noise).action
     heads = two_random_heads(model, generator)
     values = model.decode(model.q_values(next_z, action, task, heads, target=True))
-    value = values.mean(0) if rule.heads == "mean" else values.amin(0)
+    value = values.amin(0)
     discount = model.discount[task].unsqueeze(-1)
     targets = [reward[-1] + discount * value[-1]]
     for t in reversed(range(len(reward) - 1)):
-        later = torch.lerp(value[t], targets[0], rule.lookahead)
+        later = torch.lerp(value[t], targets[0], td_lambda)
         targets.insert(0, reward[t] + discount * later)
     return torch.stack(targets)
 
@@ -130,7 +119,7 @@ def model_losses(
         batch: Slices of H transitions.
         next_z: Encoded real observations 1..H, without gradient.
         target: TD targets of the Q ensemble, in environment units.
-        weights: Its rho; a behaviour weight of 0 leaves that term uncomputed.
+        weights: A behaviour weight of 0 leaves that term uncomputed.
         ranks: Who else has slices of the same batch; the mean of their losses is the batch's.
 
     Returns:
@@ -140,7 +129,7 @@ def model_losses(
         TD-MPC2, arXiv:2310.16828, equation 3.
     """
     horizon = batch.action.shape[0]
-    decays = _decay(weights.rho, horizon + 1, batch.obs)
+    decays = _decay(RHO, horizon + 1, batch.obs)
     decay = decays[:-1]
     latents = [model.encode(batch.obs[0], batch.task)]
     for t in range(horizon):
@@ -155,7 +144,7 @@ def model_losses(
         consistency=(decay * squared).mean(),
         reward=(decay * reward_ce).mean(),
         value=(decay * value_ce.mean(2)).mean(),
-        behaviour=imitation(model, zs[:-1], batch, ranks, weights.rho)
+        behaviour=imitation(model, zs[:-1], batch, ranks, RHO)
         if weights.behaviour
         else zs.new_zeros(()),
     )
@@ -190,10 +179,10 @@ def policy_losses(
     q = model.decode(model.q_values(zs, output.action, task, heads)).mean(0)
     scale.update(q[0].detach())
     per_step = (weights.entropy * output.log_prob - q / scale.value).mean(dim=(1, 2))
-    objective = (_decay(weights.rho, len(zs), zs) * per_step).mean()
+    objective = (_decay(RHO, len(zs), zs) * per_step).mean()
     # Of what it does, noise included: of the mean alone, nothing would hold the noise down, and
     # both the TD targets and the planner's prior are drawn with it.
-    behaviour = _action_distance(model, output.action[:-1], batch, weights.rho, scale.ranks)
+    behaviour = _action_distance(model, output.action[:-1], batch, RHO, scale.ranks)
     return PolicyLosses(objective, behaviour), output
 
 

@@ -147,14 +147,11 @@ ALONE = Ranks()
 """A run in a single process."""
 
 
-def join(
-    device: torch.device, precision: Any, *, some_unused: bool = False
-) -> tuple[Fabric, Ranks]:
+def join(device: torch.device, *, some_unused: bool = False) -> tuple[Fabric, Ranks]:
     """Meet the other processes that torchrun started; without torchrun there are none.
 
     Args:
         device: Kind of device to train on.
-        precision: Lightning Fabric's.
         some_unused: Whether there are updates that do not use all weights.
 
     Raises:
@@ -162,7 +159,7 @@ def join(
         RunError: The others cannot be reached.
     """
     if machine.world_size() == 1:
-        return Fabric(accelerator=device.type, devices=1, precision=precision), ALONE
+        return Fabric(accelerator=device.type, devices=1), ALONE
     _require_devices(device)
     # gloo carries flags and texts beside nccl, so that no GPU is waited for.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -170,7 +167,6 @@ def join(
         accelerator=device.type,
         devices=machine.local_world_size(),
         num_nodes=machine.nodes(),
-        precision=precision,
         strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=some_unused),
     )
     with _others_alive():

@@ -3,13 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tdmpc_opt import machine
 from tdmpc_opt.agents.expert_policy import expert_path
 from tdmpc_opt.agents.sources import is_expert_folder, open_source
 from tdmpc_opt.checkpoints.checkpoint import from_model
@@ -17,21 +15,18 @@ from tdmpc_opt.checkpoints.load import resolve, sha256, share_names
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.training_state import StateFolder
 from tdmpc_opt.configs import DistillConfig, TrainConfig
+from tdmpc_opt.configs.common import cost_fields, recorded
+from tdmpc_opt.configs.training import REMOVED, REMOVED_COST
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import joint_tasks
 from tdmpc_opt.errors import CheckpointError, DataError, InputError, RunError
-from tdmpc_opt.files import difference, parse_json, remove_unfinished, replace_when_done
+from tdmpc_opt.evaluation.results import ResultFile
+from tdmpc_opt.files import parse_json, remove_unfinished, require_same
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.draws import Draws
 from tdmpc_opt.training.faults import require_finite_weights
 from tdmpc_opt.training.step import Learner
-
-# What may differ between a run and its resumption without changing the weights.
-_FREE = (
-    *("output", "updates", "device", "log_every", "save_every", "eval_every", "wandb"),
-    *("keep", "max_skipped"),
-)
 
 _UNFIT = (
     *(AttributeError, AssertionError, ArithmeticError, LookupError),
@@ -64,23 +59,14 @@ class Run:
         path = config.output / "config.json"
         try:
             if path.exists():
-                _require_same(path, self.identity)
+                _require_same(path, config, self.identity)
             if not writes:
                 return
             remove_unfinished(config.output)
             remove_unfinished(self._states.path)
-            with replace_when_done(path) as temp:
-                temp.write_text(json.dumps(self._record(), indent=1) + "\n")
         except OSError as error:
             raise RunError(f"cannot write the run folder {config.output}: {error}") from error
-
-    def _record(self) -> dict[str, Any]:
-        return {
-            "kind": "run",
-            "config": self.identity,
-            "versions": machine.versions(),
-            "machine": machine.facts(),
-        }
+        ResultFile(path, "run", self.identity, RunError).write()
 
     def save(self, learner: Learner, draws: Draws) -> None:
         """Write the weights that other commands read, then the exact state.
@@ -104,7 +90,6 @@ class Run:
             "model_optimizer": learner.model_optimizer.state_dict(),
             "policy_optimizer": learner.policy_optimizer.state_dict(),
             "scale": learner.scale.value,
-            "precision": learner.precision.state_dict(),
             "generator": learner.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": cuda,
@@ -146,7 +131,6 @@ class Run:
         learner.model_optimizer.load_state_dict(state["model_optimizer"])
         learner.policy_optimizer.load_state_dict(state["policy_optimizer"])
         learner.scale.value = state["scale"].to(learner.scale.value.device)
-        learner.precision.load_state_dict(state["precision"])
         learner.generator.set_state(state["generator"])
         draws.load_state_dict(state["sampler"])
         torch.set_rng_state(state["torch_rng"])
@@ -157,16 +141,10 @@ class Run:
 
 def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[str, Any]:
     """Describe the run by values alone: files by name and hash, so that no path matters."""
-    values = asdict(config)
+    values = recorded(config)
     fixed = [_dataset(dataset) for dataset in datasets[: len(config.folders)]]
     values["data"] = fixed[0] if len(fixed) == 1 else fixed
     values["on_policy"] = config.on_policy and config.on_policy.resolve().name
-    # As absent, as it was in the records of runs from before there was a choice.
-    values["sampling"] = config.sampling if config.sampling != "uniform" else None
-    values["behaviour_batch"] = config.behaviour_batch or None
-    values["td_lambda"] = config.td_lambda or None
-    values["td_heads"] = config.td_heads if config.td_heads != "least" else None
-    del values["threads"]  # it changes what a run costs, not what comes of it but for rounding
     values["output"] = config.output.resolve().name
     values["start"] = _file(config.start) if config.start else None
     if config.tasks is not None and names_in_use(config) is None:
@@ -175,16 +153,11 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
             "do; leave it out"
         )
     if isinstance(config, DistillConfig):
-        del values["teacher_cache"]  # it changes what a run costs, not what comes of it
-        tasks = joint_tasks(datasets)
+        tasks, policy = joint_tasks(datasets), config.policy_teacher
+        more = [source_identity(name, tasks) for name in config.more_teachers]
         values["teacher"] = source_identity(config.teacher, tasks)
-        values["more_teachers"] = [
-            source_identity(name, tasks) for name in config.more_teachers
-        ] or None
-        policy = config.policy_teacher
-        values["policy_teacher"] = (
-            source_identity(policy, tasks) if policy is not None else None
-        )
+        values["more_teachers"] = more or None
+        values["policy_teacher"] = policy and source_identity(policy, tasks)
         values["terms"] = {
             name: str(getattr(config.terms, name)) for name in config.terms.at(0)
         }
@@ -232,15 +205,10 @@ def source_identity(source: str, tasks: TaskTable) -> dict[str, str | None]:
     return open_source(source).identity(tasks.subset(known))
 
 
-def _require_same(path: Path, asked: Mapping[str, Any]) -> None:
+def _require_same(path: Path, config: TrainConfig, asked: Mapping[str, Any]) -> None:
     try:
         found = dict(parse_json(path.read_bytes())["config"])
     except (LookupError, TypeError, ValueError) as error:
         raise RunError(f"{path} is damaged; choose another --output or delete it") from error
-    for key in sorted({*found, *asked} - {*_FREE}):
-        if found.get(key) != json.loads(json.dumps(asked.get(key))):
-            raise RunError(
-                f"{path.parent} holds another run: "
-                f"{difference(key, found.get(key), asked.get(key))}; choose another "
-                "--output or delete it"
-            )
+    cost = {*cost_fields(type(config)), *REMOVED_COST}
+    require_same(path.parent, found, asked, RunError, cost=cost, removed=REMOVED)

@@ -8,7 +8,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins import Precision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -22,7 +21,6 @@ from tdmpc_opt.training.objective import (
     PolicyLosses,
     Rollout,
     RunningScale,
-    TargetRule,
     imitation,
     model_losses,
     policy_losses,
@@ -30,6 +28,11 @@ from tdmpc_opt.training.objective import (
 )
 from tdmpc_opt.training.ranks import ALONE, Ranks
 from tdmpc_opt.training.terms import Lesson, Losses, model_terms, policy_terms
+
+TAU = 0.01
+"""Step of the target Qs and of the running value scale towards the newest."""
+GRAD_CLIP = 20.0
+"""Largest gradient norm of each of the two optimisers."""
 
 
 class _ModelObjective(nn.Module):
@@ -49,10 +52,11 @@ class _ModelObjective(nn.Module):
     ) -> "tuple[Tensor, ModelLosses, Rollout, Losses, _States | None]":
         """Return the loss and what it was computed from."""
         model, ranks = self.model, self._ranks
-        rule = TargetRule(config.td_lambda, config.td_heads)
         with torch.no_grad():
             next_z = model.encode(batch.obs[1:], batch.task)
-            target = td_target(model, next_z, batch.reward, batch.task, generator, ranks, rule)
+            target = td_target(
+                model, next_z, batch.reward, batch.task, generator, ranks, config.td_lambda
+            )
         losses, rollout = model_losses(model, batch, next_z, target, config.weights, ranks)
         total = losses.total(config.weights)
         distilled: Losses = {}
@@ -110,8 +114,6 @@ class Learner:
     scale: RunningScale
     generator: torch.Generator
     """Source of policy noise and of the choice of Qs; dropout uses torch's own."""
-    precision: Precision
-    """Fabric's: in half precision it holds the scale of the loss."""
     ranks: Ranks = ALONE
     """Who trains the same model on other slices of each batch."""
     projection: Dense | None = None
@@ -171,9 +173,8 @@ def build_learner(
         policy_objective=policy_objective,
         model_optimizer=_optimizer(fabric, adam),
         policy_optimizer=_optimizer(fabric, policy_adam),
-        scale=RunningScale(config.tau, fabric.device, ranks),
+        scale=RunningScale(TAU, fabric.device, ranks),
         generator=torch.Generator().manual_seed(config.seed),
-        precision=fabric.strategy.precision,
         ranks=ranks,
         projection=projection,
     )
@@ -229,13 +230,13 @@ def train_step(
         total, losses, rollout, distilled, states = learner.model_objective(
             batch, config, lesson, labelled, learner.generator
         )
-    norm = _descend(fabric, learner, learner.model_optimizer, total, config)
+    norm = _descend(fabric, learner, learner.model_optimizer, total)
     # Before the policy's update: the public code shortens rows at each look-up.
     model.renormalize_task_embedding()
     policy, policy_norm = _update_policy(
         fabric, learner, batch, config, rollout, lesson, states
     )
-    _move_targets(model, config.tau)
+    _move_targets(model)
     learner.update += 1
     return {
         "loss": total.detach(),
@@ -286,7 +287,7 @@ def _update_policy(
                 batch, config, rollout, lesson, states, learner.scale, learner.generator
             )
         try:
-            norm = _descend(fabric, learner, learner.policy_optimizer, total, config)
+            norm = _descend(fabric, learner, learner.policy_optimizer, total)
         except NonFiniteError:
             learner.scale.value = scale_before
             raise
@@ -323,18 +324,15 @@ def _descend(
     learner: Learner,
     optimizer: Optimizer,
     loss: Tensor,
-    config: TrainConfig,
 ) -> Tensor:
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     loss = learner.ranks.mean(loss.detach())  # NaN on one rank is NaN on all
     norm = fabric.clip_gradients(
-        learner.model, optimizer, max_norm=config.grad_clip, error_if_nonfinite=False
+        learner.model, optimizer, max_norm=GRAD_CLIP, error_if_nonfinite=False
     )
     assert norm is not None
-    # Half precision scales the loss until gradients overflow, and skips these steps itself.
-    watched = loss if config.precision == "16-mixed" else loss + norm
-    if not torch.isfinite(watched):
+    if not torch.isfinite(loss + norm):
         what = "a gradient" if torch.isfinite(loss) else "the loss"
         raise NonFiniteError(f"{what} is NaN or infinite")
     optimizer.step()
@@ -356,7 +354,7 @@ def _only(model: nn.Module, *parts: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _move_targets(model: WorldModel, tau: float) -> None:
+def _move_targets(model: WorldModel) -> None:
     targets: list[Tensor] = list(model.target_q_ensemble.parameters())
     online: list[Tensor] = list(model.q_ensemble.parameters())
-    torch._foreach_lerp_(targets, online, tau)
+    torch._foreach_lerp_(targets, online, TAU)

@@ -211,7 +211,7 @@ def _teachers(config: DistillConfig, tasks: TaskTable) -> dict[str, Any]:
         "schema": SCHEMA,
         "teachers": [source_identity(source, tasks)["sha256"] for source in sources],
         "policy_teacher": policy and source_identity(policy, tasks)["sha256"],
-        "precision": config.teacher_precision,
+        "precision": "32-true",  # as caches of older versions, whose teachers had a choice
         **({"names": config.tasks} if config.tasks else {}),
         "action_dim": tasks.action_dim,
     }

@@ -67,7 +67,6 @@ class WorldModelTeacher:
         tasks: The student's tasks; it must not be asked about those the teacher does not know.
         question: What to answer.
         device: Where it computes.
-        dtype: Number format it computes in; decoding and what follows is in float32.
 
     Raises:
         CheckpointError: Weights that do not fit together.
@@ -79,11 +78,10 @@ class WorldModelTeacher:
         tasks: TaskTable,
         question: Question,
         device: torch.device,
-        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config = checkpoint.config
         parts = _parts(question.terms)
-        self.model = build(checkpoint, device=device, dtype=dtype, parts=parts)
+        self.model = build(checkpoint, device=device, parts=parts)
         self.model.requires_grad_(False)
         if device.type == "cpu":
             _lay_out_for_products(self.model)

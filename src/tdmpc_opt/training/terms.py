@@ -31,7 +31,6 @@ class Lesson:
     """None where every weight is 0 in this update."""
     weights: Mapping[str, float]
     """Weights in force, by term; a term that is off all along is left out."""
-    temperature: float
 
     def total(self, losses: Losses) -> Tensor | float:
         """Return the weighted sum of losses that is minimised (arXiv:2507.01823, eq. 1)."""
@@ -45,7 +44,6 @@ class Distillation:
     teachers: Callable[[Batch], TeacherTargets]
     """What they say of a batch, without gradients."""
     weights: DistillWeights
-    temperature: float
     projection: Dense | None
     """Trained with the student and thrown away: from its latents to the teacher's."""
 
@@ -58,7 +56,7 @@ class Distillation:
         """
         weights = self.weights.at(update)
         targets = self.teachers(batch) if any(weights.values()) else None
-        return Lesson(targets, weights, self.temperature)
+        return Lesson(targets, weights)
 
 
 def model_terms(
@@ -84,10 +82,10 @@ def model_terms(
     if "reward_kl" in weights:
         teacher = _given(targets.reward_logits)
         own = rollout.reward_logits[: len(teacher)]
-        losses["reward_kl"] = reward_kl(own, teacher, lesson.temperature, decay)
+        losses["reward_kl"] = reward_kl(own, teacher, decay)
     if "value_kl" in weights:
         teacher = _given(targets.value_logits)
-        losses["value_kl"] = value_kl(rollout.q_logits, teacher, lesson.temperature, decay)
+        losses["value_kl"] = value_kl(rollout.q_logits, teacher, decay)
     if "policy_mse" in weights or "policy_kl" in weights:
         still = rollout.zs.new_zeros(*rollout.zs.shape[:-1], batch.action.shape[-1])
         output = model.policy(rollout.zs, batch.task, still)
@@ -143,22 +141,20 @@ def reward_mse(
 def reward_kl(
     student: Float[Tensor, "steps batch bins"],
     teacher: Float[Tensor, "steps batch bins"],
-    temperature: float,
     decay: Float[Tensor, " rows"],
 ) -> Float[Tensor, ""]:
-    """Return KL(teacher || student) of two-hot rewards in nats, times temperature^2.
+    """Return KL(teacher || student) of two-hot rewards in nats.
 
     Source:
-        Distilling the knowledge in a neural network, arXiv:1503.02531, section 2, and the
-        reason for the square there: the gradient keeps its size at any temperature.
+        Distilling the knowledge in a neural network, arXiv:1503.02531, section 2, at
+        temperature 1.
     """
-    return _over_steps(_softened_kl(student, teacher, temperature), decay)
+    return _over_steps(_divergence(student, teacher), decay)
 
 
 def value_kl(
     student: Float[Tensor, "heads steps batch bins"],
     teacher: Float[Tensor, "steps batch bins"],
-    temperature: float,
     decay: Float[Tensor, " rows"],
 ) -> Float[Tensor, ""]:
     """Return KL(teacher || student) of return distributions, the mean over the student's Qs.
@@ -166,13 +162,12 @@ def value_kl(
     Args:
         student: Logits of each Q.
         teacher: Logarithm of the mean of the probabilities of the teacher's Qs.
-        temperature: Divides both.
         decay: rho^t.
 
     Source:
         As `reward_kl`, arXiv:1503.02531; an ensemble taught by its mean is section 1 there.
     """
-    return _over_steps(_softened_kl(student, teacher, temperature).mean(0), decay)
+    return _over_steps(_divergence(student, teacher).mean(0), decay)
 
 
 def policy_mse(
@@ -254,14 +249,13 @@ def latent_kl(
     return _over_steps(divergence.mean(-1), decay)
 
 
-def _softened_kl(
+def _divergence(
     student: Float[Tensor, "*lead bins"],
     teacher: Float[Tensor, "*some bins"],
-    temperature: float,
 ) -> Float[Tensor, "*lead"]:
-    ours = functional.log_softmax(student.float() / temperature, dim=-1)
-    theirs = functional.log_softmax(teacher.float() / temperature, dim=-1)
-    return temperature**2 * (theirs.exp() * (theirs - ours)).sum(-1)
+    ours = functional.log_softmax(student.float(), dim=-1)
+    theirs = functional.log_softmax(teacher.float(), dim=-1)
+    return (theirs.exp() * (theirs - ours)).sum(-1)
 
 
 def _over_steps(

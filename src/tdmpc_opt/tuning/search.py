@@ -1,15 +1,12 @@
 """The search of planner budgets for score against latency, and its result as JSON."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from tdmpc_opt import machine
 from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.sources import CheckpointSource
@@ -17,13 +14,13 @@ from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.configs import TuneConfig
-from tdmpc_opt.configs.tuning import TUNING_SEED
+from tdmpc_opt.configs.tuning import SEARCH_SEED, TUNING_SEED
 from tdmpc_opt.errors import CheckpointError, ResultError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
-from tdmpc_opt.evaluation.results import REMOVED_ENGINES
+from tdmpc_opt.evaluation.results import REMOVED_ENGINES, ResultFile
 from tdmpc_opt.evaluation.score import Score, normalized_score
 from tdmpc_opt.export.engine import engine_choice
-from tdmpc_opt.files import alone, replace_when_done
+from tdmpc_opt.files import alone, require_same
 from tdmpc_opt.planning.presets import Preset, storable
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import PlannerBudget, TaskTable
@@ -84,9 +81,8 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]
         study = _open(config, identity)
         search = _Search(config, policy, tasks, study, checkpoint)
         for _ in search.run(progress):
-            _write(config.output / "tuning.json", _content(config, identity, study))
-        content = _content(config, identity, study)
-        _write(config.output / "tuning.json", content)
+            _write(config, identity, study)
+        content = _write(config, identity, study)
     if config.store is not None:
         presets = choose(_trials(study), config.realtime_ms, config.balanced_ms)
         extra = checkpoint.extra | storable(presets)
@@ -133,7 +129,7 @@ class _Search:
             done = len(_done(self.study))
             progress.update(done, self.config.trials, "")
             # A search that goes on must not draw again what it drew before it was stopped.
-            seed = self.config.seed + len(self.study.trials)
+            seed = SEARCH_SEED + len(self.study.trials)
             self.study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
             trial = self.study.ask()
             budget = suggest(trial, self.config.max_samples, self.config.max_iterations)
@@ -206,12 +202,7 @@ def _open(config: TuneConfig, identity: Mapping[str, Any]) -> optuna.Study:
             f"{config.output} was searched with the engine {found['engine']}, which no longer "
             "exists; choose another --output"
         )
-    for key, asked in identity.items():
-        if found.get(key) != asked:
-            raise ResultError(
-                f"{config.output} holds another search: its {key} is {found.get(key)}, asked "
-                f"is {asked}; choose another --output"
-            )
+    require_same(config.output, found, identity, ResultError)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):  # it was killed: once more
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
@@ -241,27 +232,15 @@ def _trials(study: optuna.Study) -> list[Trial]:
     return sorted(trials, key=lambda trial: trial.share)
 
 
-def _content(
+def _write(
     config: TuneConfig, identity: Mapping[str, Any], study: optuna.Study
 ) -> dict[str, Any]:
     trials, full = _trials(study), study.user_attrs.get(_FULL)
     presets = choose(trials, config.realtime_ms, config.balanced_ms)
     limits = {"realtime_ms": config.realtime_ms, "balanced_ms": config.balanced_ms}
-    return {
-        "kind": "tuning",
-        "schema": 1,
-        "trials": [asdict(trial) for trial in trials],
-        "full": None if full is None else asdict(normalized_score(full[_RETURNS])),
-        "presets": {name: asdict(preset) for name, preset in presets.items()},
-        "config": {**identity, **limits, "seed": config.seed},
-        "versions": machine.versions(),
-        "machine": machine.facts(),
-    }
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    try:
-        with replace_when_done(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
-    except OSError as error:
-        raise ResultError(f"cannot write {path}: {error.strerror}") from error
+    settings = {**identity, **limits, "seed": SEARCH_SEED}
+    return ResultFile(config.output / "tuning.json", "tuning", settings).write(
+        trials=[asdict(trial) for trial in trials],
+        full=None if full is None else asdict(normalized_score(full[_RETURNS])),
+        presets={name: asdict(preset) for name, preset in presets.items()},
+    )
