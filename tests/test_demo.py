@@ -3,7 +3,6 @@ import json
 import pytest
 
 from tdmpc_opt import zoo
-from tdmpc_opt.configs import DemoConfig
 from tdmpc_opt.pipeline import STUDENT_SIZE, TEACHER, demo
 
 
@@ -22,15 +21,13 @@ def test_the_demo_teacher_is_bundled_with_tasks_of_several_domains():
 
 @pytest.mark.slow
 def test_the_demo_runs_end_to_end_and_goes_on_where_it_was(tmp_path):
-    config = DemoConfig(output=tmp_path / "demo", updates=20, episodes=2)
-    rows = demo(config)
+    output = tmp_path / "demo"
+    rows = demo(output, updates=20, episodes=2)
     assert rows[0].name == "random actions"
-    content = json.loads((config.output / "demo.json").read_text())
+    content = json.loads((output / "demo.json").read_text())
     assert [row["name"] for row in content["rows"]] == [row.name for row in rows]
     for picture in ("scores.png", "curves.png"):
-        assert (config.output / picture).read_bytes().startswith(b"\x89PNG")
-    half = config.output / "distilled-fp16.safetensors"
-    assert (
-        half.stat().st_size < (config.output / "distilled/model.safetensors").stat().st_size / 2
-    )
-    assert demo(config) == rows
+        assert (output / picture).read_bytes().startswith(b"\x89PNG")
+    half = output / "distilled-fp16.safetensors"
+    assert half.stat().st_size < (output / "distilled/model.safetensors").stat().st_size / 2
+    assert demo(output, updates=20, episodes=2) == rows

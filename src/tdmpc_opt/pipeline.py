@@ -12,7 +12,6 @@ from tdmpc_opt.collection.collect import collect
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.configs import (
     CollectConfig,
-    DemoConfig,
     DistillConfig,
     EvaluateConfig,
     LossWeights,
@@ -47,31 +46,38 @@ class DemoRow:
     size_bytes: int
 
 
-def demo(config: DemoConfig, progress: Progress | None = None) -> list[DemoRow]:
-    """Distil the bundled teacher into a small student and measure what that bought.
+def demo(
+    output: Path, progress: Progress | None = None, *, updates: int = 1500, episodes: int = 10
+) -> list[DemoRow]:
+    """Distil the bundled teacher into a small student and measure what that brings.
 
     Every stage is the command of the same name; an interrupted demo goes on where it stopped.
 
+    Args:
+        output: Folder for data, runs, result files and plots.
+        progress: Takes the progress of each stage.
+        updates: Gradient updates of each student.
+        episodes: Evaluation episodes per task.
+
     Returns:
-        The rows of the table, which `demo.json` and the plots in `config.output` hold too.
+        The rows of the table, which `demo.json` and the plots in `output` show too.
 
     Raises:
         TdmpcOptError: As the stages raise.
     """
-    with alone(config.output / "demo.json"):
-        return _demo(config, progress or Silent())
+    with alone(output / "demo.json"):
+        return _demo(output, progress or Silent(), updates, episodes)
 
 
-def _demo(config: DemoConfig, progress: Progress) -> list[DemoRow]:
+def _demo(folder: Path, progress: Progress, updates: int, episodes: int) -> list[DemoRow]:
     start = time.perf_counter()
-    folder = config.output
     teacher = zoo.path(TEACHER)
     _collect(teacher, folder / "data", Stage(progress, "collect"))
     shared = TrainConfig(
         data=folder / "data",
         output=folder / "no-teacher",
         size=STUDENT_SIZE,
-        updates=config.updates,
+        updates=updates,
         batch_size=128,
         weights=LossWeights(behaviour=20.0),
         lr=1e-3,
@@ -92,13 +98,13 @@ def _demo(config: DemoConfig, progress: Progress) -> list[DemoRow]:
         "distilled student, fp16": str(small),
         "teacher": str(teacher),
     }
-    rows = [_row(name, path, config, progress) for name, path in policies.items()]
+    rows = [_row(name, path, folder, episodes, progress) for name, path in policies.items()]
     curves = {"distilled": _losses(distilled), "without teacher": _losses(plain)}
     plot_scores({row.name: (row.score, row.ci95) for row in rows}, folder / "scores.png")
     plot_curves(curves, "loss", folder / "curves.png")
     facts = {
         "teacher": describe(teacher).sha256,
-        "episodes": config.episodes,
+        "episodes": episodes,
         "mix": _MIX,
         "train": {name: value for name, value in asdict(shared).items() if name not in _PATHS},
     }
@@ -122,13 +128,13 @@ def _collect(teacher: Path, data: Path, progress: Progress) -> None:
         first += episodes
 
 
-def _row(name: str, source: str, config: DemoConfig, progress: Progress) -> DemoRow:
-    output = config.output / "results" / (name.replace(", ", "-").replace(" ", "-") + ".json")
+def _row(name: str, source: str, folder: Path, episodes: int, progress: Progress) -> DemoRow:
+    output = folder / "results" / (name.replace(", ", "-").replace(" ", "-") + ".json")
     content = evaluate(
         EvaluateConfig(
             checkpoint=source,
             tasks=",".join(describe(zoo.path(TEACHER)).tasks) if source == "random" else None,
-            episodes=config.episodes,
+            episodes=episodes,
             mode="policy",
             device="cpu",
             output=output,

@@ -59,7 +59,7 @@ def _demo(config: configs.DemoConfig) -> None:
     from tdmpc_opt.pipeline import demo
 
     with ConsoleProgress("demo") as progress:
-        rows = demo(config, progress)
+        rows = demo(config.output, progress)
     table = table_of(
         "Demo, policy alone", "agent", "score (0..100)", "95% CI", "parameters", "bytes"
     )

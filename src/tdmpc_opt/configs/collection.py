@@ -7,9 +7,11 @@ from typing import Literal
 from tdmpc_opt.configs.common import (
     Acting,
     ByWorkers,
+    Labelled,
     OfDataset,
     OnDevice,
     OnTasks,
+    Seeded,
     ToOutput,
     ToPlot,
 )
@@ -17,7 +19,7 @@ from tdmpc_opt.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertsConfig(OnTasks, ToOutput, ByWorkers):
+class ExpertsConfig(OnTasks, ToOutput, ByWorkers, Seeded):
     """Train one single-task policy per task, by SAC or by imitating plans in the simulator.
 
     The defaults learned most per hour of CPU of those tried (docs/mt30-student.md).
@@ -27,8 +29,6 @@ class ExpertsConfig(OnTasks, ToOutput, ByWorkers):
     """`sac` learns from rewards; `plan` imitates planning with the simulator's own dynamics."""
     steps: int = 1_000_000
     """Agent steps per task, for `plan` the states that the planner labels."""
-    seed: int = 0
-    """Seed of networks and exploration."""
     hidden: int = 128
     """Width of the two hidden layers."""
     envs: int = 64
@@ -63,7 +63,7 @@ class ExpertsConfig(OnTasks, ToOutput, ByWorkers):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectConfig(OnTasks, Acting, ToOutput, OnDevice, ByWorkers):
+class CollectConfig(OnTasks, Acting, ToOutput, OnDevice, ByWorkers, Labelled, Seeded):
     """Roll out a policy into a dataset on disk, with labels to imitate."""
 
     policy: str
@@ -71,13 +71,6 @@ class CollectConfig(OnTasks, Acting, ToOutput, OnDevice, ByWorkers):
     simulator."""
     episodes: int = 20
     """Episodes per task."""
-    noise: float = 0.0
-    """Standard deviation of Gaussian noise added to the actions, in action units."""
-    seed: int = 0
-    """Offset of the environment seeds, which start at 1,000,000."""
-    label: str | None = None
-    """Checkpoint file, zoo name, folder of experts or `plan` whose actions in these states are
-    stored for imitation; none means the policy's own actions without the noise."""
 
     def __post_init__(self) -> None:
         """Refuse counts and noise that cannot be run."""

@@ -164,6 +164,38 @@ class ToPlot:
     """PNG of the chart; none draws it nowhere, or as the description of the command says."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seeded:
+    """The seed of a command."""
+
+    seed: int = 0
+    """Training: seed of initial weights, sampling, exploration, dropout and policy noise.
+    Evaluation: episode k of every task starts from environment seed `seed + k`. Collection:
+    offset of the environment seeds, which start at 1,000,000."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Episodes with labels to imitate."""
+
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise added to the actions, in action units."""
+    label: str | None = None
+    """Checkpoint file, zoo name, folder of experts or `plan` whose actions in the visited
+    states are stored to imitate; none means those of the teacher of `dagger`, and in `collect`
+    those of the policy itself without the noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithObservations:
+    """Real observations that a command may use."""
+
+    data: Path | None = None
+    """Dataset folder. `quantize` needs one for format mixed, rounds int8 and int4 better with
+    it and measures the cost on other observations of it; `export` checks with it, and without
+    one drives the simulator for some."""
+
+
 def device_of_work(device: Device, ray: str | None) -> Device:
     """Return where the networks of work for `run_parallel` run: on a Ray cluster, the CPU.
 

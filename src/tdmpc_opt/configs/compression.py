@@ -4,22 +4,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tdmpc_opt.configs.common import ByWorkers, OfCheckpoint, OfPart, ToOutput, ToPlot
+from tdmpc_opt.configs.common import (
+    ByWorkers,
+    OfCheckpoint,
+    OfPart,
+    ToOutput,
+    ToPlot,
+    WithObservations,
+)
 from tdmpc_opt.errors import InputError
 
 Format = Literal["fp32", "fp16", "bf16", "int8", "int4", "mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig(OfCheckpoint, OfPart, ToOutput):
+class QuantizeConfig(OfCheckpoint, OfPart, ToOutput, WithObservations):
     """Write a smaller file of the same agent, without target Qs."""
 
     format: Format = "fp16"
     """Number format of the stored weights. `int8` and `int4` keep what is small or sensitive in
     more bits; `mixed` chooses each layer's by measurement."""
-    data: Path | None = None
-    """Dataset whose observations say which weights matter, for int8, int4 and mixed; the cost
-    is measured on others of them."""
     budget_bytes: int | None = None
     """With mixed: length of the file that must not be exceeded."""
     max_action_error: float | None = None

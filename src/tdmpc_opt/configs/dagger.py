@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tdmpc_opt.configs.common import COST, LATER, ByWorkers
+from tdmpc_opt.configs.common import COST, LATER, ByWorkers, Labelled
 from tdmpc_opt.configs.training import DistillConfig, LossWeights
 from tdmpc_opt.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DaggerConfig(DistillConfig, ByWorkers):
+class DaggerConfig(DistillConfig, ByWorkers, Labelled):
     """Correct a student where it goes itself, round by round (DAgger, arXiv:1011.0686).
 
     Each round the student drives, the teacher labels the states on the way, and the training
@@ -19,11 +19,6 @@ class DaggerConfig(DistillConfig, ByWorkers):
 
     start: str = field()
     """Checkpoint of the student to correct."""
-    teacher: str
-    """Who labels: checkpoint file, zoo name or folder of experts. A checkpoint is distilled
-    from as well, as by `distill`; experts label only."""
-    label: str | None = None
-    """Who labels instead of the teacher: checkpoint file, zoo name or folder of experts."""
     rounds: Annotated[int, COST]
     """Rounds in all, those before a resume included."""
     updates: int
@@ -35,8 +30,6 @@ class DaggerConfig(DistillConfig, ByWorkers):
     planner_episodes: Annotated[int, LATER] = 0
     """Episodes per task and round that the student drives by planning: they teach its model
     what plans get wrong, and its policy the way back."""
-    noise: float = 0.0
-    """Standard deviation of Gaussian noise on the student's actions, in action units."""
     on_policy: Annotated[Path, COST] = field(init=False)
     """The dataset that grows: `data` in the output folder."""
 

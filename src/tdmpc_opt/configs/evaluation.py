@@ -12,6 +12,7 @@ from tdmpc_opt.configs.common import (
     OfResults,
     OnDevice,
     OnTasks,
+    Seeded,
     ToOutput,
     ToPlot,
 )
@@ -19,13 +20,11 @@ from tdmpc_opt.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(OfCheckpoint, OnTasks, Acting, ToOutput, OnDevice, ByWorkers):
+class EvaluateConfig(OfCheckpoint, OnTasks, Acting, ToOutput, OnDevice, ByWorkers, Seeded):
     """Score a policy on real tasks and write a result file."""
 
     episodes: int = 10
     """Episodes per task."""
-    seed: int = 0
-    """Episode k of every task starts from environment seed `seed + k`."""
     replan_every: int | None = None
     """Actions executed of each plan before the next is made, up to the planner's horizon; none
     leaves it to the preset."""

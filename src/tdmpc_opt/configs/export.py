@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tdmpc_opt.configs.common import OfCheckpoint, OfPart, OnTasks, ToOutput
+from tdmpc_opt.configs.common import OfCheckpoint, OfPart, OnTasks, ToOutput, WithObservations
 from tdmpc_opt.errors import InputError
 
 ExportTarget = Literal["onnx", "executorch", "c"]
@@ -12,7 +12,7 @@ ExportFormat = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput):
+class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
     """Write the policy or the whole planner for an engine, once it acts as torch does."""
 
     target: ExportTarget = "onnx"
@@ -24,8 +24,6 @@ class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput):
     """Planner budget by name; none means the full published budget."""
     result: Path | None = None
     """`tdmpc-opt evaluate` result of this checkpoint, whose score the file is to tell."""
-    data: Path | None = None
-    """Dataset whose observations the check uses; none drives the simulator for some."""
     opset: int = 18
     """Operator set of an ONNX file, 18 to 20. 18 runs in onnxruntime from 1.15 on."""
     ir_version: int = 8

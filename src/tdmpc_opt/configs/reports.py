@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdmpc_opt.configs.common import Acting, OfCheckpoint, OfResults, OnTasks
+from tdmpc_opt.configs.common import Acting, Mode, OfCheckpoint, OfResults, OnTasks
 from tdmpc_opt.errors import InputError
 
 
@@ -21,6 +21,8 @@ class ReportConfig(OfResults):
 class VideoConfig(OfCheckpoint, OnTasks, Acting):
     """Film an agent, alone or beside another; or draw a contact sheet of its tasks."""
 
+    against_mode: Mode | None = None
+    """How the other agent acts; none means as the first."""
     against: str | None = None
     """Another such agent, shown to the right in the same episodes."""
     output: Path | None = None

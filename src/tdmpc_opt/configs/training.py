@@ -4,7 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tdmpc_opt.configs.common import COST, LATER, UNRECORDED, OnDevice, OnTasks, ToOutput
+from tdmpc_opt.configs.common import (
+    COST,
+    LATER,
+    UNRECORDED,
+    OnDevice,
+    OnTasks,
+    Seeded,
+    ToOutput,
+)
 from tdmpc_opt.configs.distill_weights import DistillWeights
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.schema import Size
@@ -44,7 +52,7 @@ class LossWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(OnTasks, ToOutput, OnDevice):
+class TrainConfig(OnTasks, ToOutput, OnDevice, Seeded):
     """Train a world model on a dataset, without a teacher."""
 
     data: Path | tuple[Path, ...]
@@ -62,8 +70,6 @@ class TrainConfig(OnTasks, ToOutput, OnDevice):
     """Size of the model in millions of parameters: the published ones, and 0.3 of our own."""
     updates: Annotated[int, COST]
     """Gradient updates in all, those before a resume included."""
-    seed: int = 0
-    """Seed of initial weights, sampling, dropout and policy noise."""
     batch_size: int = 256
     """Slices per update."""
     behaviour_batch: Annotated[int, LATER] = 0
@@ -138,7 +144,9 @@ class DistillConfig(TrainConfig):
     """Train a student on a dataset with frozen teachers (TD-MPC-Opt, arXiv:2507.01823)."""
 
     teacher: str
-    """Checkpoint file of the teacher, or a zoo name; or experts, for `policy_mse` alone."""
+    """Checkpoint file of the teacher, or a zoo name; or a folder of experts, for `policy_mse`
+    alone. In `dagger` it labels the states that the student visits, and a checkpoint is
+    distilled from as well."""
     more_teachers: Annotated[tuple[str, ...], LATER] = ()
     """Further teachers; each answers for the tasks that none before it knows."""
     policy_teacher: str | None = None
@@ -159,7 +167,3 @@ class DemoConfig:
 
     output: Path = Path("demo-output")
     """Folder for data, runs, result files and plots."""
-    updates: int = 1500
-    """Gradient updates of each student."""
-    episodes: int = 10
-    """Evaluation episodes per task."""

@@ -122,7 +122,7 @@ def video(config: VideoConfig, progress: Progress | None = None) -> list[Path]:
 def _sources(config: VideoConfig) -> tuple[PolicySource, ...]:
     chosen = [(config.checkpoint, config.chosen_mode)]
     if config.against is not None:
-        chosen.append((config.against, config.chosen_mode))
+        chosen.append((config.against, config.against_mode or config.chosen_mode))
     return tuple(
         open_source(source, mode=mode, names=config.tasks, preset=config.preset, device="cpu")
         for source, mode in chosen
