@@ -93,7 +93,7 @@ def _contenders(
     assert found is not None, "the published term is on by default"
     cache = TeacherCache(settings, [dataset], student.tasks)
     cache.fill(found.teachers, CPU, Silent())
-    cached = Distillation(cache, found.weights, found.temperature, None)
+    cached = Distillation(cache, found.weights, None)
     plain = PlainLearner(student, teacher, found.weights.at(0)["reward_mse"])
     return {
         "plain": lambda: plain.step(draw(), settings.weights),

@@ -215,7 +215,7 @@ def _lesson(
 ) -> Lesson:
     question = Question(frozenset(weights), **{"first_reward_only": False, **kinds})
     asked = WorldModelTeacher(from_model(teacher), model.tasks, question, torch.device("cpu"))
-    return Lesson(asked(batch.obs, batch.action, batch.task), weights, 1.0)
+    return Lesson(asked(batch.obs, batch.action, batch.task), weights)
 
 
 def _rollout(model: WorldModel, batch: Batch):

@@ -313,7 +313,7 @@ def test_a_dataset_that_changed_is_refused(config, tmp_path):
     short = replace(config, data=data, updates=1)
     train(short)
     _collect(data)
-    with pytest.raises(RunError, match="its data is data as it was before it changed; choose"):
+    with pytest.raises(RunError, match="data data has changed since; choose"):
         train(short)
 
 

@@ -331,34 +331,19 @@ def model_config(size: Size, tasks: TaskTable) -> ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannerBudget:
-    """What one MPPI plan may spend (TD-MPC2, arXiv:2310.16828, appendix on planning)."""
+class PlanRules:
+    """The part of a planner budget that the state between plans needs, here and on a device."""
 
     horizon: int = 3
     """Latent steps of each sampled action sequence."""
-    iterations: int = 6
-    """Refinements of the sampling distribution."""
     samples: int = 512
     """Action sequences per iteration, those of the policy prior included."""
     policy_samples: int = 24
     """Sequences per iteration that the policy prior proposes."""
-    elites: int = 64
-    """Best sequences that refit the distribution."""
-    temperature: float = 0.5
-    """Inverse temperature on the elites' values."""
     min_std: float = 0.05
     """Lower clip of the sampling standard deviation."""
     max_std: float = 2.0
     """Upper clip of the sampling standard deviation, and its start."""
-    prior_penalty: float = 0.0
-    """What a sequence loses per squared distance from what the policy would do, summed over
-    steps, as a share of what the policy's own sequences are worth. One action changes the
-    return of a good policy by less than a value network errs; this keeps a plan from following
-    those errors. Published: 0."""
-    prior_hold: float = 0.0
-    """What it loses besides, in units of return, whatever the policy is worth: a share holds
-    nothing where no reward is foreseen, and there the errors are all that a plan could follow.
-    Published: 0."""
     replan_every: int = 1
     """Actions executed of one plan before the next is made; up to the horizon. Published: 1."""
     warm_mean: float = 1.0
@@ -369,36 +354,76 @@ class PlannerBudget:
     converged_std: float = 0.0
     """Leave out the iterations after one whose mean standard deviation is below this; it has an
     effect above `min_std` alone. Published: 0, never."""
-
     mean_action: bool = False
     """Act by the mean of the plan; else, as published, by one of its elites, drawn by weight.
     After few iterations the elites are far apart still."""
 
     def __post_init__(self) -> None:
-        """Refuse budgets that cannot be run."""
+        """Refuse plans that cannot be made."""
         if not 0 <= self.policy_samples < self.samples:
             raise InputError("policy_samples must be at least 0 and below samples")
-        if not 0 < self.elites <= self.samples:
-            raise InputError("elites must be between 1 and samples")
-        if self.horizon < 1 or self.iterations < 1:
+        if self.horizon < 1:
             raise InputError("horizon and iterations must be at least 1")
         if not 1 <= self.replan_every <= self.horizon:
             raise InputError("replan_every must be between 1 and the horizon")
         if not 0 <= self.min_std <= self.max_std:
             raise InputError("min_std must be at least 0 and at most max_std")
+        if not 0 <= self.warm_mean <= 1 or self.warm_std < 0 or self.converged_std < 0:
+            raise InputError("warm_mean is in 0..1; warm_std, converged_std are at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerBudget(PlanRules):
+    """What one MPPI plan may spend (TD-MPC2, arXiv:2310.16828, appendix on planning)."""
+
+    iterations: int = 6
+    """Refinements of the sampling distribution."""
+    elites: int = 64
+    """Best sequences that refit the distribution."""
+    temperature: float = 0.5
+    """Inverse temperature on the elites' values."""
+    prior_penalty: float = 0.0
+    """What a sequence loses per squared distance from what the policy would do, summed over
+    steps, as a share of what the policy's own sequences are worth. One action changes the
+    return of a good policy by less than a value network errs; this keeps a plan from following
+    those errors. Published: 0."""
+    prior_hold: float = 0.0
+    """What it loses besides, in units of return, whatever the policy is worth: a share holds
+    nothing where no reward is foreseen, and there the errors are all that a plan could follow.
+    Published: 0."""
+
+    def __post_init__(self) -> None:
+        """Refuse budgets that cannot be run."""
+        super().__post_init__()
+        if not 0 < self.elites <= self.samples:
+            raise InputError("elites must be between 1 and samples")
+        if self.iterations < 1:
+            raise InputError("horizon and iterations must be at least 1")
         least = min(self.prior_penalty, self.prior_hold)
         if least < 0 or (self.held and not self.policy_samples):
             raise InputError(
                 "prior_penalty and prior_hold are at least 0, and need policy_samples to know "
                 "the policy by"
             )
-        if not 0 <= self.warm_mean <= 1 or self.warm_std < 0 or self.converged_std < 0:
-            raise InputError("warm_mean is in 0..1; warm_std, converged_std are at least 0")
 
     @property
     def held(self) -> bool:
         """Whether plans are held by the policy."""
         return bool(self.prior_penalty or self.prior_hold)
+
+
+INT4_ZERO = 8
+"""Stored code of a weight of 0: codes of 4 bits are stored without a sign."""
+
+
+def int4_halves(codes: Any) -> tuple[Any, Any]:
+    """Return the codes of the first and of the second half of each row, which share bytes.
+
+    Args:
+        codes: Bytes [..., stored] of a weight of 4 bits, of numpy or torch; the low bits are
+            the first half.
+    """
+    return codes & 15, codes >> 4
 
 
 LARGEST_OBSERVATION = 1e15

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,7 @@ from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import read_evaluation
 from tdmpc_opt.planning.mppi import iterations
 from tdmpc_opt.runtime.onnx_file import FORMAT, SCHEMA
-from tdmpc_opt.schema import ModelConfig, PlannerBudget, TaskTable
-
-_OF_THE_BUDGET = (
-    "horizon",
-    "samples",
-    "policy_samples",
-    "min_std",
-    "max_std",
-    "replan_every",
-    "warm_mean",
-    "warm_std",
-    "converged_std",
-    "mean_action",
-)
-"""What of a budget is not in the graph."""
+from tdmpc_opt.schema import ModelConfig, PlannerBudget, PlanRules, TaskTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +57,7 @@ def metadata(facts: Facts, check: Mapping[str, Any]) -> dict[str, str]:
     if facts.score is not None:
         entries["score"] = json.dumps(facts.score)
     if facts.budget is not None:
-        sizes = {name: getattr(facts.budget, name) for name in _OF_THE_BUDGET}
+        sizes = {rule.name: getattr(facts.budget, rule.name) for rule in fields(PlanRules)}
         plan = sizes | {
             "preset": facts.preset,
             "rounds": iterations(facts.budget, facts.config.action_dim),

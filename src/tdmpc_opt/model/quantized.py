@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tdmpc_opt.model.layers import Dense
+from tdmpc_opt.schema import INT4_ZERO, int4_halves
 
 IntFormat = Literal["int8", "int4"]
 
@@ -72,7 +73,7 @@ def quantized_weight(
 
 def _pack(codes: Int8[Tensor, "*rows in_dim"]) -> UInt8[Tensor, "*rows stored"]:
     """Put two codes of 4 bits into each byte; a row of odd length gets a zero at its end."""
-    shifted = functional.pad(codes, (0, codes.shape[-1] % 2)).add(8).to(torch.uint8)
+    shifted = functional.pad(codes, (0, codes.shape[-1] % 2)).add(INT4_ZERO).to(torch.uint8)
     low, high = shifted.chunk(2, dim=-1)
     return low | (high << 4)
 
@@ -87,8 +88,8 @@ def dequantize(
     if codes.dtype == torch.int8:
         values = codes.to(scale.dtype)
     else:
-        halves = torch.cat([codes & 15, codes >> 4], dim=-1)[..., :columns]
-        values = halves.to(scale.dtype).sub_(8)
+        halves = torch.cat(int4_halves(codes), dim=-1)[..., :columns]
+        values = halves.to(scale.dtype).sub_(INT4_ZERO)
     if scale.shape[-1] == 1:
         return values * scale
     # Padded to whole groups, since the last one may be short.

@@ -12,8 +12,8 @@ from tdmpc_opt import zoo
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.runtime.numpy_policy import NumpyPolicy
 from tdmpc_opt.runtime.onnx_file import (
+    FilePlan,
     OnnxFile,
-    PlanSizes,
     Provider,
     check_output,
     is_onnx,
@@ -64,7 +64,7 @@ class Agent:
         self._indices: dict[str | int | None, int] = {}  # of the tasks acted in so far
 
     @property
-    def plan(self) -> PlanSizes | None:
+    def plan(self) -> FilePlan | None:
         """What the planner searches with; None where the policy acts."""
         return self._planner.sizes if self._planner else None
 

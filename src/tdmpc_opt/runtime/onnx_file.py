@@ -2,13 +2,13 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
 from tdmpc_opt.files import parse_json
-from tdmpc_opt.schema import TaskTable
+from tdmpc_opt.schema import PlanRules, TaskTable
 
 FORMAT = "tdmpc-opt"
 """Mark of this project's files in their metadata."""
@@ -22,29 +22,14 @@ Provider = str | tuple[str, Mapping[str, Any]]
 """Name of an execution provider of ONNX Runtime, alone or with its options."""
 
 
-@dataclass(frozen=True, eq=False)
-class PlanSizes:
-    """What the planner of a file searches with."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FilePlan(PlanRules):
+    """How the planner of a file plans."""
 
     preset: str
     """Name of the budget."""
     rounds: int
     """Refinements of one plan."""
-    horizon: int
-    samples: int
-    policy_samples: int
-    min_std: float
-    max_std: float
-    replan_every: int
-    """Actions executed of one plan before the next is made."""
-    warm_mean: float
-    """Share of the last plan's mean that the next starts from."""
-    warm_std: float
-    """The next starts from so many of the last plan's standard deviations; 0 from `max_std`."""
-    converged_std: float
-    """Rows stay as they are once their mean standard deviation is below it."""
-    mean_action: bool
-    """Act by the plan's mean, not by an elite."""
     num_q: int
     """Members of the Q ensemble, of which each round draws two."""
 
@@ -57,7 +42,7 @@ class OnnxFile:
     """Runs the graph."""
     tasks: TaskTable
     """Tasks in the order of their ids."""
-    plan: PlanSizes | None
+    plan: FilePlan | None
     """None where the file holds the policy alone."""
     number_format: str
     """Number format of the weights."""
@@ -93,8 +78,7 @@ def open_onnx(path: Path, threads: int, providers: Sequence[Provider] | None) ->
         tasks = TaskTable.from_json(parse_json(metadata["tasks"]))
         plan, number_format = None, metadata["number_format"]
         if metadata["kind"] == "planner":
-            plan = PlanSizes(**parse_json(metadata["plan"]))
-            _check_plan(plan)
+            plan = _plan(parse_json(metadata["plan"]))
         _check_graph(session.raw, tasks, plan)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
@@ -140,8 +124,11 @@ def check_output(values: Any, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_plan(plan: PlanSizes) -> None:
-    """Refuse sizes that no planner is written with."""
+def _plan(found: dict[str, Any]) -> FilePlan:
+    """Return the plan that a file states; refuse one that no planner is written with."""
+    if found.keys() != {field.name for field in fields(FilePlan)}:
+        raise ValueError(f"a plan of {sorted(found)}")
+    plan = FilePlan(**found)
     sizes = (plan.rounds, plan.horizon, plan.samples, plan.policy_samples)
     counts = (*sizes, plan.replan_every, plan.num_q)
     spreads = (plan.min_std, plan.max_std, plan.warm_mean, plan.warm_std, plan.converged_std)
@@ -151,17 +138,16 @@ def _check_plan(plan: PlanSizes) -> None:
         raise ValueError(f"a plan of {plan}")
     if not all(type(spread) in (int, float) and 0 <= spread < _MOST for spread in spreads):
         raise ValueError(f"a plan of {plan}")
-    if not (plan.policy_samples < plan.samples and 0 < plan.replan_every <= plan.horizon):
-        raise ValueError(f"a plan of {plan}")
     if min(plan.rounds, plan.num_q) < 1 or plan.samples * plan.horizon * plan.rounds > _MOST:
         raise ValueError(f"a plan of {plan}")
+    return plan
 
 
 _MOST = 1 << 22
 """Sampled actions of one plan; the published budget has about 9,000 of them."""
 
 
-def _check_graph(session: Any, tasks: TaskTable, plan: PlanSizes | None) -> None:
+def _check_graph(session: Any, tasks: TaskTable, plan: FilePlan | None) -> None:
     """Refuse a graph with other inputs and outputs than the metadata lets expect."""
     inputs = {item.name: item.shape for item in session.get_inputs()}
     wanted = {"obs"} | ({"task"} if len(tasks) > 1 else set())

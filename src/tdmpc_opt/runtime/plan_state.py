@@ -7,12 +7,13 @@ ends its rounds early.
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tdmpc_opt.errors import BusyError, NonFiniteError
+from tdmpc_opt.schema import PlanRules
 
 Array = NDArray[Any]
 Refine = Callable[[range, Array, Array], tuple[Array, Array, Array]]
@@ -107,43 +108,6 @@ class OneCallAtATime:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
-
-
-@runtime_checkable
-class PlanRules(Protocol):
-    """Fields of a planner budget that concern more than one round."""
-
-    @property
-    def horizon(self) -> int:
-        """Actions of a plan."""
-
-    @property
-    def min_std(self) -> float:
-        """Lower clip of the standard deviation."""
-
-    @property
-    def max_std(self) -> float:
-        """Upper clip of the standard deviation, and its start."""
-
-    @property
-    def replan_every(self) -> int:
-        """Actions executed of one plan before the next is made."""
-
-    @property
-    def warm_mean(self) -> float:
-        """Share of the last plan's mean to start from."""
-
-    @property
-    def warm_std(self) -> float:
-        """Multiple of the last plan's standard deviation to start from; 0 is `max_std`."""
-
-    @property
-    def converged_std(self) -> float:
-        """Mean standard deviation below which a row is refined no more."""
-
-    @property
-    def mean_action(self) -> bool:
-        """Act by the mean of the plan and not by the elite that was drawn."""
 
 
 class PlanState:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.runtime.onnx_file import PlanSizes, check_output
+from tdmpc_opt.runtime.onnx_file import FilePlan, check_output
 from tdmpc_opt.runtime.plan_state import DeadlineTimer, OneCallAtATime, PlanState, Refine
 
 Array = NDArray[np.float32]
@@ -28,9 +28,7 @@ class OnnxPlanner:
         timer: Measures rounds where there is a deadline.
     """
 
-    def __init__(
-        self, session: Any, sizes: PlanSizes, width: int, timer: DeadlineTimer
-    ) -> None:
+    def __init__(self, session: Any, sizes: FilePlan, width: int, timer: DeadlineTimer) -> None:
         self.sizes = sizes
         self._session, self._width, self._timer = session, width, timer
         self._state = PlanState(sizes, width, timer)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.files import parse_json
-from tdmpc_opt.schema import TaskTable
+from tdmpc_opt.schema import INT4_ZERO, TaskTable, int4_halves
 
 FORMAT = "tdmpc-opt"
 SCHEMA = 2
@@ -44,9 +44,9 @@ class Integers:
         if self.codes.dtype == np.int8:
             values = self.codes.astype(np.float32)
         else:
-            halves = np.concatenate([self.codes & 15, self.codes >> 4], axis=1)
+            halves = np.concatenate(int4_halves(self.codes), axis=1)
             values = halves[:, : self.columns].astype(np.float32)
-            values -= 8
+            values -= INT4_ZERO
         for index, start in enumerate(range(0, self.columns, self.group)):
             values[:, start : start + self.group] *= self.scale[:, index : index + 1]
         return values
