@@ -303,7 +303,7 @@ class ModelConfig:
             )
 
 
-# enc_dim, mlp_dim, latent_dim, num_enc_layers, num_q, task_dim
+_WIDTHS = ("enc_dim", "mlp_dim", "latent_dim", "num_enc_layers", "num_q", "task_dim")
 _SIZES: dict[Size, tuple[int, int, int, int, int, int]] = {
     "0.3": (128, 160, 64, 2, 2, 32),  # ours, for quick trials; the others are published
     "1": (256, 384, 128, 2, 2, 96),
@@ -316,17 +316,11 @@ _SIZES: dict[Size, tuple[int, int, int, int, int, int]] = {
 
 def model_config(size: Size, tasks: TaskTable) -> ModelConfig:
     """Return the widths of a size (millions of parameters) for these tasks."""
-    enc_dim, mlp_dim, latent_dim, num_enc_layers, num_q, task_dim = _SIZES[size]
     return ModelConfig(
         obs_dim=tasks.obs_dim,
         action_dim=tasks.action_dim,
         num_tasks=len(tasks),
-        enc_dim=enc_dim,
-        mlp_dim=mlp_dim,
-        latent_dim=latent_dim,
-        num_enc_layers=num_enc_layers,
-        num_q=num_q,
-        task_dim=task_dim,
+        **dict(zip(_WIDTHS, _SIZES[size], strict=True)),
     )
 
 
@@ -503,13 +497,3 @@ def check_action(largest: float) -> None:
             "overflows on this observation or its file is damaged; check the sensors' units, "
             "then the file"
         )
-
-
-def check_deadline(deadline_ms: float | None) -> None:
-    """Refuse a deadline that lies in the past.
-
-    Raises:
-        InputError: It does.
-    """
-    if deadline_ms is not None and not deadline_ms > 0:
-        raise InputError(f"deadline_ms must be above 0, got {deadline_ms}")

@@ -23,11 +23,10 @@ from tdmpc_opt.planning.planner import (
     eager_engine,
 )
 from tdmpc_opt.planning.presets import find_preset
-from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer, OneCallAtATime
+from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer, OneCallAtATime, check_deadline
 from tdmpc_opt.schema import (
     PlannerBudget,
     check_action,
-    check_deadline,
     check_observation,
     check_shape,
     task_id,

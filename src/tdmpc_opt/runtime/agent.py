@@ -19,13 +19,12 @@ from tdmpc_opt.runtime.onnx_file import (
     is_onnx,
     open_onnx,
 )
-from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer
+from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer, check_deadline
 from tdmpc_opt.runtime.planner import Inputs, OnnxPlanner
 from tdmpc_opt.runtime.weights import MODEL_FILE, Weights, read_weights
 from tdmpc_opt.schema import (
     TaskTable,
     check_action,
-    check_deadline,
     check_observation,
     check_shape,
     task_id,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from tdmpc_opt.errors import BusyError, NonFiniteError
+from tdmpc_opt.errors import BusyError, InputError, NonFiniteError
 from tdmpc_opt.schema import PlanRules
 
 Array = NDArray[Any]
@@ -24,6 +24,16 @@ deviation."""
 
 Clock = Callable[[], float]
 """Monotonic time in seconds."""
+
+
+def check_deadline(deadline_ms: float | None) -> None:
+    """Refuse a deadline that lies in the past.
+
+    Raises:
+        InputError: It does.
+    """
+    if deadline_ms is not None and not deadline_ms > 0:
+        raise InputError(f"deadline_ms must be above 0, got {deadline_ms}")
 
 
 class DeadlineTimer:
