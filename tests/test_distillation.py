@@ -369,7 +369,7 @@ def test_each_teacher_counts_by_its_content(run, make_model, tmp_path):
     distill(taught)
     early = EXPERTS / "early" / "cartpole-balance.safetensors"
     shutil.copy(early, experts / "cartpole-balance.safetensors")
-    with pytest.raises(RunError, match="existing run has policy_teacher="):
+    with pytest.raises(RunError, match="policy_teacher experts has changed since"):
         distill(taught)
 
 
