@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+from tdmpc_opt.configs.common import POSITIONAL
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """Serve an agent over the openpi WebSocket protocol, without torch."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
+    checkpoint: Annotated[Path, POSITIONAL]
     """ONNX file of `tdmpc-opt export`, or safetensors checkpoint, of which the policy acts."""
     host: str = "127.0.0.1"
     """Address to listen at: this machine alone. 0.0.0.0 lets everyone in the network act."""
