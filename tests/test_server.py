@@ -256,3 +256,37 @@ def test_the_command_serves_without_torch_and_stops_by_a_signal(which, tmp_path)
     assert run.returncode == 0
     assert "stopped after 1 answers and 0 errors" in out
     assert not err
+
+
+_CLIENT = """
+import json, sys
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+policy = WebsocketClientPolicy(host="127.0.0.1", port=int(sys.argv[1]))
+for line in sys.stdin:
+    answer = policy.infer({"observation": json.loads(line), "task": sys.argv[2]})
+    print(json.dumps(answer["actions"].tolist()), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_stock_openpi_client_drives_an_episode(serving, tmp_path):
+    """In an environment of its own: openpi-client 0.1.2 needs numpy below 2."""
+    from tdmpc_opt import make_env
+
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    needed = ["openpi-client==0.1.2", "typing_extensions"]  # which it does not declare
+    subprocess.run([python, "-m", "pip", "install", "-q", *needed], check=True)
+    env, total, done = make_env(TASK, 0), 0.0, False
+    obs = env.reset()[0]
+    command = [python, "-c", _CLIENT, serving[1].split(":")[1], TASK]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as client:
+        while not done:
+            client.stdin.write(json.dumps(obs.tolist()) + "\n")
+            action = np.array(json.loads(client.stdout.readline()), np.float32)
+            obs, reward, terminated, truncated, _ = env.step(action)
+            total, done = total + float(reward), terminated or truncated
+        client.stdin.close()
+    assert total > 700
