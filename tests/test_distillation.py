@@ -385,7 +385,10 @@ def test_the_command_line_sets_schedules_and_teachers(run, capsys):
     ]
     arguments += ["--size", "0.3", "--updates", 2, "--batch-size", 8, "--device", "cpu"]
     arguments += ["--terms.reward-mse", "0", "--terms.policy-mse", "2:1@10", "--log-every", 1]
-    arguments += ["--policy-teacher", EXPERTS, "--teacher-precision", "bf16-true"]
+    arguments += [
+        "--policy-teacher",
+        EXPERTS,
+    ]
     assert main([str(word) for word in arguments]) == 0
     rows = _rows(run.output)
     assert [float(row["weight_policy_mse"]) for row in rows] == pytest.approx([2.0, 1.9])
