@@ -14,6 +14,7 @@ from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
 from tdmpc_opt.experts import train as experts
 from tdmpc_opt.experts.learner import WARM_UP_SEED, warm_up
+from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.dmcontrol import make_env
 
@@ -155,16 +156,27 @@ def _pretend_finished(config: ExpertsConfig) -> None:
     (config.output / f"{task}.json").write_text(json.dumps(record))
 
 
+class _Reports(Silent):
+    """Keeps what a run reports."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def update(self, done: int, total: int, text: str) -> None:
+        self.texts.append(text)
+
+
 @pytest.fixture
 def _sbx_present(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experts.importlib.util, "find_spec", lambda name: object())
 
 
 @pytest.mark.usefixtures("_sbx_present")
-def test_finished_tasks_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_tasks_are_skipped(tmp_path: Path) -> None:
     _pretend_finished(_config(tmp_path))
-    experts.train_experts(_config(tmp_path, workers=3, save_every=9))
-    assert "pendulum-swingup: already finished, skipped" in capsys.readouterr().out
+    reports = _Reports()
+    experts.train_experts(_config(tmp_path, workers=3, save_every=9), reports)
+    assert reports.texts == ["pendulum-swingup: already finished, skipped"]
 
 
 @pytest.mark.usefixtures("_sbx_present")

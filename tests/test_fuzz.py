@@ -74,6 +74,7 @@ pytestmark = [
 ]
 CORPUS = Path(__file__).parent / "corpus"
 TASKS = MT30.subset(["pendulum-swingup", "cartpole-balance"])
+TRAIN = TrainConfig(data=(Path("data"),), output=Path("run"), updates=4)
 RUN = {"size": "0.3", "updates": 4, "lr": 0.001, "data": [None, "x"]}
 HANG_SECONDS = 20
 
@@ -157,7 +158,7 @@ def _result(path: Path, way: int) -> None:
 
 def _record(path: Path, way: int) -> None:
     if path.name == "config.json":
-        runs._require_same(path, RUN)
+        runs._require_same(path, TRAIN, RUN)
     elif path.name == "rounds.json":
         _RoundsFile(path, RUN)
     else:

@@ -112,6 +112,7 @@ def alone(path: Path, *, wait: bool = False) -> Iterator[None]:
             cannot be made or written.
     """
     lock = path.parent / f".{path.name}.lock"
+    made = not path.parent.exists()
     while (file := _locked(lock)) is None:
         if not wait:
             owner = lock.read_text(encoding="utf-8") if lock.exists() else ""
@@ -131,6 +132,8 @@ def alone(path: Path, *, wait: bool = False) -> Iterator[None]:
         finally:
             if sys.platform != "win32":  # which deletes no open file
                 lock.unlink(missing_ok=True)
+            if made and not any(path.parent.iterdir()):  # the block was left before it wrote
+                path.parent.rmdir()
 
 
 def _locked(lock: Path) -> TextIO | None:

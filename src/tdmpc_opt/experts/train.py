@@ -74,7 +74,14 @@ def train_experts(config: ExpertsConfig, reports: Reports | None = None) -> None
             "pip install 'tdmpc-opt[experts]'"
         )
     tasks = choose_tasks(config.tasks or "mt30").tasks
-    waiting = [task for task in tasks if not _is_finished(config, task.name)]
+    reports = reports or Silent()
+    waiting = []
+    for task in tasks:
+        if _is_finished(config, task.name):
+            text = f"{task.name}: already finished, skipped"
+            reports.update(config.steps, config.steps, text)
+        else:
+            waiting.append(task)
     work = partial(train_expert, config, reports=reports)
     with ExitStack() as held:
         for task in waiting:  # another process may train other tasks into the same folder
