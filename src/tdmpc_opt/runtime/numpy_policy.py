@@ -1,7 +1,6 @@
 """Encoder and policy in numpy, for one task at a time."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,33 +36,20 @@ class NumpyPolicy:
         self._encoder = _layers("encoder", weights, own.obs_dim, embedding)
         self._head = _layers("policy_head", weights, weights.latent_dim, embedding)
         self._group = weights.simnorm_dim
-        last = self._head[-1]
-        last.keep_rows(own.action_dim)
+        self._head[-1].keep_outputs(own.action_dim)
 
     def __call__(self, obs: Array) -> Array:
         """Map observations [obs] or [B, obs] of the task to mean actions in [-1, 1]."""
-        if obs.ndim == 1:
-            return self._one(obs)
         x = obs
         for layer in self._encoder[:-1]:
             x = layer.mish(layer.normed(x))
-        x = _simnorm(self._encoder[-1].normed(x), self._group)
-        for layer in self._head[:-1]:
-            x = layer.mish(layer.normed(x))
-        action: Array = np.tanh(self._head[-1].product(x))
-        return action
-
-    def _one(self, obs: Array) -> Array:
-        """Map one observation. What a call into numpy costs counts here, not the arithmetic."""
-        x = obs
-        for layer in self._encoder[:-1]:
-            x = layer.mish(layer.normed_one(x))
+        x = self._encoder[-1].normed(x)
         # LayerNorm bounds the inputs, so their exponentials do not overflow.
-        groups = np.exp(self._encoder[-1].normed_one(x)).reshape(-1, self._group)
+        groups = np.exp(x).reshape(-1, self._group)
         groups /= np.add.reduce(groups, 1, keepdims=True)
-        x = groups.ravel()
+        x = groups.reshape(x.shape)
         for layer in self._head[:-1]:
-            x = layer.mish(layer.normed_one(x))
+            x = layer.mish(layer.normed(x))
         action: Array = np.tanh(self._head[-1].product(x))
         return action
 
@@ -71,22 +57,19 @@ class NumpyPolicy:
 class _Layer:
     """Linear layer, and LayerNorm where it has one."""
 
-    def __init__(
-        self, weight: Array, bias: Array, scale: Array | None, shift: Array | None
-    ) -> None:
+    def __init__(self, weight: Array, bias: Array, norm: tuple[Array, Array] | None) -> None:
+        self._norm = norm
+        self._bounded = norm is not None and _bound(*norm) < _SAFE
         # Centred over the outputs, the product has mean 0 and LayerNorm need not subtract it.
-        if scale is not None:
+        if norm is not None:
             weight, bias = weight - weight.mean(0), bias - bias.mean()
-        self._weight = np.ascontiguousarray(weight.T)
-        self._bias = bias
-        self._scale, self._shift = scale, shift
+        self._weight, self._bias = np.ascontiguousarray(weight.T), bias
         self._share = np.float32(1 / len(bias))
-        self._bounded = scale is not None and shift is not None and _bound(scale, shift) < _SAFE
 
-    def keep_rows(self, rows: int) -> None:
-        """Drop the outputs from `rows` on."""
-        self._weight = np.ascontiguousarray(self._weight[:, :rows])
-        self._bias = self._bias[:rows]
+    def keep_outputs(self, count: int) -> None:
+        """Drop the outputs after the first ones."""
+        self._weight = np.ascontiguousarray(self._weight[:, :count])
+        self._bias = self._bias[:count]
 
     def product(self, x: Array) -> Array:
         """Return the linear part."""
@@ -96,23 +79,16 @@ class _Layer:
 
     def normed(self, x: Array) -> Array:
         """Return the linear part through LayerNorm."""
-        assert self._scale is not None
-        assert self._shift is not None
+        assert self._norm is not None, "the last layer of the policy alone has none"
+        scale, shift = self._norm
         y = self.product(x)
-        power = np.einsum("...i,...i->...", y, y) * self._share
-        y *= (1 / np.sqrt(power + _EPS))[..., None]
-        y *= self._scale
-        y += self._shift
-        return y
-
-    def normed_one(self, x: Array) -> Array:
-        """Return the same for one row."""
-        assert self._scale is not None
-        assert self._shift is not None
-        y = self.product(x)
-        y *= 1 / math.sqrt(y.dot(y) * self._share + _EPS)
-        y *= self._scale
-        y += self._shift
+        if y.ndim == 1:  # of one row, a call into numpy costs more than the arithmetic
+            y *= 1 / math.sqrt(y.dot(y) * self._share + _EPS)
+        else:
+            power = np.einsum("...i,...i->...", y, y) * self._share
+            y *= (1 / np.sqrt(power + _EPS))[..., None]
+        y *= scale
+        y += shift
         return y
 
     def mish(self, y: Array) -> Array:
@@ -127,18 +103,21 @@ class _Layer:
         return y
 
 
-def _layers(part: str, weights: Weights, columns: int, embedding: Array) -> Sequence[_Layer]:
+def _layers(part: str, weights: Weights, columns: int, embedding: Array) -> list[_Layer]:
+    """Return the layers of a network, with the task's share in the first one's bias."""
     layers: list[_Layer] = []
-    while (weight := weights.full(f"{part}.{len(layers)}.weight")) is not None:
-        name = f"{part}.{len(layers)}"
-        bias = weights.full(f"{name}.bias")
-        assert bias is not None
+    while (weight := weights.full(name := f"{part}.{len(layers)}.weight")) is not None:
+        name = name.removesuffix("weight")
+        bias, scale, shift = (
+            weights.full(name + kind) for kind in ("bias", "norm.weight", "norm.bias")
+        )
+        assert bias is not None, "read_weights checks that it is there"
         if not layers:
             of_task = weight[:, weight.shape[1] - len(embedding) :]
             bias = bias + of_task @ embedding
             weight = weight[:, :columns]
-        norm = (weights.full(f"{name}.norm.{kind}") for kind in ("weight", "bias"))
-        layers.append(_Layer(weight, bias, *norm))
+        norm = None if scale is None or shift is None else (scale, shift)
+        layers.append(_Layer(weight, bias, norm))
     return layers
 
 
@@ -150,11 +129,3 @@ def _bound(scale: Array, shift: Array) -> float:
 def _unit(row: Array) -> Array:
     norm = np.linalg.norm(row)
     return row / (norm + np.float32(1e-7)) if norm > 1 else row
-
-
-def _simnorm(x: Array, group: int) -> Array:
-    # LayerNorm bounds the inputs, so their exponentials do not overflow.
-    e = np.exp(x).reshape(*x.shape[:-1], -1, group)
-    e /= e.sum(-1, keepdims=True)
-    latent: Array = e.reshape(x.shape)
-    return latent
