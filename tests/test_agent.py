@@ -9,7 +9,7 @@ import tdmpc_opt
 from tdmpc_opt.agents.agent import Agent, best_device, load_agent
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.compression.floats import round_weights
+from tdmpc_opt.compression.rounding import round_weights
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.schema import MT30, Task, TaskTable
 

@@ -28,9 +28,9 @@ from tdmpc_opt.errors import (
     NonFiniteError,
     ResultError,
 )
+from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.planning import planner as planner_module
 from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan
-from tdmpc_opt.planning.networks import PlannerNetworks
 from tdmpc_opt.runtime import load
 from tdmpc_opt.schema import PlannerBudget
 
@@ -181,7 +181,7 @@ def test_the_planner_plans_as_torch_whole_or_cut_into_rounds(planner, checkpoint
     model = build(read_checkpoint(checkpoint_file))
     obs = _observations("pendulum-swingup")[7:8]
     noise, mean, inputs = _plan_inputs(model, 0, obs)
-    networks, ids = PlannerNetworks(model), torch.tensor([0])
+    networks, ids = FoldedModel(model), torch.tensor([0])
     with torch.inference_mode():
         padded = torch.nn.functional.pad(torch.from_numpy(obs), (0, 2))
         z = model.encode(padded, ids)

@@ -18,9 +18,9 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import LossWeights, TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model import two_hot
+from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, plan
-from tdmpc_opt.planning.networks import PlannerNetworks
 from tdmpc_opt.schema import PlannerBudget, Task, TaskTable
 from tdmpc_opt.training import objective, terms
 from tdmpc_opt.training.objective import td_target
@@ -158,7 +158,7 @@ def test_three_updates_move_each_weight_as_far_as_the_public_code(
 
 def test_plans_are_those_of_the_public_code(golden, model):
     """From the same noise, at an episode's start and one step later, for a row of each task."""
-    networks, task = PlannerNetworks(model), golden["task"]
+    networks, task = FoldedModel(model), golden["task"]
     for row in range(3):
         previous = torch.zeros(3, 1, 3)
         for index in (2 * row, 2 * row + 1):

@@ -16,7 +16,7 @@ from tdmpc_opt.agents.agent import Agent, load_agent
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.compression.accuracy import Yardstick
+from tdmpc_opt.compression.accuracy import Reference
 from tdmpc_opt.compression.calibration import Observations, read_observations
 from tdmpc_opt.compression.distillation import distilled
 from tdmpc_opt.compression.extract import compact_embedding, one_task, policy_only
@@ -258,25 +258,25 @@ def test_calibration_on_real_observations_beats_plain_rounding(
     whole = read_checkpoint(checkpoint_file)
     checkpoint = compact_embedding(replace(whole, tensors=whole.without_targets()))
     used, held_out = read_observations(dataset_dir, checkpoint.tasks)
-    yardstick = Yardstick(build(as_float(checkpoint)), held_out)
+    reference = Reference(build(as_float(checkpoint)), held_out)
     formats = dict.fromkeys(layers(checkpoint), kind)
     plain, calibrated = (
         build(to_integers(checkpoint, formats, observations), policy_will_do=True)
         for observations in (None, used)
     )
-    assert yardstick.action_error(calibrated).rms < yardstick.action_error(plain).rms
-    errors = yardstick.value_error(calibrated), yardstick.value_error(plain)
+    assert reference.action_error(calibrated).rms < reference.action_error(plain).rms
+    errors = reference.value_error(calibrated), reference.value_error(plain)
     assert 0 < errors[0] < errors[1] < 2
 
 
 def test_the_original_has_no_error_and_another_agent_much(make_model, dataset_dir):
     models = [make_model(EpisodeDataset.open(dataset_dir).tasks, seed=seed) for seed in (0, 1)]
     _, held_out = read_observations(dataset_dir, models[0].tasks)
-    yardstick = Yardstick(models[0], held_out)
-    assert yardstick.action_error(models[0]).rms == 0
-    assert yardstick.value_error(models[0]) == pytest.approx(0, abs=1e-6)
-    assert yardstick.action_error(models[1]).rms > 0.1
-    assert yardstick.value_error(models[1]) > 0.05
+    reference = Reference(models[0], held_out)
+    assert reference.action_error(models[0]).rms == 0
+    assert reference.value_error(models[0]) == pytest.approx(0, abs=1e-6)
+    assert reference.action_error(models[1]).rms > 0.1
+    assert reference.value_error(models[1]) > 0.05
 
 
 def test_held_out_observations_are_others_and_padded_alike(dataset_dir, checkpoint_file):
@@ -476,11 +476,11 @@ def test_distilling_brings_a_rounded_agent_closer_to_the_original(
     teacher = build(as_float(checkpoint), policy_will_do=True)
     small = to_integers(checkpoint, dict.fromkeys(layers(checkpoint), "int4"), None)
     trained = distilled(small, teacher, used, 60, Silent())
-    yardstick = Yardstick(build(as_float(checkpoint), policy_will_do=True), held_out)
+    reference = Reference(build(as_float(checkpoint), policy_will_do=True), held_out)
     before, after = (build(each, policy_will_do=True) for each in (small, trained))
-    assert yardstick.action_error(after).rms < 0.8 * yardstick.action_error(before).rms
+    assert reference.action_error(after).rms < 0.8 * reference.action_error(before).rms
     if whole:
-        assert yardstick.value_error(after) < yardstick.value_error(before)
+        assert reference.value_error(after) < reference.value_error(before)
     for name, weight in small.quantized.items():
         same = trained.quantized[name]
         assert (same.format, same.shape, same.group) == (

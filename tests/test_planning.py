@@ -7,10 +7,10 @@ from torch import Tensor
 
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.model import two_hot
+from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning import mppi, presets
 from tdmpc_opt.planning.mppi import Plan, draw_noise, plan, prepare, sequence_values
-from tdmpc_opt.planning.networks import PlannerNetworks
 from tdmpc_opt.schema import PlannerBudget, Task, TaskTable
 
 BUDGET = PlannerBudget(iterations=6, samples=96, policy_samples=8, elites=12)
@@ -37,14 +37,14 @@ def _plan(
     with torch.no_grad():
         ids = task if model.task_embedding is not None else None
         z = model.encode(obs, ids)
-        return plan(PlannerNetworks(model), z, ids, previous, noise, budget)
+        return plan(FoldedModel(model), z, ids, previous, noise, budget)
 
 
 def _values(
     model: WorldModel, z: Tensor, actions: Tensor, task: Tensor, noise: Tensor, heads: Tensor
 ) -> Tensor:
     """Values of these sequences alone, without any of the policy prior."""
-    networks = PlannerNetworks(model)
+    networks = FoldedModel(model)
     none = torch.zeros(len(actions), 0, *actions.shape[2:])
     problem = prepare(networks, z, task, none)
     return sequence_values(networks, problem, actions, noise, heads)
@@ -90,7 +90,7 @@ def _distance_to_policy(model: WorldModel, **held: float) -> float:
         source = torch.Generator().manual_seed(5)
         z = model.encode(torch.randn(1, 5, generator=source).expand(2, -1), task)
         noise = draw_noise(model, BUDGET, _generators(0, 1))
-        own = prepare(PlannerNetworks(model), z, task, noise.prior).prior_actions.mean(1)
+        own = prepare(FoldedModel(model), z, task, noise.prior).prior_actions.mean(1)
     found = _plan(model, replace(BUDGET, **held), task=task).mean
     return float((found - own).abs().mean())
 

@@ -13,9 +13,9 @@ from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.extract import policy_only
-from tdmpc_opt.compression.floats import DTYPES, round_weights
 from tdmpc_opt.compression.integers import to_integers
 from tdmpc_opt.compression.recipe import layers, recipe
+from tdmpc_opt.compression.rounding import DTYPES, round_weights
 from tdmpc_opt.runtime import load
 from tdmpc_opt.schema import PlannerBudget
 
@@ -85,7 +85,7 @@ def test_rows_of_an_exported_graph_are_independent(planning, kind):
     """int8 scaled all rows of a batch by one number: alone a row's action differed by 1.03."""
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    from tdmpc_opt.export.storage import halved  # it needs onnx
+    from tdmpc_opt.export.formats import halved  # it needs onnx
 
     graph = _graph(planning, quantize=kind == "int8")
     content = (graph if kind == "fp32" else halved(graph)).SerializeToString()

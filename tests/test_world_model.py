@@ -1,15 +1,15 @@
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
-from tdmpc_opt.model import network, two_hot
+from tdmpc_opt.model import layers, two_hot
+from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.hidden import draw_positions, norm_mish
-from tdmpc_opt.model.layers import mish, simnorm
+from tdmpc_opt.model.layers import simnorm
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.schema import MT30, Task, TaskTable, model_config
 
@@ -137,15 +137,6 @@ def test_initial_weights_follow_the_published_rules():
     assert not any(p.requires_grad for p in model.target_q_ensemble.parameters())
 
 
-@pytest.mark.parametrize("function", [mish, functional.mish], ids=["ours", "torch"])
-def test_mish_equals_its_definition(function: Callable[[Tensor], Tensor]):
-    x = torch.cat([torch.linspace(-120, 120, 4801), torch.tensor([0.0, -0.0, 1e-8, -1e-8])])
-    exact = x.double() * torch.tanh(functional.softplus(x.double()))
-    with torch.no_grad():
-        error = (function(x) - exact).abs() / exact.abs().clamp(min=1)
-    assert float(error.max()) < 2e-6
-
-
 @pytest.mark.parametrize("heads", [(), (2,)])
 @pytest.mark.parametrize("rate", [0.0, 0.2])
 def test_the_fused_hidden_layer_and_its_slopes_equal_torchs_in_float64(heads, rate):
@@ -196,7 +187,7 @@ def test_what_tasks_add_is_the_same_once_per_task_and_once_per_row(model, monkey
     action = torch.rand(3, 4, 3, generator=source)
     runs = []
     for rows_per_task in (10**9, 1):
-        monkeypatch.setattr(network, "ROWS_PER_TASK", rows_per_task)
+        monkeypatch.setattr(layers, "ROWS_PER_TASK", rows_per_task)
         inputs = z.clone().requires_grad_(), action.clone().requires_grad_()
         outputs = [
             model.next(*inputs, task),
@@ -282,3 +273,36 @@ def test_two_hot_values_are_decoded_in_float32_under_autocast(model):
         assert torch.equal(
             two_hot.decode(rounded, model.bins), two_hot.decode(rounded.float(), model.bins)
         )
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize(("rows", "num_q"), [(1, 2), (3, 5)])
+@torch.no_grad()
+def test_the_folded_model_acts_and_predicts_as_the_world_model(
+    make_model, centred, rows, num_q
+):
+    model = make_model(num_q=num_q)
+    folded, source = FoldedModel(model, centred=centred), torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=source)
+
+    task = torch.arange(rows) % 2
+    obs, action, noise = normal(rows, 5), normal(4, rows, 3), normal(4, rows, 3)
+    mask, z = model.mask(task), model.encode(obs, task)
+    start = z.expand(4, -1, -1)
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
+    close(folded.encode(obs, task), z)
+    close(folded.encode(obs[:, :4], task), model.encode(obs * (torch.arange(5) < 4), task))
+    close(folded(obs, task), model.policy(z, task, torch.zeros(rows, 3)).mean)
+    shares = folded.shares(z, task)
+    after = model.next(start, action, task)
+    reward = model.decode(model.reward(start, action, task)).squeeze(-1)
+    for latent in (None, start):
+        found = folded.step(shares, latent, action)
+        close(found[0], after)
+        close(found[1], reward)
+        close(folded.act(shares, latent, noise, mask), model.policy(start, task, noise).action)
+    heads = torch.tensor([[1], [0]])
+    q = model.decode(model.q_values(after, action, task, heads[:, 0])).squeeze(-1).mean(0)
+    close(folded.q_mean(shares, after, action, heads), q)

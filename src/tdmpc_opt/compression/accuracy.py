@@ -32,8 +32,8 @@ class ActionError:
     """Root mean square distance in each task, by its id."""
 
 
-class Yardstick:
-    """The original's actions and values on observations, to hold others against.
+class Reference:
+    """The original's actions and values on observations, to compare others with.
 
     Args:
         original: World model or policy.

@@ -60,7 +60,10 @@ def distilled(
     for update in range(updates):
         rows = torch.randint(len(observations), (_BATCH,), generator=source)
         starts = Observations(observations.obs[rows], observations.task[rows])
-        loss = _loss(student, _lesson(teacher, starts, seed=update))
+        with torch.no_grad():
+            tried = try_actions(teacher, starts, update) if teacher.can_plan else None
+            target = _predict(teacher, starts, tried)
+        loss = _loss(_predict(student, starts, tried), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -123,38 +126,24 @@ def _trained(student: WorldModel) -> list[dict[str, object]]:
     return [{"params": usual}, {"params": scales, "lr": _SCALE_LR}]
 
 
-class _Said(NamedTuple):
-    """What a model says of action sequences."""
+class _Predictions(NamedTuple):
+    """What a model predicts along action sequences."""
 
     latent: Float[Tensor, "steps rows latent"]
     action: Float[Tensor, "steps rows action"]
     logits: tuple[Tensor, ...]
-    """Over rewards and values."""
+    """Over rewards and values; empty for a policy alone."""
 
 
-class _Lesson(NamedTuple):
-    """Action sequences and what the teacher says of them."""
-
-    starts: Observations
-    tried: Sequences | None
-    said: _Said
-
-
-@torch.no_grad()
-def _lesson(teacher: WorldModel, starts: Observations, seed: int) -> _Lesson:
-    tried = try_actions(teacher, starts, seed) if teacher.can_plan else None
-    return _Lesson(starts, tried, _say(teacher, starts, tried))
-
-
-def _say(model: WorldModel, starts: Observations, tried: Sequences | None) -> _Said:
+def _predict(model: WorldModel, starts: Observations, tried: Sequences | None) -> _Predictions:
     task = starts.task
     if tried is None:
         z = model.encode(starts.obs, task).unsqueeze(0)
-        return _Said(z, _mean_action(model, z, starts), ())
+        return _Predictions(z, _mean_action(model, z, starts), ())
     z = latents(model, tried)
     rewards = model.reward(z[:-1], tried.actions, task)
     values = model.q_values(z[-1], tried.last, task)
-    return _Said(z, _mean_action(model, z, starts), (rewards, values))
+    return _Predictions(z, _mean_action(model, z, starts), (rewards, values))
 
 
 def _mean_action(model: WorldModel, z: Tensor, starts: Observations) -> Tensor:
@@ -162,11 +151,10 @@ def _mean_action(model: WorldModel, z: Tensor, starts: Observations) -> Tensor:
     return model.policy(z, starts.task, no_noise).mean
 
 
-def _loss(student: WorldModel, lesson: _Lesson) -> Tensor:
-    wanted, said = lesson.said, _say(student, lesson.starts, lesson.tried)
-    loss = _LATENT * (said.latent - wanted.latent).square().sum(-1).mean()
-    loss = loss + _ACTION * (said.action - wanted.action).square().sum(-1).mean()
-    for ours, theirs in zip(said.logits, wanted.logits, strict=True):
+def _loss(student: _Predictions, teacher: _Predictions) -> Tensor:
+    loss = _LATENT * (student.latent - teacher.latent).square().sum(-1).mean()
+    loss = loss + _ACTION * (student.action - teacher.action).square().sum(-1).mean()
+    for ours, theirs in zip(student.logits, teacher.logits, strict=True):
         a, b = (logits.log_softmax(-1).flatten(0, -2) for logits in (ours, theirs))
         loss = loss + _VALUE * functional.kl_div(a, b, reduction="batchmean", log_target=True)
     return loss

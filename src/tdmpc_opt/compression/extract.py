@@ -9,6 +9,8 @@ from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import POLICY_PREFIXES, Checkpoint
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.model.fold import task_biases
+from tdmpc_opt.model.layers import split_inputs
 from tdmpc_opt.model.world_model import unit_rows
 from tdmpc_opt.planning.presets import STORED_AS
 from tdmpc_opt.schema import ModelConfig, Task, TaskTable
@@ -70,9 +72,9 @@ def one_task(checkpoint: Checkpoint, name: str) -> Checkpoint:
         task_dim=0,
     )
     tensors = {key: t for key, t in checkpoint.tensors.items() if key != _EMBEDDING}
-    embedding = torch.zeros(0, dtype=torch.float64)
+    embedding = torch.zeros(1, 0, dtype=torch.float64)
     if config.task_dim:
-        row = checkpoint.tensors[_EMBEDDING][index].double()
+        row = checkpoint.tensors[_EMBEDDING][index : index + 1].double()
         embedding = unit_rows(row)
     for part in _PARTS:
         if f"{part}.0.weight" in tensors:
@@ -106,29 +108,24 @@ def compact_embedding(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, config=replace(config, task_dim=tasks), tensors=tensors)
 
 
-def _columns(part: str, weight: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a first layer's columns of the state, of the task embedding and of the action."""
-    state = config.obs_dim if part == "encoder" else config.latent_dim
-    of_state, of_task, of_action = weight.split(
-        [state, config.task_dim, weight.shape[-1] - state - config.task_dim], dim=-1
-    )
-    return of_state, of_task, of_action
-
-
 def _fold(
     part: str, tensors: dict[str, Tensor], config: ModelConfig, task: Task, embedding: Tensor
 ) -> dict[str, Tensor]:
     """Return a first layer without the columns that are constant or always zero."""
     weight, bias = tensors[f"{part}.0.weight"], tensors[f"{part}.0.bias"]
-    of_state, of_task, of_action = _columns(part, weight, config)
+    of_input, of_task, of_action = _columns(part, weight, config)
     if part == "encoder":
-        of_state = of_state[..., : task.obs_dim]
-    live = torch.cat([of_state, of_action[..., : task.action_dim]], dim=-1)
-    folded = bias.double() + of_task.double() @ embedding
+        of_input = of_input[..., : task.obs_dim]
+    live = torch.cat([of_input, of_action[..., : task.action_dim]], dim=-1)
     return {
         f"{part}.0.weight": live.contiguous(),
-        f"{part}.0.bias": folded.float(),
+        f"{part}.0.bias": task_biases(bias.float(), of_task, embedding)[..., 0, :],
     }
+
+
+def _columns(part: str, weight: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = config.obs_dim if part == "encoder" else config.latent_dim
+    return split_inputs(weight, inputs, config.task_dim)
 
 
 def _live_actions(

@@ -11,7 +11,7 @@ from torch import Tensor
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.compression.calibration import Observations, Sequences, inputs_of, try_actions
 from tdmpc_opt.compression.recipe import PARTS, LayerFormat, Recipe, group_of
-from tdmpc_opt.compression.rounding import round_by_inputs, round_to_nearest
+from tdmpc_opt.compression.rounding import round_by_inputs, round_to_nearest, round_weights
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.quantized import QuantizedWeight, quantized_weight
@@ -54,11 +54,12 @@ def to_integers(
         for part in (part for part in PARTS if f"{part}.0" in formats):
             quantized |= _round_part(part, (original, working), formats, observations, tried)
     tensors = {
-        name: _half(name, tensor)
+        name: tensor
         for name, tensor in working.state_dict().items()
         if name in checkpoint.tensors and name not in quantized
     }
-    return replace(checkpoint, tensors=tensors, quantized=quantized)
+    halves = round_weights(tensors, torch.float16)
+    return replace(checkpoint, tensors=halves, quantized=quantized)
 
 
 def refuse_quantized(checkpoint: Checkpoint, source: Path) -> None:
@@ -77,16 +78,6 @@ def as_float(checkpoint: Checkpoint) -> Checkpoint:
     """Return the checkpoint in float32."""
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
     return replace(checkpoint, tensors=tensors)
-
-
-def _half(name: str, tensor: Tensor) -> Tensor:
-    half = tensor.half()
-    if not bool(torch.isfinite(half).all()):
-        raise CheckpointError(
-            f"tensor {name!r} holds {float(tensor.abs().max()):.3g}, more than fp16 can; use "
-            "bf16 or keep the file as it is"
-        )
-    return half
 
 
 def _round_part(
@@ -138,7 +129,8 @@ def round_layer(
     """
     original, working = pair
     if kind == "fp16":
-        working.weight.copy_(_half(f"{name}.weight", original.weight))
+        stored = f"{name}.weight"
+        working.weight.copy_(round_weights({stored: original.weight}, torch.float16)[stored])
         return None
     shape = original.weight.shape
     group = group_of(name, kind, shape[-1])

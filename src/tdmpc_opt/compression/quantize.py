@@ -12,14 +12,14 @@ from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.convert import with_origin
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.compression.accuracy import Yardstick
+from tdmpc_opt.compression.accuracy import Reference
 from tdmpc_opt.compression.calibration import Observations, read_observations
 from tdmpc_opt.compression.distillation import distilled
 from tdmpc_opt.compression.extract import compact_embedding, one_task, policy_only
-from tdmpc_opt.compression.floats import DTYPES, round_weights
 from tdmpc_opt.compression.integers import as_float, refuse_quantized, to_integers
 from tdmpc_opt.compression.mixed import most_accurate, refuse_too_little, smallest
 from tdmpc_opt.compression.recipe import Recipe, layers, recipe, weight_bytes
+from tdmpc_opt.compression.rounding import DTYPES, round_weights
 from tdmpc_opt.compression.sensitivity import measure
 from tdmpc_opt.configs import QuantizeConfig
 from tdmpc_opt.errors import InputError
@@ -113,15 +113,15 @@ def _integers(
     note = f"{len(used)} observations of {config.data.resolve().name}"
     part = replace(part, extra=part.extra | {"calibration": note})
     teacher = build(as_float(part), policy_will_do=True)
-    yardstick = Yardstick(teacher, held_out)
+    reference = Reference(teacher, held_out)
     if config.format == "mixed":
-        small = _mixed(config, part, (used, held_out), yardstick)
+        small = _mixed(config, part, (used, held_out), reference)
     else:
         small = to_integers(part, _recipe(config, part), used)
-    errors = before = _errors(small, yardstick)
+    errors = before = _errors(small, reference)
     if config.distill_updates:
         trained = distilled(small, teacher, used, config.distill_updates, progress)
-        after = _errors(trained, yardstick)
+        after = _errors(trained, reference)
         report = replace(report, undistilled=before, distilled=_sum(after) < _sum(before))
         if report.distilled:
             small, errors = trained, after
@@ -138,16 +138,16 @@ def _recipe(config: QuantizeConfig, part: Checkpoint) -> Recipe:
     return recipe(config.format, part)
 
 
-def _errors(small: Checkpoint, yardstick: Yardstick) -> tuple[float, float | None]:
+def _errors(small: Checkpoint, reference: Reference) -> tuple[float, float | None]:
     model = build(small, policy_will_do=True)
-    return yardstick.action_error(model).rms, yardstick.value_error(model)
+    return reference.action_error(model).rms, reference.value_error(model)
 
 
 def _mixed(
     config: QuantizeConfig,
     part: Checkpoint,
     observations: tuple[Observations, Observations],
-    yardstick: Yardstick,
+    reference: Reference,
 ) -> Checkpoint:
     """Return the agent with the mix of formats that the config asks for."""
     used = observations[0]
@@ -162,7 +162,7 @@ def _mixed(
         partial(smallest, rows),
         lambda formats: to_integers(part, formats, used),
         (config.max_action_error, config.max_value_error),
-        yardstick,
+        reference,
     )
 
 
@@ -170,7 +170,7 @@ def _within(
     choose: Callable[[float, float], Recipe],
     made: Callable[[Recipe], Checkpoint],
     limits: tuple[float, float],
-    yardstick: Yardstick,
+    reference: Reference,
 ) -> Checkpoint:
     """Choose formats until what is measured of the whole stays within the limits.
 
@@ -179,7 +179,7 @@ def _within(
     aims = limits
     for _ in range(_TRIES):
         small = made(choose(*aims))
-        action, value = _errors(small, yardstick)
+        action, value = _errors(small, reference)
         excess = (action / limits[0], (value or 0.0) / limits[1])
         if max(excess) <= 1:
             return small

@@ -1,6 +1,7 @@
-"""Rounding a weight matrix to integers, by itself or by what its inputs look like."""
+"""Rounding weights: to floats of fewer bits, or to integers by what their inputs look like."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.model.quantized import IntFormat
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Floating-point formats by the names that commands take."""
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
 """Least and largest code of each format."""
 _SHRINKS = torch.linspace(0.5, 1.0, 26, dtype=torch.float64)
@@ -17,6 +20,24 @@ _BLOCK = 64
 """Columns whose rounding is passed on to all later columns at once."""
 _DAMPING = 0.01
 """Share of the mean variance that is added to each input's: it keeps the inverse sound."""
+
+
+def round_weights(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights rounded to a number format.
+
+    Raises:
+        CheckpointError: A weight that overflows the format to infinity; the message names it.
+    """
+    rounded: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        rounded[name] = tensor.to(dtype)
+        if not bool(torch.isfinite(rounded[name]).all()):
+            largest = float(tensor.abs().max())
+            raise CheckpointError(
+                f"tensor {name!r} holds {largest:.3g}, more than {dtype} can "
+                f"({torch.finfo(dtype).max:.3g}); use bf16 or keep the file as it is"
+            )
+    return rounded
 
 
 class Rounded(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.compression.accuracy import Yardstick
+from tdmpc_opt.compression.accuracy import Reference
 from tdmpc_opt.compression.calibration import (
     Observations,
     inputs_of,
@@ -21,7 +21,6 @@ from tdmpc_opt.compression.calibration import (
     try_actions,
 )
 from tdmpc_opt.compression.extract import compact_embedding, policy_only
-from tdmpc_opt.compression.floats import DTYPES, round_weights
 from tdmpc_opt.compression.integers import (
     SEQUENCE_ROWS,
     as_float,
@@ -31,6 +30,7 @@ from tdmpc_opt.compression.integers import (
     to_integers,
 )
 from tdmpc_opt.compression.recipe import PARTS, LayerFormat, layers, recipe, weight_bytes
+from tdmpc_opt.compression.rounding import DTYPES, round_weights
 from tdmpc_opt.configs import EvaluateConfig, SensitivityConfig
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.results import ResultFile
@@ -75,7 +75,7 @@ def measure(
         held_out: Observations to measure with.
     """
     original = build(as_float(checkpoint), policy_will_do=True)
-    yardstick = Yardstick(original, held_out)
+    reference = Reference(original, held_out)
     changed = copy.deepcopy(original)
     shapes = layers(checkpoint)
     for name, pair, seen in _layers_at_work(original, changed, used, list(shapes)):
@@ -89,8 +89,8 @@ def measure(
                 format=kind,
                 parameters=torch.Size(shape).numel(),
                 size_bytes=weight_bytes(name, shape, kind),
-                action_error=yardstick.action_error(changed).rms,
-                value_error=yardstick.value_error(changed),
+                action_error=reference.action_error(changed).rms,
+                value_error=reference.value_error(changed),
             )
         pair[1].load_state_dict(kept)
 
@@ -99,7 +99,7 @@ def measure_whole(
     checkpoint: Checkpoint, used: Observations, held_out: Observations
 ) -> list[dict[str, Any]]:
     """Return what storing the whole agent in each format costs, as JSON values."""
-    yardstick = Yardstick(build(as_float(checkpoint), policy_will_do=True), held_out)
+    reference = Reference(build(as_float(checkpoint), policy_will_do=True), held_out)
     compact = compact_embedding(checkpoint)
     agents = {
         kind: replace(checkpoint, tensors=round_weights(checkpoint.tensors, DTYPES[kind]))
@@ -110,7 +110,7 @@ def measure_whole(
     rows = []
     for name, small in agents.items():
         model = build(small, policy_will_do=True)
-        actions = yardstick.action_error(model)
+        actions = reference.action_error(model)
         by_task = {checkpoint.tasks.names[i]: rms for i, rms in actions.by_task.items()}
         rows.append(
             {
@@ -120,7 +120,7 @@ def measure_whole(
                 "action_error": actions.rms,
                 "action_error_mean": actions.mean,
                 "action_error_by_task": by_task,
-                "value_error": yardstick.value_error(model),
+                "value_error": reference.value_error(model),
             }
         )
     return rows

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 
 import tdmpc_opt
 from tdmpc_opt.errors import CheckpointError, MissingDependencyError
-from tdmpc_opt.export.integers import in_integers
+from tdmpc_opt.export.formats import in_integers
+from tdmpc_opt.export.graphs import traced
 from tdmpc_opt.export.metadata import Facts
-from tdmpc_opt.export.policy_network import PolicyNetwork
-from tdmpc_opt.export.tracing import traced
+from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.planning.networks import norm_mish_by_sigmoid
 
 Array = NDArray[np.float32]
 
@@ -154,8 +153,9 @@ def _fixed_graph(model: WorldModel, *, quantize: bool) -> onnx.ModelProto:
     inputs: dict[str, torch.Tensor] = {"obs": torch.zeros(1, model.config.obs_dim)}
     if model.task_embedding is not None:
         inputs["task"] = torch.zeros(1, dtype=torch.int64)
-    network = PolicyNetwork(model, norm_mish_by_sigmoid)
-    graph = traced(network, tuple(inputs.values()), list(inputs), ["action"])
+    graph = traced(
+        FoldedModel(model, centred=True), tuple(inputs.values()), list(inputs), ["action"]
+    )
     if quantize:
         graph = in_integers(graph)
     bare = onnx.ModelProto()

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from tdmpc_opt.errors import MissingDependencyError
 from tdmpc_opt.export.metadata import Facts, metadata
-from tdmpc_opt.export.policy_network import PolicyNetwork
+from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.planning.networks import norm_mish_by_sigmoid
 
 Array = NDArray[np.float32]
 Inputs = dict[str, NDArray[Any]]
@@ -43,7 +42,7 @@ class ExecutorchPolicy:
             "obs": torch.zeros(1, model.config.obs_dim),
             "task": torch.zeros(1, dtype=torch.int64),
         }
-        self._network = PolicyNetwork(model, norm_mish_by_sigmoid).eval()
+        self._network = FoldedModel(model, centred=True).eval()
         self._example = tuple(zeros[name] for name in self._names)
         from executorch.runtime import Runtime
 

@@ -13,8 +13,7 @@ from tdmpc_opt.compression.extract import one_task, policy_only
 from tdmpc_opt.configs import ExportConfig
 from tdmpc_opt.errors import CheckpointError, InputError
 from tdmpc_opt.export.metadata import Facts, measured_score
-from tdmpc_opt.export.observations import observations
-from tdmpc_opt.export.parity import Parity, planner_parity, policy_parity
+from tdmpc_opt.export.parity import Parity, observations, planner_parity, policy_parity
 from tdmpc_opt.export.targets import make_artifact
 from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.planning.presets import find_preset

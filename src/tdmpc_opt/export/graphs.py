@@ -1,5 +1,9 @@
 """The policy, and the whole planner, as ONNX graphs for any number of rows."""
 
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import onnx
@@ -8,9 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from tdmpc_opt.export.compose import SCANNED, planner_of
-from tdmpc_opt.export.integers import in_integers
-from tdmpc_opt.export.policy_network import PolicyNetwork
-from tdmpc_opt.export.tracing import OPSET, traced
+from tdmpc_opt.export.formats import in_integers
+from tdmpc_opt.model.fold import FoldedModel, Shares
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import (
     Problem,
@@ -21,8 +24,10 @@ from tdmpc_opt.planning.mppi import (
     prepare,
     refine,
 )
-from tdmpc_opt.planning.networks import PlannerNetworks, Shares, norm_mish_by_sigmoid
 from tdmpc_opt.schema import PlannerBudget
+
+OPSET = 18
+"""Operator set of a graph that names no other, for the oldest engines."""
 
 _TRACED_ROWS = 3
 """Any number but 1, which would be taken for a constant."""
@@ -43,8 +48,7 @@ def policy_graph(
         opset: Operator set of the graph.
     """
     names, values, axes = _observation(model)
-    policy = PolicyNetwork(model, norm_mish_by_sigmoid)
-    graph = traced(policy, values, names, ["action"], axes, opset)
+    graph = traced(FoldedModel(model, centred=True), values, names, ["action"], axes, opset)
     return in_integers(graph) if quantize else graph
 
 
@@ -68,20 +72,19 @@ def planner_graph(
         quantize: Compute the large products in int8.
         opset: Operator set of the graph.
     """
-    networks = PlannerNetworks(model, norm_mish_by_sigmoid)
-    policy = PolicyNetwork(model, norm_mish_by_sigmoid)
+    networks = FoldedModel(model, centred=True)
     names, values, axes = _observation(model)
     task = values[1] if "task" in names else None
     noise = draw_noise(model, budget, [None] * _TRACED_ROWS)
     with torch.no_grad():
-        z = policy.encode(values[0], task)
+        z = networks.encode(values[0], task)
         problem = prepare(networks, z, task, noise.prior)
     mean = noise.prior.new_zeros(budget.horizon, _TRACED_ROWS, model.config.action_dim)
     std = torch.ones_like(mean)  # the tracer takes one tensor given twice for one input
     round_noise = RoundNoise(noise.samples[0], noise.value[0], noise.heads[0, :, 0])
     shared = _names(problem)
     start = traced(
-        _Start(networks, policy),
+        _Start(networks),
         (noise.prior, *values),
         ["prior", *names],
         shared,
@@ -112,14 +115,14 @@ def planner_graph(
 class _Start(nn.Module):
     """What the rounds of a plan have in common."""
 
-    def __init__(self, networks: PlannerNetworks, policy: PolicyNetwork) -> None:
+    def __init__(self, networks: FoldedModel) -> None:
         super().__init__()
-        self._networks, self._policy = networks, policy
+        self._networks = networks
 
     def forward(
         self, prior: Tensor, obs: Tensor, task: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        z = self._policy.encode(obs, task)
+        z = self._networks.encode(obs, task)
         problem = prepare(self._networks, z, task, prior)
         shares = problem.shares
         return (*shares.later, *shares.at_start, shares.q, *problem[1:])
@@ -128,7 +131,7 @@ class _Start(nn.Module):
 class _Round(nn.Module):
     """One refinement, and the action if it is the last."""
 
-    def __init__(self, networks: PlannerNetworks, budget: PlannerBudget) -> None:
+    def __init__(self, networks: FoldedModel, budget: PlannerBudget) -> None:
         super().__init__()
         self._networks, self._budget = networks, budget
 
@@ -181,3 +184,56 @@ def _open_axes(problem: Problem) -> tuple[Any, Any]:
         prior_value={1: _ROWS},
     )
     return problem_axes, axes_of_noise(samples={2: _ROWS}, value={1: _ROWS}, heads={})
+
+
+def traced(
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic: dict[str, Any] | None = None,
+    opset: int = OPSET,
+) -> onnx.ModelProto:
+    """Trace a module, with its weights in the graph.
+
+    Args:
+        module: What the graph computes.
+        inputs: Arguments whose shapes the graph takes and whose values do not matter.
+        input_names: Names of the graph's inputs, tuples of tensors taken apart.
+        output_names: Names of its outputs.
+        dynamic: Axes that stay open, by the names of the module's arguments, in the form of
+            `torch.export`.
+        opset: Operator set of the graph.
+    """
+    with torch.no_grad(), _quiet_exporter():
+        program = torch.onnx.export(
+            module.eval(),
+            inputs,
+            input_names=list(input_names),
+            output_names=list(output_names),
+            opset_version=opset,
+            dynamic_shapes=dynamic,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None, "the exporter returns a program where no file is named"
+    return program.model_proto
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Suppress the exporter's messages that a user cannot act on.
+
+    It lists operators that no planner has, copies a deprecated class of torch itself, and names
+    an axis that several inputs share twice and then warns that the second name is unused.
+    """
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+            warnings.filterwarnings("ignore", ".*axis name", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)

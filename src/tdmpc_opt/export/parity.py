@@ -5,8 +5,9 @@ outputs magnify what rounding does to them, by up to a thousand times in the rel
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,23 @@ import torch
 from numpy.typing import NDArray
 
 from tdmpc_opt.agents.agent import Agent
-from tdmpc_opt.export.observations import Observations
+from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.errors import DataError, InputError
+from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan
-from tdmpc_opt.planning.networks import PlannerNetworks
-from tdmpc_opt.schema import PlannerBudget
+from tdmpc_opt.schema import MT30, PlannerBudget, TaskTable
 
 Array = NDArray[np.float32]
 Run = Callable[[dict[str, NDArray[Any]]], dict[str, Array]]
 """Runs a graph: inputs by name to outputs by name."""
 
+Observations = dict[str, NDArray[np.float32]]
+"""By task name, [n, obs] of the task's own width."""
+
+_STEPS = 40
+_NOISE = 0.5
+"""Standard deviation of the noise on the driving policy's actions."""
 _PLANNED_ROWS = 32
 """Observations that are planned from, over all tasks: each takes a plan of torch."""
 _SHARE = 0.9
@@ -94,7 +102,7 @@ def planner_parity(
         observations: What to plan from; a few of each task are taken.
     """
     model = agent.world_model
-    networks = PlannerNetworks(model)
+    networks = FoldedModel(model)
     each = max(1, _PLANNED_ROWS // len(observations))
     source = torch.Generator().manual_seed(0)
     errors, cosines, asked = [], [], []
@@ -105,7 +113,7 @@ def planner_parity(
             inputs = graph_inputs(agent, name, row[None]) | _noise_inputs(noise, budget)
             asked.append(inputs)
             found = run(inputs)["new_mean"]
-            wanted = _plan(networks, budget, torch.from_numpy(row), index, noise)
+            wanted = _plan(model, networks, budget, torch.from_numpy(row), index, noise)
             errors.append(float(np.abs(found - wanted).max()))
             cosines.append(float(_cosines(found.reshape(1, -1), wanted.reshape(1, -1))[0]))
     judged = float(np.quantile(errors, _SHARE))
@@ -121,13 +129,13 @@ def graph_inputs(agent: Agent, task: str, obs: Array) -> dict[str, NDArray[Any]]
 
 
 def _plan(
-    networks: PlannerNetworks,
+    model: WorldModel,
+    networks: FoldedModel,
     budget: PlannerBudget,
     row: torch.Tensor,
     task: int,
     noise: PlanNoise,
 ) -> Array:
-    model: WorldModel = networks.model
     obs = torch.nn.functional.pad(row, (0, model.config.obs_dim - len(row))).unsqueeze(0)
     ids = torch.tensor([task])
     previous = torch.zeros(budget.horizon, 1, model.config.action_dim)
@@ -167,3 +175,57 @@ def _cosines(a: Array, b: Array) -> NDArray[np.float64]:
     lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     cosines: NDArray[np.float64] = (x * y).sum(1) / np.maximum(lengths, 1e-30)
     return cosines
+
+
+def observations(agent: Agent, data: Path | None) -> Observations:
+    """Return observations of each task of an agent that has any.
+
+    Args:
+        agent: In policy mode; it drives the simulator where there is no dataset.
+        data: Dataset to take them from; None drives the simulator.
+
+    Raises:
+        DataError: A dataset that cannot be read, or holds none of the tasks.
+        InputError: Tasks that have no simulator here, and no dataset.
+        MissingDependencyError: The simulator is not installed.
+    """
+    found = dict(_driven(agent) if data is None else _stored(agent.tasks, data))
+    if found:
+        return found
+    if data is None:
+        raise InputError(
+            "the check needs observations, and there is no simulator of this agent's tasks; "
+            "name a dataset with --data"
+        )
+    raise DataError(f"{data} holds no episode of this agent's tasks; name another dataset")
+
+
+def _stored(tasks: TaskTable, data: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    dataset = EpisodeDataset.open(data)
+    for name in tasks.names:
+        episodes = [
+            episode.obs
+            for shard in dataset.shards
+            if shard.task == name
+            for episode in dataset.episodes(shard)
+        ]
+        if episodes and episodes[0].shape[1] == tasks[name].obs_dim:
+            rows = np.concatenate(episodes)
+            yield name, rows[np.linspace(0, len(rows) - 1, _STEPS).astype(int)]
+
+
+def _driven(agent: Agent) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    from tdmpc_opt.tasks.dmcontrol import make_env
+
+    rng = np.random.default_rng(0)
+    for name in agent.tasks.names:
+        if name not in MT30.names or MT30[name] != agent.tasks[name]:
+            continue
+        env = make_env(name, 0)
+        rows = [env.reset()[0]]
+        while len(rows) < _STEPS:
+            action = agent.act(rows[-1], name)
+            noisy = action + _NOISE * rng.standard_normal(action.shape)
+            rows.append(env.step(np.clip(noisy, -1, 1).astype(np.float32))[0])
+        env.close()
+        yield name, np.stack(rows)

@@ -16,9 +16,9 @@ from tdmpc_opt.configs import ExportConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.export.c_source import CPolicy
 from tdmpc_opt.export.executorch import ExecutorchPolicy
+from tdmpc_opt.export.formats import halved
 from tdmpc_opt.export.graphs import planner_graph, policy_graph
 from tdmpc_opt.export.metadata import Facts, metadata
-from tdmpc_opt.export.storage import halved
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.schema import PlannerBudget
 

@@ -11,14 +11,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 EPS = 1e-5
 """LayerNorm's, as torch has it."""
 
 
-def is_fused(x: Tensor, gain: Tensor) -> bool:
-    """Return whether the fused CPU kernel applies."""
-    return x.device.type == "cpu" and x.dtype == gain.dtype == torch.float32
+def layer_norm(
+    x: Float[Tensor, "*batch dim"],
+    gain: Float[Tensor, "*heads dim"],
+    shift: Float[Tensor, "*heads dim"],
+) -> Float[Tensor, "*batch dim"]:
+    """Normalise the last axis; where gain and shift have an axis of heads, x begins with it."""
+    width = (x.shape[-1],)
+    if gain.ndim == 1:
+        return functional.layer_norm(x, width, gain, shift, EPS)
+    plain = functional.layer_norm(x, width, eps=EPS)
+    return torch.addcmul(shift.unsqueeze(1), plain, gain.unsqueeze(1))
 
 
 def norm_mish(
@@ -27,7 +36,9 @@ def norm_mish(
     shift: Float[Tensor, "*heads dim"],
     rate: float = 0.0,
 ) -> Float[Tensor, "*batch dim"]:
-    """Apply dropout, LayerNorm and Mish.
+    """Apply dropout, LayerNorm and Mish, `x * tanh(log(1 + exp(x)))`.
+
+    Traced for an engine it is written in operators that every engine has.
 
     Args:
         x: Where gain and shift have an axis of heads, it is the first here as well.
@@ -38,20 +49,32 @@ def norm_mish(
     Source:
         Mish, arXiv:1908.08681.
     """
+    if x.device.type != "cpu" or not x.dtype == gain.dtype == torch.float32:
+        kept = functional.dropout(x, rate, True) if rate else x
+        return functional.mish(layer_norm(kept, gain, shift))
     dropped = draw_positions(x.numel(), rate) if rate else None
     # Instead of enlarging what is kept: LayerNorm divides by it again, but for eps.
     eps = EPS * (1 - rate) ** 2
     if torch.is_grad_enabled() and (x.requires_grad or gain.requires_grad):
         result: Tensor = _NormMish.apply(x, gain, shift, dropped, eps)  # type: ignore[no-untyped-call]
         return result
+    x = _without(x, dropped)
+    if gain.ndim == 1:
+        return _mish_of_norm(x, gain.neg(), shift.neg(), eps)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    heads = _heads(_without(x, dropped), gain), _heads(out, gain)
-    for rows, into, g, s in zip(*heads, *_parameters(gain, shift), strict=True):
-        v = torch.native_layer_norm(rows, rows.shape[-1:], g, s, eps)[0]
-        share = torch.sigmoid(v)
-        share = torch.addcmul(_one(x), share, share, out=share)
-        torch.addcdiv(v, v, share, value=-2, out=into)
+    for rows, into, g, s in zip(x, out, *_parameters(gain, shift), strict=True):
+        _mish_of_norm(rows, g, s, eps, into)
     return out
+
+
+def _mish_of_norm(
+    x: Tensor, gain: Tensor, shift: Tensor, eps: float, out: Tensor | None = None
+) -> Tensor:
+    """Return LayerNorm and Mish, given LayerNorm's negated weights."""
+    v = functional.layer_norm(x, x.shape[-1:], gain, shift, eps)
+    share = torch.sigmoid(v)
+    share = torch.addcmul(_one(x), share, share, out=share)
+    return torch.addcdiv(v, v, share, value=-2, out=v if out is None else out)
 
 
 def draw_positions(count: int, rate: float) -> Int[Tensor, " dropped"]:

@@ -65,8 +65,15 @@ def decode(
     values below 2 by up to 0.02.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        share = torch.softmax(logits.float(), dim=-1)
-        return symexp((share * bins.float()).sum(-1))
+        return mean_value(logits.float(), bins.float())
+
+
+def mean_value(
+    logits: Float[Tensor, "*batch bins"], bins: Float[Tensor, " bins"]
+) -> Float[Tensor, "*batch"]:
+    """Return the mean of the bins in environment units, in the number format of the logits."""
+    # A sum of products: as one with a vector it took ONNX Runtime five times as long.
+    return symexp((torch.softmax(logits, dim=-1) * bins).sum(-1))
 
 
 def soft_cross_entropy(

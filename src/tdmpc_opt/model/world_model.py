@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tdmpc_opt.model import two_hot
-from tdmpc_opt.model.layers import Dense
-from tdmpc_opt.model.network import Network, Tasks, mlp
+from tdmpc_opt.model.layers import Dense, Network, Tasks, mlp
 from tdmpc_opt.schema import ModelConfig, TaskTable
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tdmpc_opt.model.fold import FoldedModel, Shares
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.planning.networks import PlannerNetworks, Shares
 from tdmpc_opt.schema import PlannerBudget
 
 LARGE_ACTION_DIM = 20
@@ -136,16 +136,16 @@ def _draw_row(
 
 
 def prepare(
-    networks: PlannerNetworks,
+    networks: FoldedModel,
     z: Float[Tensor, "batch latent"],
     task: Int[Tensor, " batch"] | None,
     noise: Float[Tensor, "horizon prior batch action"],
 ) -> Problem:
     """Compute what a plan's iterations share: the policy prior's sequences and rewards."""
-    model = networks.model
     shares = networks.shares(z, task)
-    discount = (model.discount[:1] if task is None else model.discount[task]).expand(z.shape[0])
-    mask = model.mask(task).expand(z.shape[0], -1)
+    # len(z) would fix the number of rows of a traced graph.
+    discount = networks.discount(task).expand(z.shape[0])
+    mask = networks.mask(task).expand(z.shape[0], -1)
     value = z.new_zeros(noise.shape[1:3])
     weight = torch.ones_like(discount)
     latent, actions = None, []
@@ -160,7 +160,7 @@ def prepare(
 
 
 def sequence_values(
-    networks: PlannerNetworks,
+    networks: FoldedModel,
     problem: Problem,
     actions: Float[Tensor, "horizon sampled batch action"],
     noise: Float[Tensor, "samples batch action"],
@@ -185,7 +185,7 @@ def sequence_values(
 
 
 def refine(
-    networks: PlannerNetworks,
+    networks: FoldedModel,
     budget: PlannerBudget,
     problem: Problem,
     mean: Float[Tensor, "horizon batch action"],
@@ -224,7 +224,7 @@ def _distance_to_prior(
 
 
 def plan(
-    networks: PlannerNetworks,
+    networks: FoldedModel,
     z: Float[Tensor, "batch latent"],
     task: Int[Tensor, " batch"] | None,
     previous_mean: Float[Tensor, "horizon batch action"],
@@ -234,7 +234,7 @@ def plan(
     """Refine a Gaussian over action sequences and draw an elite's first action.
 
     Args:
-        networks: Heads of a world model in eval mode.
+        networks: World model in eval mode, folded.
         z: Latents to plan from.
         task: Task ids; None for a single-task model.
         previous_mean: Mean of the plan one step ago; zeros at an episode's start.

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import (
     PlanNoise,
@@ -19,7 +20,6 @@ from tdmpc_opt.planning.mppi import (
     prepare,
     refine,
 )
-from tdmpc_opt.planning.networks import PlannerNetworks
 from tdmpc_opt.runtime.plan_state import DeadlineTimer, PlanState, Refine
 from tdmpc_opt.schema import ModelConfig, PlannerBudget, check_action
 
@@ -67,7 +67,7 @@ class EagerEngine(Engine):
 
     def __init__(self, model: WorldModel, budget: PlannerBudget) -> None:
         super().__init__(model, budget)
-        self._networks = PlannerNetworks(model)
+        self._networks = FoldedModel(model)
 
     def begin(
         self,

@@ -1,14 +1,17 @@
-"""Large products of a graph in 8-bit integers, each row of a batch by itself.
+"""Number formats of a graph: weights in half precision, large products in 8-bit integers.
 
-Codes of a row count from its smallest number to its largest; those of a weight are symmetric,
-one scale for each output, as in this project's int8 checkpoints. No product needs a zero point:
-the smallest number's share is added in floats, times the sum of each output's weights.
+A product in integers takes each row of a batch by itself. Codes of a row count from its
+smallest number to its largest; those of a weight are symmetric, one scale for each output, as
+in this project's int8 checkpoints. No product needs a zero point: the smallest number's share
+is added in floats, times the sum of each output's weights.
 """
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+from tdmpc_opt.errors import CheckpointError
 
 SMALLEST_INT8 = 128
 """Products of fewer inputs or outputs stay in fp32: they decode values, or gain no time."""
@@ -17,6 +20,10 @@ LARGEST_CODE = 127
 products in 16 bits, where 2 * 127 * 127 fits and rows of 8 bits would overflow."""
 _LEAST = np.float32(1e-20)
 """Least scale, of weights and rows that are constant."""
+
+
+_WORTH_IT = 1024
+"""Numbers from which a constant is stored in half precision; the rest is sizes and scales."""
 
 
 def in_integers(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -106,3 +113,32 @@ class _Nodes:
         made.outputs[0].name = f"{self._prefix}.{len(self.nodes)}"
         self.nodes.append(made)
         return made.outputs[0]
+
+
+def halved(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with its large constants stored in fp16.
+
+    Engines widen them when they load the graph, and compute in fp32 as before.
+
+    Raises:
+        CheckpointError: A weight that overflows fp16.
+    """
+    model = ir.from_proto(graph)
+    casts: list[ir.Node] = []
+    for value in list(model.graph.initializers.values()):
+        full = value.const_value
+        if full is None or full.dtype != ir.DataType.FLOAT or full.size < _WORTH_IT:
+            continue
+        with np.errstate(over="ignore"):
+            half = full.numpy().astype(np.float16)
+        if not np.isfinite(half).all():
+            raise CheckpointError("a weight is too large for fp16; export fp32 or int8")
+        name = f"{value.name}.fp16"
+        stored = ir.Value(name=name, const_value=ir.tensor(half, name=name))
+        cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
+        value.replace_all_uses_with(cast.outputs[0])
+        del model.graph.initializers[value.name or ""]
+        model.graph.register_initializer(stored)
+        casts.append(cast)
+    model.graph.insert_before(model.graph[0], casts)
+    return ir.to_proto(model)
