@@ -117,15 +117,8 @@ class BatchedPhysics:
         after = readings[:, last + 1]
         after[..., self._of_forces] = readings[:, last][..., self._of_forces]
         reached = path[:, last]
-        first = 1  # time comes before the positions
-        velocity = first + self.model.nq
-        batch = Batch(
-            qpos=reached[..., first:velocity],
-            qvel=reached[..., velocity : velocity + self.model.nv],
-            control=controls,
-            sensordata=after,
-            constants=np.repeat(constants[:, None], steps, axis=1),
-            slices=self.slices,
+        batch = self._measured(
+            reached, controls, after, np.repeat(constants[:, None], steps, 1)
         )
         return reached[:, -1], batch
 
@@ -138,13 +131,20 @@ class BatchedPhysics:
         """
         still = np.zeros((len(states), 1, self.model.nu))
         _, readings = self._rollout.rollout(self.model, self._data, states, still)
-        velocity = 1 + self.model.nq
+        return self._measured(
+            states[:, None], still, cast("Array", readings), constants[:, None]
+        )
+
+    def _measured(
+        self, states: Array, control: Array, sensordata: Array, constants: Array
+    ) -> Batch:
+        velocity = 1 + self.model.nq  # time comes before the positions
         return Batch(
-            qpos=states[:, None, 1:velocity],
-            qvel=states[:, None, velocity : velocity + self.model.nv],
-            control=still,
-            sensordata=cast("Array", readings),
-            constants=constants[:, None],
+            qpos=states[..., 1:velocity],
+            qvel=states[..., velocity : velocity + self.model.nv],
+            control=control,
+            sensordata=sensordata,
+            constants=constants,
             slices=self.slices,
         )
 
