@@ -1,15 +1,19 @@
 import json
 import multiprocessing
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.agents.policies import Stream
+from tdmpc_opt.agents.sources import SimulatorSource
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
 from tdmpc_opt.experts import train as experts
@@ -241,6 +245,37 @@ def test_warm_up_fills_the_buffer_with_the_drivers_transitions(tmp_path: Path) -
         assert done.tolist() == [truncated] * 2
         assert infos[1] == {"TimeLimit.truncated": truncated}
     assert not np.array_equal(model.rows[0][0], model.rows[500][0])  # other seeds
+
+
+class _Watching:
+    """A policy that reads the environments' own states, as planning in the simulator does."""
+
+    def __init__(self) -> None:
+        self.states: list[int] = []
+        self.envs: Sequence[Any] = ()
+
+    def load(self) -> "_Watching":
+        return self
+
+    def start(self, task: str, streams: Sequence[Stream]) -> None:
+        assert task == "pendulum-swingup"
+
+    def watch(self, envs: Sequence[Any]) -> None:
+        self.envs = envs
+
+    def act(self, obs: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.states.append(len(self.envs))
+        return np.zeros((len(obs), 1), np.float32)
+
+
+def test_warm_up_shows_a_planning_policy_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = _Watching()
+    monkeypatch.setattr(SimulatorSource, "load", lambda self, tasks: policy)
+    config = _config(tmp_path, warm_up="plan", warm_up_episodes=2)
+    assert warm_up(_Buffer(), config, MT30["pendulum-swingup"]) == 1000
+    assert policy.states == [2] * 500
 
 
 @pytest.mark.usefixtures("_sbx_present")

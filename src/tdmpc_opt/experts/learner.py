@@ -86,7 +86,9 @@ def warm_up(model: Any, config: ExpertsConfig, task: Task) -> int:
     if found is None:
         return 0
     source, known_as = found
-    policy = _KnownAs(source.load(), known_as)
+    policy = source.load()
+    if known_as != task.name:
+        policy = _KnownAs(policy, known_as)
     steps = 0
     for first in range(0, config.warm_up_episodes, config.envs):
         seeds = [WARM_UP_SEED + config.seed + first + row for row in range(config.envs)]

@@ -43,7 +43,7 @@ class BatchedVecEnv(VecEnv):
         for _ in range(_NEW_STARTS if self._bank else self.num_envs):
             self._env.reset()
             self._bank.append(self._task.current(self._env))
-        rows = self._draw.choice(len(self._bank), self.num_envs, replace=False)
+        rows = self._draw.choice(len(self._bank), (self.num_envs,), replace=False)
         starts = [self._bank[row] for row in rows]
         self._states, self._constants = (np.stack(part) for part in zip(*starts, strict=True))
         self._steps = 0
