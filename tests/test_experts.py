@@ -272,7 +272,7 @@ def test_warm_up_shows_a_planning_policy_the_environments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = _Watching()
-    monkeypatch.setattr(SimulatorSource, "load", lambda self, tasks: policy)
+    monkeypatch.setattr(SimulatorSource, "load", lambda self: policy)
     config = _config(tmp_path, warm_up="plan", warm_up_episodes=2)
     assert warm_up(_Buffer(), config, MT30["pendulum-swingup"]) == 1000
     assert policy.states == [2] * 500
