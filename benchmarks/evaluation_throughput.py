@@ -21,7 +21,7 @@ from tdmpc_opt.agents.executor import cores
 from tdmpc_opt.configs import EvaluateConfig, Mode
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.schema import MT30
-from tdmpc_opt.tasks.dmcontrol import make_env
+from tdmpc_opt.tasks.environment import make_env
 
 
 @dataclass(frozen=True)

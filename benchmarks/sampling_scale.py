@@ -24,11 +24,10 @@ import tyro
 from synthetic import write_shard
 from timing import save
 
-from tdmpc_opt.collection.exchange import import_data
 from tdmpc_opt.configs import DataImportConfig, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
-from tdmpc_opt.data.sampler import Batch, SliceSampler
-from tdmpc_opt.data.weights import Sampling
+from tdmpc_opt.data.exchange import import_data
+from tdmpc_opt.data.sampler import Batch, Sampling, SliceSampler
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.training.loop import train
 

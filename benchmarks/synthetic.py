@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
-from tdmpc_opt.data.official import open_official
+from tdmpc_opt.data.official_files import open_official
 from tdmpc_opt.schema import MT30, Task
 
 ROWS = 501

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.checkpoints.summary import describe
-from tdmpc_opt.collection.collect import collect
 from tdmpc_opt.configs import CollectConfig, DistillConfig, LossWeights
 from tdmpc_opt.training.distillation import distill
 

@@ -133,7 +133,7 @@ def checkpoint_file(make_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def dataset_dir(tmp_path_factory) -> Path:
     """Two random episodes of each of two tasks. Read it, do not change it."""
-    from tdmpc_opt.collection.collect import collect  # needs the simulator
+    from tdmpc_opt.agents.collect import collect  # needs the simulator
 
     path = tmp_path_factory.mktemp("data") / "random"
     collect(

@@ -3,15 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tdmpc_opt.collection.collect import collect
+from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.configs import CollectConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.batched import BatchedTask
-from tdmpc_opt.tasks.batched_suite import suite_task
-from tdmpc_opt.tasks.dmcontrol import DMControlEnv
-from tdmpc_opt.tasks.environment import batched_task
+from tdmpc_opt.tasks.batched_suite import batched_task, suite_task
+from tdmpc_opt.tasks.environment import DMControlEnv
 from tdmpc_opt.tasks.own import own_task
 
 

@@ -5,16 +5,20 @@ import numpy as np
 import pytest
 
 from tdmpc_opt.agents.agent import Agent, load_agent
-from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
-from tdmpc_opt.agents.policies import AgentPolicy, ExpertPolicy
-from tdmpc_opt.agents.rollout import rollout
-from tdmpc_opt.collection.collect import collect
+from tdmpc_opt.agents.collect import collect
+from tdmpc_opt.agents.policies import (
+    AgentPolicy,
+    ExpertNetwork,
+    ExpertPolicy,
+    expert_path,
+    rollout,
+)
 from tdmpc_opt.configs import CollectConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, DataError, InputError, UnknownTaskError
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import PlannerBudget
-from tdmpc_opt.tasks.dmcontrol import make_env
+from tdmpc_opt.tasks.environment import make_env
 
 
 def _config(output: Path, **changes: object) -> CollectConfig:

@@ -9,7 +9,7 @@ from tdmpc_opt.schema import MT30, Task
 @pytest.mark.parametrize("task", MT30.tasks, ids=MT30.names)
 def test_the_contract_of_a_task_is_that_of_the_simulator(task):
     from tdmpc_opt import make_env
-    from tdmpc_opt.tasks.dmcontrol import ACTION_REPEAT
+    from tdmpc_opt.tasks.environment import ACTION_REPEAT
 
     found, env = contract(task), make_env(task.name, 0)
     assert found is not None

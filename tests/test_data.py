@@ -10,9 +10,9 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from tdmpc_opt.data import shard_writer
+from tdmpc_opt.data import shards
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
-from tdmpc_opt.data.summary import summarize
+from tdmpc_opt.data.reports import summarize
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.report.dataset_card import write_dataset_card
 from tdmpc_opt.report.plots import plot_returns
@@ -313,7 +313,7 @@ def test_a_full_disk_is_reported_and_leaves_the_dataset_as_it_was(dataset, monke
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "_fill", full)
+        patch.setattr(shards, "_fill", full)
         with pytest.raises(DataError, match="wide-1: the disk is full; free some space"):
             dataset.append_shard("wide-1", _episodes("wide"), {})
     assert sorted(path.name for path in dataset.path.iterdir()) == before
@@ -323,7 +323,7 @@ def test_a_full_disk_is_reported_and_leaves_the_dataset_as_it_was(dataset, monke
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12, with threads
 @pytest.mark.parametrize(
-    ("owner", "function"), [(shard_writer, "_sync"), (EpisodeDataset, "_write_listing")]
+    ("owner", "function"), [(shards, "_sync"), (EpisodeDataset, "_write_listing")]
 )
 def test_a_killed_append_leaves_a_dataset_that_opens_and_goes_on(
     dataset, owner, function, monkeypatch

@@ -22,7 +22,7 @@ from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.export.engine import fast_engine
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.progress import Silent
-from tdmpc_opt.tasks.dmcontrol import make_env
+from tdmpc_opt.tasks.environment import make_env
 
 TASKS = "pendulum-swingup,cartpole-balance"
 

@@ -11,8 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
-from tdmpc_opt.agents.policies import Stream
+from tdmpc_opt.agents.policies import ExpertNetwork, Stream, expert_path
 from tdmpc_opt.agents.sources import SimulatorSource
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
@@ -20,7 +19,7 @@ from tdmpc_opt.experts import train as experts
 from tdmpc_opt.experts.learner import WARM_UP_SEED, warm_up
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30
-from tdmpc_opt.tasks.dmcontrol import make_env
+from tdmpc_opt.tasks.environment import make_env
 
 EXPERTS = Path(__file__).parents[1] / "experts"
 

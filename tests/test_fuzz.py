@@ -37,13 +37,12 @@ pytest.importorskip("matplotlib")
 
 from tdmpc_opt import runtime
 from tdmpc_opt.agents.agent import load_agent
-from tdmpc_opt.agents.expert_policy import ExpertNetwork
+from tdmpc_opt.agents.policies import ExpertNetwork
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.summary import describe
 from tdmpc_opt.cli import files
-from tdmpc_opt.collection.exchange import export_data, import_data
 from tdmpc_opt.configs import (
     DataExportConfig,
     DataImportConfig,
@@ -52,9 +51,9 @@ from tdmpc_opt.configs import (
     TrainConfig,
 )
 from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.data.exchange import export_data, import_data
+from tdmpc_opt.data.reports import summarize, verify
 from tdmpc_opt.data.sampler import SliceSampler
-from tdmpc_opt.data.summary import summarize
-from tdmpc_opt.data.verify import verify
 from tdmpc_opt.errors import TdmpcOptError
 from tdmpc_opt.experts import train as experts
 from tdmpc_opt.experts.state import read_progress

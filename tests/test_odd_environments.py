@@ -7,7 +7,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tu
 
 from tdmpc_opt import cli
 from tdmpc_opt.errors import InputError
-from tdmpc_opt.tasks.choice import choose_tasks
+from tdmpc_opt.tasks import choose_tasks
 from tdmpc_opt.tasks.environment import make_env
 
 ROW = Box(-np.inf, np.inf, (2,), np.float32)

@@ -14,12 +14,12 @@ from tensordict import TensorDict
 from torch.serialization import get_safe_globals
 
 from tdmpc_opt.cli import main
-from tdmpc_opt.collection.exchange import export_data, import_data
 from tdmpc_opt.configs import DataExportConfig, DataImportConfig
-from tdmpc_opt.data import import_official, shard_writer
+from tdmpc_opt.data import official, shards
 from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.data.exchange import export_data, import_data
+from tdmpc_opt.data.reports import verify
 from tdmpc_opt.data.sampler import SliceSampler
-from tdmpc_opt.data.verify import verify
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30, MT80, TaskTable
@@ -307,7 +307,7 @@ def test_rewards_that_are_a_step_too_early_are_refused(tmp_path, bring):
 
 
 def test_an_interrupted_import_goes_on(shard, bring, tmp_path, monkeypatch):
-    write, calls = import_official.EpisodeDataset.append_blocks, []
+    write, calls = official.EpisodeDataset.append_blocks, []
 
     def append(self, entry, *rest):
         calls.append(entry.task)
@@ -335,7 +335,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 
 
 def test_a_disk_that_fills_up_leaves_whole_shards_alone(shard, bring, tmp_path, monkeypatch):
-    fill, calls = shard_writer._fill, []
+    fill, calls = shards._fill, []
 
     def full(*arguments):
         calls.append(1)
@@ -344,7 +344,7 @@ def test_a_disk_that_fills_up_leaves_whole_shards_alone(shard, bring, tmp_path, 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return fill(*arguments)
 
-    monkeypatch.setattr(shard_writer, "_fill", full)
+    monkeypatch.setattr(shards, "_fill", full)
     with pytest.raises(DataError, match="the disk is full"):
         bring(shard, on_bad="skip")
     folder = tmp_path / "data"

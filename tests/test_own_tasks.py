@@ -14,7 +14,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import InputError, UnknownTaskError
 from tdmpc_opt.experts.train import train_experts
 from tdmpc_opt.schema import MT30, Task, TaskTable
-from tdmpc_opt.tasks.choice import choose_tasks
+from tdmpc_opt.tasks import choose_tasks
 from tdmpc_opt.tasks.environment import make_env as make_task
 
 POINT = "own_envs:Point-v0"

@@ -25,7 +25,7 @@ from tdmpc_opt.play.agents import read_list, write_agents
 from tdmpc_opt.play.play import page_server
 from tdmpc_opt.play.server import BUNDLE, HOST, PlayServer
 from tdmpc_opt.schema import MT30
-from tdmpc_opt.tasks.dmcontrol import make_env
+from tdmpc_opt.tasks.environment import make_env
 
 WEB = Path(__file__).parents[1] / "web"
 FIXTURES = json.loads((WEB / "tests" / "fixtures" / "tasks.json").read_text())

@@ -15,7 +15,7 @@ from tdmpc_opt.configs import PlayConfig
 from tdmpc_opt.play.play import page_server
 from tdmpc_opt.play.server import BUNDLE
 from tdmpc_opt.schema import MT30
-from tdmpc_opt.tasks.dmcontrol import make_env
+from tdmpc_opt.tasks.environment import make_env
 
 Policy = Callable[[np.ndarray, str], np.ndarray]
 

@@ -305,7 +305,7 @@ def test_a_weighted_sampler_resumes_to_the_slice(dataset, sampling):
 
 
 def test_half_precision_is_widened_without_loss(tmp_path):
-    from tdmpc_opt.data.listing import Shard
+    from tdmpc_opt.data.episodes import Shard
 
     dataset = EpisodeDataset.create(tmp_path, TaskTable((THIN,)))
     episode = _counting(THIN, 1)

@@ -13,7 +13,7 @@ from synthetic import EPISODE_BYTES, write_shard
 
 from tdmpc_opt.checkpoints.checkpoint import build, expected_shapes
 from tdmpc_opt.checkpoints.load import read_checkpoint
-from tdmpc_opt.data.official import open_official
+from tdmpc_opt.data.official_files import open_official
 from tdmpc_opt.schema import MT30, model_config
 from tdmpc_opt.training.teachers import Question, WorldModelTeacher
 

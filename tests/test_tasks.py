@@ -12,7 +12,7 @@ from gymnasium.utils.env_checker import check_env
 from tdmpc_opt.errors import InputError, MissingDependencyError, UnknownTaskError
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks import custom
-from tdmpc_opt.tasks.dmcontrol import make_env
+from tdmpc_opt.tasks.environment import make_env
 
 GOLDEN = Path(__file__).parent / "golden"
 CUP_TASKS = ("cup-catch", "cup-spin")
@@ -210,7 +210,7 @@ def test_missing_package_names_the_extra(package: str) -> None:
     code = (
         f"import sys; sys.modules['{package}'] = None\n"
         "from tdmpc_opt.errors import MissingDependencyError\n"
-        "try:\n    import tdmpc_opt.tasks.dmcontrol\n"
+        "try:\n    import tdmpc_opt.tasks.environment\n"
         "except MissingDependencyError as error:\n    print(error)"
     )
     done = subprocess.run(
@@ -221,7 +221,7 @@ def test_missing_package_names_the_extra(package: str) -> None:
 
 
 def test_tasks_do_not_load_torch() -> None:
-    code = "import sys, tdmpc_opt.tasks.dmcontrol; sys.exit('torch' in sys.modules)"
+    code = "import sys, tdmpc_opt.tasks.environment; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from public_layouts import layout_b
 from torch import Tensor
 
-from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.agents.policies import ExpertNetwork, expert_path
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native

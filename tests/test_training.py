@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from tdmpc_opt import files
+from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.training_state import StateFolder
-from tdmpc_opt.collection.collect import collect
 from tdmpc_opt.configs import (
     CollectConfig,
     DistillConfig,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tdmpc_opt.schema import MT30
-from tdmpc_opt.tasks.dmcontrol import DMControlEnv, make_env
+from tdmpc_opt.tasks.environment import DMControlEnv, make_env
 
 FILE = Path(__file__).parents[1] / "tests" / "fixtures" / "tasks.json"
 SEED = 7

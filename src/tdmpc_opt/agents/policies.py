@@ -1,18 +1,214 @@
-"""Everything that can drive a task: agents, experts and random actions, behind one protocol."""
+"""Everything that can drive a task, behind one protocol, and the loop that drives episodes."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from tdmpc_opt.agents.agent import Agent
-from tdmpc_opt.agents.expert_policy import ExpertNetwork, existing_expert
+from tdmpc_opt.data.episodes import Episode
+from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
+from tdmpc_opt.files import parse_json, replace_when_done, sort_metadata
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.runtime.agent import Agent as DeviceAgent
-from tdmpc_opt.schema import MT30, UNNAMED, TaskTable
+from tdmpc_opt.schema import MT30, UNNAMED, Task, TaskTable, check_action, check_observation
+from tdmpc_opt.tasks.environment import make_env
+
+KIND = "expert"
+SCHEMA = "1"
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertNetwork:
+    """A deterministic policy of one task: ReLU layers, then tanh of the last one."""
+
+    task: str
+    """Task name such as `walker-walk`."""
+    algorithm: str
+    """Algorithm that trained it."""
+    steps: int
+    """Agent steps it was trained for."""
+    returns: tuple[float, ...]
+    """Returns of the episodes that measured it; empty where none did."""
+    weights: tuple[NDArray[np.floating], ...]
+    """One matrix per layer, [out, in]; rounded to fp16 and kept in fp32."""
+    biases: tuple[NDArray[np.floating], ...]
+    """One vector per layer, [out]; rounded like the weights."""
+
+    def __post_init__(self) -> None:
+        """Round to what a file holds, so that a policy acts alike before and after saving."""
+        for name in ("weights", "biases"):
+            rounded = (
+                np.asarray(x, np.float16).astype(np.float32) for x in getattr(self, name)
+            )
+            object.__setattr__(self, name, tuple(rounded))
+
+    @property
+    def obs_dim(self) -> int:
+        """Width of the unpadded observation."""
+        return int(self.weights[0].shape[1])
+
+    @property
+    def action_dim(self) -> int:
+        """Number of actuators."""
+        return int(self.weights[-1].shape[0])
+
+    def mean(self, obs: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return the actions of the squashed mean.
+
+        Args:
+            obs: Unpadded observations, [batch, obs].
+
+        Returns:
+            Actions in [-1, 1], [batch, action].
+
+        Raises:
+            InputError: Observations of another shape, with NaN, infinity or numbers above
+                `LARGEST_OBSERVATION`.
+            NonFiniteError: The network overflowed.
+        """
+        if obs.ndim != 2 or obs.shape[1] != self.obs_dim:
+            raise InputError(
+                f"the expert of {self.task} takes observations of shape "
+                f"[batch, {self.obs_dim}], got {list(obs.shape)}"
+            )
+        check_observation(float(np.abs(obs).max(initial=0)))
+        x = obs.astype(np.float32)
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = np.maximum(x @ weight.T + bias, 0)
+        action: NDArray[np.float32] = np.tanh(x @ self.weights[-1].T + self.biases[-1])
+        check_action(float(np.abs(action).max(initial=0)))
+        return action
+
+    def save(self, path: Path) -> None:
+        """Write the policy as fp16 safetensors; a reader never sees half a file.
+
+        Raises:
+            OSError: A folder that cannot be made or written, or a full disk.
+            CheckpointError: `load` would refuse it, since a weight is not finite in fp16.
+        """
+        tensors: dict[str, NDArray[np.float16]] = {}
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            # safetensors writes memory as it lies: transposed arrays would come back scrambled.
+            tensors[f"layers.{index}.weight"] = weight.astype(np.float16, order="C")
+            tensors[f"layers.{index}.bias"] = bias.astype(np.float16)
+        metadata = {
+            "kind": KIND,
+            "schema": SCHEMA,
+            "task": self.task,
+            "algorithm": self.algorithm,
+            "steps": str(self.steps),
+            "returns": json.dumps(self.returns),
+        }
+        with replace_when_done(path) as temporary:
+            save_file(tensors, temporary, metadata)
+            sort_metadata(temporary)
+            ExpertNetwork.load(temporary)
+
+    @classmethod
+    def load(cls, path: Path) -> "ExpertNetwork":
+        """Read a policy that `save` wrote.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, or not an expert of this schema.
+        """
+        tensors, metadata = _read(path)
+        if metadata.get("kind") != KIND or metadata.get("schema") != SCHEMA:
+            found = f"kind {metadata.get('kind')!r}, schema {metadata.get('schema')!r}"
+            raise CheckpointError(f"{path} is not an expert policy of schema {SCHEMA}: {found}")
+        try:
+            network = cls(
+                task=metadata["task"],
+                algorithm=metadata["algorithm"],
+                steps=int(metadata["steps"]),
+                returns=tuple(float(value) for value in parse_json(metadata["returns"])),
+                weights=_layers(tensors, "weight"),
+                biases=_layers(tensors, "bias"),
+            )
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is a damaged expert policy: {error!r}") from error
+        if not _fits_together(network):
+            raise CheckpointError(
+                f"{path} is a damaged expert policy: its layers do not fit each other or hold "
+                "numbers that are not finite"
+            )
+        return network
+
+    @classmethod
+    def of_task(cls, folder: Path, task: str) -> "ExpertNetwork":
+        """Read the policy that a folder of experts has of a task.
+
+        Raises:
+            CheckpointError: As `load`, or the file was trained on another task.
+        """
+        path = expert_path(folder, task)
+        network = cls.load(path)
+        if network.task != task:
+            raise CheckpointError(
+                f"{path} is an expert of {network.task}; give it that name again, or train one "
+                f"of {task}"
+            )
+        return network
+
+
+def expert_path(folder: Path, task: str) -> Path:
+    """Return where a folder of experts keeps the policy of a task."""
+    return folder / f"{task}.safetensors"
+
+
+def existing_expert(folder: Path, task: str) -> Path:
+    """Return the file of a task's expert.
+
+    Raises:
+        CheckpointError: The folder has no expert of any task.
+        UnknownTaskError: It has none of this task.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder}: holds no expert; make some with tdmpc-opt experts")
+    path = expert_path(folder, task)
+    if not path.is_file():
+        raise UnknownTaskError(
+            f"{folder} holds no expert for {task}; train it with "
+            f"tdmpc-opt experts --tasks {task} --output {folder}"
+        )
+    return path
+
+
+def _read(path: Path) -> tuple[dict[str, NDArray[np.floating]], dict[str, str]]:
+    if not path.is_file():
+        raise CheckpointError(f"no expert policy at {path}; train it with: tdmpc-opt experts")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError, TypeError) as error:  # numpy has no bfloat16
+        raise CheckpointError(f"cannot read expert policy {path}: {error}") from error
+
+
+def _layers(
+    tensors: dict[str, NDArray[np.floating]], part: str
+) -> tuple[NDArray[np.floating], ...]:
+    return tuple(tensors[f"layers.{index}.{part}"] for index in range(len(tensors) // 2))
+
+
+def _fits_together(network: ExpertNetwork) -> bool:
+    if not network.weights or any(weight.ndim != 2 for weight in network.weights):
+        return False
+    outputs = [weight.shape[0] for weight in network.weights]
+    inputs = [weight.shape[1] for weight in network.weights]
+    shapes = outputs[:-1] == inputs[1:] and all(
+        bias.shape == (width,) for bias, width in zip(network.biases, outputs, strict=True)
+    )
+    return shapes and all(np.isfinite(x).all() for x in (*network.weights, *network.biases))
+
 
 if TYPE_CHECKING:
     from tdmpc_opt.tasks.batched import BatchedTask
@@ -148,7 +344,7 @@ class PlanPolicy:
 
     def start(self, task: str, streams: Sequence[Stream]) -> None:
         """Begin one episode per stream."""
-        from tdmpc_opt.tasks.environment import batched_task  # needs the simulator
+        from tdmpc_opt.tasks.batched_suite import batched_task  # needs the simulator
 
         self._simulator = batched_task(self._tasks[task])
         generators = [np.random.default_rng(stream) for stream in streams]
@@ -177,3 +373,81 @@ class ActionNoise:
         """Return actions [B, action] with the noise of one step, clipped to [-1, 1]."""
         noise = [source.standard_normal(action.shape[1]) for source in self._generators]
         return np.clip(action + self._std * np.array(noise), -1, 1).astype(np.float32)
+
+
+def rollout(
+    policy: Policy,
+    task: Task | str,
+    seeds: Sequence[int],
+    streams: Sequence[Stream],
+    *,
+    noise: float = 0.0,
+    labeller: Policy | None = None,
+) -> list[Episode]:
+    """Run one whole episode per seed, all in step with each other.
+
+    Args:
+        policy: Who acts.
+        task: A task, or the name of one of MT30.
+        seeds: Environment seeds; an episode is the first after building with its seed.
+        streams: Seeds of the policy's own randomness, one per episode.
+        noise: Standard deviation of Gaussian noise on its actions.
+        labeller: Says in each state what it would do, which changes nothing: another policy,
+            or the acting one itself for its actions without the noise. None labels with NaN.
+
+    Returns:
+        Finished episodes in the order of the seeds.
+
+    Raises:
+        UnknownTaskError: A task the simulator or a policy does not know.
+        InputError: An environment of the user's that breaks its own promises.
+    """
+    task = MT30[task] if isinstance(task, str) else task
+    envs = [make_env(task, seed) for seed in seeds]
+    policy.start(task.name, streams)
+    if labeller is not None and labeller is not policy:
+        labeller.start(task.name, [(*stream, 2) for stream in streams])
+    disturbance = ActionNoise(noise, streams)
+    obs = np.stack([env.reset()[0] for env in envs])
+    for driver in (policy, labeller):
+        if isinstance(driver, SimulatorPolicy):
+            driver.watch(envs)
+    nothing = np.full((len(envs), task.action_dim), np.nan, np.float32)
+    observations, actions, labels = [obs], [nothing], [nothing]
+    rewards = [nothing[:, 0]]
+    done = False
+    while not done:
+        clean = policy.act(obs)
+        action = disturbance.add(clean) if noise else clean
+        label = nothing
+        if labeller is not None:
+            label = clean if labeller is policy else labeller.act(obs)
+        steps = [env.step(row) for env, row in zip(envs, action, strict=True)]
+        obs = np.stack([step[0] for step in steps])
+        # All episodes of a task have one length, so the batch ends as one.
+        done = any(step[2] or step[3] for step in steps)
+        observations.append(obs)
+        actions.append(action)
+        labels.append(label)
+        rewards.append(np.array([step[1] for step in steps], np.float32))
+    for env in envs:
+        env.close()
+    parts = (observations, actions, rewards, labels)
+    columns = (np.stack(part, axis=1) for part in parts)
+    return [Episode(task.name, seed, *row) for seed, *row in zip(seeds, *columns, strict=True)]
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """Keep torch to one thread: sums split over threads round differently elsewhere."""
+    return threads(1)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch compute on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

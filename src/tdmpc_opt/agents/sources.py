@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from tdmpc_opt.agents.agent import Agent, best_device
-from tdmpc_opt.agents.expert_policy import existing_expert, expert_path
 from tdmpc_opt.agents.policies import (
     AgentPolicy,
     DevicePolicy,
@@ -21,8 +20,10 @@ from tdmpc_opt.agents.policies import (
     Policy,
     RandomPolicy,
     SimulatorPolicy,
+    existing_expert,
+    expert_path,
+    one_thread,
 )
-from tdmpc_opt.agents.rollout import one_thread
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.hub import is_model_folder
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, resolve, sha256
@@ -35,7 +36,7 @@ from tdmpc_opt.planning.presets import Preset, find_preset
 from tdmpc_opt.runtime.agent import load as load_for_device
 from tdmpc_opt.runtime.onnx_file import is_onnx
 from tdmpc_opt.schema import MT30, UNNAMED, PlannerBudget, Task, TaskTable
-from tdmpc_opt.tasks.choice import choose_tasks
+from tdmpc_opt.tasks import choose_tasks
 from tdmpc_opt.tasks.environment import make_env
 
 Identity = dict[str, str | None]

@@ -91,7 +91,7 @@ def _task(config: BenchConfig, found: Sequence[Candidate], started: Sequence[Wor
 def _observations(task: str, obs_dim: int, batch: int) -> tuple[Array, str]:
     """Return observations [steps, batch, obs] and what they are."""
     try:
-        from tdmpc_opt.tasks.dmcontrol import make_env
+        from tdmpc_opt.tasks.environment import make_env
 
         if task in MT30.names:
             rows = [_walk(make_env(task, seed)) for seed in range(batch)]

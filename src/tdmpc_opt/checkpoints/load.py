@@ -16,7 +16,7 @@ from tdmpc_opt.files import sha256 as sha256
 from tdmpc_opt.runtime.onnx_file import is_onnx
 from tdmpc_opt.runtime.weights import MODEL_FILE
 from tdmpc_opt.schema import TaskTable
-from tdmpc_opt.tasks.choice import choose_tasks
+from tdmpc_opt.tasks import choose_tasks
 
 _PICKLE_MAGIC = b"\x80"
 _SAFETENSORS_BRACE = 8  # the JSON header starts after eight bytes that hold its length

@@ -13,7 +13,7 @@ def _experts(config: configs.ExpertsConfig) -> None:
 
 
 def _collect(config: configs.CollectConfig) -> None:
-    from tdmpc_opt.collection.collect import collect
+    from tdmpc_opt.agents.collect import collect
 
     with ConsoleProgress("collect") as progress:
         dataset = collect(config, progress)
@@ -22,7 +22,7 @@ def _collect(config: configs.CollectConfig) -> None:
 
 def _data_info(config: configs.DataInfoConfig) -> None:
     from tdmpc_opt.data.episodes import EpisodeDataset
-    from tdmpc_opt.data.summary import summarize
+    from tdmpc_opt.data.reports import summarize
     from tdmpc_opt.report.dataset_card import write_dataset_card
     from tdmpc_opt.report.plots import plot_returns
 
@@ -53,7 +53,7 @@ def _data_info(config: configs.DataInfoConfig) -> None:
 
 
 def _data_import(config: configs.DataImportConfig) -> None:
-    from tdmpc_opt.collection.exchange import import_data
+    from tdmpc_opt.data.exchange import import_data
 
     with ConsoleProgress("import") as progress:
         report = import_data(config, progress)
@@ -66,7 +66,7 @@ def _data_import(config: configs.DataImportConfig) -> None:
 
 
 def _data_export(config: configs.DataExportConfig) -> None:
-    from tdmpc_opt.collection.exchange import export_data
+    from tdmpc_opt.data.exchange import export_data
 
     with ConsoleProgress("export") as progress:
         written = export_data(config, progress)
@@ -75,7 +75,7 @@ def _data_export(config: configs.DataExportConfig) -> None:
 
 
 def _data_verify(config: configs.DataVerifyConfig) -> None:
-    from tdmpc_opt.data.verify import verify
+    from tdmpc_opt.data.reports import verify
 
     with ConsoleProgress("verify") as progress:
         found = verify(config.data, progress)

@@ -16,7 +16,7 @@ from tdmpc_opt.schema import Task
 
 def _tasks(config: configs.TasksConfig) -> None:
     from tdmpc_opt.schema import MT30
-    from tdmpc_opt.tasks.choice import choose_tasks
+    from tdmpc_opt.tasks import choose_tasks
 
     table = table_of("Tasks", "task", "id", "observation", "action", "steps", "from")
     for task in choose_tasks(config.tasks or "mt30").tasks:

@@ -1,313 +1,426 @@
-"""The official MT30 and MT80 shard files: pickled TensorDicts, read without running their code.
+"""Official shard files into a dataset and back, streamed; a task of a file becomes a shard."""
 
-Row t of an episode holds obs_t, action_{t-1} and reward_{t-1}, as a row here does; action and
-reward of row 0 are filler.
-
-Source: TD-MPC2's public datasets (arXiv:2310.16828) and its loader.
-"""
-
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tensordict import TensorDict
 from torch import Tensor
 
-from tdmpc_opt.checkpoints.torch_files import (
-    MappedFile,
-    Records,
-    TorchFileError,
-    is_zipped,
-    load_outline,
+from tdmpc_opt.data.episodes import EpisodeDataset, Shard
+from tdmpc_opt.data.official_files import FLOATS, OfficialShard, Rows, open_official
+from tdmpc_opt.data.reports import ImportReport, Throughput, refuse_full_disk
+from tdmpc_opt.data.shards import (
+    DAMAGED_ARRAY,
+    OUT_OF_RANGE,
+    POSITIONS,
+    Blocks,
+    ShardShape,
+    field_file,
+    out_of_range,
 )
 from tdmpc_opt.errors import DataError
-from tdmpc_opt.schema import MT30, MT80, TaskTable
+from tdmpc_opt.files import replace_when_done
+from tdmpc_opt.progress import Progress
 
-FLOATS = ("obs", "action", "reward")
-_NUMPY: dict[torch.dtype, np.dtype[Any]] = {
-    torch.float16: np.dtype("<f2"),
-    torch.float32: np.dtype("<f4"),
-    torch.uint8: np.dtype("u1"),
-    torch.int8: np.dtype("i1"),
-    torch.int16: np.dtype("<i2"),
-    torch.int32: np.dtype("<i4"),
-    torch.int64: np.dtype("<i8"),
-}
-_SCAN = 1 << 22
-_SAMPLE = 1 << 20
+_BLOCK_BYTES = 8 << 20
 
 
-class _TensorDict:
-    """What stands in for the library's class, so that a foreign file runs none of its code."""
+class _BadEpisodesError(DataError):
+    """Episodes with values that no dataset may hold."""
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.state = state
-
-
-def _make(_: object, state: dict[str, Any]) -> _TensorDict:
-    made = _TensorDict()
-    made.__setstate__(state)
-    return made
+    def __init__(self, fault: str, episodes: NDArray[np.int64]) -> None:
+        super().__init__(fault)
+        self.episodes = episodes
 
 
-class _Entries(dict[str, Any]):
-    """What stands in for the dictionary inside it."""
+def import_official(
+    paths: Sequence[Path],
+    output: Path,
+    tasks: str | None,
+    report: ImportReport,
+    progress: Progress,
+    *,
+    skip_bad: bool,
+) -> None:
+    """Add the episodes of official shard files to the dataset at `output`.
 
-
-_STAND_INS: dict[str, Callable[..., Any]] = {
-    "tensordict._reductions._make_td": _make,
-    "tensordict._td.TensorDict": _TensorDict,
-    "tensordict.tensordict.TensorDict": _TensorDict,
-    "tensordict._td._StringOnlyDict": _Entries,
-    "tensordict.utils._StringOnlyDict": _Entries,
-}
-
-
-class Rows:
-    """Equal rows that lie one after the other in a file, read without mapping it.
-
-    A map of a file larger than memory would count as this process's memory.
+    Each task of each file becomes a shard that is listed as soon as it is whole, so that an
+    interrupted call loses one of them at most.
 
     Args:
-        handle: Descriptor of the file.
-        start: First byte of row 0.
-        shape: Shape of a row.
-        dtype: Number format.
+        paths: The files.
+        output: Folder of the dataset, made if it is not there.
+        tasks: Names of the tasks to import, joined by commas; None imports all.
+        report: Takes what came of it.
+        progress: Takes megabytes.
+        skip_bad: Leave out and report what is unfit, rather than stop.
+
+    Raises:
+        DataError: A file or an episode that is unfit, where `skip_bad` is not set; files of
+            different tables; a full disk.
+        UnknownTaskError: A task to import that the table does not hold.
     """
+    shards = []
+    for path in paths:  # all before the first is read: a bad one must not show after an hour
+        try:
+            shards.append(open_official(path))
+        except DataError as error:
+            report.leave_out(error, skip_bad=skip_bad)
+    if not shards:
+        return
+    _refuse_mixture(shards)
+    wanted = shards[0].tasks.select(tasks).names if tasks else shards[0].tasks.names
+    dataset = EpisodeDataset.open_or_create(output, shards[0].tasks, shards[0].length)
+    throughput = Throughput(progress, sum(s.episodes * s.episode_bytes for s in shards))
+    for shard in shards:
+        report.lines.append(f"{shard.path}: {shard.episodes:,} episodes in {_formats(shard)}")
+        try:
+            _Import(shard, dataset, report, throughput, skip_bad=skip_bad).run(wanted)
+        except _UnfitFileError as error:
+            report.leave_out(error, skip_bad=skip_bad)
+
+
+class _UnfitFileError(DataError):
+    """A file that turned out to be foreign when it was read."""
+
+
+def _formats(shard: OfficialShard) -> str:
+    """Tell in which number format the values are."""
+    kinds = {shard.dtypes[name].replace("float", "fp") for name in FLOATS}
+    return " and ".join(sorted(kinds))
+
+
+def _refuse_mixture(shards: Sequence[OfficialShard]) -> None:
+    first = shards[0]
+    for shard in shards[1:]:
+        if (shard.tasks, shard.length) != (first.tasks, first.length):
+            raise DataError(
+                f"{first.path} holds episodes of {first.length} rows of {len(first.tasks)} "
+                f"tasks, {shard.path} of {shard.length} of {len(shard.tasks)}: import them "
+                "into separate folders"
+            )
+
+
+class _Import:
+    """The import of one file."""
 
     def __init__(
-        self, handle: int, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+        self,
+        shard: OfficialShard,
+        dataset: EpisodeDataset,
+        report: ImportReport,
+        throughput: Throughput,
+        *,
+        skip_bad: bool,
     ) -> None:
-        self._handle, self._start = handle, start
-        self.shape, self.dtype = shape, dtype
-        self.row_bytes = int(np.prod(shape)) * dtype.itemsize
+        self._shard, self._dataset = shard, dataset
+        self._report, self._throughput = report, throughput
+        self._skip_bad = skip_bad
 
-    def read(self, index: NDArray[np.int64]) -> NDArray[Any]:
-        """Return rows by their ascending numbers, neighbours in one go.
+    def run(self, wanted: Sequence[str]) -> None:
+        """Add what is wanted and not there yet.
 
         Raises:
-            OSError: The file ends before them, or cannot be read.
+            _UnfitFileError: The file holds foreign tasks.
         """
-        rows = np.empty((len(index), *self.shape), self.dtype)
-        target = rows.reshape(-1).view(np.uint8).data
-        breaks = np.flatnonzero(np.diff(index) != 1) + 1
-        bounds = [0, *breaks.tolist(), len(index)]
-        for begin, end in pairwise(bounds):
-            if begin < end:
-                part = target[begin * self.row_bytes : end * self.row_bytes]
-                self._fill(part, self._start + int(index[begin]) * self.row_bytes)
-        return rows
+        shard = self._shard
+        try:
+            ids = shard.task_ids()
+        except DataError as error:
+            raise _UnfitFileError(str(error)) from error
+        work = {}
+        for task_id in np.unique(ids):
+            task = shard.tasks.names[task_id]
+            index = np.flatnonzero(ids == task_id)
+            if task in wanted and not self._dataset.has_shard(self._name(task)):
+                work[task] = index
+            else:
+                self._throughput.add(len(index) * shard.episode_bytes, task, moved=False)
+        needed = sum(len(index) for index in work.values()) * shard.episode_bytes
+        refuse_full_disk(self._dataset.path, needed)
+        with shard.rows() as rows:
+            for task, index in work.items():
+                self._add_fit(task, index, rows)
 
-    def _fill(self, part: memoryview, offset: int) -> None:
-        while part:
-            count = os.preadv(self._handle, [part], offset)
-            if not count:
-                raise OSError("the file ends too early")
-            part, offset = part[count:], offset + count
+    def _name(self, task: str) -> str:
+        return f"{task}-official-{self._shard.fingerprint}"
 
+    def _add_fit(self, task: str, index: NDArray[np.int64], rows: dict[str, Rows]) -> None:
+        """Add a task's episodes; without those that are unfit, if they may be left out."""
+        left_out = 0
+        while len(index):
+            try:
+                self._add(task, index, rows, left_out)
+            except _BadEpisodesError as error:
+                named = f"{self._shard.path}: {task}, episode {error.episodes[0]}: {error}"
+                more = (
+                    f" (and {len(error.episodes) - 1} more)" if len(error.episodes) > 1 else ""
+                )
+                fault = DataError(named + more)
+                self._report.leave_out(fault, skip_bad=self._skip_bad)
+                index = np.setdiff1d(index, error.episodes)
+                left_out += len(error.episodes)
+            else:
+                self._report.episodes += len(index)
+                break
 
-@dataclass(frozen=True, slots=True)
-class OfficialShard:
-    """An official shard file of which nothing but the outline was read."""
-
-    path: Path
-    """The file."""
-    tasks: TaskTable
-    """Table whose ids it holds."""
-    episodes: int
-    """Number of episodes."""
-    length: int
-    """Rows of an episode."""
-    outline: Mapping[str, Tensor]
-    """Each field as an empty tensor."""
-    places: Mapping[str, int]
-    """First byte of each field."""
-    fingerprint: str
-    """Short text that two files share only if their content is the same."""
-
-    @property
-    def half(self) -> bool:
-        """Whether all its numbers are in half precision."""
-        return all(self.outline[name].dtype is torch.float16 for name in FLOATS)
-
-    @property
-    def dtypes(self) -> dict[str, str]:
-        """Number format of each field, by its name in torch."""
-        return {k: str(v.dtype).removeprefix("torch.") for k, v in self.outline.items()}
-
-    @property
-    def episode_bytes(self) -> int:
-        """Bytes of an episode's observations, actions and rewards."""
-        return sum(
-            tensor.element_size() * tensor[0].numel()
-            for name, tensor in self.outline.items()
-            if name in FLOATS
+    def _add(
+        self, task: str, index: NDArray[np.int64], rows: dict[str, Rows], left_out: int
+    ) -> None:
+        shard = self._shard
+        entry = Shard(
+            name=self._name(task),
+            task=task,
+            episodes=len(index),
+            seeds=(),
+            source={
+                "policy": {"name": f"official MT{len(shard.tasks)} data", "sha256": None},
+                "file": shard.path.name,
+                "fingerprint": shard.fingerprint,
+                "dtypes": shard.dtypes,
+                "left_out": left_out,
+            },
+            half=shard.half,
         )
+        self._dataset.append_blocks(entry, self._blocks(task, index, rows), index)
 
-    @contextmanager
-    def rows(self) -> Iterator[dict[str, Rows]]:
-        """Open the file and give its fields, to be read by episode."""
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            yield {
-                name: Rows(handle, self.places[name], tuple(tensor.shape[1:]), _numpy(tensor))
-                for name, tensor in self.outline.items()
-                if name in FLOATS
-            }
-        finally:
-            os.close(handle)
+    def _blocks(
+        self, task: str, index: NDArray[np.int64], rows: dict[str, Rows]
+    ) -> Callable[[ShardShape], Blocks]:
+        sizes = self._shard.tasks[task]
+        widths = {"obs": sizes.obs_dim, "action": sizes.action_dim}
 
-    def task_ids(self) -> NDArray[np.int64]:
-        """Return the task of each episode.
+        def read(field: str, kind: str) -> Iterator[NDArray[np.floating]]:
+            source = rows[field]
+            step = max(_BLOCK_BYTES // source.row_bytes, 1)
+            for start in range(0, len(index), step):
+                chosen = index[start : start + step]
+                try:
+                    block = source.read(chosen)
+                except OSError as error:  # not one of writing, which would mean our own disk
+                    raise _UnfitFileError(f"cannot read {self._shard.path}: {error}") from error
+                _refuse_bad(field, block, widths.get(field), chosen)
+                self._throughput.add(block.nbytes, f"{self._shard.path.name} {task}")
+                yield block.astype(kind, copy=False)
 
-        Raises:
-            DataError: A task that the table does not hold, or that changes in an episode.
-        """
-        try:
-            mapped = MappedFile(self.path)
-            tensor = mapped.tensor(self.outline["task"])  # not always of contiguous rows
-        except TorchFileError as error:
-            raise DataError(f"{self.path} {error}") from error
-        ids = np.empty(self.episodes, dtype=np.int64)
-        step = max(_SCAN // self.length, 1)
-        for start in range(0, self.episodes, step):
-            part = tensor[start : start + step].numpy()
-            ids[start : start + step] = part[:, 0]
-            if (part != part[:, :1]).any():
-                raise DataError(f"{self.path}: the task changes within an episode")
-            mapped.forget()
-        if ids.min() < 0 or ids.max() >= len(self.tasks):
-            raise DataError(
-                f"{self.path} holds task ids up to {ids.max()}, its table of "
-                f"{len(self.tasks)} tasks has none such"
-            )
-        return ids
+        def shaped(shape: ShardShape) -> Blocks:
+            kind = "<f2" if shape.half else "<f4"
+            return lambda field: read(field, kind)
+
+        return shaped
 
 
-def open_official(path: Path) -> OfficialShard:
-    """Open an official shard file; only its outline is read.
+def _refuse_bad(
+    field: str, block: NDArray[Any], width: int | None, index: NDArray[np.int64]
+) -> None:
+    """Refuse NaN, infinity and padding that is not zero; row 0 is filler but in `obs`."""
+    done = block if field == "obs" else block[:, 1:]
+    axes = tuple(range(1, done.ndim))
+    bad = ~np.isfinite(done).all(axis=axes)
+    if bad.any():
+        raise _BadEpisodesError(f"{field} holds NaN or infinity", index[bad])
+    if field == "action":
+        bad = out_of_range(done).any(axis=axes)
+        if bad.any():
+            raise _BadEpisodesError(OUT_OF_RANGE, index[bad])
+    if width is not None:
+        bad = done[..., width:].any(axis=axes)
+        if bad.any():
+            raise _BadEpisodesError(f"{field} is not zero in its padding", index[bad])
+
+
+_EPISODES = 128
+_ALIGNMENT = 64
+_PLAIN = {**dict.fromkeys(FLOATS, "float32"), "task": "int32"}
+# Facts about the writer's own layout, which this one does not keep.
+_DROPPED = (".format_version", ".storage_alignment", "serialization_id")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _File:
+    """A shard file to write."""
+
+    name: str
+    shards: Sequence[Shard]
+    dtypes: Mapping[str, str]
+
+    @property
+    def episodes(self) -> int:
+        return sum(shard.episodes for shard in self.shards)
+
+
+def export_official(dataset: EpisodeDataset, output: Path, progress: Progress) -> list[Path]:
+    """Write a dataset as shard files that TD-MPC2's own loader reads.
+
+    What was imported from a file goes back into one of that name, its episodes in the order
+    they had; of a whole file the tensors are identical to what they were. Other episodes go
+    into a file for each task, in float32. Labels have no place in that layout.
+
+    Args:
+        dataset: What to write.
+        output: Folder for the files; those that are there already are kept.
+        progress: Takes megabytes.
+
+    Returns:
+        The files of this export, those that were there already included.
 
     Raises:
-        DataError: A file that is missing, truncated, unsafe, or no shard of MT30 or MT80; the
-            message names it and the fault.
+        DataError: A shard that is missing or truncated, a full disk, or a folder that cannot be
+            written.
     """
+    files = _files(dataset)
+    paths = [output / file.name for file in files]
+    todo = [(file, path) for file, path in zip(files, paths, strict=True) if not path.exists()]
+    sizes = [sum(t.nbytes for t in _outline(dataset, file).values()) for file, _ in todo]
+    throughput = Throughput(progress, sum(sizes))
     try:
-        return _open(path)
-    except TorchFileError as error:
-        raise DataError(f"{path} {error}") from error
-    except FileNotFoundError:
-        raise DataError(f"no file {path}") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder; name the shard files in it") from None
+        output.mkdir(parents=True, exist_ok=True)
+        refuse_full_disk(output, sum(sizes))
+        for file, path in todo:
+            with replace_when_done(path) as temporary:
+                _write(dataset, file, temporary, throughput)
+    except OSError as error:
+        raise DataError(f"cannot export to {output}: {error.strerror or error}") from error
+    return paths
 
 
-def _open(path: Path) -> OfficialShard:
-    if path.is_dir():
-        raise IsADirectoryError
-    if not path.exists():
-        raise FileNotFoundError
-    if not is_zipped(path):
-        raise TorchFileError("is no file by torch.save, or is cut off")
-    outline = _fields(load_outline(path, _STAND_INS))
-    tasks = _table(outline)
-    _check_shapes(outline, tasks)
-    records = Records(path)
-    places = {name: records.place(tensor) for name, tensor in outline.items()}
-    episodes, length = outline["reward"].shape
-    sums = {name: records.crc(tensor) for name, tensor in outline.items()}
-    fingerprint = _fingerprint(path, outline, sums, places["reward"])
-    return OfficialShard(path, tasks, episodes, length, outline, places, fingerprint)
+def _files(dataset: EpisodeDataset) -> list[_File]:
+    """Group the shards by the file they came from, others by task."""
+    groups: dict[tuple[str, str], list[Shard]] = {}
+    for shard in dataset.shards:
+        origin = shard.source.get("file"), shard.source.get("fingerprint")
+        known = all(isinstance(part, str) for part in origin)
+        key = (Path(str(origin[0])).name, str(origin[1])) if known else (f"{shard.task}.pt", "")
+        groups.setdefault(key, []).append(shard)
+    names = [name for name, _ in groups]
+    files = []
+    for (name, fingerprint), shards in groups.items():
+        taken = names.count(name) > 1 and fingerprint
+        own = f"{Path(name).stem}-{fingerprint}.pt" if taken else name
+        files.append(_File(own, shards, shards[0].source.get("dtypes", _PLAIN)))
+    return files
 
 
-def _fields(content: object) -> dict[str, Tensor]:
-    """Find the four fields, in a TensorDict of any version or a plain dictionary."""
-    if isinstance(content, _TensorDict):
-        content = getattr(content, "state", {}).get("_tensordict")
-    if not isinstance(content, dict):
-        raise TorchFileError("holds no TensorDict of episodes")
-    found = {}
-    for name in (*FLOATS, "task"):
-        tensor = content.get(name)
-        if not isinstance(tensor, Tensor) or tensor.dtype not in _NUMPY:
-            raise TorchFileError(
-                f"is no official shard: it has no {name} of numbers, which every shard has"
-            )
-        found[name] = tensor
-    _refuse_endings(content)
-    return found
-
-
-def _refuse_endings(content: dict[str, Any]) -> None:
-    """Refuse episodes that a state ends, which values here do not know.
-
-    Raises:
-        TorchFileError: The file has a field of terminations.
-    """
-    for name in ("terminated", "done"):
-        if name in content:
-            raise TorchFileError(
-                f"has a field {name!r}, so its episodes may terminate, which is not supported; "
-                "if none of them does, save it without this field"
-            )
-
-
-def _table(outline: Mapping[str, Tensor]) -> TaskTable:
-    """Tell MT30 and MT80 apart by their widths."""
-    widths = (outline["obs"].shape[-1:], outline["action"].shape[-1:])
-    for table in (MT30, MT80):
-        if widths == ((table.obs_dim,), (table.action_dim,)):
-            return table
-    raise TorchFileError(
-        f"is no shard of MT30 or MT80: those have {MT30.obs_dim} or {MT80.obs_dim} "
-        f"observations and {MT30.action_dim} actions, it has {_text(widths)}"
-    )
-
-
-def _text(widths: tuple[torch.Size, ...]) -> str:
-    return " and ".join(str(width[0]) if width else "none" for width in widths)
-
-
-def _check_shapes(outline: Mapping[str, Tensor], tasks: TaskTable) -> None:
-    lead = tuple(outline["obs"].shape[:-1])
-    expected = {
-        "obs": (*lead, tasks.obs_dim),
-        "action": (*lead, tasks.action_dim),
-        "reward": lead,
-        "task": lead,
+def _outline(dataset: EpisodeDataset, file: _File) -> dict[str, Tensor]:
+    """Return the file's tensors without any storage."""
+    lead = (file.episodes, dataset.length)
+    widths = {"obs": (dataset.tasks.obs_dim,), "action": (dataset.tasks.action_dim,)}
+    return {
+        name: torch.empty(
+            *lead, *widths.get(name, ()), dtype=getattr(torch, dtype), device="meta"
+        )
+        for name, dtype in file.dtypes.items()
     }
+
+
+def _write(dataset: EpisodeDataset, file: _File, path: Path, throughput: Throughput) -> None:
+    """Copy torch's own file without values, and stream the values into it."""
+    outline = _outline(dataset, file)
+    order = _order(dataset, file)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp") as skeleton:
+        _save_skeleton(outline, Path(skeleton.name))
+        with (
+            zipfile.ZipFile(skeleton.name) as template,
+            zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+        ):
+            fields, folder = iter(outline), Path(file.name).stem
+            for entry in template.infolist():
+                if entry.filename.endswith(_DROPPED):
+                    continue
+                record_name = f"{folder}/{entry.filename.partition('/')[2]}"
+                if Path(entry.filename).parent.name != "data":
+                    archive.writestr(_entry(archive, record_name), template.read(entry))
+                    continue
+                name = next(fields)  # torch numbers the storages in the order of the fields
+                with archive.open(
+                    _entry(archive, record_name), "w", force_zip64=True
+                ) as record:
+                    for block in _blocks(dataset, file, name, order):
+                        record.write(block.data)
+                        throughput.add(block.nbytes, file.name)
+
+
+def _save_skeleton(outline: Mapping[str, Tensor], path: Path) -> None:
+    """Let torch and tensordict write all but the values, which take no room on the disk."""
+    tensors = {}
     for name, tensor in outline.items():
-        if len(lead) != 2 or tuple(tensor.shape) != expected[name] or not tensor.numel():
-            raise TorchFileError(
-                f"is no official shard: {name} is {list(tensor.shape)}, not episodes by rows"
-            )
-        if tensor.dtype.is_floating_point != (name in FLOATS):
-            raise TorchFileError(f"is no official shard: {name} holds {tensor.dtype}")
-    if lead[1] < 2:
-        raise TorchFileError("holds episodes without a step")
-    for name in FLOATS:
-        if not outline[name].is_contiguous():
-            raise TorchFileError(f"holds {name} in another order; save it contiguous() again")
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp") as hole:
+            os.truncate(hole.name, tensor.nbytes)
+            storage = torch.UntypedStorage.from_file(hole.name, False, tensor.nbytes)
+        empty = torch.empty(0, dtype=tensor.dtype)
+        tensors[name] = empty.set_(storage, 0, tensor.shape)  # type: ignore[call-overload]
+    content = TensorDict(tensors, batch_size=outline["reward"].shape)
+    with torch.serialization.skip_data():
+        torch.save(content, path)
 
 
-def _numpy(tensor: Tensor) -> np.dtype[Any]:
-    return _NUMPY[tensor.dtype]
+def _entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """Return an entry whose bytes begin where a processor likes them to."""
+    entry = zipfile.ZipInfo(name)
+    header = 30 + len(name.encode()) + 20 + 4  # with the sizes of a large file, and our own pad
+    assert archive.fp is not None
+    pad = -(archive.fp.tell() + header) % _ALIGNMENT
+    entry.extra = b"FB" + pad.to_bytes(2, "little") + b"Z" * pad
+    return entry
 
 
-def _fingerprint(
-    path: Path, outline: Mapping[str, Tensor], sums: Mapping[str, int], reward: int
-) -> str:
-    """Digest the file's own checksums, and some rewards for a writer that stored none."""
-    facts = {name: [list(t.shape), str(t.dtype), sums[name]] for name, t in outline.items()}
-    with path.open("rb") as file:
-        file.seek(reward)
-        sample = file.read(min(_SAMPLE, outline["reward"].nbytes))
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + sample)
-    return digest.hexdigest()[:12]
+def _order(dataset: EpisodeDataset, file: _File) -> NDArray[np.int64]:
+    """Return shard and row of each episode of the file, [episodes, 2]."""
+    parts: list[NDArray[np.int64]] = []
+    positions: list[NDArray[np.int64]] = []
+    for number, shard in enumerate(file.shards):
+        rows = np.arange(shard.episodes)
+        parts.append(np.stack([np.full_like(rows, number), rows], axis=1))
+        known = _positions(dataset.path / shard.name / POSITIONS, shard.episodes)
+        positions.append(rows + sum(len(p) for p in positions) if known is None else known)
+    return np.concatenate(parts)[np.argsort(np.concatenate(positions), kind="stable")]
+
+
+def _positions(path: Path, episodes: int) -> NDArray[np.int64] | None:
+    """Return where episodes were in the file they came from; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        known = np.load(path, mmap_mode="r", allow_pickle=False)
+    except DAMAGED_ARRAY as error:
+        raise DataError(f"cannot read {path}: {error!r}; copy the dataset again") from error
+    if known.shape != (episodes,):
+        raise DataError(f"{path} is damaged; copy the dataset again")
+    return known
+
+
+def _blocks(
+    dataset: EpisodeDataset, file: _File, field: str, order: NDArray[np.int64]
+) -> Iterator[NDArray[Any]]:
+    """Yield a field's values in the order of the file."""
+    dtype = np.dtype(file.dtypes[field])
+    ids = np.array([dataset.tasks.index(shard.task) for shard in file.shards], dtype)
+    with ExitStack() as stack:
+        sources = [_rows(dataset, shard, field, stack) for shard in file.shards]
+        for start in range(0, len(order), _EPISODES):
+            number, row = order[start : start + _EPISODES].T
+            if field == "task":
+                yield np.repeat(ids[number][:, None], dataset.length, axis=1)
+                continue
+            block = np.empty((len(row), *sources[0].shape), dtype)
+            for shard in np.unique(number):
+                block[number == shard] = sources[shard].read(row[number == shard])
+            yield block
+
+
+def _rows(dataset: EpisodeDataset, shard: Shard, field: str, stack: ExitStack) -> Rows:
+    """Open a shard's field until the stack is left."""
+    size, dtype = dataset.shape_of(shard).fields()[field]
+    handle = os.open(field_file(dataset.path / shard.name, field), os.O_RDONLY)
+    stack.callback(os.close, handle)
+    kind = {torch.float16: "<f2", torch.float32: "<f4", torch.int32: "<i4"}[dtype]
+    return Rows(handle, 0, size[1:], np.dtype(kind))

@@ -6,7 +6,7 @@ from typing import Any
 
 from tdmpc_opt.agents.agent import best_device
 from tdmpc_opt.agents.executor import Cores, choose_processes, run_parallel
-from tdmpc_opt.agents.rollout import one_thread, rollout
+from tdmpc_opt.agents.policies import one_thread, rollout
 from tdmpc_opt.agents.sources import (
     CheckpointSource,
     PolicySource,

@@ -17,14 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tdmpc_opt.agents.expert_policy import ExpertNetwork
+from tdmpc_opt.agents.policies import ExpertNetwork
 from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.experts.state import DAMAGE, Progress, damaged, read_arrays
 from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.schema import Task, seed_number
-from tdmpc_opt.tasks.environment import batched_task, make_env
+from tdmpc_opt.tasks.batched_suite import batched_task
+from tdmpc_opt.tasks.environment import make_env
 
 Array = NDArray[np.float32]
 

@@ -5,13 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from tdmpc_opt.agents.expert_policy import ExpertNetwork
-from tdmpc_opt.agents.policies import Array, Policy, Stream
-from tdmpc_opt.agents.rollout import rollout
+from tdmpc_opt.agents.policies import Array, ExpertNetwork, Policy, Stream, rollout
 from tdmpc_opt.agents.sources import PolicySource, open_source
 from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
 from tdmpc_opt.schema import Task, seed_number
-from tdmpc_opt.tasks.batched_own import offers_batches
+from tdmpc_opt.tasks.batched import offers_batches
 from tdmpc_opt.tasks.environment import make_env
 
 WARM_UP_SEED = COLLECTION_SEED + 400_000

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.data.maps import DAMAGED_ARRAY
+from tdmpc_opt.data.shards import DAMAGED_ARRAY
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.files import parse_json, replace_when_done
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc_opt.agents.executor import run_parallel
-from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.agents.policies import ExpertNetwork, expert_path
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
 from tdmpc_opt.evaluation.results import ResultFile
@@ -33,7 +33,7 @@ from tdmpc_opt.files import alone, parse_json, require_same
 from tdmpc_opt.progress import Progress as Reports
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30, Task, TaskTable
-from tdmpc_opt.tasks.choice import choose_tasks
+from tdmpc_opt.tasks import choose_tasks
 from tdmpc_opt.tasks.environment import make_env
 
 EARLY_FRACTION = 0.2

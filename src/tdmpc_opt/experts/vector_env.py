@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from tdmpc_opt.schema import Task
-from tdmpc_opt.tasks.environment import batched_task, make_env
+from tdmpc_opt.tasks.batched_suite import batched_task
+from tdmpc_opt.tasks.environment import make_env
 
 Array = NDArray[np.float64]
 

@@ -215,7 +215,7 @@ def _stored(tasks: TaskTable, data: Path) -> Iterator[tuple[str, NDArray[np.floa
 
 
 def _driven(agent: Agent) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    from tdmpc_opt.tasks.dmcontrol import make_env
+    from tdmpc_opt.tasks.environment import make_env
 
     rng = np.random.default_rng(0)
     for name in agent.tasks.names:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tdmpc_opt.data.episodes import EpisodeDataset
-from tdmpc_opt.data.summary import summarize
+from tdmpc_opt.data.reports import summarize
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.files import replace_when_done
 

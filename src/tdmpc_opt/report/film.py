@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from tdmpc_opt.agents.policies import Policy
-from tdmpc_opt.agents.rollout import one_thread
+from tdmpc_opt.agents.policies import Policy, one_thread
 from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
 from tdmpc_opt.configs import VideoConfig
 from tdmpc_opt.errors import RunError

@@ -1,1 +1,59 @@
-"""Environments of the 30 MT30 tasks on MuJoCo physics."""
+"""The tasks that a command line names: of MT30, and a user's own."""
+
+from tdmpc_opt.errors import InputError, UnknownTaskError
+from tdmpc_opt.schema import MT30, Task, TaskTable
+
+
+def choose_tasks(text: str) -> TaskTable:
+    """Return the tasks in the order of MT30, a user's own after them.
+
+    Args:
+        text: `mt30`, or names joined by commas: of MT30, or `MODULE:ID` of environments that a
+            module of the user's registers with Gymnasium.
+
+    Raises:
+        UnknownTaskError: A name that is neither, or an empty list.
+        InputError: An environment that no agent here can act in, or two of one name.
+    """
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    ours = [name for name in names if name in MT30.names or name == "mt30"]
+    own = _own_tasks([name for name in names if name not in ours])
+    if not own:
+        return MT30.select(text)
+    found = MT30.select(",".join(ours)).tasks if ours else ()
+    return TaskTable((*found, *own))
+
+
+def _own_tasks(texts: list[str]) -> tuple[Task, ...]:
+    if not texts:
+        return ()
+    from tdmpc_opt.tasks.own import own_task  # Gymnasium loads for those who need it
+
+    own: dict[str, Task] = {}
+    for text in dict.fromkeys(texts):
+        _refuse_misspelt(text)
+        task = own_task(text)
+        if task.name in own:
+            raise InputError(
+                f"{text} and {own[task.name].env} are both called {task.name}; register one "
+                "under another id"
+            )
+        own[task.name] = task
+    return tuple(own.values())
+
+
+def _refuse_misspelt(text: str) -> None:
+    """Answer a misspelt name of MT30 as such, with near matches of its own.
+
+    Raises:
+        UnknownTaskError: A name without a module that no installed package registers.
+    """
+    import gymnasium
+
+    if ":" not in text and text not in gymnasium.registry:
+        try:
+            MT30.index(text)
+        except UnknownTaskError as error:
+            raise UnknownTaskError(
+                f"{error}; an environment of your own is named MODULE:ID"
+            ) from None

@@ -14,7 +14,7 @@ import numpy as np
 from dm_control.suite import common
 from dm_control.utils import rewards
 
-from tdmpc_opt.schema import MT30
+from tdmpc_opt.schema import MT30, Task
 from tdmpc_opt.tasks import custom
 from tdmpc_opt.tasks.batched import (
     Array,
@@ -23,9 +23,10 @@ from tdmpc_opt.tasks.batched import (
     BatchedTask,
     Measure,
     Sensor,
+    own_batched_task,
     with_sensors,
 )
-from tdmpc_opt.tasks.dmcontrol import ACTION_REPEAT, DMControlEnv
+from tdmpc_opt.tasks.environment import ACTION_REPEAT, DMControlEnv
 
 _XBODY, _BODY = mujoco.mjtObj.mjOBJ_XBODY, mujoco.mjtObj.mjOBJ_BODY
 _GEOM, _SITE = mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SITE
@@ -374,6 +375,16 @@ def suite_task(name: str, threads: int = 0) -> BatchedTask:
         read=partial(_read, target=domain.target),
         repeat=ACTION_REPEAT,
     )
+
+
+def batched_task(task: Task) -> BatchedTask:
+    """Return a task on batches of states.
+
+    Raises:
+        InputError: An environment of the user's that does not offer it.
+        MissingDependencyError: The simulator is missing, or its two parts do not fit.
+    """
+    return own_batched_task(task) if task.env else suite_task(task.name)
 
 
 def _compile(env: DMControlEnv, domain: _Domain) -> mujoco.MjModel:

@@ -217,24 +217,24 @@ def three_link_reacher() -> bytes:
     return xml
 
 
-def load(domain: str, task: str, seed: int) -> Any:
+def load(name: str, seed: int) -> Any:
     """Build the dm_control environment of an MT30 task.
 
     Args:
-        domain: Suite name of the domain, such as `ball_in_cup`.
-        task: Task of that domain, with underscores.
+        name: Name of the task, such as `cup-catch`.
         seed: Seed of the task's `numpy.random.RandomState`.
 
     Returns:
         The `dm_control.rl.control.Environment`, not yet reset.
     """
-    name = f"{'cup' if domain == 'ball_in_cup' else domain}-{task.replace('_', '-')}"
     if name in _REACHER_TARGETS:
         physics = reacher.Physics.from_xml_string(three_link_reacher(), common.ASSETS)
         three_link = reacher.Reacher(target_size=_REACHER_TARGETS[name], random=seed)
         return _environment(physics, three_link, physics.timestep())
     if name not in CUSTOM_TASKS:
-        return suite.load(domain, task, task_kwargs={"random": seed})
+        domain, _, task = name.partition("-")
+        domain = "ball_in_cup" if domain == "cup" else domain
+        return suite.load(domain, task.replace("-", "_"), task_kwargs={"random": seed})
     spec = CUSTOM_TASKS[name]
     lender = suite.load(spec.domain, spec.task, task_kwargs={"random": seed})
     wrapper = CupSpinTask if name == "cup-spin" else RewardTask

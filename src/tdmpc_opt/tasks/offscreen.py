@@ -1,9 +1,10 @@
-"""A process that can draw without a display, whatever the calling one has loaded already.
+"""Drawing without a display: the OpenGL backend of this process, and a process that can draw.
 
 MuJoCo and dm_control choose their OpenGL backend once, when they are imported, from the
-environment variable MUJOCO_GL; so whoever wants to choose needs a fresh process.
+environment variable MUJOCO_GL; a later choice needs a fresh process.
 """
 
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -29,6 +30,42 @@ with mujoco.Renderer(model, 16, 16) as renderer:
     renderer.render()
 """
 _END = b"end"
+
+
+def load_renderer() -> str | None:
+    """Import dm_control's OpenGL backend; where that fails, one that refuses to draw.
+
+    dm_control imports its backend with everything else, so that a bad one would keep tasks from
+    being stepped. It tries GLFW, then EGL, then OSMesa, and expects the first to raise where it
+    cannot draw. By default GLFW only warns, so that dm_control would keep it and later fail.
+
+    Returns:
+        Why nothing can be drawn in this process; None if the backend was loaded.
+    """
+    import dm_control  # noqa: F401  # that it is missing must not pass for a missing backend
+    import glfw
+
+    before = glfw.ERROR_REPORTING
+    glfw.ERROR_REPORTING = "raise"
+    try:
+        _import_simulator()
+    except (ImportError, AttributeError, RuntimeError, glfw.GLFWError) as error:
+        asked = os.environ.get(_VARIABLE)
+        os.environ[_VARIABLE] = "disabled"
+        _import_simulator()
+        del os.environ[_VARIABLE]
+        if asked is not None:
+            os.environ[_VARIABLE] = asked
+        reason = str(error) or repr(error.__cause__)  # dm_control raises some without words
+        return f"{_VARIABLE}={asked or ''}: {reason.strip().splitlines()[0]}"
+    finally:
+        glfw.ERROR_REPORTING = before
+    return None
+
+
+def _import_simulator() -> None:
+    for name in ("mujoco", "dm_control._render", "dm_control.suite"):
+        importlib.import_module(name)
 
 
 def choose_backend(candidates: tuple[str, ...] | None = None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tdmpc_opt.agents.expert_policy import ExpertNetwork
+from tdmpc_opt.agents.policies import ExpertNetwork
 from tdmpc_opt.agents.sources import is_expert_folder
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, share_names

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from tdmpc_opt.agents.expert_policy import ExpertNetwork, expert_path
+from tdmpc_opt.agents.policies import ExpertNetwork, expert_path
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.teachers import TeacherTargets

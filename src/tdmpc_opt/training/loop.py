@@ -14,8 +14,7 @@ from torch import Tensor
 
 from tdmpc_opt.agents.agent import Agent, best_device
 from tdmpc_opt.agents.executor import choose_threads
-from tdmpc_opt.agents.policies import AgentPolicy
-from tdmpc_opt.agents.rollout import rollout, threads
+from tdmpc_opt.agents.policies import AgentPolicy, rollout, threads
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names
 from tdmpc_opt.configs import DistillConfig, TrainConfig

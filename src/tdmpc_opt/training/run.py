@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tdmpc_opt.agents.expert_policy import expert_path
+from tdmpc_opt.agents.policies import expert_path
 from tdmpc_opt.agents.sources import is_expert_folder, open_source
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import resolve, sha256, share_names

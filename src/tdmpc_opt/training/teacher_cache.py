@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from tdmpc_opt.configs import DistillConfig
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
-from tdmpc_opt.data.maps import DAMAGED_ARRAY
 from tdmpc_opt.data.sampler import Batch, ordered_shards
+from tdmpc_opt.data.shards import DAMAGED_ARRAY
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.files import alone, replace_when_done
 from tdmpc_opt.progress import Progress

@@ -5,11 +5,10 @@ import time
 from dataclasses import dataclass
 
 from tdmpc_opt.agents.agent import Agent
-from tdmpc_opt.agents.policies import Array, torch_generator
-from tdmpc_opt.agents.rollout import one_thread
+from tdmpc_opt.agents.policies import Array, one_thread, torch_generator
 from tdmpc_opt.configs.tuning import TUNING_SEED
 from tdmpc_opt.schema import UNNAMED
-from tdmpc_opt.tasks.dmcontrol import make_env
+from tdmpc_opt.tasks.environment import make_env
 
 _TURNS, _ACTIONS = 5, 8
 _TURNS_THAT_WARM = 1

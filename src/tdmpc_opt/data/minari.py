@@ -19,12 +19,12 @@ from minari.dataset.minari_storage import MinariStorage
 from numpy.typing import NDArray
 
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
-from tdmpc_opt.data.transfer import ImportReport
+from tdmpc_opt.data.reports import ImportReport
 from tdmpc_opt.errors import DataError, InputError
 from tdmpc_opt.files import parse_json
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.schema import MT30, Task, TaskTable
-from tdmpc_opt.tasks.choice import choose_tasks
+from tdmpc_opt.tasks import choose_tasks
 
 _NAMESPACE = "tdmpc-opt"
 _METADATA = "metadata.json"

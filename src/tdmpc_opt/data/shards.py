@@ -1,44 +1,29 @@
-"""One shard of episodes as a TensorDict memory-map folder: its layout, checked and read."""
+"""One shard of episodes as a TensorDict memory-map folder: written, checked and mapped."""
 
+import ctypes
+import errno
+import hashlib
+import mmap
+import os
+import shutil
+import tokenize
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from numpy.typing import NDArray
+from tensordict import TensorDict
 
-from tdmpc_opt.data.maps import map_file
 from tdmpc_opt.errors import DataError
 
 BLOCK = 64
 """Episodes that are held in memory at once while a shard is written or checked."""
 POSITIONS = "position.npy"
 """File that tells where each episode was in the file it was imported from."""
-
-
-@dataclass(frozen=True, eq=False)
-class Episode:
-    """One finished episode: row t holds obs_t, action_{t-1}, reward_{t-1} and label_{t-1}."""
-
-    task: str
-    """Name of the task."""
-    seed: int | None
-    """Environment seed that the episode started from; None where it is not known."""
-    obs: Float32[np.ndarray, "rows obs"]
-    """Observations without padding, the first and the last included."""
-    action: Float32[np.ndarray, "rows action"]
-    """Actions without padding, in [-1, 1]; row 0 is NaN."""
-    reward: Float32[np.ndarray, " rows"]
-    """Rewards; row 0 is NaN."""
-    label: Float32[np.ndarray, "rows action"] | None = None
-    """What the labelling policy would have done in obs_{t-1}, in [-1, 1]; a row is NaN where
-    nobody labelled, as row 0 is. None: the actions are all there is to imitate."""
-
-    @property
-    def total_reward(self) -> float:
-        """Sum of the rewards."""
-        return float(self.reward[1:].sum(dtype=np.float64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,3 +184,134 @@ def _are_labels(rows: Float32[np.ndarray, "steps action"]) -> bool:
     """Tell whether each row is a whole action or wholly NaN."""
     nan = np.isnan(rows)
     return not np.isinf(rows).any() and bool((nan.any(axis=1) == nan.all(axis=1)).all())
+
+
+DAMAGED_ARRAY = (
+    *(OSError, EOFError, MemoryError, SyntaxError, tokenize.TokenError),
+    *(ArithmeticError, LookupError, TypeError, ValueError),
+)
+"""What numpy was seen to raise on array files that are cut, changed or foreign."""
+_PAGE = mmap.PAGESIZE
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def map_file(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> NDArray[Any]:
+    """Map a file.
+
+    Neither numpy's maps nor Python's would do: they keep a descriptor open for each file, and a
+    dataset may have more files than a process may have descriptors.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb"):  # torch's own error is of no kind in particular
+        size = int(np.prod(shape))
+    values = torch.from_file(str(path), shared=False, size=size, dtype=dtype).numpy()
+    values.flags.writeable = False
+    return values.reshape(shape)
+
+
+class ReadAhead:
+    """Has the system start to read rows of a mapped array; a mere hint.
+
+    Args:
+        values: A contiguous array by `map_file`, or a view of its first columns.
+    """
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._address, self._row_bytes = values.ctypes.data, values.strides[0]
+
+    def begin(self, first: int, count: int) -> None:
+        """Start to read some rows."""
+        address = self._address + first * self._row_bytes
+        start = address - address % _PAGE
+        _madvise(start, address + count * self._row_bytes - start, mmap.MADV_WILLNEED)
+
+
+Blocks = Callable[[str], Iterable[NDArray[np.floating]]]
+"""Gives the values of a field, padded, some episodes at a time."""
+
+
+def write_shard(
+    folder: Path,
+    shape: ShardShape,
+    task_id: int,
+    blocks: Blocks,
+    positions: NDArray[np.int64] | None = None,
+) -> dict[str, str]:
+    """Write episodes of one task into a new folder, which appears whole or not at all.
+
+    Args:
+        folder: Shard folder to make; one that is there already is replaced.
+        shape: Sizes of the padded fields.
+        task_id: Id of the task in the dataset's table.
+        blocks: Asked for each field of `shape` but the task.
+        positions: Where each episode was in the file it comes from, if it comes from one.
+
+    Returns:
+        The SHA-256 of each file, by its name.
+
+    Raises:
+        DataError: A full disk, or a folder that cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _make_files(temporary, shape)
+        sums = _fill(temporary, blocks, shape, task_id)
+        if positions is not None:
+            np.save(temporary / POSITIONS, positions)
+        for path in sorted(temporary.iterdir()):
+            _sync(path)
+            if path.name not in sums:
+                sums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        _sync(temporary)
+        if folder.exists():  # left by a run that died before it listed the shard
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+        _sync(folder.parent)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full; free some space" if full else str(error)
+        raise DataError(f"cannot write shard {folder}: {reason}; nothing was added") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return sums
+
+
+def _make_files(folder: Path, shape: ShardShape) -> None:
+    """Let tensordict lay out the folder, so that it can load what is written here."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    TensorDict(
+        {
+            name: torch.empty((), dtype=dtype).expand(size)
+            for name, (size, dtype) in shape.fields().items()
+        },
+        batch_size=[shape.episodes, shape.length],
+    ).memmap_like(folder)
+
+
+def _fill(folder: Path, blocks: Blocks, shape: ShardShape, task_id: int) -> dict[str, str]:
+    """Write the values through plain files: into a map, a full disk would kill the process."""
+    row = np.full(shape.length, task_id, dtype="<i4")
+    sums = {}
+    for field in shape.fields():
+        values = (row for _ in range(shape.episodes)) if field == "task" else blocks(field)
+        path = field_file(folder, field)
+        sha256 = hashlib.sha256()
+        with path.open("r+b") as file:
+            for block in values:
+                file.write(block.data)
+                sha256.update(block.data)
+        sums[path.name] = sha256.hexdigest()
+    return sums
+
+
+def _sync(path: Path) -> None:
+    """Force a file or a folder's entries out to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

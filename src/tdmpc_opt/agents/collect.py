@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tdmpc_opt.agents.executor import Cores, choose_processes, run_parallel
-from tdmpc_opt.agents.policies import RandomPolicy
-from tdmpc_opt.agents.rollout import one_thread, rollout
+from tdmpc_opt.agents.policies import RandomPolicy, one_thread, rollout
 from tdmpc_opt.agents.sources import PolicySource, estimate, open_source
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset

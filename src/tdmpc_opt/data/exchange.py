@@ -2,9 +2,8 @@
 
 from tdmpc_opt.configs import DataExportConfig, DataImportConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
-from tdmpc_opt.data.export_official import export_official
-from tdmpc_opt.data.import_official import import_official
-from tdmpc_opt.data.transfer import ImportReport
+from tdmpc_opt.data.official import export_official, import_official
+from tdmpc_opt.data.reports import ImportReport
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.files import alone
 from tdmpc_opt.progress import Progress, Silent
@@ -37,7 +36,7 @@ def _import(config: DataImportConfig, progress: Progress) -> ImportReport:
     if files:
         import_official(files, config.output, config.tasks, report, progress, skip_bad=skip_bad)
     if folders:
-        from tdmpc_opt.collection.minari_files import import_minari, is_minari
+        from tdmpc_opt.data.minari import import_minari, is_minari
 
         for folder in folders:
             if is_minari(folder):
@@ -69,7 +68,7 @@ def export_data(config: DataExportConfig, progress: Progress | None = None) -> l
     if config.format == "official":
         with alone(config.output / "export"):
             return [str(path) for path in export_official(dataset, config.output, progress)]
-    from tdmpc_opt.collection.minari_files import export_minari
+    from tdmpc_opt.data.minari import export_minari
 
     with alone(config.output / "export"):
         return [str(path) for path in export_minari(dataset, config.output, progress)]

@@ -1,1 +1,0 @@
-"""Experts and the datasets that policies leave behind."""

@@ -1,0 +1,202 @@
+"""Reports on a dataset: what it contains, whether it is intact, and what an import did."""
+
+import hashlib
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tdmpc_opt.data.episodes import EpisodeDataset, Shard
+from tdmpc_opt.data.shards import bad_episode, check_files
+from tdmpc_opt.errors import DataError
+from tdmpc_opt.progress import Progress
+
+MEGABYTE = 1_000_000
+
+
+@dataclass
+class ImportReport:
+    """What came of an import."""
+
+    lines: list[str] = field(default_factory=list)
+    """What each source held."""
+    left_out: list[str] = field(default_factory=list)
+    """What was skipped, and why."""
+    episodes: int = 0
+    """Episodes added by this call."""
+
+    def leave_out(self, error: DataError, *, skip_bad: bool) -> None:
+        """Note a fault and go on.
+
+        Raises:
+            DataError: The fault itself, unless it may be skipped.
+        """
+        if not skip_bad:
+            raise error
+        self.left_out.append(str(error))
+
+
+class Throughput:
+    """Reports megabytes done and per second, over all files of a piece of work.
+
+    Args:
+        progress: Where the reports go.
+        total_bytes: All there is to do.
+    """
+
+    def __init__(self, progress: Progress, total_bytes: int) -> None:
+        self._progress, self._total = progress, total_bytes
+        self._done = self._moved = 0
+        self._start = time.monotonic()
+
+    def add(self, count: int, text: str, *, moved: bool = True) -> None:
+        """Count bytes as done; those that need no work do not count as speed."""
+        self._done += count
+        self._moved += count if moved else 0
+        rate = self._moved / max(time.monotonic() - self._start, 1e-9) / MEGABYTE
+        total = max(self._total // MEGABYTE, 1)
+        left = self._done < self._total
+        done = min(self._done // MEGABYTE, total - left)
+        self._progress.update(done, total, f"MB, {rate:.0f} MB/s, {text}")
+
+
+def refuse_full_disk(folder: Path, needed: int) -> None:
+    """Make sure that so many bytes fit.
+
+    Raises:
+        DataError: They do not.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{folder} needs {needed / MEGABYTE:,.0f} MB more, {free / MEGABYTE:,.0f} MB are "
+            "free; free some space, and the same command goes on from here"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """One task's row of the table that `tdmpc-opt data info` shows."""
+
+    task: str
+    """Name of the task."""
+    shards: int
+    """Folders with its episodes."""
+    episodes: int
+    """Number of episodes."""
+    transitions: int
+    """Number of steps in them."""
+    labelled: int
+    """Steps of them for which a policy said what it would have done."""
+    return_mean: float
+    """Mean episode return."""
+    return_min: float
+    """Lowest episode return."""
+    return_max: float
+    """Highest episode return."""
+    sources: tuple[str, ...]
+    """Policies that the episodes come from, each once; `?` where a shard names none."""
+
+
+def summarize(dataset: EpisodeDataset) -> list[TaskSummary]:
+    """Sum up each task that has episodes, in the order of the dataset's table.
+
+    Raises:
+        DataError: A shard that is missing or truncated.
+    """
+    rows = []
+    for task, returns in dataset.returns().items():
+        shards = [shard for shard in dataset.shards if shard.task == task]
+        sources = dict.fromkeys(str(shard.source.get("policy", "?")) for shard in shards)
+        rows.append(
+            TaskSummary(
+                task=task,
+                shards=len(shards),
+                episodes=len(returns),
+                transitions=len(returns) * (dataset.length - 1),
+                labelled=sum(_labelled(dataset, shard) for shard in shards),
+                return_mean=float(np.mean(returns)),
+                return_min=min(returns),
+                return_max=max(returns),
+                sources=tuple(sources),
+            )
+        )
+    return rows
+
+
+def _labelled(dataset: EpisodeDataset, shard: Shard) -> int:
+    label = dataset.arrays(shard).label
+    # A row is wholly NaN or not at all, so that its first number tells.
+    return 0 if label is None else int(np.isfinite(label[:, 1:, 0]).sum())
+
+
+_BLOCK = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a check of every file found."""
+
+    shards: int
+    """Shards checked."""
+    size_bytes: int
+    """Bytes read."""
+    unsummed: tuple[str, ...]
+    """Shards without stored checksums, of which only the values could be checked."""
+    faults: tuple[str, ...]
+    """Damaged shards and what is wrong with each."""
+
+
+def verify(path: Path, progress: Progress) -> Verification:
+    """Read every file of a dataset once.
+
+    Raises:
+        DataError: No dataset there, or a listing that cannot be read.
+    """
+    dataset = EpisodeDataset.open(path, whole=False)
+    sizes = {shard.name: _size(dataset, shard) for shard in dataset.shards}
+    throughput = Throughput(progress, sum(sizes.values()))
+    faults = []
+    for shard in dataset.shards:
+        try:
+            _check(dataset, shard, throughput)
+        except DataError as error:
+            faults.append(f"{shard.name}: {error}")
+        except OSError as error:
+            file = Path(str(error.filename)).name
+            faults.append(f"{shard.name}: cannot read {file}: {error.strerror}")
+    return Verification(
+        shards=len(dataset.shards),
+        size_bytes=sum(sizes.values()),
+        unsummed=tuple(shard.name for shard in dataset.shards if not shard.sha256),
+        faults=tuple(faults),
+    )
+
+
+def _size(dataset: EpisodeDataset, shard: Shard) -> int:
+    """Return the bytes of a shard; one that cannot be read has none, and is named later."""
+    folder = dataset.path / shard.name
+    try:
+        return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    except OSError:
+        return 0
+
+
+def _check(dataset: EpisodeDataset, shard: Shard, throughput: Throughput) -> None:
+    """Raise for the first thing that is wrong with a shard."""
+    folder, task = dataset.path / shard.name, dataset.tasks[shard.task]
+    check_files(folder, dataset.shape_of(shard))
+    for name, expected in shard.sha256.items():
+        sha256 = hashlib.sha256()
+        with (folder / Path(name).name).open("rb") as file:
+            while block := file.read(_BLOCK):
+                sha256.update(block)
+                throughput.add(len(block), shard.name)
+        if sha256.hexdigest() != expected:
+            raise DataError(f"{name} is not what was written; copy the shard again")
+    if not shard.sha256:
+        fault = bad_episode(dataset.arrays(shard), (task.obs_dim, task.action_dim))
+        if fault is not None:
+            raise DataError(f"episode {fault[0]}: {fault[1]}")
