@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,54 @@ def test_help_names_every_command(run):
         *("report", "video", "sensitivity", "bench", "tune-planner", "ablation"),
     ):
         assert command in out
+
+
+def test_help_lists_the_commands_by_group_a_line_for_each(run):
+    _, out, _ = run("--help")
+    assert all(f"\n\n{title}\n" in out for title in cli._GROUPS)
+    for name, command in cli._COMMANDS.items():
+        assert f"  {name:14}{command.summary}\n" in f"{out}\n"
+        assert command.summary.endswith(".")
+
+
+@pytest.mark.parametrize("name", cli._COMMANDS)
+def test_the_help_of_a_command_has_an_example_and_names_what_it_takes(run, name):
+    command = cli._COMMANDS[name]
+    assert isinstance(cli._parse([*name.split(), *command.example.split()]), command.config)
+    status, out, _ = run(*name.split(), "--help")
+    assert status == 0
+    assert f"Example: tdmpc-opt {name} {command.example}".strip() in out
+    assert "STR" not in out
+    assert not re.search(r"`[a-z]+_[a-z_]+`", out)  # a field where an option is meant
+    if command.essentials is not None:
+        essential, advanced = out.split(" advanced options ")
+        for field in command.essentials:
+            line = re.compile(rf"^\W*--{field.replace('_', '-')}[ ,]", re.MULTILINE)
+            assert line.search(essential)
+            assert not line.search(advanced)
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["evaluate", "random", "--output", "x.json", "--episodes", "0"], "--episodes"),
+        (["data", "info"], "DATASET"),
+    ],
+)
+def test_a_refused_value_is_named_by_its_option(run, words, option):
+    status, out, errors = run(*words)
+    assert status == 2
+    assert option in out + errors
+    assert "Config" not in out + errors
+
+
+def test_a_refused_configuration_is_one_plain_line(run):
+    _, out, errors = run("evaluate", "random", "--output", "x.json", "--episodes", "0")
+    assert out == ""
+    assert errors == (
+        "tdmpc-opt: --episodes must be at least 1 and --seed at least 0 "
+        "(tdmpc-opt evaluate --help)\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from tdmpc_opt import cli, zoo
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.cli.command import READ, WRITTEN
+from tdmpc_opt.files import _READ, _WRITTEN
 
 
 @pytest.fixture
@@ -95,10 +95,10 @@ def test_a_bundled_checkpoint_is_an_input_too(tmp_path, capsys):
 
 
 def test_every_option_that_names_a_file_is_known_to_the_check():
-    for command in cli._COMMANDS:
+    for command in cli._COMMANDS.values():
         for field in fields(command.config):
             if "Path" in str(field.type) and field.name != "store":
-                assert field.name in (*READ, *WRITTEN), (command.name, field.name)
+                assert field.name in (*_READ, *_WRITTEN), (command.name, field.name)
 
 
 def test_an_output_beside_its_inputs_is_written(teacher, tmp_path):

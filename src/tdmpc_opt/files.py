@@ -8,11 +8,13 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
+from tdmpc_opt import zoo
 from tdmpc_opt.errors import CheckpointError, InputError, RunError, TdmpcOptError
 
 if sys.platform == "win32":
@@ -50,30 +52,52 @@ def replace_when_done(path: Path) -> Iterator[Path]:
         raise
 
 
+_WRITTEN = ("output", "figures", "plot", "card", "sheet", "teacher_cache")
+"""Options that name a file or folder to write. `store` may be the checkpoint that was read, for
+it only gains presets."""
+_READ = (
+    *("checkpoint", "checkpoints", "sources", "results", "result"),
+    *("data", "on_policy", "policy", "label", "against", "start"),
+    *("teacher", "more_teachers", "policy_teacher"),
+)
+"""Options that name a file or folder to read. `warm_up` may be the folder of experts that is
+added to."""
 _CONTENT = ("*.safetensors", "config.json", "dataset.json")
 """What identifies a model folder, a folder of experts, a run or a dataset."""
 
 
-def refuse_overwrite(outputs: Mapping[str, Path], inputs: Iterable[Path]) -> None:
-    """Refuse an output that is an input or another output, under any name or link.
+def refuse_overwrite(config: Any) -> None:
+    """Refuse a configuration with an output that is an input or another output.
+
+    Names and links do not matter: files are compared by inode. Of a folder, the model, run or
+    dataset in it counts as well.
 
     Args:
-        outputs: Files and folders to be written, by the name of their option. Of a folder, the
-            model, run or dataset that it contains counts as well.
-        inputs: Files and folders to be read, likewise; those that do not exist do not count.
+        config: Configuration of a command; inputs that do not exist do not count.
 
     Raises:
         InputError: The message names both.
     """
-    known = {_key(part): path for path in inputs for part in _parts(path)}
-    for option, path in outputs.items():
-        for part in _parts(path):
-            other = known.setdefault(_key(part), path)
-            if other is not path:
-                raise InputError(
-                    f"{option} {path} would overwrite {other}, which this command reads or "
-                    "writes too; name another file or folder"
-                )
+    names = {field.name for field in fields(config)}
+    read = [path for name in _READ if name in names for path in _paths(getattr(config, name))]
+    known = {_key(part): path for path in read for part in _parts(path)}
+    for name in names.intersection(_WRITTEN):
+        for path in _paths(getattr(config, name)):
+            for part in _parts(path):
+                other = known.setdefault(_key(part), path)
+                if other is not path:
+                    option = f"--{name.replace('_', '-')}"
+                    raise InputError(
+                        f"{option} {path} would overwrite {other}, which this command reads or "
+                        "writes too; name another file or folder"
+                    )
+
+
+def _paths(value: object) -> Iterator[Path]:
+    """Yield what an option names: files, folders, or bundled checkpoints."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if isinstance(item, str | Path):
+            yield zoo.path(item) if item in zoo.names() else Path(item)
 
 
 def _parts(path: Path) -> list[Path]:

@@ -1,45 +1,30 @@
-"""The command line: parse a config, call one function, print what came of it."""
+"""The command line: parse a config, call one function, print its result."""
 
 import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from functools import reduce
-from operator import or_
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 import tdmpc_opt
 from tdmpc_opt import machine
-from tdmpc_opt.cli import (
-    compression,
-    data,
-    deploy,
-    files,
-    planner,
-    reports,
-    scores,
-    show,
-    training,
-)
-from tdmpc_opt.cli.command import check_paths, rules
+from tdmpc_opt.cli import data, deploy, files, measure, training
+from tdmpc_opt.cli.command import UsageError, overview, parse
 from tdmpc_opt.cli.output import console
 from tdmpc_opt.errors import InputError, TdmpcOptError, printable
+from tdmpc_opt.files import refuse_overwrite
 
-_COMMANDS = (
-    *files.COMMANDS,
-    *compression.COMMANDS,
-    *deploy.COMMANDS,
-    *planner.COMMANDS,
-    *scores.COMMANDS,
-    *data.COMMANDS,
-    *training.COMMANDS,
-    *reports.COMMANDS,
-    *show.COMMANDS,
-)
-_RUNS = {command.config: command.run for command in _COMMANDS}
-_BY_RANKS = {command.config for command in _COMMANDS if command.by_ranks}
+_GROUPS = {
+    "Train": training.COMMANDS,
+    "Measure and show": measure.COMMANDS,
+    "Compress and deploy": deploy.COMMANDS,
+    "Make and exchange data": data.COMMANDS,
+    "Look at tasks and files": files.COMMANDS,
+}
+_COMMANDS = {command.name: command for group in _GROUPS.values() for command in group}
+_RUNS = {command.config: command.run for command in _COMMANDS.values()}
+_FAMILIES = {name.partition(" ")[0] for name in _COMMANDS if " " in name}
+_BY_RANKS = {command.config for command in _COMMANDS.values() if command.by_ranks}
 
 # Libraries that only some commands need, and the extra that brings each.
 _EXTRAS = {
@@ -62,14 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
-        console().print(f"tdmpc-opt {tdmpc_opt.__version__}", highlight=False)
+        _show(f"tdmpc-opt {tdmpc_opt.__version__}")
+        return 0
+    if arguments in (["-h"], ["--help"]):
+        _show(overview(_GROUPS))
         return 0
     status = 0
     try:
         config = _parse(arguments)
         if machine.world_size() > 1 and type(config) not in _BY_RANKS:
             raise InputError("torchrun can start train and distill; call others without it")
-        check_paths(config)
+        refuse_overwrite(config)
         _RUNS[type(config)](config)
     except TdmpcOptError as error:
         status = _fail(str(error))
@@ -84,35 +72,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parse(arguments: list[str]) -> Any:
+def _parse(arguments: Sequence[str]) -> Any:
     """Return the config of a command; leave with status 2 where the words make none."""
-    if arguments[:1] == ["data"]:  # its commands are two words, one name to the parser
-        name = next((word for word in arguments[1:2] if not word.startswith("-")), "info")
-        arguments[: 1 + (name in arguments[1:2])] = [f"data {name}"]
-    if unknown := _unknown(arguments):
-        raise SystemExit(_fail(unknown, 2))
-    choices = [
-        Annotated[command.config, tyro.conf.subcommand(command.name)] for command in _COMMANDS
-    ]
-    union: Any = reduce(or_, choices)
-    return tyro.cli(
-        union,
-        args=arguments,
-        prog="tdmpc-opt",
-        description=tdmpc_opt.__doc__,
-        registry=rules(),
-    )
+    if not arguments:
+        raise SystemExit(_fail("name a command (tdmpc-opt --help lists them)", 2))
+    words = 2 if arguments[0] in _FAMILIES else 1
+    name = " ".join(word for word in arguments[:words] if not word.startswith("-"))
+    if name not in _COMMANDS:
+        raise SystemExit(_fail(_unknown(name or arguments[0]), 2))
+    try:
+        return parse(_COMMANDS[name], arguments[words:])
+    except UsageError as error:
+        raise SystemExit(_fail(f"{error} (tdmpc-opt {name} --help)", 2)) from error
 
 
-def _unknown(arguments: list[str]) -> str | None:
-    """Return what is wrong with a first word that no command has, which is likely misspelt."""
-    names = [command.name for command in _COMMANDS]
-    word = next(iter(arguments), "-")
-    if word.startswith("-") or word in names:
-        return None
-    near = get_close_matches(word, names, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"no command {printable(word, 40)!r}{hint} (tdmpc-opt --help lists them all)"
+def _unknown(name: str) -> str:
+    """Return what is wrong with a first word, or two, that no command has."""
+    known = [each for each in _COMMANDS if each.startswith(f"{name} ")]
+    near = get_close_matches(name, _COMMANDS, 1)
+    if known:
+        hint = f"; there are {', '.join(known)}"
+    else:
+        hint = f"; did you mean {near[0]}?" if near else ""
+    return f"no command {printable(name, 40)!r}{hint} (tdmpc-opt --help lists them all)"
+
+
+def _show(text: str) -> None:
+    console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _fail(message: str, status: int = 1) -> int:

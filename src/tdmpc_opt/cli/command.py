@@ -1,9 +1,12 @@
-"""What the parser needs to know of a command, and which of its options name files."""
+"""How the parser reads a command: its options in groups, its help, its errors as one line."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -11,24 +14,14 @@ from tyro.constructors import (
     PrimitiveConstructorSpec,
     PrimitiveTypeInfo,
     StructConstructorSpec,
+    StructFieldSpec,
     StructTypeInfo,
 )
 
-from tdmpc_opt import zoo
+import tdmpc_opt
 from tdmpc_opt.configs import Schedule
 from tdmpc_opt.configs.common import knobs
-from tdmpc_opt.files import refuse_overwrite
-
-WRITTEN = ("output", "figures", "plot", "card", "sheet", "teacher_cache")
-"""Options that name a file or folder to write. `store` may be the checkpoint that was read, for
-it only gains presets."""
-READ = (
-    *("checkpoint", "checkpoints", "sources", "results", "result"),
-    *("data", "on_policy", "policy", "label", "against", "start"),
-    *("teacher", "more_teachers", "policy_teacher"),
-)
-"""Options that name a file or folder to read. `warm_up` may be the folder of experts that is
-added to."""
+from tdmpc_opt.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -36,27 +29,75 @@ class Command:
     """A command: its name, the options it takes, and what runs it."""
 
     name: str
+    """One word, or two for a command of a family such as `data info`."""
     config: type
     run: Callable[[Any], None]
+    example: str
+    """Words that follow the name in the example of its help."""
+    essentials: tuple[str, ...] | None = None
+    """Fields that the help shows first, beside the required ones; None shows all together."""
     by_ranks: bool = False
-    """Whether the processes that torchrun starts can do it together."""
+    """Whether the processes that torchrun starts can run it together."""
+
+    @property
+    def summary(self) -> str:
+        """The first line of its description."""
+        return (inspect.getdoc(self.config) or "").partition("\n")[0]
 
 
-def rules() -> ConstructorRegistry:
-    """Return how the parser reads configurations, which do not know the parser."""
+class UsageError(Exception):
+    """Words that make no configuration; the message is one line and names the option."""
+
+
+def parse(command: Command, words: Sequence[str]) -> Any:
+    """Return the configuration that the words after a command's name make.
+
+    Raises:
+        UsageError: Values that the configuration refuses.
+        SystemExit: Words that the parser refuses, which it has explained; or help was shown.
+    """
     registry = ConstructorRegistry()
-    registry.struct_rule(_MarkedFields())
+    registry.struct_rule(_Layout(command))
     registry.primitive_rule(_schedule)
-    return registry
+    example = f"Example: tdmpc-opt {command.name} {command.example}"
+    return tyro.cli(
+        command.config,
+        args=words,
+        prog=f"tdmpc-opt {command.name}",
+        description=f"{inspect.getdoc(command.config)}\n\n{example}",
+        registry=registry,
+    )
 
 
-class _MarkedFields:
-    """The parser's own rule for dataclasses, with the fields marked as positional made so."""
+def overview(groups: Mapping[str, Sequence[Command]]) -> str:
+    """Return the list of commands, a line for each, by group."""
+    lines = [
+        "usage: tdmpc-opt COMMAND [OPTIONS]",
+        "       tdmpc-opt COMMAND --help    options of a command, with an example",
+        "       tdmpc-opt --version",
+        "",
+        str(tdmpc_opt.__doc__),
+    ]
+    for title, commands in groups.items():
+        lines += ["", title, *(f"  {each.name:14}{each.summary}" for each in commands)]
+    return "\n".join(lines)
 
-    def __init__(self) -> None:
+
+class _Advanced:
+    """Stands for the options of a command that few need."""
+
+
+class _Layout:
+    """The parser's own rule for dataclasses, with the options of a command in groups."""
+
+    def __init__(self, command: Command) -> None:
+        self._command = command
         self._inside = False
+        self._advanced: tuple[StructFieldSpec, ...] = ()
 
     def __call__(self, info: StructTypeInfo) -> StructConstructorSpec | None:
+        if info.type is _Advanced:
+            return StructConstructorSpec(instantiate=dict, fields=self._advanced)
         if self._inside or not is_dataclass(info.type):
             return None
         self._inside = True
@@ -66,20 +107,101 @@ class _MarkedFields:
             self._inside = False
         if not isinstance(spec, StructConstructorSpec):
             return None
-        marks = knobs(info.type)
-        return replace(
-            spec,
-            fields=tuple(
-                replace(field, type=_shown(field.type, positional=marks[field.name].positional))
-                for field in spec.fields
-            ),
+        found = tuple(self._shown(field, info.type) for field in spec.fields)
+        if info.type is self._command.config:
+            found = self._grouped(found)
+        return StructConstructorSpec(instantiate=self._refusing(spec.instantiate), fields=found)
+
+    def _refusing(self, instantiate: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a constructor whose refusals pass the parser, which would frame them."""
+
+        def make(advanced: Mapping[str, Any] | None = None, **values: Any) -> Any:
+            try:
+                return instantiate(**values, **(advanced or {}))
+            except InputError as error:
+                message = with_options(str(error), self._command.config)
+                raise UsageError(message) from error
+
+        return make
+
+    def _shown(self, field: StructFieldSpec, config: type) -> StructFieldSpec:
+        text = field.helptext() if callable(field.helptext) else field.helptext
+        shown = with_options(" ".join((text or "").split()), self._command.config)
+        return replace(field, type=_named(field, config), helptext=shown)
+
+    def _grouped(self, found: tuple[StructFieldSpec, ...]) -> tuple[StructFieldSpec, ...]:
+        essentials = self._command.essentials
+        if essentials is None:
+            return found
+        required = [
+            field.name
+            for field in fields(self._command.config)
+            if field.init and field.default is MISSING and field.default_factory is MISSING
+        ]
+        first = dict.fromkeys([*required, *essentials])
+        by_name = {each.name: each for each in found}
+        rest = [each for each in found if each.name not in first]
+        own = [each for each in rest if is_dataclass(each.type)]  # it has a group already
+        self._advanced = tuple(each for each in rest if each not in own)
+        group = StructFieldSpec(
+            name="advanced",
+            type=Annotated[_Advanced, tyro.conf.OmitArgPrefixes],  # type: ignore[arg-type]
+            default=tyro.MISSING,
         )
+        return (*(by_name[name] for name in first), *own, group)
 
 
-def _shown(kind: Any, *, positional: bool) -> Any:
-    if kind == Path | tuple[Path, ...]:
-        return Annotated[kind, tyro.conf.arg(metavar="PATH [PATH ...]")]
-    return Annotated[kind, tyro.conf.Positional] if positional else kind
+def with_options(text: str, config: type) -> str:
+    """Return a text with options in place of the fields that it names in backticks."""
+    options = {
+        field.name: f"{prefix}{field.name}"
+        for prefix, part in _parts(config)
+        for field in fields(part)
+    }
+
+    def option(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"--{options[name].replace('_', '-')}" if name in options else match[0]
+
+    return re.sub(r"`(\w+)`", option, text)
+
+
+def _parts(config: type) -> Iterator[tuple[str, type]]:
+    """Yield the configurations within a configuration with the prefix of their options."""
+    for field in fields(config):
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            yield f"{field.name}.", field.type
+    yield "", config
+
+
+_NAMES = {
+    "sources": "FILE",
+    "results": "RESULT",
+    "checkpoints": "CHECKPOINT",
+    "data": "DATASET",
+}
+"""What the help calls positional arguments whose field has another name."""
+_KINDS = {Path: "PATH", int: "INT", float: "FLOAT"}
+
+
+def _named(field: StructFieldSpec, config: type) -> Any:
+    """Return the type of a field with the word that stands for its value in the help."""
+    kind: Any = field.type
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    positional = knobs(config)[field.name].positional
+    parts = [part for part in get_args(kind) if part is not NoneType] or [kind]
+    single, many = parts[0], "tuple[" in str(kind)
+    if positional or single is str:
+        word = _NAMES.get(field.name, field.name.upper())
+    elif get_origin(single) is Literal and not many:
+        word = "{" + ",".join(get_args(single)) + "}"
+    elif single in _KINDS:
+        word = _KINDS[single]
+    else:
+        return field.type
+    arg = tyro.conf.arg(metavar=f"{word} [{word} ...]" if many else word)
+    return Annotated[kind, tyro.conf.Positional, arg] if positional else Annotated[kind, arg]
 
 
 def _schedule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Schedule] | None:
@@ -92,27 +214,3 @@ def _schedule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Schedule] | N
         is_instance=lambda value: isinstance(value, Schedule),
         str_from_instance=lambda value: [str(value)],
     )
-
-
-def check_paths(config: Any) -> None:
-    """Refuse a config whose outputs are among its inputs.
-
-    Raises:
-        InputError: The message names both.
-    """
-    names = {field.name for field in fields(config)}
-    outputs = {
-        f"--{name.replace('_', '-')}": getattr(config, name)
-        for name in WRITTEN
-        if name in names and getattr(config, name) is not None
-    }
-    inputs = [path for name in READ if name in names for path in _paths(getattr(config, name))]
-    refuse_overwrite(outputs, inputs)
-
-
-def _paths(value: object) -> Iterator[Path]:
-    """Yield what an option names: files, folders, or bundled checkpoints."""
-    bundled = {entry.name for entry in zoo.entries()}
-    for item in value if isinstance(value, tuple) else (value,):
-        if isinstance(item, str | Path):
-            yield zoo.path(item) if item in bundled else Path(item)

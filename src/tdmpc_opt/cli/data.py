@@ -89,10 +89,24 @@ def _data_verify(config: configs.DataVerifyConfig) -> None:
 
 
 COMMANDS = (
-    Command("experts", configs.ExpertsConfig, _experts),
-    Command("collect", configs.CollectConfig, _collect),
-    Command("data info", configs.DataInfoConfig, _data_info),
-    Command("data import", configs.DataImportConfig, _data_import),
-    Command("data export", configs.DataExportConfig, _data_export),
-    Command("data verify", configs.DataVerifyConfig, _data_verify),
+    Command(
+        "experts",
+        configs.ExpertsConfig,
+        _experts,
+        "--tasks walker-walk --output experts",
+        ("output", "tasks", "method", "steps"),
+    ),
+    Command(
+        "collect",
+        configs.CollectConfig,
+        _collect,
+        "--policy teacher.pt --episodes 20 --output data/mt30",
+        ("policy", "output", "tasks", "episodes", "noise"),
+    ),
+    Command("data info", configs.DataInfoConfig, _data_info, "data/mt30 --card card.md"),
+    Command(
+        "data import", configs.DataImportConfig, _data_import, "mt30/*.pt --output data/mt30"
+    ),
+    Command("data export", configs.DataExportConfig, _data_export, "data/mt30 --output shards"),
+    Command("data verify", configs.DataVerifyConfig, _data_verify, "data/mt30"),
 )

@@ -121,8 +121,10 @@ def _convert(config: configs.ConvertConfig) -> None:
 
 
 COMMANDS = (
-    Command("tasks", configs.TasksConfig, _tasks),
-    Command("zoo", configs.ZooConfig, _zoo),
-    Command("inspect", configs.InspectConfig, _inspect),
-    Command("convert", configs.ConvertConfig, _convert),
+    Command("tasks", configs.TasksConfig, _tasks, "--tasks walker-walk,cup-catch"),
+    Command("zoo", configs.ZooConfig, _zoo, ""),
+    Command("inspect", configs.InspectConfig, _inspect, "student.safetensors"),
+    Command(
+        "convert", configs.ConvertConfig, _convert, "teacher.pt --output teacher.safetensors"
+    ),
 )

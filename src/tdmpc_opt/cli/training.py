@@ -73,8 +73,29 @@ def _demo(config: configs.DemoConfig) -> None:
 
 
 COMMANDS = (
-    Command("train", configs.TrainConfig, _train, by_ranks=True),
-    Command("distill", configs.DistillConfig, _distill, by_ranks=True),
-    Command("dagger", configs.DaggerConfig, _dagger),
-    Command("demo", configs.DemoConfig, _demo),
+    Command(
+        "train",
+        configs.TrainConfig,
+        _train,
+        "--data data/mt30 --updates 100000 --output runs/alone",
+        ("data", "output", "updates", "size", "tasks"),
+        by_ranks=True,
+    ),
+    Command(
+        "distill",
+        configs.DistillConfig,
+        _distill,
+        "--teacher teacher.pt --data data/mt30 --updates 100000 --output runs/student",
+        ("teacher", "data", "output", "updates", "size"),
+        by_ranks=True,
+    ),
+    Command(
+        "dagger",
+        configs.DaggerConfig,
+        _dagger,
+        "--teacher teacher.pt --start runs/student --data data/mt30 --rounds 4 "
+        "--updates 2500 --output runs/corrected",
+        ("teacher", "start", "data", "output", "rounds", "updates", "episodes"),
+    ),
+    Command("demo", configs.DemoConfig, _demo, "--output demo-output"),
 )

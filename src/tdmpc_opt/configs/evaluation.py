@@ -43,7 +43,7 @@ class EvaluateConfig(OfCheckpoint, OnTasks, Acting, ToOutput, OnDevice, ByWorker
     def __post_init__(self) -> None:
         """Refuse seeds that data collection may have seen."""
         if self.episodes < 1 or self.seed < 0:
-            raise InputError("episodes must be at least 1 and seed at least 0")
+            raise InputError("`episodes` must be at least 1 and `seed` at least 0")
         if self.seed + self.episodes > COLLECTION_SEED:
             raise InputError(
                 f"evaluation seeds stay below {COLLECTION_SEED:,}, where those of data "

@@ -1,0 +1,219 @@
+"""Commands that measure agents, and compare and show what was measured."""
+
+from typing import Any
+
+from tdmpc_opt import configs
+from tdmpc_opt.cli.command import Command
+from tdmpc_opt.cli.output import ConsoleProgress, console, table_of
+
+
+def _evaluate(config: configs.EvaluateConfig) -> None:
+    from tdmpc_opt.agents.sources import CheckpointSource, open_source
+    from tdmpc_opt.evaluation.evaluate import evaluate
+    from tdmpc_opt.export.engine import engine_choice
+
+    full = config.chosen_mode == "planner" and config.preset in (None, "full")
+    if full and isinstance(open_source(config.checkpoint), CheckpointSource):
+        console().print(
+            "plans with the full budget, some tenths of a second an action on a CPU core; "
+            "--preset realtime and --mode policy are faster",
+            highlight=False,
+        )
+    with ConsoleProgress("evaluate") as progress:
+        content = evaluate(config, progress, engine_choice(config.engine))
+    table = table_of(str(config.output), "task", "score", "mean return", "episodes")
+    for name, record in content["tasks"].items():
+        mean = sum(record["returns"]) / len(record["returns"])
+        table.add_row(name, f"{mean / 10:.2f}", f"{mean:.1f}", str(len(record["returns"])))
+    score = content["score"]
+    interval = score["ci95"]
+    shown = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else " (one episode: no CI)"
+    terminal = console()
+    terminal.print(table)
+    own = "environments" in content["config"]  # whose returns have any scale
+    what = "mean return / 10" if own else "normalized score"
+    terminal.print(f"{what} {score['mean']:.2f}{shown}", highlight=False)
+
+
+def _compare(config: configs.CompareConfig) -> None:
+    from tdmpc_opt.evaluation.compare import compare
+
+    first, second = config.results
+    result = compare(first, second)
+    table = table_of(f"{second.name} - {first.name}", "task", "points")
+    for name, points in result.per_task.items():
+        table.add_row(name, f"{points:+.2f}")
+    terminal = console()
+    terminal.print(table)
+    terminal.print(
+        f"paired difference {result.difference} points over {result.episodes} episodes",
+        highlight=False,
+    )
+
+
+def _ablation(config: configs.AblationConfig) -> None:
+    from tdmpc_opt.evaluation.ablation import ablation
+    from tdmpc_opt.report.plots import plot_scores
+
+    rows = ablation(config.results)
+    table = table_of("Ablation at equal budget", "run", "seeds", "score", "95% CI")
+    for row in rows:
+        interval = row.score.ci95
+        shown = f"[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "-"
+        table.add_row(row.label, str(len(row.seeds)), f"{row.score.mean:.2f}", shown)
+    terminal = console()
+    terminal.print(table)
+    if config.plot is not None:
+        plot_scores({row.label: (row.score.mean, row.score.ci95) for row in rows}, config.plot)
+        terminal.print(f"plot: {config.plot}")
+
+
+def _tune(config: configs.TuneConfig) -> None:
+    from tdmpc_opt.report.plots import plot_front
+    from tdmpc_opt.tuning.search import tune
+
+    with ConsoleProgress("tune-planner") as progress:
+        content = tune(config, progress)
+    table = table_of("Pareto front", "budget", "ms", "Hz", "score", "95% CI", "preset")
+    names: dict[str, list[str]] = {}
+    for name, preset in content["presets"].items():
+        names.setdefault(str(preset["budget"]), []).append(name)
+    for trial in content["trials"]:
+        chosen = ", ".join(names.get(str(trial["budget"]), []))
+        if trial["on_front"] or chosen:
+            ms, score = trial["latency_ms"], trial["score"]
+            table.add_row(
+                _shown(trial["budget"]),
+                f"{ms:.1f}",
+                f"{1000 / ms:.0f}",
+                f"{score['mean']:.1f}",
+                _interval(score["ci95"]),
+                chosen,
+            )
+    terminal = console()
+    terminal.print(table)
+    if content["full"]:
+        full = content["full"]
+        line = f"full budget: score {full['mean']:.1f} {_interval(full['ci95'])}"
+        terminal.print(line, highlight=False, markup=False)
+    plot_front(content, config.output / "front.png")
+    terminal.print(f"plot: {config.output / 'front.png'}")
+    if config.store is not None:
+        terminal.print(f"presets are stored in {config.store}")
+
+
+def _bench(config: configs.BenchConfig) -> None:
+    from tdmpc_opt.bench.measure import bench
+
+    with ConsoleProgress("bench") as progress:
+        content = bench(config, progress)
+    terminal = console()
+    for batch in config.batch:
+        table = table_of(
+            *(f"Batch {batch}", "policy", "p50 ms", "p95", "p99", "jitter", "Hz"),
+            *("peak MB", "speedup", "by CPU"),
+        )
+        for record in content["candidates"]:
+            times = record["batches"].get(str(batch))
+            table.add_row(record["name"], *(_times(times) if times else ["cannot"]))
+        terminal.print(table)
+    facts = content["config"]
+    terminal.print(
+        f"{facts['task']}; {facts['observations']}; {facts['threads']} thread(s); speedup "
+        f"against {content['reference']}, in turns; jitter is the standard deviation",
+        highlight=False,
+        markup=False,
+    )
+    if config.output is not None:
+        terminal.print(f"wrote {config.output}")
+
+
+def _times(times: dict[str, Any]) -> list[str]:
+    latencies = [times[name] for name in ("p50_ms", "p95_ms", "p99_ms", "jitter_ms")]
+    peak = times["peak_rss_bytes"]
+    ratios = [times[name] for name in ("speedup", "speedup_cpu")]
+    return [
+        *(_number(latency) for latency in latencies),
+        _number(times["hz"]),
+        f"{peak / 1e6:.0f}" if peak else "-",
+        *(f"{_number(ratio)}x" if ratio else "-" for ratio in ratios),
+    ]
+
+
+def _number(value: float) -> str:
+    """Show three digits, all of them before the point for large numbers."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _shown(budget: dict[str, Any]) -> str:
+    sampled = budget["samples"] - budget["policy_samples"]
+    return (
+        f"{budget['iterations']} x ({sampled} + {budget['policy_samples']} of the policy), "
+        f"horizon {budget['horizon']}, {budget['elites']} elites"
+    )
+
+
+def _interval(ci95: tuple[float, float] | None) -> str:
+    return f"[{ci95[0]:.1f}, {ci95[1]:.1f}]" if ci95 else "-"
+
+
+def _report(config: configs.ReportConfig) -> None:
+    from tdmpc_opt.report.page import write_report
+
+    summary = write_report(config)
+    terminal = console()
+    reasons: dict[str, list[str]] = {}
+    for path, reason in summary.skipped:
+        reasons.setdefault(reason, []).append(str(path))
+    for reason, paths in reasons.items():
+        terminal.print(f"left out {', '.join(paths)}: {reason}", highlight=False)
+    size = f"{summary.size_bytes / 1000:,.0f} kB"
+    terminal.print(
+        f"wrote {summary.path}: {summary.files} result files, {size}", highlight=False
+    )
+    if config.figures is not None:
+        terminal.print(f"wrote {len(summary.figures)} pictures to {config.figures}")
+
+
+def _video(config: configs.VideoConfig) -> None:
+    from tdmpc_opt.report.film import video
+
+    with ConsoleProgress("video") as progress:
+        written = video(config, progress)
+    for path in written:
+        console().print(f"wrote {path}: {path.stat().st_size / 1000:,.0f} kB", highlight=False)
+
+
+COMMANDS = (
+    Command(
+        "evaluate",
+        configs.EvaluateConfig,
+        _evaluate,
+        "student.safetensors --mode policy --output score.json",
+        ("output", "mode", "preset", "tasks", "episodes"),
+    ),
+    Command("compare", configs.CompareConfig, _compare, "before.json after.json"),
+    Command("ablation", configs.AblationConfig, _ablation, "a.json b.json --plot scores.png"),
+    Command(
+        "bench",
+        configs.BenchConfig,
+        _bench,
+        "mt30-1m policy.onnx --preset realtime policy --output bench.json",
+        ("output", "preset", "task", "batch"),
+    ),
+    Command(
+        "tune-planner",
+        configs.TuneConfig,
+        _tune,
+        "student.safetensors --tasks walker-walk --output tuning --store tuned.safetensors",
+        ("output", "tasks", "episodes", "trials", "store"),
+    ),
+    Command("report", configs.ReportConfig, _report, "results/*.json --output report.html"),
+    Command(
+        "video",
+        configs.VideoConfig,
+        _video,
+        "mt30-1m --tasks walker-walk --output walk.mp4",
+        ("output", "sheet", "mode", "tasks", "against"),
+    ),
+)
