@@ -357,7 +357,7 @@ def test_a_killed_append_leaves_a_dataset_that_opens_and_goes_on(
 )
 def test_check_names_the_first_bad_value(dataset, field, place, message):
     dataset.check()
-    shape = dataset.shape(3).fields()[field][0]
+    shape = dataset.shape_of(dataset.shards[0]).fields()[field][0]
     values = np.memmap(dataset.path / f"wide-0/{field}.memmap", "<f4", "r+", shape=shape)
     values[place] = np.nan
     values.flush()

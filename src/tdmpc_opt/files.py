@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -192,7 +193,10 @@ def _lock(file: TextIO) -> bool:
 def remove_unfinished(folder: Path) -> None:
     """Delete what killed processes left half-written; nobody else may be writing there."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _to_disk(path: Path) -> None:

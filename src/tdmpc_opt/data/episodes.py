@@ -6,9 +6,9 @@ listed, so a run that is killed at any moment leaves a dataset that opens.
 
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from tdmpc_opt.data.shards import (
     ShardArrays,
     ShardShape,
     bad_episode,
-    bad_values,
     check_files,
+    faults,
     open_shard,
     write_shard,
 )
 from tdmpc_opt.errors import DataError, UnknownTaskError
-from tdmpc_opt.files import alone, parse_json, replace_when_done
+from tdmpc_opt.files import alone, parse_json, remove_unfinished, replace_when_done
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
 FORMAT = "tdmpc-opt-data"
@@ -83,64 +83,13 @@ class Shard:
     """Checksum of each file by its name; empty where none were stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """What `dataset.json` says."""
-
-    tasks: TaskTable
-    """Table whose ids the shards' `task` field holds."""
-    length: int
-    """Rows of every episode, one more than its steps."""
-    shards: tuple[Shard, ...]
-    """What the folder holds, in the order it was added."""
-
-
-def check_name(name: str) -> None:
-    """Refuse a name that cannot be a shard's folder.
-
-    Raises:
-        DataError: The name has other characters than letters, digits, `.`, `_`, `+` and `-`.
-    """
+def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name) or name == LISTING:
         raise DataError(f"{name!r} cannot name a shard; use letters, digits, . _ + and -")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed run left half-written; only with the lock held."""
-    for path in folder.glob(".*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def write_listing(folder: Path, tasks: TaskTable, length: int, shards: Sequence[Shard]) -> None:
-    """Replace a dataset's listing as a whole.
-
-    Raises:
-        DataError: It cannot be written, or a shard's source is no JSON.
-    """
-    try:
-        text = json.dumps(
-            {
-                "format": FORMAT,
-                "schema": SCHEMA,
-                "tasks": tasks.to_json(),
-                "obs_dim": tasks.obs_dim,
-                "action_dim": tasks.action_dim,
-                "length": length,
-                "shards": [asdict(shard) for shard in shards],
-            },
-            indent=1,
-        )
-        with replace_when_done(folder / LISTING) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except (OSError, TypeError) as error:
-        raise DataError(f"cannot write {folder / LISTING}: {error}") from error
-
-
-def read_listing(folder: Path) -> Listing:
-    """Read a dataset's listing without a look at its shards.
+def _read_listing(folder: Path) -> tuple[TaskTable, int, tuple[Shard, ...]]:
+    """Read tasks, rows of an episode and shards from a dataset's listing.
 
     Raises:
         DataError: No listing, or one that is damaged, foreign or of a newer version.
@@ -168,7 +117,7 @@ def read_listing(folder: Path) -> Listing:
         raise DataError(f"{listing} is damaged ({error!r}); restore it from a copy") from error
 
 
-def _from_record(record: dict[str, Any]) -> Listing:
+def _from_record(record: dict[str, Any]) -> tuple[TaskTable, int, tuple[Shard, ...]]:
     tasks = TaskTable.from_json(record["tasks"])
     if (record["obs_dim"], record["action_dim"]) != (tasks.obs_dim, tasks.action_dim):
         raise ValueError("obs_dim or action_dim is not that of the tasks")
@@ -189,32 +138,23 @@ def _from_record(record: dict[str, Any]) -> Listing:
         raise ValueError("a shard's name is no folder of the dataset")
     if any(len(shard.seeds) not in (0, shard.episodes) for shard in shards):
         raise ValueError("a shard lists more or fewer seeds than episodes")
-    return Listing(tasks, int(record["length"]), shards)
+    return tasks, int(record["length"]), shards
 
 
-def padded_blocks(episodes: Sequence[Episode], shape: ShardShape) -> Blocks:
-    """Return the blocks of episodes in memory; NaN where nothing was done yet."""
-
-    def blocks(field: str) -> Iterable[NDArray[np.floating]]:
-        for start in range(0, len(episodes), BLOCK):
-            yield _padded(episodes[start : start + BLOCK], field, shape)
-
-    return blocks
-
-
-def _padded(episodes: Sequence[Episode], field: str, shape: ShardShape) -> NDArray[np.float32]:
-    """Stack one field of some episodes, padded with zeros."""
+def _padded_blocks(
+    episodes: Sequence[Episode], shape: ShardShape, field: str
+) -> Iterator[NDArray[np.float32]]:
+    """Yield one field of some episodes, padded with zeros; NaN where nothing was done yet."""
     size, _ = shape.fields()[field]
-    block = np.zeros((len(episodes), *size[1:]), dtype="<f4")
-    for row, episode in zip(block, episodes, strict=True):
-        values = getattr(episode, field)
-        if values.ndim == 1:
-            row[:] = values
-        else:
-            row[:, : values.shape[1]] = values
-    if field != "obs":
-        block[:, 0] = np.nan
-    return block
+    for start in range(0, len(episodes), BLOCK):
+        part = episodes[start : start + BLOCK]
+        block = np.zeros((len(part), *size[1:]), dtype="<f4")
+        for row, episode in zip(block, part, strict=True):
+            values = getattr(episode, field)
+            row[tuple(map(slice, values.shape))] = values
+        if field != "obs":
+            block[:, 0] = np.nan
+        yield block
 
 
 def _named(tasks: Sequence[Task]) -> str:
@@ -259,8 +199,7 @@ class EpisodeDataset:
         Raises:
             DataError: No dataset there, one of a newer version, or a damaged file.
         """
-        listing = read_listing(path)
-        dataset = cls(path, listing.tasks, listing.length, listing.shards)
+        dataset = cls(path, *_read_listing(path))
         if whole:
             for shard in dataset.shards:
                 check_files(path / shard.name, dataset.shape_of(shard))
@@ -336,12 +275,8 @@ class EpisodeDataset:
 
     def shape_of(self, shard: Shard) -> ShardShape:
         """Return what decides the size of a shard's files."""
-        return self.shape(shard.episodes, labelled=shard.labelled, half=shard.half)
-
-    def shape(self, episodes: int, *, labelled: bool = False, half: bool = False) -> ShardShape:
-        """Return the sizes of a shard of so many episodes, with a file of labels or without."""
         widths = (self.tasks.obs_dim, self.tasks.action_dim)
-        return ShardShape(episodes, self.length, *widths, labelled, half)
+        return ShardShape(shard.episodes, self.length, *widths, shard.labelled, shard.half)
 
     def append_shard(
         self, name: str, episodes: Sequence[Episode], source: Mapping[str, Any]
@@ -359,7 +294,7 @@ class EpisodeDataset:
             DataError: A name that is taken or unfit, episodes that do not fit or hold NaN, a
                 full disk, or a source that is no JSON.
         """
-        check_name(name)
+        _check_name(name)
         if not episodes:
             raise DataError(
                 f"shard {name} of {self.path} would be empty; add an episode at least"
@@ -375,37 +310,36 @@ class EpisodeDataset:
             source=dict(source),
             labelled=episodes[0].label is not None,
         )
-        self.append_blocks(shard, lambda shape: padded_blocks(episodes, shape))
+        self.append_blocks(shard, partial(_padded_blocks, episodes, self.shape_of(shard)))
 
     def append_blocks(
         self,
         shard: Shard,
-        blocks: Callable[[ShardShape], Blocks],
+        blocks: Blocks,
         positions: NDArray[np.int64] | None = None,
     ) -> None:
         """Add a shard that is never in memory as a whole, else as `append_shard` does.
 
         Args:
             shard: What to list; its checksums are filled in.
-            blocks: Gives the fields of a shard of this shape, padded and without NaN or
-                infinity but in the filler rows.
+            blocks: Gives the values of a field, as `shape_of` describes them: padded, and
+                without NaN or infinity but in the filler rows.
             positions: Where each episode was in the file it comes from, if it comes from one.
 
         Raises:
             DataError: A name that is taken or unfit, a full disk, a source that is no JSON, or
                 what `blocks` raises; nothing was added then.
         """
-        check_name(shard.name)
+        _check_name(shard.name)
         with alone(self.path / LISTING, wait=True):
-            self.shards = read_listing(self.path).shards  # another process may have added some
+            _, _, self.shards = _read_listing(self.path)  # another process may have added some
             if self.has_shard(shard.name):
                 raise DataError(
                     f"{self.path} already has a shard {shard.name}; choose another name"
                 )
-            remove_leftovers(self.path)
+            remove_unfinished(self.path)
             shape, task_id = self.shape_of(shard), self.tasks.index(shard.task)
-            folder = self.path / shard.name
-            sums = write_shard(folder, shape, task_id, blocks(shape), positions)
+            sums = write_shard(self.path / shard.name, shape, task_id, blocks, positions)
             self._write_listing(replace(shard, sha256=sums))
 
     def arrays(self, shard: Shard) -> ShardArrays:
@@ -449,6 +383,15 @@ class EpisodeDataset:
         """
         return self.arrays(shard).reward[:, 1:].sum(axis=1, dtype=np.float64)
 
+    def bad_episode(self, shard: Shard) -> tuple[int, str] | None:
+        """Read a shard and return its first bad episode and what is wrong with it, or None.
+
+        Raises:
+            DataError: A file that is missing or truncated.
+        """
+        task = self.tasks[shard.task]
+        return bad_episode(self.arrays(shard), (task.obs_dim, task.action_dim))
+
     def check(self) -> None:
         """Read every value once.
 
@@ -457,8 +400,7 @@ class EpisodeDataset:
                 names shard, episode and field.
         """
         for shard in self.shards:
-            task = self.tasks[shard.task]
-            fault = bad_episode(self.arrays(shard), (task.obs_dim, task.action_dim))
+            fault = self.bad_episode(shard)
             if fault is not None:
                 raise DataError(
                     f"{self.path}: shard {shard.name}, episode {fault[0]} ({shard.task}): "
@@ -490,11 +432,28 @@ class EpisodeDataset:
                     f"{where} ({task.name}): {name} has shape {list(values.shape)}, "
                     f"expected {list(expected)}"
                 )
-            fault = bad_values(name, values)
-            if fault is not None:
-                raise DataError(f"{where} ({task.name}): {fault}")
+            for fault, wrong in faults(name, values[None]):
+                if wrong.any():
+                    raise DataError(f"{where} ({task.name}): {fault}")
 
     def _write_listing(self, *added: Shard) -> None:
-        shards = (*self.shards, *added)
-        write_listing(self.path, self.tasks, self.length, shards)
+        """Replace the listing as a whole by one with the added shards."""
+        shards, listing = (*self.shards, *added), self.path / LISTING
+        try:
+            text = json.dumps(
+                {
+                    "format": FORMAT,
+                    "schema": SCHEMA,
+                    "tasks": self.tasks.to_json(),
+                    "obs_dim": self.tasks.obs_dim,
+                    "action_dim": self.tasks.action_dim,
+                    "length": self.length,
+                    "shards": [asdict(shard) for shard in shards],
+                },
+                indent=1,
+            )
+            with replace_when_done(listing) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        except (OSError, TypeError) as error:
+            raise DataError(f"cannot write {listing}: {error}") from error
         self.shards = shards

@@ -23,22 +23,18 @@ def import_data(config: DataImportConfig, progress: Progress | None = None) -> I
         MissingDependencyError: A Minari dataset, but no Minari.
         RunError: Another process imports into the same folder.
     """
-    progress = progress or Silent()
-    with alone(config.output / "import"):
-        return _import(config, progress)
-
-
-def _import(config: DataImportConfig, progress: Progress) -> ImportReport:
-    report = ImportReport()
+    progress, report = progress or Silent(), ImportReport()
     skip_bad = config.on_bad == "skip"
     folders = [path for path in config.sources if path.is_dir()]
     files = [path for path in config.sources if not path.is_dir()]
-    if files:
-        import_official(files, config.output, config.tasks, report, progress, skip_bad=skip_bad)
-    if folders:
-        from tdmpc_opt.data.minari import import_minari, is_minari
-
+    with alone(config.output / "import"):
+        if files:
+            import_official(
+                files, config.output, config.tasks, report, progress, skip_bad=skip_bad
+            )
         for folder in folders:
+            from tdmpc_opt.data.minari import import_minari, is_minari
+
             if is_minari(folder):
                 import_minari(
                     folder, config.output, config.tasks, report, progress, skip_bad=skip_bad
@@ -65,10 +61,11 @@ def export_data(config: DataExportConfig, progress: Progress | None = None) -> l
     progress, dataset = progress or Silent(), EpisodeDataset.open(config.data)
     if not len(dataset):
         raise DataError(f"{config.data} holds no episodes to export")
-    if config.format == "official":
-        with alone(config.output / "export"):
-            return [str(path) for path in export_official(dataset, config.output, progress)]
-    from tdmpc_opt.data.minari import export_minari
-
     with alone(config.output / "export"):
-        return [str(path) for path in export_minari(dataset, config.output, progress)]
+        if config.format == "official":
+            paths = export_official(dataset, config.output, progress)
+        else:
+            from tdmpc_opt.data.minari import export_minari
+
+            paths = export_minari(dataset, config.output, progress)
+    return [str(path) for path in paths]

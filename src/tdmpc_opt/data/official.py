@@ -3,9 +3,10 @@
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,24 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
-from tdmpc_opt.data.official_files import FLOATS, OfficialShard, Rows, open_official
+from tdmpc_opt.data.official_files import FLOATS, NUMPY, OfficialShard, Rows, open_official
 from tdmpc_opt.data.reports import ImportReport, Throughput, refuse_full_disk
 from tdmpc_opt.data.shards import (
     DAMAGED_ARRAY,
-    OUT_OF_RANGE,
     POSITIONS,
-    Blocks,
-    ShardShape,
+    faults,
     field_file,
-    out_of_range,
 )
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.progress import Progress
 
 _BLOCK_BYTES = 8 << 20
+_EPISODES = 128
+_ALIGNMENT = 64
+_PLAIN = {**dict.fromkeys(FLOATS, "float32"), "task": "int32"}
+# Facts about the writer's own layout, which this one does not keep.
+_DROPPED = (".format_version", ".storage_alignment", "serialization_id")
 
 
 class _BadEpisodesError(DataError):
@@ -40,6 +43,10 @@ class _BadEpisodesError(DataError):
     def __init__(self, fault: str, episodes: NDArray[np.int64]) -> None:
         super().__init__(fault)
         self.episodes = episodes
+
+
+class _UnfitFileError(DataError):
+    """A file that turned out to be foreign when it was read."""
 
 
 def import_official(
@@ -82,21 +89,14 @@ def import_official(
     dataset = EpisodeDataset.open_or_create(output, shards[0].tasks, shards[0].length)
     throughput = Throughput(progress, sum(s.episodes * s.episode_bytes for s in shards))
     for shard in shards:
-        report.lines.append(f"{shard.path}: {shard.episodes:,} episodes in {_formats(shard)}")
+        kinds = sorted({shard.dtypes[name].replace("float", "fp") for name in FLOATS})
+        report.lines.append(
+            f"{shard.path}: {shard.episodes:,} episodes in {' and '.join(kinds)}"
+        )
         try:
-            _Import(shard, dataset, report, throughput, skip_bad=skip_bad).run(wanted)
+            _Import(shard, dataset, report, throughput, skip_bad).run(wanted)
         except _UnfitFileError as error:
             report.leave_out(error, skip_bad=skip_bad)
-
-
-class _UnfitFileError(DataError):
-    """A file that turned out to be foreign when it was read."""
-
-
-def _formats(shard: OfficialShard) -> str:
-    """Tell in which number format the values are."""
-    kinds = {shard.dtypes[name].replace("float", "fp") for name in FLOATS}
-    return " and ".join(sorted(kinds))
 
 
 def _refuse_mixture(shards: Sequence[OfficialShard]) -> None:
@@ -110,21 +110,15 @@ def _refuse_mixture(shards: Sequence[OfficialShard]) -> None:
             )
 
 
+@dataclass(frozen=True)
 class _Import:
     """The import of one file."""
 
-    def __init__(
-        self,
-        shard: OfficialShard,
-        dataset: EpisodeDataset,
-        report: ImportReport,
-        throughput: Throughput,
-        *,
-        skip_bad: bool,
-    ) -> None:
-        self._shard, self._dataset = shard, dataset
-        self._report, self._throughput = report, throughput
-        self._skip_bad = skip_bad
+    shard: OfficialShard
+    dataset: EpisodeDataset
+    report: ImportReport
+    throughput: Throughput
+    skip_bad: bool
 
     def run(self, wanted: Sequence[str]) -> None:
         """Add what is wanted and not there yet.
@@ -132,7 +126,7 @@ class _Import:
         Raises:
             _UnfitFileError: The file holds foreign tasks.
         """
-        shard = self._shard
+        shard = self.shard
         try:
             ids = shard.task_ids()
         except DataError as error:
@@ -141,18 +135,18 @@ class _Import:
         for task_id in np.unique(ids):
             task = shard.tasks.names[task_id]
             index = np.flatnonzero(ids == task_id)
-            if task in wanted and not self._dataset.has_shard(self._name(task)):
+            if task in wanted and not self.dataset.has_shard(self._name(task)):
                 work[task] = index
             else:
-                self._throughput.add(len(index) * shard.episode_bytes, task, moved=False)
+                self.throughput.add(len(index) * shard.episode_bytes, task, moved=False)
         needed = sum(len(index) for index in work.values()) * shard.episode_bytes
-        refuse_full_disk(self._dataset.path, needed)
+        refuse_full_disk(self.dataset.path, needed)
         with shard.rows() as rows:
             for task, index in work.items():
                 self._add_fit(task, index, rows)
 
     def _name(self, task: str) -> str:
-        return f"{task}-official-{self._shard.fingerprint}"
+        return f"{task}-official-{self.shard.fingerprint}"
 
     def _add_fit(self, task: str, index: NDArray[np.int64], rows: dict[str, Rows]) -> None:
         """Add a task's episodes; without those that are unfit, if they may be left out."""
@@ -161,22 +155,22 @@ class _Import:
             try:
                 self._add(task, index, rows, left_out)
             except _BadEpisodesError as error:
-                named = f"{self._shard.path}: {task}, episode {error.episodes[0]}: {error}"
+                named = f"{self.shard.path}: {task}, episode {error.episodes[0]}: {error}"
                 more = (
                     f" (and {len(error.episodes) - 1} more)" if len(error.episodes) > 1 else ""
                 )
                 fault = DataError(named + more)
-                self._report.leave_out(fault, skip_bad=self._skip_bad)
+                self.report.leave_out(fault, skip_bad=self.skip_bad)
                 index = np.setdiff1d(index, error.episodes)
                 left_out += len(error.episodes)
             else:
-                self._report.episodes += len(index)
+                self.report.episodes += len(index)
                 break
 
     def _add(
         self, task: str, index: NDArray[np.int64], rows: dict[str, Rows], left_out: int
     ) -> None:
-        shard = self._shard
+        shard = self.shard
         entry = Shard(
             name=self._name(task),
             task=task,
@@ -191,58 +185,27 @@ class _Import:
             },
             half=shard.half,
         )
-        self._dataset.append_blocks(entry, self._blocks(task, index, rows), index)
+        self.dataset.append_blocks(entry, partial(self._blocks, task, index, rows), index)
 
     def _blocks(
-        self, task: str, index: NDArray[np.int64], rows: dict[str, Rows]
-    ) -> Callable[[ShardShape], Blocks]:
-        sizes = self._shard.tasks[task]
-        widths = {"obs": sizes.obs_dim, "action": sizes.action_dim}
-
-        def read(field: str, kind: str) -> Iterator[NDArray[np.floating]]:
-            source = rows[field]
-            step = max(_BLOCK_BYTES // source.row_bytes, 1)
-            for start in range(0, len(index), step):
-                chosen = index[start : start + step]
-                try:
-                    block = source.read(chosen)
-                except OSError as error:  # not one of writing, which would mean our own disk
-                    raise _UnfitFileError(f"cannot read {self._shard.path}: {error}") from error
-                _refuse_bad(field, block, widths.get(field), chosen)
-                self._throughput.add(block.nbytes, f"{self._shard.path.name} {task}")
-                yield block.astype(kind, copy=False)
-
-        def shaped(shape: ShardShape) -> Blocks:
-            kind = "<f2" if shape.half else "<f4"
-            return lambda field: read(field, kind)
-
-        return shaped
-
-
-def _refuse_bad(
-    field: str, block: NDArray[Any], width: int | None, index: NDArray[np.int64]
-) -> None:
-    """Refuse NaN, infinity and padding that is not zero; row 0 is filler but in `obs`."""
-    done = block if field == "obs" else block[:, 1:]
-    axes = tuple(range(1, done.ndim))
-    bad = ~np.isfinite(done).all(axis=axes)
-    if bad.any():
-        raise _BadEpisodesError(f"{field} holds NaN or infinity", index[bad])
-    if field == "action":
-        bad = out_of_range(done).any(axis=axes)
-        if bad.any():
-            raise _BadEpisodesError(OUT_OF_RANGE, index[bad])
-    if width is not None:
-        bad = done[..., width:].any(axis=axes)
-        if bad.any():
-            raise _BadEpisodesError(f"{field} is not zero in its padding", index[bad])
-
-
-_EPISODES = 128
-_ALIGNMENT = 64
-_PLAIN = {**dict.fromkeys(FLOATS, "float32"), "task": "int32"}
-# Facts about the writer's own layout, which this one does not keep.
-_DROPPED = (".format_version", ".storage_alignment", "serialization_id")
+        self, task: str, index: NDArray[np.int64], rows: dict[str, Rows], field: str
+    ) -> Iterator[NDArray[np.floating]]:
+        """Yield a field of a task's episodes; bad values are refused."""
+        sizes = self.shard.tasks[task]
+        width = {"obs": sizes.obs_dim, "action": sizes.action_dim}.get(field)
+        source = rows[field]
+        step = max(_BLOCK_BYTES // source.row_bytes, 1)
+        for start in range(0, len(index), step):
+            chosen = index[start : start + step]
+            try:
+                block = source.read(chosen)
+            except OSError as error:  # not one of writing, which would mean our own disk
+                raise _UnfitFileError(f"cannot read {self.shard.path}: {error}") from error
+            for fault, bad in faults(field, block, width):
+                if bad.any():
+                    raise _BadEpisodesError(fault, chosen[bad])
+            self.throughput.add(block.nbytes, f"{self.shard.path.name} {task}")
+            yield block.astype("<f2" if self.shard.half else "<f4", copy=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -422,5 +385,4 @@ def _rows(dataset: EpisodeDataset, shard: Shard, field: str, stack: ExitStack) -
     size, dtype = dataset.shape_of(shard).fields()[field]
     handle = os.open(field_file(dataset.path / shard.name, field), os.O_RDONLY)
     stack.callback(os.close, handle)
-    kind = {torch.float16: "<f2", torch.float32: "<f4", torch.int32: "<i4"}[dtype]
-    return Rows(handle, 0, size[1:], np.dtype(kind))
+    return Rows(handle, 0, size[1:], NUMPY[dtype])

@@ -32,7 +32,7 @@ from tdmpc_opt.errors import DataError
 from tdmpc_opt.schema import MT30, MT80, TaskTable
 
 FLOATS = ("obs", "action", "reward")
-_NUMPY: dict[torch.dtype, np.dtype[Any]] = {
+NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     torch.float16: np.dtype("<f2"),
     torch.float32: np.dtype("<f4"),
     torch.uint8: np.dtype("u1"),
@@ -41,6 +41,7 @@ _NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     torch.int32: np.dtype("<i4"),
     torch.int64: np.dtype("<i8"),
 }
+"""Number formats of a field, in torch and as they lie in a file."""
 _SCAN = 1 << 22
 _SAMPLE = 1 << 20
 
@@ -158,7 +159,9 @@ class OfficialShard:
         handle = os.open(self.path, os.O_RDONLY)
         try:
             yield {
-                name: Rows(handle, self.places[name], tuple(tensor.shape[1:]), _numpy(tensor))
+                name: Rows(
+                    handle, self.places[name], tuple(tensor.shape[1:]), NUMPY[tensor.dtype]
+                )
                 for name, tensor in self.outline.items()
                 if name in FLOATS
             }
@@ -199,31 +202,23 @@ def open_official(path: Path) -> OfficialShard:
         DataError: A file that is missing, truncated, unsafe, or no shard of MT30 or MT80; the
             message names it and the fault.
     """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name the shard files in it")
+    if not path.exists():
+        raise DataError(f"no file {path}")
     try:
-        return _open(path)
+        if not is_zipped(path):
+            raise TorchFileError("is no file by torch.save, or is cut off")
+        outline = _fields(load_outline(path, _STAND_INS))
+        tasks = _table(outline)
+        _check_shapes(outline, tasks)
+        records = Records(path)
+        places = {name: records.place(tensor) for name, tensor in outline.items()}
+        sums = {name: records.crc(tensor) for name, tensor in outline.items()}
+        fingerprint = _fingerprint(path, outline, sums, places["reward"])
     except TorchFileError as error:
         raise DataError(f"{path} {error}") from error
-    except FileNotFoundError:
-        raise DataError(f"no file {path}") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder; name the shard files in it") from None
-
-
-def _open(path: Path) -> OfficialShard:
-    if path.is_dir():
-        raise IsADirectoryError
-    if not path.exists():
-        raise FileNotFoundError
-    if not is_zipped(path):
-        raise TorchFileError("is no file by torch.save, or is cut off")
-    outline = _fields(load_outline(path, _STAND_INS))
-    tasks = _table(outline)
-    _check_shapes(outline, tasks)
-    records = Records(path)
-    places = {name: records.place(tensor) for name, tensor in outline.items()}
     episodes, length = outline["reward"].shape
-    sums = {name: records.crc(tensor) for name, tensor in outline.items()}
-    fingerprint = _fingerprint(path, outline, sums, places["reward"])
     return OfficialShard(path, tasks, episodes, length, outline, places, fingerprint)
 
 
@@ -236,7 +231,7 @@ def _fields(content: object) -> dict[str, Tensor]:
     found = {}
     for name in (*FLOATS, "task"):
         tensor = content.get(name)
-        if not isinstance(tensor, Tensor) or tensor.dtype not in _NUMPY:
+        if not isinstance(tensor, Tensor) or tensor.dtype not in NUMPY:
             raise TorchFileError(
                 f"is no official shard: it has no {name} of numbers, which every shard has"
             )
@@ -265,14 +260,11 @@ def _table(outline: Mapping[str, Tensor]) -> TaskTable:
     for table in (MT30, MT80):
         if widths == ((table.obs_dim,), (table.action_dim,)):
             return table
+    found = " and ".join(str(width[0]) if width else "none" for width in widths)
     raise TorchFileError(
         f"is no shard of MT30 or MT80: those have {MT30.obs_dim} or {MT80.obs_dim} "
-        f"observations and {MT30.action_dim} actions, it has {_text(widths)}"
+        f"observations and {MT30.action_dim} actions, it has {found}"
     )
-
-
-def _text(widths: tuple[torch.Size, ...]) -> str:
-    return " and ".join(str(width[0]) if width else "none" for width in widths)
 
 
 def _check_shapes(outline: Mapping[str, Tensor], tasks: TaskTable) -> None:
@@ -295,10 +287,6 @@ def _check_shapes(outline: Mapping[str, Tensor], tasks: TaskTable) -> None:
     for name in FLOATS:
         if not outline[name].is_contiguous():
             raise TorchFileError(f"holds {name} in another order; save it contiguous() again")
-
-
-def _numpy(tensor: Tensor) -> np.dtype[Any]:
-    return _NUMPY[tensor.dtype]
 
 
 def _fingerprint(

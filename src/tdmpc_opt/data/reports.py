@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
-from tdmpc_opt.data.shards import bad_episode, check_files
+from tdmpc_opt.data.shards import check_files
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.progress import Progress
 
@@ -186,7 +186,7 @@ def _size(dataset: EpisodeDataset, shard: Shard) -> int:
 
 def _check(dataset: EpisodeDataset, shard: Shard, throughput: Throughput) -> None:
     """Raise for the first thing that is wrong with a shard."""
-    folder, task = dataset.path / shard.name, dataset.tasks[shard.task]
+    folder = dataset.path / shard.name
     check_files(folder, dataset.shape_of(shard))
     for name, expected in shard.sha256.items():
         sha256 = hashlib.sha256()
@@ -197,6 +197,6 @@ def _check(dataset: EpisodeDataset, shard: Shard, throughput: Throughput) -> Non
         if sha256.hexdigest() != expected:
             raise DataError(f"{name} is not what was written; copy the shard again")
     if not shard.sha256:
-        fault = bad_episode(dataset.arrays(shard), (task.obs_dim, task.action_dim))
+        fault = dataset.bad_episode(shard)
         if fault is not None:
             raise DataError(f"episode {fault[0]}: {fault[1]}")

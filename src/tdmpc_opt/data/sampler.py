@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
@@ -51,7 +51,7 @@ def by_task(tasks: NDArray[np.int64], slices: NDArray[np.int64]) -> Units:
     """
     totals = np.bincount(tasks, weights=slices)
     weights = slices / totals[tasks]
-    return Units(_starts(slices)[:-1], slices, _edges(weights))
+    return Units(_sums_before(slices)[:-1], slices, _sums_before(weights))
 
 
 def by_return(
@@ -83,15 +83,12 @@ def by_return(
     share = np.bincount(task, weights=slices) / np.maximum(
         np.bincount(task, weights=weights), np.finfo(float).tiny
     )
-    return Units(_starts(slices)[:-1], slices, _edges(weights * share[task]))
+    return Units(_sums_before(slices)[:-1], slices, _sums_before(weights * share[task]))
 
 
-def _starts(slices: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(slices)])
-
-
-def _edges(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.concatenate([[0.0], np.cumsum(weights)])
+def _sums_before(values: ArrayLike) -> NDArray[Any]:
+    """Return the sum of the values before each, and that of all."""
+    return np.concatenate([[0], np.cumsum(values)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +201,12 @@ class SliceSampler:
         shards = ordered_shards(datasets)
         self._shards = [_rows(dataset, shard, tasks) for dataset, shard in shards]
         rows_of = [len(shard.obs) for shard in self._shards]
-        self._first_row = np.concatenate([[0], np.cumsum(rows_of)])
+        self._first_row = _sums_before(rows_of)
         self._lengths = np.array([shard.length for shard in self._shards])
         self._starts = self._lengths - horizon
         episodes = np.array([shard.episodes for _, shard in shards])
         # Of all slices, shard s holds those from _first[s] on, up to _first[s + 1].
-        self._first = np.concatenate([[0], np.cumsum(episodes * self._starts)])
+        self._first = _sums_before(episodes * self._starts)
         self._drawn = np.zeros(0, dtype=np.int64)
         self._parts = [
             _Part(count, begin, end, _units(how, shards[begin:end], self._shards, horizon))
@@ -304,7 +301,7 @@ class SliceSampler:
         drawn = [self._draw_part(part) for part in reversed(self._parts)]
         return np.concatenate(drawn[::-1])
 
-    def _draw_part(self, part: "_Part") -> NDArray[np.int64]:
+    def _draw_part(self, part: _Part) -> NDArray[np.int64]:
         low, high = self._first[part.begin], self._first[part.end]
         if part.units is None:
             return self._generator.integers(low, high, size=part.count)
@@ -430,15 +427,6 @@ def _rows(dataset: EpisodeDataset, shard: Shard, tasks: TaskTable) -> _Rows:
 
 
 def _refuse_unfit(dataset: EpisodeDataset, tasks: TaskTable, horizon: int) -> None:
-    _refuse_foreign_tasks(dataset, tasks)
-    if dataset.length <= horizon:
-        raise DataError(
-            f"a slice of {horizon} steps does not fit into the {dataset.length - 1} steps "
-            f"of an episode in {dataset.path}; choose a shorter horizon"
-        )
-
-
-def _refuse_foreign_tasks(dataset: EpisodeDataset, tasks: TaskTable) -> None:
     if not len(dataset):
         raise DataError(f"{dataset.path} holds no episodes; collect some into it")
     foreign = [name for name in dataset.task_names if name not in tasks.names]
@@ -454,3 +442,8 @@ def _refuse_foreign_tasks(dataset: EpisodeDataset, tasks: TaskTable) -> None:
                 f"{name} has {here.obs_dim} observations and {here.action_dim} actions in "
                 f"{dataset.path}, {model.obs_dim} and {model.action_dim} in the model's table"
             )
+    if dataset.length <= horizon:
+        raise DataError(
+            f"a slice of {horizon} steps does not fit into the {dataset.length - 1} steps "
+            f"of an episode in {dataset.path}; choose a shorter horizon"
+        )

@@ -7,23 +7,35 @@ import mmap
 import os
 import shutil
 import tokenize
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from numpy.typing import NDArray
 from tensordict import TensorDict
 
 from tdmpc_opt.errors import DataError
 
 BLOCK = 64
-"""Episodes that are held in memory at once while a shard is written or checked."""
+"""Episodes that are in memory at once while a shard is written or checked."""
 POSITIONS = "position.npy"
-"""File that tells where each episode was in the file it was imported from."""
+"""File with the place of each episode in the file it was imported from."""
+DAMAGED_ARRAY = (
+    *(OSError, EOFError, MemoryError, SyntaxError, tokenize.TokenError),
+    *(ArithmeticError, LookupError, TypeError, ValueError),
+)
+"""What numpy was seen to raise on array files that are cut, changed or foreign."""
+Blocks = Callable[[str], Iterable[NDArray[np.floating]]]
+"""Gives the values of a field, padded, some episodes at a time."""
+
+_REPAIR = "copy the dataset again, or take the shard out of dataset.json and collect it anew"
+_PAGE = mmap.PAGESIZE
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +104,6 @@ def check_files(folder: Path, shape: ShardShape) -> None:
             )
 
 
-_REPAIR = "copy the dataset again, or take the shard out of dataset.json and collect it anew"
-
-
 def open_shard(folder: Path, shape: ShardShape) -> ShardArrays:
     """Map a shard read-only.
 
@@ -111,105 +120,18 @@ def open_shard(folder: Path, shape: ShardShape) -> ShardArrays:
 
 
 def _map(folder: Path, field: str, shape: ShardShape) -> NDArray[np.floating]:
+    # Neither numpy's maps nor Python's would do: they keep a descriptor open for each file, and
+    # a dataset may have more files than a process may have descriptors.
     path = field_file(folder, field)
     size, dtype = shape.fields()[field]
     try:
-        return map_file(path, size, dtype)
+        with path.open("rb"):  # torch's own error is of no kind in particular
+            count = int(np.prod(size))
+        values = torch.from_file(str(path), shared=False, size=count, dtype=dtype).numpy()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; {_REPAIR}") from error
-
-
-def bad_episode(arrays: ShardArrays, width: tuple[int, int]) -> tuple[int, str] | None:
-    """Find the first episode with a value that no episode may hold.
-
-    Args:
-        arrays: The shard.
-        width: Unpadded widths of the task's observation and action.
-
-    Returns:
-        Index of the episode and what is wrong with which field, or None.
-    """
-    for start in range(0, len(arrays.obs), BLOCK):
-        part = slice(start, start + BLOCK)
-        obs, action = arrays.obs[part], arrays.action[part, 1:]
-        faults = {
-            "obs holds NaN or infinity": ~np.isfinite(obs).all(axis=(1, 2)),
-            "action holds NaN or infinity": ~np.isfinite(action).all(axis=(1, 2)),
-            "reward holds NaN or infinity": ~np.isfinite(arrays.reward[part, 1:]).all(axis=1),
-            "obs is not zero in its padding": obs[..., width[0] :].any(axis=(1, 2)),
-            "action is not zero in its padding": action[..., width[1] :].any(axis=(1, 2)),
-        }
-        if arrays.label is not None:
-            faults |= _label_faults(arrays.label[part, 1:], width[1])
-        wrong = np.stack(list(faults.values()))
-        if wrong.any():
-            episode = int(wrong.any(axis=0).argmax())
-            return start + episode, list(faults)[int(wrong[:, episode].argmax())]
-    return None
-
-
-def _label_faults(
-    label: Float32[np.ndarray, "episodes steps action"], width: int
-) -> dict[str, NDArray[np.bool_]]:
-    unfit = np.array([not _are_labels(rows[:, :width]) for rows in label])
-    padded = np.array([bool(rows[:, width:].any()) for rows in label])
-    return {_LABEL_FAULT: unfit, "label is not zero in its padding": padded}
-
-
-_LABEL_FAULT = "label holds infinity, or NaN in a part of a row"
-
-
-def bad_values(field: str, values: NDArray[np.float32]) -> str | None:
-    """Say what is wrong with one field of an episode without padding, or None."""
-    done = values if field == "obs" else values[1:]
-    fault = None
-    if field == "label" and not _are_labels(done):
-        fault = _LABEL_FAULT
-    elif field != "label" and not np.isfinite(done).all():
-        fault = f"{field} holds NaN or infinity"
-    elif field in ("action", "label") and out_of_range(done).any():
-        fault = OUT_OF_RANGE.replace("action", field)
-    return fault
-
-
-OUT_OF_RANGE = "action is not in [-1, 1], onto which a task's action space is scaled"
-
-
-def out_of_range(action: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Return which numbers lie outside [-1, 1] by more than half precision rounds; not NaN."""
-    return np.abs(action) > 1.001
-
-
-def _are_labels(rows: Float32[np.ndarray, "steps action"]) -> bool:
-    """Tell whether each row is a whole action or wholly NaN."""
-    nan = np.isnan(rows)
-    return not np.isinf(rows).any() and bool((nan.any(axis=1) == nan.all(axis=1)).all())
-
-
-DAMAGED_ARRAY = (
-    *(OSError, EOFError, MemoryError, SyntaxError, tokenize.TokenError),
-    *(ArithmeticError, LookupError, TypeError, ValueError),
-)
-"""What numpy was seen to raise on array files that are cut, changed or foreign."""
-_PAGE = mmap.PAGESIZE
-_madvise = ctypes.CDLL(None).madvise
-_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-
-
-def map_file(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> NDArray[Any]:
-    """Map a file.
-
-    Neither numpy's maps nor Python's would do: they keep a descriptor open for each file, and a
-    dataset may have more files than a process may have descriptors.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    with path.open("rb"):  # torch's own error is of no kind in particular
-        size = int(np.prod(shape))
-    values = torch.from_file(str(path), shared=False, size=size, dtype=dtype).numpy()
     values.flags.writeable = False
-    return values.reshape(shape)
+    return values.reshape(size)
 
 
 class ReadAhead:
@@ -229,8 +151,71 @@ class ReadAhead:
         _madvise(start, address + count * self._row_bytes - start, mmap.MADV_WILLNEED)
 
 
-Blocks = Callable[[str], Iterable[NDArray[np.floating]]]
-"""Gives the values of a field, padded, some episodes at a time."""
+def faults(
+    field: str,
+    values: NDArray[Any],
+    width: int | None = None,
+    *,
+    in_range: bool = True,
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Yield what is wrong with a field, and with which episodes.
+
+    Row 0 is filler in all fields but `obs`. A label is a whole action or wholly NaN.
+
+    Args:
+        field: Its name: obs, action, reward or label.
+        values: Its values in some episodes, [episodes, rows, ...].
+        width: Width of the task's own values, beyond which the padding must be zero; None does
+            not check it.
+        in_range: Refuse actions and labels outside [-1, 1] by more than half precision rounds.
+    """
+    done = values if field == "obs" else values[:, 1:]
+    axes = tuple(range(1, done.ndim))
+    if field == "label":
+        nan = np.isnan(done[..., :width])
+        partly = (nan.any(axis=2) != nan.all(axis=2)).any(axis=1)
+        infinite = np.isinf(done[..., :width]).any(axis=axes)
+        yield "label holds infinity, or NaN in a part of a row", partly | infinite
+    else:
+        yield f"{field} holds NaN or infinity", (~np.isfinite(done)).any(axis=axes)
+    if in_range and field in ("action", "label"):
+        text = f"{field} is not in [-1, 1], onto which a task's action space is scaled"
+        yield text, np.asarray((np.abs(done) > 1.001).any(axis=axes))
+    if width is not None:
+        yield (
+            f"{field} is not zero in its padding",
+            np.asarray(done[..., width:].any(axis=axes)),
+        )
+
+
+def bad_episode(arrays: ShardArrays, width: tuple[int, int]) -> tuple[int, str] | None:
+    """Find the first episode with a value that no episode may have.
+
+    Args:
+        arrays: The shard.
+        width: Unpadded widths of the task's observation and action.
+
+    Returns:
+        Index of the episode and what is wrong with which field, or None.
+    """
+    fields = {
+        "obs": (arrays.obs, width[0]),
+        "action": (arrays.action, width[1]),
+        "reward": (arrays.reward, None),
+        "label": (arrays.label, width[1]),
+    }
+    for start in range(0, len(arrays.obs), BLOCK):
+        found = [
+            fault
+            for field, (values, own) in fields.items()
+            if values is not None
+            for fault in faults(field, values[start : start + BLOCK], own, in_range=False)
+        ]
+        wrong = np.stack([episodes for _, episodes in found])
+        if wrong.any():
+            episode = int(wrong.any(axis=0).argmax())
+            return start + episode, found[int(wrong[:, episode].argmax())][0]
+    return None
 
 
 def write_shard(
