@@ -312,7 +312,7 @@ def test_half_precision_is_widened_without_loss(tmp_path):
     values = {"obs": episode.obs, "action": episode.action, "reward": episode.reward}
     dataset.append_blocks(
         Shard("a", "thin", 1, (), {}, half=True),
-        lambda shape: lambda field: iter([values[field].astype("<f2")[None]]),
+        lambda field: iter([values[field].astype("<f2")[None]]),
     )
     batch = SliceSampler(
         [dataset], TaskTable((THIN,)), horizon=3, batch_size=9, seed=0
