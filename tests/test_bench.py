@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tdmpc_opt.bench.candidates import candidates
-from tdmpc_opt.bench.measure import _speedup
 from tdmpc_opt.checkpoints.checkpoint import POLICY_PREFIXES
 from tdmpc_opt.cli import main
 from tdmpc_opt.configs import BenchConfig, QuantizeConfig
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.evaluation.bench import _speedup, candidates
 
 QUICK = {"rounds": 2, "seconds": 0.01, "batch": (1, 3)}
 
@@ -47,7 +46,7 @@ def test_every_way_to_run_a_source_is_timed_once(checkpoint_file, policy_file, t
 
 
 def test_the_torch_free_runtime_is_told_by_the_checkpoints_own_names():
-    from tdmpc_opt.bench import candidates as module
+    from tdmpc_opt.evaluation import bench as module
 
     assert {prefix.rstrip(".") for prefix in POLICY_PREFIXES} == module._POLICY_PARTS
 

@@ -59,8 +59,8 @@ from tdmpc_opt.experts import train as experts
 from tdmpc_opt.experts.state import read_progress
 from tdmpc_opt.export.model_folder import card
 from tdmpc_opt.progress import Silent
+from tdmpc_opt.report.page import sections
 from tdmpc_opt.report.read import read_result_files
-from tdmpc_opt.report.sections import sections
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.training import run as runs
 from tdmpc_opt.training.dagger import _RoundsFile

@@ -18,8 +18,8 @@ from tdmpc_opt.errors import CheckpointError, ResultError, RunError, TdmpcOptErr
 from tdmpc_opt.evaluation.ablation import ablation
 from tdmpc_opt.experts.state import read_progress
 from tdmpc_opt.files import parse_json
+from tdmpc_opt.report.page import sections
 from tdmpc_opt.report.read import read_result_files
-from tdmpc_opt.report.sections import sections
 from tdmpc_opt.schema import TaskTable
 
 pytestmark = pytest.mark.usefixtures("unchecked")

@@ -22,8 +22,7 @@ from tdmpc_opt.cli import main
 from tdmpc_opt.configs import PlayConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
 from tdmpc_opt.play.agents import read_list, write_agents
-from tdmpc_opt.play.play import page_server
-from tdmpc_opt.play.server import BUNDLE, HOST, PlayServer
+from tdmpc_opt.play.server import BUNDLE, HOST, PlayServer, page_server
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.environment import make_env
 
@@ -167,7 +166,7 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
 def test_playing_the_bundled_agent_needs_no_torch() -> None:
     code = (
         "import sys; from tdmpc_opt.configs import PlayConfig\n"
-        "from tdmpc_opt.play.play import page_server\n"
+        "from tdmpc_opt.play.server import page_server\n"
         "with page_server(PlayConfig(port=0)):\n"
         "    sys.exit(bool({'torch', 'onnx', 'dm_control'} & set(sys.modules)))"
     )

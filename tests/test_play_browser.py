@@ -12,8 +12,7 @@ import pytest
 
 from tdmpc_opt.agents.agent import load_agent
 from tdmpc_opt.configs import PlayConfig
-from tdmpc_opt.play.play import page_server
-from tdmpc_opt.play.server import BUNDLE
+from tdmpc_opt.play.server import BUNDLE, page_server
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.environment import make_env
 

@@ -15,13 +15,12 @@ from tdmpc_opt.cli import main
 from tdmpc_opt.configs import EvaluateConfig, TuneConfig
 from tdmpc_opt.configs.tuning import TUNING_SEED
 from tdmpc_opt.errors import CheckpointError, InputError, ResultError
+from tdmpc_opt.evaluation import tune as search
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.score import Score
+from tdmpc_opt.evaluation.tune import Trial, budget_of, choose, starts, tune
 from tdmpc_opt.planning.presets import PRESETS, Preset, find_preset, storable, stored
 from tdmpc_opt.schema import PlannerBudget
-from tdmpc_opt.tuning import search
-from tdmpc_opt.tuning.search import Trial, choose, tune
-from tdmpc_opt.tuning.space import budget_of, starts
 
 TASKS = "pendulum-swingup"
 

@@ -20,9 +20,10 @@ from tdmpc_opt.configs import (
 )
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.results import ResultFile
+from tdmpc_opt.evaluation.score import Score
 from tdmpc_opt.files import alone
 from tdmpc_opt.progress import Progress, Silent, Stage
-from tdmpc_opt.report.plots import plot_curves, plot_scores
+from tdmpc_opt.report.charts import plot_curves, plot_scores
 from tdmpc_opt.schema import Size
 from tdmpc_opt.training.distillation import distill
 from tdmpc_opt.training.loop import train
@@ -100,7 +101,7 @@ def _demo(folder: Path, progress: Progress, updates: int, episodes: int) -> list
     }
     rows = [_row(name, path, folder, episodes, progress) for name, path in policies.items()]
     curves = {"distilled": _losses(distilled), "without teacher": _losses(plain)}
-    plot_scores({row.name: (row.score, row.ci95) for row in rows}, folder / "scores.png")
+    plot_scores({row.name: Score(row.score, row.ci95) for row in rows}, folder / "scores.png")
     plot_curves(curves, "loss", folder / "curves.png")
     facts = {
         "teacher": describe(teacher).sha256,

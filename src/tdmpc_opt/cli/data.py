@@ -23,8 +23,7 @@ def _collect(config: configs.CollectConfig) -> None:
 def _data_info(config: configs.DataInfoConfig) -> None:
     from tdmpc_opt.data.episodes import EpisodeDataset
     from tdmpc_opt.data.reports import summarize
-    from tdmpc_opt.report.dataset_card import write_dataset_card
-    from tdmpc_opt.report.plots import plot_returns
+    from tdmpc_opt.report.dataset import plot_returns, write_dataset_card
 
     dataset = EpisodeDataset.open(config.data)
     dataset.check()

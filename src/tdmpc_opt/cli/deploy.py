@@ -45,7 +45,7 @@ def _distilled(before: tuple[float, float | None] | None, *, kept: bool) -> str:
 
 def _sensitivity(config: configs.SensitivityConfig) -> None:
     from tdmpc_opt.compression.sensitivity import sensitivity
-    from tdmpc_opt.report.plots import plot_sensitivity
+    from tdmpc_opt.report.charts import plot_sensitivity
 
     with ConsoleProgress("sensitivity") as progress:
         content = sensitivity(config, progress)
@@ -105,7 +105,7 @@ def _export(config: configs.ExportConfig) -> None:
 
 
 def _play(config: configs.PlayConfig) -> None:
-    from tdmpc_opt.play.play import page_server
+    from tdmpc_opt.play.server import page_server
 
     terminal = console()
 

@@ -53,7 +53,7 @@ def _compare(config: configs.CompareConfig) -> None:
 
 def _ablation(config: configs.AblationConfig) -> None:
     from tdmpc_opt.evaluation.ablation import ablation
-    from tdmpc_opt.report.plots import plot_scores
+    from tdmpc_opt.report.charts import plot_scores
 
     rows = ablation(config.results)
     table = table_of("Ablation at equal budget", "run", "seeds", "score", "95% CI")
@@ -64,16 +64,17 @@ def _ablation(config: configs.AblationConfig) -> None:
     terminal = console()
     terminal.print(table)
     if config.plot is not None:
-        plot_scores({row.label: (row.score.mean, row.score.ci95) for row in rows}, config.plot)
+        plot_scores({row.label: row.score for row in rows}, config.plot)
         terminal.print(f"plot: {config.plot}")
 
 
 def _tune(config: configs.TuneConfig) -> None:
-    from tdmpc_opt.report.plots import plot_front
-    from tdmpc_opt.tuning.search import tune
+    from tdmpc_opt.evaluation.tune import tune
+    from tdmpc_opt.export.engine import engine_choice
+    from tdmpc_opt.report.charts import plot_front
 
     with ConsoleProgress("tune-planner") as progress:
-        content = tune(config, progress)
+        content = tune(config, progress, engine_choice(config.engine))
     table = table_of("Pareto front", "budget", "ms", "Hz", "score", "95% CI", "preset")
     names: dict[str, list[str]] = {}
     for name, preset in content["presets"].items():
@@ -103,7 +104,7 @@ def _tune(config: configs.TuneConfig) -> None:
 
 
 def _bench(config: configs.BenchConfig) -> None:
-    from tdmpc_opt.bench.measure import bench
+    from tdmpc_opt.evaluation.bench import bench
 
     with ConsoleProgress("bench") as progress:
         content = bench(config, progress)

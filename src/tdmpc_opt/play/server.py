@@ -1,15 +1,19 @@
-"""Serving the page on this machine alone."""
+"""`play`: export what was asked for, and serve the page on this machine until it is stopped."""
 
 import gzip
 import mimetypes
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from errno import EACCES, EADDRINUSE
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tdmpc_opt.configs import PlayConfig
 from tdmpc_opt.errors import InputError, MissingDependencyError
+from tdmpc_opt.play.agents import LIST, write_agents
 
 HOST = "127.0.0.1"
 BUNDLE = Path(__file__).parent / "static"
@@ -125,3 +129,30 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if with_body:
             self.wfile.write(content)
+
+
+@contextmanager
+def page_server(
+    config: PlayConfig, started: Callable[[str], None] = lambda _: None, bundle: Path = BUNDLE
+) -> Iterator[PlayServer]:
+    """Make the server of the page, ready to `serve_forever`.
+
+    Args:
+        config: Agents to offer beside the bundled ones, and the port.
+        started: Called with each agent's name when its export begins.
+        bundle: Folder of the built page.
+
+    Raises:
+        CheckpointError: A file that is missing, damaged, foreign or unsafe.
+        InputError: A port that cannot be used, or an agent without a task of MT30.
+        MissingDependencyError: No built page, or no library to export agents.
+    """
+    with tempfile.TemporaryDirectory(prefix="tdmpc-opt-play-") as folder:
+        site = Path(folder)
+        with PlayServer([site, bundle], config.port):
+            pass  # a port that is taken is known before anything is exported
+        if config.checkpoints:
+            (site / LIST).write_bytes(gzip.decompress((bundle / f"{LIST}.gz").read_bytes()))
+            write_agents(config.checkpoints, site, started)
+        with PlayServer([site, bundle], config.port) as server:
+            yield server

@@ -1,8 +1,9 @@
-"""Charts of results, each drawn at any width: broad for paper and desk, narrow for a phone."""
+"""Charts of results in one palette, drawn at any width: for paper, a desk or a phone."""
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,91 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Affine2DBase, ScaledTranslation
 
+from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.score import Score
+from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.report.read import Curve
-from tdmpc_opt.report.style import GRID, INK, PAPER, RC, SERIES
+
+INK = "#1b1b1b"
+"""Text and axes."""
+PAPER = "#ffffff"
+"""Background, edges of bars and their hatches."""
+GRID = "#dddddd"
+"""Grid lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What tells one agent from the others, with and without colour."""
+
+    color: str
+    """On a light page and on paper."""
+    dark: str
+    """On a dark page: the same hue, lighter."""
+    hatch: str
+    marker: str
+    dash: str | tuple[int, tuple[int, ...]]
+
+
+SERIES = (
+    Series("#0072b2", "#4da6dc", "", "o", "-"),
+    Series("#d55e00", "#f2813a", "////", "s", "--"),
+    Series("#009e73", "#2cc49a", "----", "^", "-."),
+    Series("#cc79a7", "#e39cc4", "xxxx", "D", ":"),
+    Series("#e69f00", "#f5bd4a", "\\\\\\\\", "v", (0, (5, 1, 1, 1, 1, 1))),
+    Series("#56b4e9", "#93d0f5", "||||", "P", (0, (7, 2))),
+)
+"""The palette of Okabe and Ito (Color Universal Design, 2008) without its black and yellow."""
+
+RC: Any = {
+    "font.size": 9.0,
+    "font.family": "DejaVu Sans",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "text.parse_math": False,  # a dollar in a file's name is a dollar
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.7,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",  # text stays text: to be searched, selected and read aloud
+    "svg.hashsalt": "tdmpc-opt",  # equal results give equal files
+}
+"""Settings of matplotlib for every chart, by the library's own names."""
+
+
+def css_variables(dark: bool) -> str:
+    """Return the colours of charts as CSS variables."""
+    colors = {"ink": "#e8e8e8" if dark else INK, "paper": "#15181c" if dark else PAPER}
+    colors["grid"] = "#3a3f45" if dark else GRID
+    for index, series in enumerate(SERIES):
+        colors[f"series-{index}"] = series.dark if dark else series.color
+    return " ".join(f"--{name}: {value};" for name, value in colors.items())
+
+
+def themed(svg: str) -> str:
+    """Let the colours of a chart follow the page it stands in."""
+    names = {INK: "ink", PAPER: "paper", GRID: "grid"}
+    names |= {series.color: f"series-{index}" for index, series in enumerate(SERIES)}
+    for color, name in names.items():
+        svg = svg.replace(color, f"var(--{name})")
+    return svg
+
 
 AGENTS = len(SERIES)
 """Agents that one chart can tell apart."""
 
+BROAD = 7.2
+"""Inches: a page of paper, and the column of text on a desk."""
+_DPI = 200
 _ROW = 0.17  # inches that one line of text or one bar takes
 _NARROW = 5.0
 _LEGEND_BELOW = 0.42  # inches from an axis to its legend: ticks and label stand between
@@ -256,3 +335,139 @@ def _legend(figure: Figure, names: Sequence[str], width: float) -> None:
         fontsize=8.5,
         handlelength=2.6,
     )
+
+
+def plot_scores(scores: Mapping[str, Score], path: Path) -> None:
+    """Draw normalised scores of several agents as bars with their 95% intervals.
+
+    Args:
+        scores: Score of each agent, drawn from top to bottom.
+        path: PNG to write.
+
+    Raises:
+        ResultError: A file that cannot be written.
+    """
+    save_picture(score_chart(scores), path)
+
+
+def plot_curves(
+    curves: Mapping[str, Sequence[tuple[float, float]]], label: str, path: Path
+) -> None:
+    """Draw learning curves over updates.
+
+    Args:
+        curves: Points (update, value) of each run.
+        label: What the value is.
+        path: PNG to write.
+
+    Raises:
+        ResultError: A file that cannot be written.
+    """
+    lines = [
+        Curve(name, "Training", label, "gradient updates", label, points)
+        for name, points in curves.items()
+    ]
+    save_picture(curve_chart({"": lines}), path)
+
+
+def plot_sensitivity(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what each layer's rounding alone costs, over the bits of its weights.
+
+    Args:
+        rows: Rows of a sensitivity result: layer, format, action_error, value_error, score.
+        path: PNG to write.
+
+    Raises:
+        ResultError: A file that cannot be written.
+    """
+    measures = {
+        "action_error": "action error (rms, range 2)",
+        "value_error": "value error (1 - correlation)",
+        "score": "normalized score, policy alone",
+    }
+    shown = [name for name in measures if any(row[name] is not None for row in rows)]
+
+    def draw(width: float) -> Figure:
+        figure = Figure(figsize=(width, 4.2), layout="constrained")
+        axes = figure.subplots(1, len(shown), squeeze=False)[0]
+        for axis, name in zip(axes, shown, strict=True):
+            _draw_sensitivity(axis, name, rows)
+            axis.set_ylabel(measures[name])
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+        return figure
+
+    save_picture(draw, path, 4.6 * len(shown) + 1.6)
+
+
+def _draw_sensitivity(axis: Axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    bits = {"fp16": 16, "int8": 8, "int4": 4}
+    for index, layer in enumerate(dict.fromkeys(row["layer"] for row in rows)):
+        points = [(bits[row["format"]], row[name]) for row in rows if row["layer"] == layer]
+        points = [point for point in points if point[1] is not None]
+        x, y = zip(*points, strict=True) if points else ((), ())
+        color, line = SERIES[index % AGENTS].color, SERIES[index // AGENTS % AGENTS].dash
+        axis.plot(x, y, label=layer, marker=".", color=color, linestyle=line)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(list(bits.values()), [str(value) for value in bits.values()])
+    axis.set_xlabel("bits per weight")
+    if name != "score":
+        axis.set_yscale("symlog", linthresh=1e-5)
+        axis.set_ylim(bottom=0)
+
+
+def plot_front(content: Mapping[str, Any], path: Path) -> None:
+    """Draw score against latency for the budgets of a search, its Pareto front as a line.
+
+    Args:
+        content: What `tdmpc-opt tune-planner` found.
+        path: PNG to write.
+
+    Raises:
+        ResultError: A file that cannot be written.
+    """
+
+    def draw(width: float) -> Figure:
+        figure, axis = _single(width, 4.0)
+        for trial in content["trials"]:
+            ms, score = trial["latency_ms"], trial["score"]
+            color = SERIES[1 if trial["on_front"] else 0].color
+            if score["ci95"]:
+                axis.plot([ms, ms], score["ci95"], color=color, alpha=0.4, linewidth=1)
+            axis.plot(ms, score["mean"], "o", color=color, markersize=5)
+        front = [trial for trial in content["trials"] if trial["on_front"]]
+        points = [(trial["latency_ms"], trial["score"]["mean"]) for trial in front]
+        line: dict[str, Any] = {"color": SERIES[1].color, "label": "Pareto front"}
+        axis.step(*zip(*points, strict=True), where="post", **line)
+        if content["full"]:
+            full = content["full"]["mean"]
+            axis.axhline(full, color="gray", linestyle=":", label="full budget")
+        axis.set_xscale("log")
+        axis.set_xlabel("ms per action (processor time, one thread)")
+        axis.set_ylabel("score on the tuning episodes (line: 95% interval)")
+        axis.legend(frameon=False)
+        return figure
+
+    save_picture(draw, path)
+
+
+def save_picture(
+    draw: Callable[[float], Figure], path: Path, width: float = BROAD, kind: str = "png"
+) -> None:
+    """Write a chart as a picture with a white background.
+
+    Args:
+        draw: Draws at a width in inches.
+        path: File to write.
+        width: Width in inches.
+        kind: `png` or `svg`; equal charts give equal files.
+
+    Raises:
+        ResultError: A file that cannot be written.
+    """
+    date: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {}
+    try:
+        with rc_context(RC), replace_when_done(path) as temporary:
+            draw(width).savefig(temporary, format=kind, dpi=_DPI, facecolor=PAPER, **date)
+    except OSError as error:
+        raise ResultError(f"cannot write {path}: {error.strerror or error}") from error

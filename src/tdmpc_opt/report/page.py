@@ -4,7 +4,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,260 @@ from matplotlib import rc_context
 import tdmpc_opt
 from tdmpc_opt.configs import ReportConfig
 from tdmpc_opt.errors import ResultError
+from tdmpc_opt.evaluation.ablation import ablation, equal_budgets
+from tdmpc_opt.evaluation.score import Score, normalized_score
 from tdmpc_opt.files import replace_when_done
-from tdmpc_opt.report.charts import Chart
-from tdmpc_opt.report.read import ResultSet, Source, read_result_files
-from tdmpc_opt.report.sections import sections
-from tdmpc_opt.report.style import PAPER, RC, css_variables, themed
+from tdmpc_opt.report.charts import (
+    AGENTS,
+    BROAD,
+    RC,
+    Chart,
+    Point,
+    cost_chart,
+    css_variables,
+    curve_chart,
+    pareto_front,
+    save_picture,
+    score_chart,
+    task_chart,
+    themed,
+)
+from tdmpc_opt.report.read import Curve, Evaluated, ResultSet, Source, read_result_files
+from tdmpc_opt.schema import MT30
 
-_BROAD = 7.2  # inches: a page of paper, and the column of text on a desk
-_PHONE = 3.5
-_DPI = 200
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Numbers behind a chart."""
+
+    columns: Sequence[str]
+    """The first column is of text, the others of numbers."""
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A chart, and the same in numbers."""
+
+    chart: Chart
+    table: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page."""
+
+    name: str
+    """Its anchor."""
+    title: str
+    text: str
+    figures: Sequence[Figure] = field(default_factory=list)
+
+
+def sections(results: ResultSet) -> list[Section]:
+    """Return the sections for which there are results.
+
+    Raises:
+        ResultError: Values that cannot be shown, such as a curve without a point.
+    """
+    parts = (_scores, _tasks, _costs, _ablations, _curves)
+    try:
+        found = [part(results) for part in parts]
+    except ResultError:
+        raise  # it is a ValueError, which is caught below
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        names = ", ".join(source.name for source in results.sources)
+        raise ResultError(f"{names}: cannot be shown ({error!r}); make them anew") from error
+    return [section for section in found if section.figures]
+
+
+def by_tasks(evaluated: Sequence[Evaluated]) -> dict[tuple[str, ...], list[Evaluated]]:
+    """Sort evaluations by their tasks, most tasks first: scores of others do not compare."""
+    groups: dict[tuple[str, ...], list[Evaluated]] = {}
+    for result in evaluated:
+        groups.setdefault(tuple(sorted(result.tasks)), []).append(result)
+    return dict(sorted(groups.items(), key=lambda group: -len(group[0])))
+
+
+def _title(tasks: Sequence[str]) -> str:
+    if set(tasks) == set(MT30.names):
+        return "MT30"
+    names = ", ".join(tasks) if len(tasks) <= 6 else f"{', '.join(tasks[:5])}, ..."
+    return names if len(tasks) == 1 else f"{len(tasks)} tasks: {names}"
+
+
+def _scores(results: ResultSet) -> Section:
+    figures = []
+    for number, (tasks, members) in enumerate(by_tasks(results.evaluated).items(), 1):
+        members = sorted(members, key=lambda member: -member.score.mean)
+        scores = {member.source.name: member.score for member in members}
+        rows = [
+            [member.source.name, *_score_cells(member.score), _episodes(member), member.about]
+            for member in members
+        ]
+        table = Table(("agent", "score", "95% interval", "episodes a task", "what"), rows)
+        chart = _score_figure(f"scores-{number}", _title(tasks), scores, table)
+        figures.append(chart)
+    for number, (source, lines) in enumerate(results.demos, 1):
+        lines = sorted(lines, key=lambda line: -line.score.mean)
+        scores = {line.name: line.score for line in lines}
+        rows = [
+            [
+                line.name,
+                *_score_cells(line.score),
+                f"{line.size_bytes:,.0f}" if line.size_bytes else "-",
+            ]
+            for line in lines
+        ]
+        table = Table(("agent", "score", "95% interval", "bytes"), rows)
+        title = f"Demo ({source.name})"
+        figures.append(_score_figure(f"demo-{number}", title, scores, table))
+    text = (
+        "Normalized score: mean episode return over 10, averaged over tasks. The line is the "
+        "95% interval of a bootstrap over episodes, with the tasks kept fixed; an agent of one "
+        "episode a task has none. Scores of different tasks do not compare."
+    )
+    return Section("scores", "Scores", text, figures)
+
+
+def _score_figure(name: str, title: str, scores: Mapping[str, Score], table: Table) -> Figure:
+    best = max(scores, key=lambda agent: scores[agent].mean)
+    summary = f"{len(scores)} agents; highest is {best} with {scores[best]}"
+    return Figure(Chart(name, title, summary, score_chart(scores)), table)
+
+
+def _score_cells(score: Score) -> tuple[str, str]:
+    interval = f"{score.ci95[0]:.2f} to {score.ci95[1]:.2f}" if score.ci95 else "-"
+    return f"{score.mean:.2f}", interval
+
+
+def _episodes(result: Evaluated) -> str:
+    counts = {len(values) for values in result.returns.values()}
+    return " or ".join(str(count) for count in sorted(counts))
+
+
+def _tasks(results: ResultSet) -> Section:
+    figures: list[Figure] = []
+    for tasks, members in by_tasks(results.evaluated).items():
+        members = sorted(members, key=lambda member: -member.score.mean)
+        for start in range(0, len(members), AGENTS):
+            part = members[start : start + AGENTS]
+            figures.append(_task_figure(f"tasks-{len(figures) + 1}", tasks, part))
+    text = "Each task's mean episode return over 10, with the 95% interval of its episodes."
+    return Section("tasks", "Task by task", text, figures)
+
+
+def _task_figure(name: str, tasks: Sequence[str], members: Sequence[Evaluated]) -> Figure:
+    order = [task for task in MT30.names if task in tasks]
+    order += [task for task in members[0].tasks if task not in order]
+    scores = {
+        member.source.name: {
+            task: normalized_score({task: member.returns[task]}) for task in order
+        }
+        for member in members
+    }
+    rows = [[task, *(str(found[task]) for found in scores.values())] for task in order]
+    names = [member.source.name for member in members]
+    summary = f"Scores of {', '.join(names)} on each of {len(order)} tasks"
+    chart = Chart(name, _title(tasks), summary, task_chart(scores))
+    return Figure(chart, Table(("task", *names), rows))
+
+
+def _costs(results: ResultSet) -> Section:
+    """Join sizes and latencies with scores by the checkpoint that both name."""
+    sized: dict[str, list[Point]] = {}
+    timed: dict[str, list[Point]] = {}
+    for row in results.benched:
+        for member in results.evaluated:
+            if row.checkpoint.is_that_of(member.checkpoint):
+                group, score = _title(member.tasks), member.score.mean
+                name = f"{member.source.name}: {row.name}"
+                _add(sized, group, name, row.size_bytes, score)
+                _add(timed, group, name, row.latency_s, score)
+    for source, lines in results.demos:
+        for line in lines:
+            _add(sized, f"Demo ({source.name})", line.name, line.size_bytes, line.score.mean)
+    figures = [
+        *_cost_figures("size", "bytes on disk", sized),
+        *_cost_figures("latency", "median time of an action", timed),
+    ]
+    text = (
+        "Who gives most for least: the line joins the agents that no other beats in both. "
+        "Points are numbered by cost."
+    )
+    return Section("cost", "Score against size and latency", text, figures)
+
+
+def _add(
+    groups: dict[str, list[Point]], group: str, name: str, cost: float | None, score: float
+) -> None:
+    if cost is not None:
+        groups.setdefault(group, []).append(Point(name, cost, score))
+
+
+def _cost_figures(name: str, label: str, groups: Mapping[str, list[Point]]) -> list[Figure]:
+    figures = []
+    for number, (title, points) in enumerate(groups.items(), 1):
+        front = pareto_front(points)
+        rows = [
+            [
+                point.name,
+                f"{point.cost:,.0f}" if name == "size" else f"{1000 * point.cost:.3f} ms",
+                f"{point.score:.2f}",
+                "yes" if point in front else "no",
+            ]
+            for point in sorted(points, key=lambda point: point.cost)
+        ]
+        summary = f"Score over {label} of {len(points)} agents, {len(front)} on the front"
+        draw = cost_chart(points, label, "B" if name == "size" else "s")
+        chart = Chart(f"{name}-{number}", f"{title}: {label}", summary, draw)
+        figures.append(Figure(chart, Table(("agent", label, "score", "on the front"), rows)))
+    return figures
+
+
+def _ablations(results: ResultSet) -> Section:
+    figures: list[Figure] = []
+    trained = [result.source.path for result in results.evaluated if result.trained]
+    for paths in equal_budgets(trained):
+        rows = ablation(paths)
+        if len(rows) < 2:
+            continue
+        scores = {row.label: row.score for row in rows}
+        cells = [[row.label, str(len(row.seeds)), *_score_cells(row.score)] for row in rows]
+        table = Table(("run", "seeds", "score", "95% interval"), cells)
+        name = f"ablation-{len(figures) + 1}"
+        figures.append(_score_figure(name, f"{len(paths)} runs", scores, table))
+    text = (
+        "Runs on the same data with as many updates and the same evaluation, named by what "
+        "they differ in. Intervals resample training seeds and, within each, episodes."
+    )
+    return Section("ablation", "Ablation at equal budget", text, figures)
+
+
+def _curves(results: ResultSet) -> Section:
+    charts: dict[str, dict[str, list[Curve]]] = {}
+    for curve in results.curves:
+        panels = charts.setdefault(curve.chart, {})
+        same = [name for name in panels if re.sub(r" \(\d+\)$", "", name) == curve.panel]
+        if same and len(panels[same[-1]]) < AGENTS:
+            panels[same[-1]].append(curve)
+        else:  # a further panel, for no more can be told apart
+            panels[curve.panel + (f" ({len(same) + 1})" if same else "")] = [curve]
+    figures = []
+    for title, panels in charts.items():
+        rows = [
+            [name, curve.name, f"{curve.points[-1][0]:g}", f"{curve.points[-1][1]:.4g}"]
+            for name, curves in panels.items()
+            for curve in curves
+        ]
+        table = Table(("panel", "run", "last step", "last value"), rows)
+        summary = f"{len(rows)} curves: {', '.join(panels)}"
+        chart = Chart(f"curves-{title.lower()}", title, summary, curve_chart(panels))
+        figures.append(Figure(chart, table))
+    return Section("curves", "Learning curves", "", figures)
+
+
+_PHONE = 3.5  # inches
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +345,7 @@ def _svg(chart: Chart, width: float) -> str:
 def _inline(chart: Chart) -> Markup:
     """Return a chart as two SVGs for the page, of which CSS shows the one that fits."""
     parts = []
-    for kind, width in (("broad", _BROAD), ("narrow", _PHONE)):
+    for kind, width in (("broad", BROAD), ("narrow", _PHONE)):
         svg = _svg(chart, width)
         svg = svg[svg.index("<svg") :]
         svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -135,10 +380,6 @@ def _pictures(charts: Sequence[Chart], folder: Path) -> tuple[Path, ...]:
     written = []
     for chart in charts:
         for kind in ("png", "svg"):
-            path = folder / f"{chart.name}.{kind}"
-            date: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {}
-            with rc_context(RC), replace_when_done(path) as temporary:
-                figure = chart.draw(_BROAD)
-                figure.savefig(temporary, format=kind, dpi=_DPI, facecolor=PAPER, **date)
-            written.append(path)
+            written.append(folder / f"{chart.name}.{kind}")
+            save_picture(chart.draw, written[-1], kind=kind)
     return tuple(written)

@@ -1,5 +1,7 @@
 """The search of planner budgets for score against latency, and its result as JSON."""
 
+import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -9,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.agents.executor import run_parallel
+from tdmpc_opt.agents.policies import Array, one_thread, torch_generator
 from tdmpc_opt.agents.sources import CheckpointSource
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
@@ -19,13 +22,165 @@ from tdmpc_opt.errors import CheckpointError, ResultError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
 from tdmpc_opt.evaluation.results import REMOVED_ENGINES, ResultFile
 from tdmpc_opt.evaluation.score import Score, normalized_score
-from tdmpc_opt.export.engine import engine_choice
 from tdmpc_opt.files import alone, require_same
+from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, storable
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.schema import PlannerBudget, TaskTable
-from tdmpc_opt.tuning.latency import cost_of
-from tdmpc_opt.tuning.space import starts, suggest
+from tdmpc_opt.schema import UNNAMED, PlannerBudget, TaskTable
+from tdmpc_opt.tasks.environment import make_env
+
+Parameters = dict[str, Any]
+"""What the search draws, by name."""
+
+FEWEST = 32
+"""Sequences sampled per iteration, those of the policy prior not counted."""
+
+_PUBLISHED: Parameters = {
+    "horizon": 3,
+    "iterations": 6,
+    "samples": 488,
+    "prior_share": 24 / 488,
+    "elite_share": 64 / 512,
+    "temperature": 0.5,
+    "max_std": 2.0,
+    "warm_mean": 1.0,
+    "warm_std": 0.0,
+    "converged_std": 0.0,
+    "mean_action": False,
+    "prior_penalty": 0.0,
+    "prior_hold": 0.0,
+}
+
+
+def suggest(trial: optuna.Trial, max_samples: int, max_iterations: int) -> PlannerBudget:
+    """Let the search draw a budget."""
+    return budget_of(
+        {
+            "horizon": trial.suggest_int("horizon", 2, 5),
+            "iterations": trial.suggest_int("iterations", 1, max_iterations),
+            "samples": trial.suggest_int("samples", FEWEST, max_samples, log=True),
+            "prior_share": trial.suggest_float("prior_share", 0.0, 1.0),
+            "elite_share": trial.suggest_float("elite_share", 0.02, 0.5, log=True),
+            "temperature": trial.suggest_float("temperature", 0.25, 8.0, log=True),
+            "max_std": trial.suggest_float("max_std", 0.2, 2.0, log=True),
+            "warm_mean": trial.suggest_categorical("warm_mean", [0.0, 1.0]),
+            "warm_std": trial.suggest_categorical("warm_std", [0.0, 1.0, 2.0, 4.0]),
+            "converged_std": trial.suggest_categorical("converged_std", [0.0, 0.1, 0.2, 0.4]),
+            "mean_action": trial.suggest_categorical("mean_action", [False, True]),
+            "prior_penalty": trial.suggest_categorical(
+                "prior_penalty", [0.0, 0.03, 0.1, 0.3, 1.0]
+            ),
+            "prior_hold": trial.suggest_categorical("prior_hold", [0.0, 10.0, 100.0, 300.0]),
+        }
+    )
+
+
+def budget_of(drawn: Mapping[str, Any]) -> PlannerBudget:
+    """Return the budget.
+
+    `samples` are those of the Gaussian; the policy prior's share of them comes on top. Shares,
+    so that a choice means the same whatever the number of samples.
+    """
+    prior = round(drawn["prior_share"] * drawn["samples"])
+    total = drawn["samples"] + prior
+    return PlannerBudget(
+        horizon=drawn["horizon"],
+        iterations=drawn["iterations"],
+        samples=total,
+        policy_samples=prior,
+        elites=max(2, round(drawn["elite_share"] * total)),
+        temperature=drawn["temperature"],
+        min_std=min(PlannerBudget.min_std, drawn["max_std"]),
+        max_std=drawn["max_std"],
+        warm_mean=drawn["warm_mean"],
+        warm_std=drawn["warm_std"],
+        converged_std=drawn["converged_std"],
+        mean_action=drawn["mean_action"],
+        prior_penalty=drawn["prior_penalty"] if prior else 0.0,
+        prior_hold=drawn["prior_hold"] if prior else 0.0,
+    )
+
+
+def starts(max_samples: int, max_iterations: int) -> list[Parameters]:
+    """Return what to try first: the published shape at small sizes, the cheapest first."""
+    small = {"horizon": 2, "iterations": 1, "samples": FEWEST, "prior_share": 0.5}
+    shapes: list[Parameters] = [
+        small,
+        small | {"mean_action": True},
+        small | {"mean_action": True, "temperature": 4.0},
+        small
+        | {"mean_action": True, "temperature": 4.0, "prior_penalty": 0.3, "prior_hold": 300.0},
+        small | {"horizon": 3, "samples": 64, "mean_action": True},
+        small | {"horizon": 3, "samples": 64, "iterations": 2, "mean_action": True},
+        {"samples": 128, "iterations": 2, "prior_share": 24 / 128},
+        {
+            **{"samples": 128, "iterations": 2, "prior_share": 24 / 128},
+            **{"mean_action": True, "prior_penalty": 0.3},
+        },
+        {"samples": 256, "iterations": 3, "prior_share": 24 / 256},
+    ]
+    return [
+        _PUBLISHED | shape
+        for shape in shapes
+        if shape["samples"] <= max_samples and shape["iterations"] <= max_iterations
+    ]
+
+
+_TURNS, _ACTIONS = 5, 8
+_TURNS_THAT_WARM = 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time of one action for one observation on one thread."""
+
+    share: float
+    """Of the time that the full budget takes, measured in turns with it."""
+    full_ms: float
+    """The latter in milliseconds: processor time, so that other programs count little."""
+
+
+def cost_of(agent: Agent, full: Agent, task: str) -> Cost:
+    """Let the agent drive an episode for a while, and the full planner look on in between.
+
+    Args:
+        agent: Who is measured.
+        full: The same world model with the published budget.
+        task: Task name.
+    """
+    shares, full_ms = [], []
+    with one_thread():
+        driver, onlooker = _Timed(agent, task), _Timed(full, task)
+        env = make_env(task, TUNING_SEED)
+        obs, _ = env.reset()
+        for turn in range(_TURNS_THAT_WARM + _TURNS):
+            own = []
+            for _ in range(_ACTIONS):
+                action, seconds = driver.act(obs)
+                own.append(seconds)
+                obs = env.step(action)[0]
+            _, seconds = onlooker.act(obs)
+            if turn >= _TURNS_THAT_WARM:
+                shares.append(statistics.mean(own) / seconds)
+                full_ms.append(1000 * seconds)
+        env.close()
+    return Cost(statistics.median(shares), min(full_ms))
+
+
+class _Timed:
+    """An agent in one episode."""
+
+    def __init__(self, agent: Agent, task: str) -> None:
+        self._agent = agent
+        self._task = None if agent.tasks.names == (UNNAMED,) else task
+        self._generator = torch_generator((0,))
+
+    def act(self, obs: Array) -> tuple[Array, float]:
+        """Return the action and the seconds of processor time that it took."""
+        start = time.process_time()
+        action = self._agent.act(obs, self._task, generator=self._generator)
+        return action, time.process_time() - start
+
 
 _RETURNS, _BUDGET, _FULL_MS = "returns", "budget", "full_ms"
 _IDENTITY, _FULL = "identity", "full"
@@ -46,8 +201,17 @@ class Trial:
     """True where no other budget is both better and faster."""
 
 
-def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]:
+def tune(
+    config: TuneConfig,
+    progress: Progress | None = None,
+    choose_engine: ChooseEngine = eager_engine,
+) -> dict[str, Any]:
     """Search budgets, write `tuning.json`, and store the presets if asked; resumable.
+
+    Args:
+        config: Agent, tasks, sizes of the search, and where the result goes.
+        progress: Shows the scored budgets.
+        choose_engine: Chooses what computes the agent's plans, in place of `config.engine`.
 
     Returns:
         The content of `tuning.json`.
@@ -59,7 +223,6 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]
         UnknownTaskError: A task that the agent does not know.
     """
     progress = progress or Silent()
-    choose_engine = engine_choice(config.engine)
     policy = CheckpointSource(
         source=config.checkpoint,
         mode="planner",

@@ -1,7 +1,7 @@
-"""A process that holds one policy and times it when told to.
+"""The process in which `bench` times one policy.
 
-Started as `python -m tdmpc_opt.bench.worker`, it reads and writes lines of JSON. It imports no
-more than its policy needs, so that its memory is what the policy takes on a device.
+It reads and writes lines of JSON, and imports no more than its policy needs, so that its memory
+is that of the policy on a device.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from tdmpc_opt import load_agent
 from tdmpc_opt.errors import TdmpcOptError
 from tdmpc_opt.schema import UNNAMED, TaskTable
 
@@ -64,15 +65,9 @@ def _load(request: dict[str, Any]) -> tuple[Act, TaskTable, dict[str, Any]]:
         return device_agent.act, device_agent.tasks, facts
     import torch
 
-    from tdmpc_opt.agents.agent import load_agent
-    from tdmpc_opt.export.engine import engine_choice
-
     torch.set_num_threads(request["threads"])
     agent = load_agent(
-        request["path"],
-        request["device"],
-        request["preset"],
-        choose_engine=engine_choice(request["engine"]),
+        request["path"], request["device"], request["preset"], engine=request["engine"]
     )
     plans = agent.mode == "planner"
     return (

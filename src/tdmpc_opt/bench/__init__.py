@@ -1,1 +1,0 @@
-"""Latency, memory and size of any policy, of a checkpoint or exported."""

@@ -1,1 +1,0 @@
-"""Planner budgets: what a search of them finds, and the presets that come of it."""
