@@ -4,13 +4,16 @@
     your-driver | python examples/robot_loop.py walk.onnx walker-walk --source stdin --rate 20
 
 The source `stdin` reads an observation a line and writes an action a line to stdout: connect it
-to the program that talks to the robot. An action that is late, or an observation that cannot be
-used, leaves the last action in force. `--log loop.mcap` (`pip install "tdmpc-opt[log]"`) writes
-a file that Foxglove and Rerun open. The runtime needs neither torch nor the simulator.
+to the program that talks to the robot. Where an observation is invalid or late, or an action is
+late, the last action is sent again (`--on-invalid hold`), or zeros (`--on-invalid zero`).
+`--log loop.mcap` (`pip install "tdmpc-opt[log]"`) writes a file that Foxglove and Rerun open.
+The runtime needs neither torch nor the simulator.
 """
 
 import argparse
 import json
+import os
+import select
 import sys
 import time
 from collections.abc import Iterator
@@ -21,8 +24,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tdmpc_opt.errors import InputError, NonFiniteError
 from tdmpc_opt.runtime import Agent, load
+from tdmpc_opt.runtime.contract import OnInvalid
+
+END = object()
+"""What a source returns in place of an observation when it has ended."""
 
 
 class Simulator:
@@ -34,9 +40,9 @@ class Simulator:
         self._env, self.total, self._done = make_env(task, 0), 0.0, False
         self._obs = self._env.reset()[0]
 
-    def read(self) -> np.ndarray | None:
-        """Return the newest observation, None at the end."""
-        return None if self._done else self._obs
+    def read(self, seconds: float) -> object:
+        """Return the newest observation, or `END`."""
+        return END if self._done else self._obs
 
     def write(self, action: np.ndarray) -> None:
         """Send an action, in [-1, 1]."""
@@ -48,10 +54,30 @@ class Simulator:
 class Lines:
     """A program that writes observations to our stdin and reads actions from our stdout."""
 
-    def read(self) -> np.ndarray | None:
-        """Return the next observation, None at the end."""
-        line = sys.stdin.readline()
-        return np.array(line.split(), np.float32) if line else None
+    def __init__(self) -> None:
+        self._unfinished, self._ended = b"", False
+
+    def read(self, seconds: float) -> object:
+        """Return the newest observation since the last call, or `END`.
+
+        Older ones are dropped. An observation that does not come within the time is None; one
+        with a word that is no number is returned as words, which the agent refuses.
+        """
+        newest, stop = None, time.perf_counter() + seconds
+        while not self._ended:
+            left = max(0.0, stop - time.perf_counter()) if newest is None else 0.0
+            if not select.select([sys.stdin], [], [], left)[0]:
+                break
+            data = os.read(sys.stdin.fileno(), 1 << 16)
+            self._ended = not data
+            *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+            newest = lines[-1] if lines else newest
+        if newest is None:
+            return END if self._ended else None
+        try:
+            return np.array(newest.split(), np.float32)
+        except ValueError:
+            return newest.split()
 
     def write(self, action: np.ndarray) -> None:
         """Send an action, in [-1, 1]."""
@@ -75,16 +101,22 @@ class Log:
         schema = self._writer.register_schema("tdmpc_opt.Step", "jsonschema", form)
         self._channel = self._writer.register_channel("/step", "json", schema)
 
-    def step(self, obs: np.ndarray, action: np.ndarray, ms: float, missed: bool) -> None:
-        """Write one step; numbers that JSON lacks become null."""
-        numbers = [float(x) if np.isfinite(x) else None for x in obs]
+    def step(self, obs: object, action: np.ndarray, ms: float, missed: bool) -> None:
+        """Write one step; numbers that JSON lacks, and what is no number, become null."""
+        values = np.array(obs, np.float64) if isinstance(obs, np.ndarray) else np.empty(0)
+        numbers = [float(x) if np.isfinite(x) else None for x in values.ravel()]
         data = {"observation": numbers, "action": action.tolist(), "ms": ms, "missed": missed}
         now = time.time_ns()
         self._writer.add_message(self._channel, now, json.dumps(data).encode(), now)
 
 
 def control(
-    agent: Agent, task: str, source: Simulator | Lines, period: float, log: Log | None
+    agent: Agent,
+    task: str,
+    source: Simulator | Lines,
+    period: float,
+    log: Log | None,
+    on_invalid: OnInvalid = "hold",
 ) -> Iterator[tuple[float, bool]]:
     """Act until the source ends; yield the milliseconds of each step and whether it was missed.
 
@@ -92,28 +124,32 @@ def control(
         agent: Of `tdmpc_opt.runtime`.
         task: Its task.
         source: Where observations come from and actions go to.
-        period: Seconds of a step. The action has to be there when half of them are over.
+        period: Seconds of a step. The observation has to be there after a quarter of them, and
+            the action half of them later.
         log: Where steps are written.
+        on_invalid: What is sent for an invalid or late observation and a late action.
     """
-    action = np.zeros(agent.tasks[task].action_dim, np.float32)
+    action = zeros = np.zeros(agent.tasks[task].action_dim, np.float32)
     agent.reset()
+    options = {"deadline_ms": 400 * period, "on_invalid": on_invalid}
     with ThreadPoolExecutor(1) as worker:
         late, tick = None, time.perf_counter()
-        while (obs := source.read()) is not None:
+        while (obs := source.read(period / 4)) is not END:
             start, missed = time.perf_counter(), True
             if late is None or late.done():  # else the worker still computes an old action
-                late = worker.submit(agent.act, obs, task, deadline_ms=400 * period)
+                invalid = agent.invalid
+                late = worker.submit(agent.act, obs, task, **options)
                 if wait([late], timeout=period / 2).done:
-                    missed = isinstance(late.exception(), InputError | NonFiniteError)
-                    action = action if missed else late.result()
+                    found, missed = late.result(), agent.invalid > invalid
+                    action = action if missed else found
+            sent = zeros if missed and on_invalid == "zero" else action
             ms = 1000 * (time.perf_counter() - start)
-            source.write(action)
+            source.write(sent)
             if log:
-                log.step(obs, action, ms, missed)
+                log.step(obs, sent, ms, missed)
             yield ms, missed
-            tick = max(
-                tick + period, time.perf_counter() - period
-            )  # a long stop is not caught up
+            # A long stop is not caught up.
+            tick = max(tick + period, time.perf_counter() - period)
             time.sleep(max(0.0, tick - time.perf_counter()))
 
 
@@ -124,6 +160,7 @@ def main() -> None:
     parser.add_argument("task")
     parser.add_argument("--source", choices=("simulator", "stdin"), default="simulator")
     parser.add_argument("--rate", type=float, default=50.0, help="actions a second")
+    parser.add_argument("--on-invalid", choices=("hold", "zero"), default="hold")
     parser.add_argument("--log", help="MCAP file to write")
     given = parser.parse_args()
     source = Simulator(given.task) if given.source == "simulator" else Lines()
@@ -131,13 +168,14 @@ def main() -> None:
         log = None
         if given.log:
             log = Log(stack.enter_context(Path(given.log).open("wb")), stack)
-        steps = list(control(load(given.file), given.task, source, 1 / given.rate, log))
+        agent, period = load(given.file), 1 / given.rate
+        steps = list(control(agent, given.task, source, period, log, given.on_invalid))
     median, slow = np.quantile([ms for ms, _ in steps], [0.5, 0.99])
     missed = sum(missed for _, missed in steps)
     result = f"return {source.total:.1f}; " if isinstance(source, Simulator) else ""
     sys.stderr.write(
         f"{result}an action took {median:.2f} ms, 99 of 100 at most {slow:.2f} ms; {missed} of "
-        f"{len(steps)} actions were late or had no valid observation: the last one was kept\n"
+        f"{len(steps)} actions were late or had no valid observation ({given.on_invalid})\n"
     )
 
 

@@ -1,6 +1,7 @@
 """The example loop keeps its rate, and keeps the last action where one is late or invalid."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 import time
@@ -25,11 +26,11 @@ def loop():
 
 
 class _Rows:
-    def __init__(self, rows):
-        self._rows, self.actions = iter(rows), []
+    def __init__(self, rows, end):
+        self._rows, self._end, self.actions = iter(rows), end, []
 
-    def read(self):
-        return next(self._rows, None)
+    def read(self, seconds):
+        return next(self._rows, self._end)
 
     def write(self, action):
         self.actions.append(action.copy())
@@ -37,7 +38,7 @@ class _Rows:
 
 def test_an_observation_with_nan_or_of_a_wrong_width_keeps_the_last_action(loop):
     agent, good = load("mt30-1m"), np.array([1.0, 0.0, 0.5], np.float32)
-    source = _Rows([good, good * np.nan, good[:2], -good])
+    source = _Rows([good, good * np.nan, good[:2], -good], loop.END)
     steps = list(loop.control(agent, TASK, source, 0.05, None))
     assert [missed for _, missed in steps] == [False, True, True, False]
     first, *held, last = source.actions
@@ -57,7 +58,7 @@ def test_a_late_action_is_missed_and_dropped_and_the_rate_is_kept(loop, monkeypa
         return act(obs, task, **options)
 
     monkeypatch.setattr(agent, "act", slow_once)
-    source = _Rows([good, -good, good, good, good, good, good, good])
+    source = _Rows([good, -good, good, good, good, good, good, good], loop.END)
     start = time.perf_counter()
     steps = list(loop.control(agent, TASK, source, 0.1, None))
     took = time.perf_counter() - start
@@ -73,23 +74,46 @@ def test_a_late_action_is_missed_and_dropped_and_the_rate_is_kept(loop, monkeypa
         np.testing.assert_array_equal(action, wanted)
 
 
-def test_the_loop_runs_on_lines_without_torch_and_logs_what_foxglove_opens(tmp_path):
+_COMMAND = (
+    "import runpy, sys; sys.argv = sys.argv[1:]; "
+    "runpy.run_path(sys.argv[0], run_name='__main__'); "
+    "sys.exit('torch' in sys.modules or 'mujoco' in sys.modules)"
+)
+
+
+def _started(*options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _COMMAND, str(EXAMPLE), str(zoo.path("mt30-1m")), TASK]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command += ["--source", "stdin", "--rate", "20", *options]
+    return subprocess.Popen(command, text=True, bufsize=1, **pipes)
+
+
+def test_the_loop_acts_on_the_newest_line_without_torch_and_logs_what_foxglove_opens(tmp_path):
     pytest.importorskip("mcap", reason="the log needs mcap")
     from mcap.reader import make_reader
 
     log = tmp_path / "loop.mcap"
-    code = (
-        "import runpy, sys; sys.argv = sys.argv[1:]; "
-        "runpy.run_path(sys.argv[0], run_name='__main__'); "
-        "sys.exit('torch' in sys.modules or 'mujoco' in sys.modules)"
-    )
-    command = [sys.executable, "-c", code, str(EXAMPLE), str(zoo.path("mt30-1m")), TASK]
-    command += ["--source", "stdin", "--rate", "20", "--log", str(log)]
-    lines = "1 0 0.5\nnan 0 0.5\n-1 0 0\n"
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3
-    assert "of 3 actions were late or had no valid observation" in done.stderr
+    with _started("--log", str(log)) as run:
+        out, err = run.communicate("1 0 0.5\nnan 0 0.5\n-1 0 0\n", timeout=60)
+    assert run.returncode == 0, err
+    wanted = load("mt30-1m").act(np.array([-1.0, 0.0, 0.0], np.float32), TASK)
+    np.testing.assert_allclose([float(line) for line in out.splitlines()], wanted, rtol=1e-6)
+    assert "0 of 1 actions were late or had no valid observation (hold)" in err
     with log.open("rb") as file:
-        found = list(make_reader(file).iter_messages())
-    assert [channel.topic for _, channel, _ in found] == ["/step"] * 3
+        ((_, channel, message),) = make_reader(file).iter_messages()
+    assert channel.topic == "/step"
+    assert json.loads(message.data)["observation"] == [-1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("on_invalid", ["hold", "zero"])
+def test_the_loop_goes_on_without_a_new_line_and_with_words_that_are_no_numbers(on_invalid):
+    with _started("--on-invalid", on_invalid) as run:
+        run.stdin.write("1 0 0.5\n")
+        while not (first := float(run.stdout.readline())):
+            pass  # the observation was not there yet
+        late = [float(run.stdout.readline()) for _ in range(2)]
+        run.stdin.write("1 0 x\n")
+        late += [float(run.stdout.readline()) for _ in range(3)]
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 0, err
+    assert late == [first if on_invalid == "hold" else 0.0] * 5

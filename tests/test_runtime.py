@@ -31,8 +31,8 @@ from tdmpc_opt.errors import (
     UnknownTaskError,
 )
 from tdmpc_opt.runtime import Agent, load
+from tdmpc_opt.runtime.contract import LARGEST_OBSERVATION
 from tdmpc_opt.runtime.plan_state import DeadlineTimer
-from tdmpc_opt.schema import LARGEST_OBSERVATION
 
 TEACHER = zoo.path("demo-teacher")
 

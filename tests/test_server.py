@@ -23,8 +23,7 @@ from websockets.sync.client import connect
 from tdmpc_opt import zoo
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.runtime import load
-from tdmpc_opt.server.messages import pack, unpack
-from tdmpc_opt.server.server import PolicyServer
+from tdmpc_opt.server.server import PolicyServer, pack, unpack
 
 TASK = "walker-walk"
 OBS = np.linspace(-1, 1, 24, dtype=np.float32)

@@ -54,5 +54,9 @@ class InputError(TdmpcOptError, ValueError):
     """An argument, observation or option with a value that cannot be used."""
 
 
+class ObservationError(InputError):
+    """An observation that is missing, of a wrong shape, not finite, or too large."""
+
+
 class BusyError(TdmpcOptError, RuntimeError):
     """A planner that was called while another thread's call had not returned."""

@@ -3,17 +3,18 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import Mode
-from tdmpc_opt.errors import InputError, UnknownTaskError
+from tdmpc_opt.errors import InputError, NonFiniteError, ObservationError, UnknownTaskError
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.planner import (
     ChooseEngine,
@@ -23,16 +24,19 @@ from tdmpc_opt.planning.planner import (
     eager_engine,
 )
 from tdmpc_opt.planning.presets import find_preset
-from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer, OneCallAtATime, check_deadline
-from tdmpc_opt.schema import (
-    PlannerBudget,
+from tdmpc_opt.runtime.contract import (
+    Fallback,
+    OnInvalid,
     check_action,
     check_observation,
+    check_on_invalid,
     check_shape,
+    numbers,
     task_id,
 )
+from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer, OneCallAtATime, check_deadline
+from tdmpc_opt.schema import PlannerBudget
 
-Observation = TypeVar("Observation", Tensor, np.ndarray)
 Generators = torch.Generator | Sequence[torch.Generator] | None
 TaskArgument = str | int | np.integer | Sequence[int] | np.ndarray | Tensor | None
 
@@ -40,9 +44,10 @@ TaskArgument = str | int | np.integer | Sequence[int] | np.ndarray | Tensor | No
 class Agent:
     """Acts for one or many rows at once, in planner or policy mode.
 
-    Threads may share an agent in policy mode: calls leave nothing behind. A planner's plans go
-    from one call to the next, so each control loop needs an agent of its own; a call that comes
-    while another thread's is not done is refused.
+    Threads may share an agent in policy mode: calls leave nothing behind. A planner's plans and
+    the last actions that `on_invalid="hold"` repeats go from one call to the next, so a control
+    loop that uses one of them needs an agent for itself. A call of a planner that comes while
+    another thread's is not done is refused.
 
     Args:
         world_model: Model in eval mode; it decides device and number format. A planner takes
@@ -77,6 +82,7 @@ class Agent:
         self.budget = budget or PlannerBudget()
         self._timer = DeadlineTimer(clock)
         self._one_call = OneCallAtATime()
+        self._fallback = Fallback(self.tasks)
         self._planner: Planner | None = None
         if mode == "planner":
             self._planner = Planner(world_model, self.budget, self._timer, engine)
@@ -97,12 +103,17 @@ class Agent:
         return self._timer.misses
 
     @property
+    def invalid(self) -> int:
+        """Number of calls that `on_invalid` answered."""
+        return self._fallback.count
+
+    @property
     def iterations(self) -> int | None:
         """Iterations of the newest plan, which a deadline may have cut; None without a plan."""
         return self._planner.iterations if self._planner else None
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Forget the plans of all rows, or of these, before a new episode.
+        """Forget the plans of all rows, or of these, and the last actions, before an episode.
 
         Raises:
             BusyError: Another thread plans with this agent at this moment.
@@ -110,21 +121,48 @@ class Agent:
         if self._planner:
             with self._one_call:
                 self._planner.reset(rows)
+        self._fallback.forget()
 
-    @torch.inference_mode()
+    @overload
     def act(
         self,
-        obs: Observation,
+        obs: Tensor,
         task: TaskArgument = None,
         *,
         deterministic: bool = True,
         generator: Generators = None,
         deadline_ms: float | None = None,
-    ) -> Observation:
+        on_invalid: OnInvalid = "error",
+    ) -> Tensor: ...
+
+    @overload
+    def act(
+        self,
+        obs: ArrayLike | None,
+        task: TaskArgument = None,
+        *,
+        deterministic: bool = True,
+        generator: Generators = None,
+        deadline_ms: float | None = None,
+        on_invalid: OnInvalid = "error",
+    ) -> NDArray[np.float32]: ...
+
+    @torch.inference_mode()
+    def act(
+        self,
+        obs: Tensor | ArrayLike | None,
+        task: TaskArgument = None,
+        *,
+        deterministic: bool = True,
+        generator: Generators = None,
+        deadline_ms: float | None = None,
+        on_invalid: OnInvalid = "error",
+    ) -> Tensor | NDArray[np.float32]:
         """Choose actions.
 
         Args:
-            obs: Tensor or array, [obs] or [B, obs], padded or of the task's own width.
+            obs: Tensor or array, [obs] or [B, obs], padded or of the task's own width. None
+                stands for a missing one.
             task: Task name or id for all rows, or ids [B]. A single-task model needs none.
             deterministic: The policy's mean; for the planner an elite drawn by weight without
                 added noise. Else a sample of the policy, or the elite plus the plan's noise.
@@ -133,52 +171,86 @@ class Agent:
             deadline_ms: Milliseconds from now in which the planner should be done: it leaves
                 out iterations that would end later, judged by recent ones. The first always
                 runs.
+            on_invalid: Answer to an invalid observation, and to one on which the network
+                overflows: an error; `hold`, the last action of a call with `hold` since the
+                reset, else zeros; or `zero`. It is the answer for all rows, and leaves plans
+                as they were.
 
         Returns:
             Actions in [-1, 1], of the kind and leading shape of `obs`: the task's own width, or
             the padded width where ids [B] were given.
 
         Raises:
-            InputError: An observation of a wrong width, with NaN, infinity or numbers above
-                `LARGEST_OBSERVATION`, ids of a wrong shape, or a deadline that is not positive.
-            UnknownTaskError: A task that this agent does not know.
+            ObservationError: An observation that is missing, no array of numbers, of a wrong
+                shape, or has NaN, infinity or numbers above `LARGEST_OBSERVATION`.
             NonFiniteError: The network gave an action that is not finite or not in [-1, 1].
+            InputError: Ids of a wrong shape, a deadline that is not positive, another number of
+                generators than of rows, or an unknown `on_invalid`.
+            UnknownTaskError: A task that this agent does not know.
             BusyError: Another thread plans with this agent at this moment.
         """
         check_deadline(deadline_ms)
+        check_on_invalid(on_invalid)
         self._timer.begin(deadline_ms)
+        given = obs if isinstance(obs, Tensor) else None
+        one = self._one_task(task)
+        try:
+            action = self._act_on(obs, task if one is None else one, deterministic, generator)
+        except (ObservationError, NonFiniteError):
+            if on_invalid == "error":
+                raise
+            shape = obs if given is None else np.empty(given.shape, np.int8)
+            fallback = self._fallback.answer(on_invalid, shape, one)
+            return _like(given, torch.from_numpy(fallback))
+        result = _like(given, action)
+        if on_invalid == "hold":
+            self._fallback.keep(one, _array(action))
+        self._timer.finish()
+        return result
+
+    def _act_on(
+        self, obs: Any, task: Any, deterministic: bool, generator: Generators
+    ) -> Float[Tensor, "*batch action"]:
+        """Return the actions for observations, on the model's device."""
         model = self.world_model
-        rows = _tensor(obs).to(model.bins.device, model.dtype)
+        if not isinstance(obs, Tensor):  # torch takes no read-only or reversed arrays
+            found = numbers(obs)
+            obs = torch.from_numpy(np.array(found, found.dtype.newbyteorder("=")))
+        if obs.is_complex():
+            raise ObservationError("the observation holds complex numbers; give real ones")
+        rows = obs.to(model.bins.device, model.dtype)
         single = rows.ndim == 1
-        ids, width = self._task_ids(task, 1 if rows.ndim < 2 else len(rows))
-        check_shape(self.tasks, width, rows.shape)
+        one = task if isinstance(task, int) else None
+        check_shape(self.tasks, one, rows.shape)
         check_observation(float(rows.abs().max()))
         rows = self._padded(rows.unsqueeze(0) if single else rows)
+        ids = self._task_ids(task, len(rows))
         generators = _per_row(generator, len(rows))
         if self._planner:
             action = self._plan(self._planner, rows, ids, generators, explore=not deterministic)
         else:
             action = self._policy(model.encode(rows, ids), ids, generators, deterministic)
             check_action(float(action.abs().max()))
-        if width is not None:
-            action = action[:, : self.tasks.tasks[width].action_dim]
-        action = action[0] if single else action
-        if isinstance(obs, Tensor):
-            result = action.to(obs.device, obs.dtype if obs.is_floating_point() else None)
-        else:
-            result = action.float().cpu().numpy()
-        self._timer.finish()
-        return result
+        if one is not None:
+            action = action[:, : self.tasks.tasks[one].action_dim]
+        return action[0] if single else action
 
-    def _task_ids(self, task: TaskArgument, rows: int) -> tuple[Tensor, int | None]:
-        """Return ids [B], and the one id of all rows if the caller named just one."""
-        device = self.world_model.bins.device
+    def _one_task(self, task: TaskArgument) -> int | None:
+        """Return the id of the task of all rows; None where each row has one."""
         if task is None or isinstance(task, str | int | np.integer):
-            one = task_id(
+            return task_id(
                 self.tasks, task if task is None or isinstance(task, str) else int(task)
             )
-            return torch.full((rows,), one, device=device), one
-        ids = _tensor(task).to(device)
+        return None
+
+    def _task_ids(self, task: Any, rows: int) -> Int[Tensor, " batch"]:
+        """Return the id of each row."""
+        device = self.world_model.bins.device
+        if isinstance(task, int):
+            return torch.full((rows,), task, device=device)
+        ids = torch.as_tensor(np.array(task) if isinstance(task, np.ndarray) else task).to(
+            device
+        )
         if ids.shape != (rows,) or ids.is_floating_point() or ids.dtype == torch.bool:
             raise InputError(
                 f"task ids must be integers of shape [{rows}], one per row; got "
@@ -186,7 +258,7 @@ class Agent:
             )
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.tasks):
             raise UnknownTaskError(f"task ids must be in 0..{len(self.tasks) - 1}")
-        return ids.long(), None
+        return ids.long()
 
     def _padded(self, rows: Tensor) -> Tensor:
         full = self.world_model.config.obs_dim
@@ -224,10 +296,16 @@ class Agent:
         return model.policy(z, ids, noise.to(z)).action
 
 
-def _tensor(values: Any) -> Tensor:
-    if isinstance(values, np.ndarray):
-        values = values.copy()  # torch warns of read-only arrays and takes no reversed ones
-    return torch.as_tensor(values)
+def _like(obs: Tensor | None, action: Tensor) -> Tensor | NDArray[np.float32]:
+    """Return an action as a tensor like the observation, or as an array where that is none."""
+    if obs is None:
+        return _array(action)
+    return action.to(obs.device, obs.dtype if obs.is_floating_point() else None)
+
+
+def _array(action: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = action.float().cpu().numpy()
+    return array
 
 
 def _per_row(generator: Generators, rows: int) -> list[torch.Generator | None]:

@@ -19,7 +19,8 @@ from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.files import parse_json, replace_when_done, sort_metadata
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.runtime.agent import Agent as DeviceAgent
-from tdmpc_opt.schema import MT30, UNNAMED, Task, TaskTable, check_action, check_observation
+from tdmpc_opt.runtime.contract import check_action, check_observation
+from tdmpc_opt.schema import MT30, UNNAMED, Task, TaskTable
 from tdmpc_opt.tasks.environment import make_env
 
 KIND = "expert"

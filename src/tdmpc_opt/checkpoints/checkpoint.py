@@ -14,6 +14,7 @@ from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.quantized import QuantizedDense, QuantizedWeight
 from tdmpc_opt.model.world_model import NETWORKS, WorldModel
+from tdmpc_opt.runtime.contract import CONTRACT, Contracts, contracts_of
 from tdmpc_opt.schema import ModelConfig, TaskTable
 
 Layout = Literal[
@@ -65,6 +66,18 @@ class Checkpoint:
         """False where only encoder and policy are stored."""
         names = {*self.tensors, *self.quantized}
         return not all(name.startswith(POLICY_PREFIXES) for name in names)
+
+    @property
+    def contracts(self) -> Contracts:
+        """What is known of the numbers of the tasks.
+
+        Raises:
+            CheckpointError: The file's own record of them is damaged.
+        """
+        try:
+            return contracts_of(self.tasks, self.extra.get(CONTRACT))
+        except (LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"its contract is damaged: {error!r}") from error
 
     @property
     def parameters(self) -> int:

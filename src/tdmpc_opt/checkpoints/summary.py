@@ -6,7 +6,9 @@ from pathlib import Path
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, Layout
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
+from tdmpc_opt.runtime.contract import CONTRACT, Contracts
 from tdmpc_opt.schema import ModelConfig
+from tdmpc_opt.tasks import with_own_contracts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +37,24 @@ class CheckpointSummary:
     """Weights in all, target Qs not counted."""
     extra: dict[str, str]
     """Further facts that the file keeps, such as its source."""
+    contracts: Contracts
+    """What is known of the numbers of the tasks."""
 
 
-def describe(path_or_name: str | Path) -> CheckpointSummary:
+def describe(path_or_name: str | Path, tasks: str | None = None) -> CheckpointSummary:
     """Return what a checkpoint file or zoo name holds.
+
+    Args:
+        path_or_name: The file.
+        tasks: Names joined by commas: of the tasks of a file that does not name them, and
+            environments whose numbers are to be described.
 
     Raises:
         CheckpointError: A file that cannot be read as a checkpoint.
+        UnknownTaskError, InputError: As `read_checkpoint`.
     """
     path = resolve(path_or_name)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, tasks=tasks)
     return CheckpointSummary(
         path=path,
         layout=checkpoint.layout,
@@ -56,7 +66,8 @@ def describe(path_or_name: str | Path) -> CheckpointSummary:
         part_parameters=_part_parameters(checkpoint),
         part_bytes=_part_bytes(checkpoint),
         parameters=checkpoint.parameters,
-        extra=checkpoint.extra,
+        extra={name: text for name, text in checkpoint.extra.items() if name != CONTRACT},
+        contracts=with_own_contracts(checkpoint.contracts, checkpoint.tasks, tasks),
     )
 
 

@@ -1,6 +1,5 @@
 """Commands that look at checkpoints or rewrite them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -10,8 +9,7 @@ from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import console, table_of
 from tdmpc_opt.errors import printable
-from tdmpc_opt.runtime.contract import contract
-from tdmpc_opt.schema import Task
+from tdmpc_opt.runtime.contract import Contracts, by_contract
 
 
 def _tasks(config: configs.TasksConfig) -> None:
@@ -46,9 +44,9 @@ def _inspect(config: configs.InspectConfig) -> None:
 
     path = Path(config.checkpoint)
     if is_onnx(path):
-        _inspect_onnx(path)
+        _inspect_onnx(path, config.tasks)
     else:
-        _inspect_checkpoint(config.checkpoint)
+        _inspect_checkpoint(config.checkpoint, config.tasks)
 
 
 def _facts(path: Path, layout: str, size_bytes: int, sha256: str) -> Table:
@@ -61,10 +59,10 @@ def _facts(path: Path, layout: str, size_bytes: int, sha256: str) -> Table:
     return facts
 
 
-def _inspect_checkpoint(path_or_name: str) -> None:
+def _inspect_checkpoint(path_or_name: str, tasks: str | None) -> None:
     from tdmpc_opt.checkpoints.summary import describe
 
-    summary = describe(path_or_name)
+    summary = describe(path_or_name, tasks)
     terminal = console()
     facts = _facts(summary.path, summary.layout, summary.size_bytes, summary.sha256)
     facts.add_row("parameters (no target Qs)", f"{summary.parameters:,}")
@@ -79,11 +77,13 @@ def _inspect_checkpoint(path_or_name: str) -> None:
         size = f"{summary.part_bytes[part]:,}"
         parts.add_row(part, f"{count:,}", size, summary.dtypes[part])
     terminal.print(parts)
+    _print_contracts(summary.contracts)
 
 
-def _inspect_onnx(path: Path) -> None:
+def _inspect_onnx(path: Path, tasks: str | None) -> None:
     from tdmpc_opt.files import sha256
     from tdmpc_opt.runtime.onnx_file import open_onnx
+    from tdmpc_opt.tasks import with_own_contracts
 
     file = open_onnx(path, threads=1, providers=None)
     facts = _facts(path, "ONNX, exported", path.stat().st_size, sha256(path))
@@ -93,21 +93,17 @@ def _inspect_onnx(path: Path) -> None:
         facts.add_row(name, Text(printable(str(value), 100)))
     facts.add_row("tasks", Text(", ".join(file.tasks.names)))
     console().print(facts)
-    if any(contract(task) for task in file.tasks.tasks):
-        console().print(_contracts(file.tasks.tasks))
+    _print_contracts(with_own_contracts(file.contracts, file.tasks, tasks))
 
 
-def _contracts(tasks: Sequence[Task]) -> Table:
-    """Return a table of what the numbers of tasks are, in their order."""
-    table = table_of("Numbers, in order", "task", "observation", "action in [-1, 1]", "Hz")
-    for task in tasks:
-        if (known := contract(task)) is not None:
-            groups = (
-                f"{group.name} {group.width} ({group.unit})" for group in known.observation
-            )
-            rate = f"{known.rate_hz:g}"
-            table.add_row(task.name, "; ".join(groups), ", ".join(known.actions), rate)
-    return table
+def _print_contracts(contracts: Contracts) -> None:
+    """Print what the numbers of tasks are, in their order."""
+    for found, names in by_contract(contracts).items():
+        title = f"{', '.join(names)}: {found.rate}"
+        table = table_of(printable(title, 300), "numbers", "names", "unit", "range")
+        for row in found.rows():
+            table.add_row(*(Text(printable(cell, 2000)) for cell in row))
+        console().print(table)
 
 
 def _convert(config: configs.ConvertConfig) -> None:

@@ -24,6 +24,8 @@ from tdmpc_opt.compression.sensitivity import measure
 from tdmpc_opt.configs import QuantizeConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.runtime.contract import CONTRACT, contracts_to_json
+from tdmpc_opt.tasks import with_own_contracts
 
 _TRIES = 6
 
@@ -73,12 +75,14 @@ def quantize(config: QuantizeConfig, progress: Progress | None = None) -> Quanti
         InputError: A budget that no mix of formats meets.
     """
     source = resolve(config.checkpoint)
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, tasks=config.tasks)
     refuse_quantized(checkpoint, source)
     source_bytes = source.stat().st_size  # before writing: the output may be the same file
     part = replace(with_origin(checkpoint, source), tensors=checkpoint.without_targets())
     if config.policy_only:
         part = policy_only(part)
+        contracts = with_own_contracts(checkpoint.contracts, checkpoint.tasks, config.tasks)
+        part = replace(part, extra=part.extra | {CONTRACT: contracts_to_json(contracts)})
     if config.task is not None:
         part = one_task(part, config.task)
     report = QuantizeReport(

@@ -8,6 +8,7 @@ from tdmpc_opt.configs.common import (
     ByWorkers,
     OfCheckpoint,
     OfPart,
+    OnTasks,
     ToOutput,
     ToPlot,
     WithObservations,
@@ -18,7 +19,7 @@ Format = Literal["fp32", "fp16", "bf16", "int8", "int4", "mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig(OfCheckpoint, OfPart, ToOutput, WithObservations):
+class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
     """Write a smaller file of the same agent, without target Qs."""
 
     format: Format = "fp16"

@@ -18,8 +18,8 @@ class ZooConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig(OfCheckpoint):
-    """Show a checkpoint's sizes, tasks, dtypes and parameters per part."""
+class InspectConfig(OfCheckpoint, OnTasks):
+    """Show a file's sizes, tasks and parameters, and what the numbers of its tasks are."""
 
 
 @dataclass(frozen=True, kw_only=True)

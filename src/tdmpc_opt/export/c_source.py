@@ -26,6 +26,7 @@ from tdmpc_opt.export.graphs import traced
 from tdmpc_opt.export.metadata import Facts
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
+from tdmpc_opt.runtime.contract import by_contract
 
 Array = NDArray[np.float32]
 
@@ -130,7 +131,8 @@ def _values(facts: Facts, prefix: str, stack_bytes: int, *, takes_task: bool) ->
             f"{facts.source.name} (SHA-256 {facts.sha256[:16]}), {facts.number_format}"
         ),
         "stack_bytes": str(stack_bytes + 4 * (tasks.obs_dim + tasks.action_dim) + 128),
-        "contract": "",
+        "contract": _contract_lines(facts),
+        "rates": ", ".join(f"{_rate(facts, name):g}" for name in tasks.names),
         "prefix": prefix,
         "upper": prefix.upper(),
         "tasks": str(len(tasks)),
@@ -141,6 +143,22 @@ def _values(facts: Facts, prefix: str, stack_bytes: int, *, takes_task: bool) ->
         "action_widths": ", ".join(str(action) for _, action in widths),
         "call": ids + call,
     }
+
+
+def _rate(facts: Facts, task: str) -> float:
+    """Return the actions a second of a task, 0 where they are not known."""
+    found = facts.contracts.get(task)
+    return found.rate_hz or 0.0 if found else 0.0
+
+
+def _contract_lines(facts: Facts) -> str:
+    """Return comment lines about the numbers of the tasks, in their order."""
+    lines = []
+    for found, names in by_contract(facts.contracts).items():
+        lines.append(f"{', '.join(names)}: {found.rate}")
+        for numbers, named, unit, bounds in found.rows():
+            lines.append(f"  {numbers}: {named}; unit {unit}{f', in {bounds}' * bool(bounds)}")
+    return "".join(f" * {_ascii(line)}\n" for line in lines)
 
 
 def _ascii(text: str) -> str:

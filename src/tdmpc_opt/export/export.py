@@ -19,6 +19,7 @@ from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime.onnx_file import open_onnx
 from tdmpc_opt.schema import PlannerBudget
+from tdmpc_opt.tasks import with_own_contracts
 
 _TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.3}
 _TOLERANCE_OF_PLANS = {"fp32": 5e-3, "fp16": 0.2, "int8": 1.0}
@@ -78,6 +79,7 @@ def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportR
         sha256=digest,
         config=checkpoint.config,
         tasks=checkpoint.tasks,
+        contracts=with_own_contracts(checkpoint.contracts, checkpoint.tasks, config.tasks),
         number_format=config.format,
         preset=None if budget is None else config.preset or "full",
         budget=budget,

@@ -10,6 +10,7 @@ import tdmpc_opt
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import read_evaluation
 from tdmpc_opt.planning.mppi import iterations
+from tdmpc_opt.runtime.contract import CONTRACT, Contracts, contracts_to_json
 from tdmpc_opt.runtime.onnx_file import FORMAT, SCHEMA
 from tdmpc_opt.schema import ModelConfig, PlannerBudget, PlanRules, TaskTable
 
@@ -26,6 +27,8 @@ class Facts:
     """Widths of the exported agent."""
     tasks: TaskTable
     """Its tasks."""
+    contracts: Contracts
+    """What is known of their numbers."""
     number_format: str
     """Number format of the weights."""
     preset: str | None
@@ -49,6 +52,7 @@ def metadata(facts: Facts, check: Mapping[str, Any]) -> dict[str, str]:
         "version": tdmpc_opt.__version__,
         "kind": "policy" if facts.budget is None else "planner",
         "tasks": json.dumps(facts.tasks.to_json()),
+        CONTRACT: contracts_to_json(facts.contracts),
         "number_format": facts.number_format,
         "source": facts.source.name,
         "source_sha256": facts.sha256,

@@ -20,8 +20,9 @@ from tdmpc_opt.planning.mppi import (
     prepare,
     refine,
 )
+from tdmpc_opt.runtime.contract import check_action
 from tdmpc_opt.runtime.plan_state import DeadlineTimer, PlanState, Refine
-from tdmpc_opt.schema import ModelConfig, PlannerBudget, check_action
+from tdmpc_opt.schema import ModelConfig, PlannerBudget
 
 Generators = Sequence[torch.Generator | None]
 

@@ -123,6 +123,7 @@ def _exported(checkpoint: str, name: str, folder: Path) -> list[Path]:
             sha256=sha256(resolve(checkpoint)),
             config=read.config,
             tasks=read.tasks,
+            contracts=read.contracts,
             number_format=form,
             preset=PRESET if plans else None,
             budget=find_preset(PRESET, read.extra).budget if plans else None,

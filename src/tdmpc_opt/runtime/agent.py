@@ -2,14 +2,27 @@
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tdmpc_opt import zoo
-from tdmpc_opt.errors import InputError
+from tdmpc_opt.errors import InputError, NonFiniteError, ObservationError
+from tdmpc_opt.runtime.contract import (
+    Contract,
+    Contracts,
+    Fallback,
+    OnInvalid,
+    check_action,
+    check_observation,
+    check_on_invalid,
+    check_shape,
+    numbers,
+    task_id,
+)
 from tdmpc_opt.runtime.numpy_policy import NumpyPolicy
 from tdmpc_opt.runtime.onnx_file import (
     FilePlan,
@@ -19,46 +32,59 @@ from tdmpc_opt.runtime.onnx_file import (
     is_onnx,
     open_onnx,
 )
-from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer, check_deadline
-from tdmpc_opt.runtime.planner import Inputs, OnnxPlanner
-from tdmpc_opt.runtime.weights import MODEL_FILE, Weights, read_weights
-from tdmpc_opt.schema import (
-    TaskTable,
-    check_action,
-    check_observation,
-    check_shape,
-    task_id,
+from tdmpc_opt.runtime.plan_state import (
+    Clock,
+    DeadlineTimer,
+    OneCallAtATime,
+    PlanState,
+    Refine,
+    check_deadline,
 )
+from tdmpc_opt.runtime.weights import MODEL_FILE, Weights, read_weights
+from tdmpc_opt.schema import TaskTable
 
 Array = NDArray[np.float32]
 Generators = Sequence["np.random.Generator"]
 Noise = Callable[[], Generators]
 """Gives each row's source of noise when called. A policy needs none, and numpy.random takes 6
 MB of a device's memory as soon as it is named."""
+Inputs = dict[str, NDArray[Any]]
 Act = Callable[[Array, int, Noise], Array]
 """From observations [B, obs] of the task's own width, its id and where noise comes from to
 actions [B, action], padded or not."""
+
+OUTPUTS = ["action", "new_mean", "new_std"]
 
 
 class Agent:
     """The policy, or the planner, of one file.
 
     Threads may share an agent whose policy acts: calls leave nothing behind. A planner's plan
-    goes from one call to the next, so each control loop needs an agent of its own; a call that
-    comes while another thread's is not done is refused.
+    and the last action that `on_invalid="hold"` repeats go from one call to the next, so a
+    control loop that uses one of them needs an agent for itself (`for_another_loop`). A call of
+    a planner that comes while another thread's is not done is refused.
 
     Args:
         tasks: Its tasks.
-        act: Computes actions.
-        planner: What remembers plans, where there is one.
-        timer: Measures the planner's rounds.
+        contracts: What is known of their numbers.
+        make: Returns what computes actions in one control loop; a planner measures its rounds
+            by the timer.
+        clock: Monotonic time in seconds, by which deadlines are kept.
     """
 
     def __init__(
-        self, tasks: TaskTable, act: Act, planner: OnnxPlanner | None, timer: DeadlineTimer
+        self,
+        tasks: TaskTable,
+        contracts: Contracts,
+        make: Callable[[DeadlineTimer], Act],
+        clock: Clock,
     ) -> None:
         self.tasks = tasks
-        self._act, self._planner, self._timer = act, planner, timer
+        self._contracts, self._make, self._clock = contracts, make, clock
+        self._timer = DeadlineTimer(clock)
+        self._act = act = make(self._timer)
+        self._planner = act if isinstance(act, OnnxPlanner) else None
+        self._fallback = Fallback(tasks)
         self._generator: np.random.Generator | None = None
         self._indices: dict[str | int | None, int] = {}  # of the tasks acted in so far
 
@@ -78,69 +104,113 @@ class Agent:
         return self._timer.misses
 
     @property
+    def invalid(self) -> int:
+        """Number of calls that `on_invalid` answered."""
+        return self._fallback.count
+
+    @property
     def iterations(self) -> int | None:
         """Iterations of the newest plan, which a deadline may have cut; None without a plan."""
         return self._planner.iterations if self._planner else None
 
+    def contract(self, task: str | int | None = None) -> Contract | None:
+        """Return what the numbers of a task are: names, units, ranges and rate.
+
+        None where the file does not state them: it is of an own task, and was exported without
+        `--tasks`.
+
+        Raises:
+            UnknownTaskError: A task that this agent does not know.
+        """
+        return self._contracts.get(self.tasks.names[task_id(self.tasks, task)])
+
+    def for_another_loop(self) -> "Agent":
+        """Return an agent of the same file with its own plan, last action and counts."""
+        return Agent(self.tasks, self._contracts, self._make, self._clock)
+
     def reset(self) -> None:
-        """Forget the plan, before a new episode; the policy alone remembers nothing.
+        """Forget the plan and the last action, before a new episode.
 
         Raises:
             BusyError: Another thread plans with this agent at this moment.
         """
         if self._planner:
             self._planner.reset()
+        self._fallback.forget()
 
     def act(
         self,
-        obs: NDArray[np.floating],
+        obs: ArrayLike | None,
         task: str | int | None = None,
         *,
         deadline_ms: float | None = None,
         generator: "np.random.Generator | Generators | None" = None,
+        on_invalid: OnInvalid = "error",
     ) -> Array:
         """Choose actions.
 
         Args:
-            obs: Observations of the task, [obs] or [B, obs], padded or of its own width.
+            obs: Observations of the task, [obs] or [B, obs], padded or of its own width. None
+                stands for a missing one.
             task: Task name or id; a file of one task needs none.
             deadline_ms: Milliseconds from now in which the planner should be done: it leaves
                 out iterations that would end later, judged by recent ones. The first always
                 runs.
             generator: Source of the planner's noise: one for all rows or one for each; None is
                 one of the agent's own. One per row makes a row independent of the rest.
+            on_invalid: Answer to an invalid observation, and to one on which the network
+                overflows: an error; `hold`, the last action of a call with `hold` since the
+                reset, else zeros; or `zero`. It is the answer for all rows, and leaves a plan
+                as it was.
 
         Returns:
             Actions in [-1, 1], [action] or [B, action], of the task's own width: the policy's
             mean, or one elite of the plan drawn by weight, without added noise.
 
         Raises:
-            InputError: An observation of a wrong width, with NaN, infinity or numbers above
-                `LARGEST_OBSERVATION`, a deadline that is not positive, or another number of
-                generators than of rows.
-            UnknownTaskError: A task that this agent does not know.
+            ObservationError: An observation that is missing, no array of numbers, of a wrong
+                shape, or has NaN, infinity or numbers above `LARGEST_OBSERVATION`.
             NonFiniteError: The network gave an action that is not finite or not in [-1, 1].
+            InputError: A deadline that is not positive, another number of generators than of
+                rows, or an unknown `on_invalid`.
+            UnknownTaskError: A task that this agent does not know.
             BusyError: Another thread plans with this agent at this moment.
         """
         check_deadline(deadline_ms)
-        self._timer.begin(deadline_ms)
         index = self._indices.get(task)
         if index is None:
             index = self._indices[task] = task_id(self.tasks, task)
-        own = self.tasks.tasks[index]
-        given = np.asarray(obs)
+        self._timer.begin(deadline_ms)
+        if on_invalid == "error":
+            action = self._act_on(obs, index, generator)
+        else:
+            check_on_invalid(on_invalid)
+            try:
+                action = self._act_on(obs, index, generator)
+            except (ObservationError, NonFiniteError):
+                return self._fallback.answer(on_invalid, obs, index)
+            self._fallback.keep(index, action)
+        self._timer.finish()
+        return action
+
+    def _act_on(
+        self,
+        obs: Any,
+        index: int,
+        generator: "np.random.Generator | Generators | None",
+    ) -> Array:
+        own, given = self.tasks.tasks[index], numbers(obs)
         if given.shape != (own.obs_dim,):  # what a robot gives needs no closer look
             check_shape(self.tasks, index, given.shape)
-        check_observation(float(np.abs(given).max()))
+        check_observation(float(np.maximum.reduce(np.abs(given), None)))
         rows: Array = given.astype(np.float32, copy=False)
         known = (rows[None] if rows.ndim == 1 else rows)[:, : own.obs_dim]
         noise = partial(self._sources, generator, len(known))
         action = self._act(known, index, noise)[:, : own.action_dim]
-        largest = float(np.abs(action).max())
+        largest = float(np.maximum.reduce(np.abs(action), None))
         check_action(largest)
         if largest > 1:
             action = action.clip(-1, 1)
-        self._timer.finish()
         return action[0] if rows.ndim == 1 else action
 
     def _sources(
@@ -184,29 +254,24 @@ def load(
     """
     if threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
-    path, timer = Path(path), DeadlineTimer(clock)
+    path = Path(path)
     if path.is_dir():
         path /= MODEL_FILE
     elif not path.exists() and path.name == str(path) and not path.suffix:
         path = zoo.path(path.name)
-    if not is_onnx(path):
-        if preset is not None:
-            raise InputError(_other_preset(path, preset, None))
-        weights = read_weights(path)
-        return Agent(weights.tasks, _by_numpy(weights), None, timer)
-    file = open_onnx(path, threads, providers)
-    has = file.plan.preset if file.plan else None
+    file = open_onnx(path, threads, providers) if is_onnx(path) else None
+    has = file.plan.preset if file and file.plan else None
     if preset not in (None, has):
-        raise InputError(_other_preset(path, preset, has))
+        what = f"the planner preset {has}" if has else "a policy, which has no planner presets"
+        raise InputError(f"{path} has {what}, not {preset}; export it with --preset {preset}")
+    if file is None:
+        weights = read_weights(path)
+        act = _by_numpy(weights)
+        return Agent(weights.tasks, weights.contracts, lambda _: act, clock)
     if file.plan is None:
-        return Agent(file.tasks, _by_onnx(file), None, timer)
-    planner = OnnxPlanner(file.session, file.plan, file.tasks.action_dim, timer)
-    return Agent(file.tasks, _by_plan(file, planner), planner, timer)
-
-
-def _other_preset(path: Path, asked: str | None, has: str | None) -> str:
-    what = f"the planner preset {has}" if has else "a policy, which has no planner presets"
-    return f"{path} holds {what}, not {asked}; export it with --preset {asked}"
+        act = _by_onnx(file)
+        return Agent(file.tasks, file.contracts, lambda _: act, clock)
+    return Agent(file.tasks, file.contracts, partial(OnnxPlanner, file, file.plan), clock)
 
 
 def _by_numpy(weights: Weights) -> Act:
@@ -221,23 +286,113 @@ def _by_numpy(weights: Weights) -> Act:
     return act
 
 
-def _inputs(file: OnnxFile, obs: Array, task: int) -> Inputs:
-    if len(file.tasks) == 1:
-        return {"obs": obs}
-    return {"obs": obs, "task": np.full(len(obs), task)}
+def _task_input(file: OnnxFile) -> Callable[[int, int], Inputs]:
+    """Return what makes the input `task` of a graph; a file of one task has none."""
+    several = len(file.tasks) > 1
+
+    @lru_cache(64)  # a control loop asks for the same one in every step
+    def named(rows: int, task: int) -> Inputs:
+        return {"task": np.full(rows, task, np.int64)} if several else {}
+
+    return named
 
 
 def _by_onnx(file: OnnxFile) -> Act:
+    task_input = _task_input(file)
+
     def act(obs: Array, task: int, _: Noise) -> Array:
-        action: Array = file.session.run(["action"], _inputs(file, obs, task))[0]
+        action: Array = file.session.run(["action"], {"obs": obs} | task_input(len(obs), task))[
+            0
+        ]
         check_output(action, (len(obs), file.tasks.action_dim))
         return action
 
     return act
 
 
-def _by_plan(file: OnnxFile, planner: OnnxPlanner) -> Act:
-    def act(obs: Array, task: int, noise: Noise) -> Array:
-        return planner.act(_inputs(file, obs, task), file.tasks.tasks[task].action_dim, noise())
+class OnnxPlanner:
+    """Chooses actions by planning, and remembers each row's last plan.
 
-    return act
+    Rows are planned for one by one, as on a device: all rows of one call to the graph would
+    share their draws of the Q ensemble and the rounding of one batch size.
+
+    Args:
+        file: Of a planner.
+        sizes: What it searches with.
+        timer: Measures rounds where there is a deadline.
+    """
+
+    def __init__(self, file: OnnxFile, sizes: FilePlan, timer: DeadlineTimer) -> None:
+        self.sizes = sizes
+        self._session, self._tasks = file.session, file.tasks
+        self._task_input, self._masks = _task_input(file), file.tasks.action_mask()
+        self._state = PlanState(sizes, file.tasks.action_dim, timer)
+        self._one_call = OneCallAtATime()
+        self.iterations: int | None = None
+        """Rounds of the newest plan, of several rows the most; None before the first."""
+
+    def reset(self) -> None:
+        """Forget the plans.
+
+        Raises:
+            BusyError: Another thread's call is not done.
+        """
+        with self._one_call:
+            self._state.reset()
+
+    def __call__(self, obs: Array, task: int, noise: Noise) -> Array:
+        """Return the next action [B, action] of the plans that are in use, or of new ones.
+
+        Args:
+            obs: Observations [B, obs].
+            task: Their task.
+            noise: Each row's source of noise.
+
+        Raises:
+            BusyError: Another thread's call is not done.
+            NonFiniteError: The graph gave NaN or infinity; the plans stay as they were.
+        """
+        with self._one_call:
+            generators, rounds = noise(), 0
+            for row in (due := self._state.due(len(obs))):
+                inputs = {"obs": obs[row : row + 1]} | self._task_input(1, task)
+                refine = self._refine(inputs, generators[row])
+                mask = self._masks[task : task + 1]
+                rounds = max(rounds, self._state.plan([row], self.sizes.rounds, mask, refine))
+            self.iterations = rounds if due else self.iterations
+            action, _ = self._state.next()
+        return action
+
+    def _refine(self, inputs: Inputs, generator: "np.random.Generator") -> Refine:
+        """Return what runs rounds of a new plan for one row.
+
+        The graph loops over the rounds that it is asked for. Each further call costs the
+        prior's share of a round again.
+        """
+        sizes = self.sizes
+        prior = self._normal(generator, sizes.horizon, sizes.policy_samples, 1)
+        common = inputs | {"prior": prior, "pick": generator.random(1, np.float32)}
+
+        def run(rounds: range, mean: Array, std: Array) -> tuple[Array, Array, Array]:
+            noise = self._noise(generator, len(rounds))
+            found = self._session.run(OUTPUTS, common | noise | {"mean": mean, "std": std})
+            for value, like in zip(found, (mean[0], mean, std), strict=True):
+                check_output(value, like.shape)
+            action, mean, std = found
+            return action, mean, std
+
+        return run
+
+    def _noise(self, generator: "np.random.Generator", rounds: int) -> Inputs:
+        sizes = self.sizes
+        sampled = sizes.samples - sizes.policy_samples
+        members = np.tile(np.arange(sizes.num_q), (rounds, 1))
+        heads = generator.permuted(members, axis=1)[:, :2]
+        return {
+            "samples": self._normal(generator, rounds, sizes.horizon, sampled, 1),
+            "value": self._normal(generator, rounds, sizes.samples, 1),
+            "heads": np.ascontiguousarray(np.broadcast_to(heads, (rounds, 2))),
+        }
+
+    def _normal(self, generator: "np.random.Generator", *shape: int) -> Array:
+        return generator.standard_normal((*shape, self._tasks.action_dim), dtype=np.float32)

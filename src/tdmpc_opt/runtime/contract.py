@@ -1,113 +1,188 @@
-"""What the numbers of an observation and an action of the 30 tasks are, and their rate.
+"""Boundary of agent and robot: what the numbers are, and the answer to invalid ones.
 
 Source: the models and observations of dm_control 1.0.50.
 """
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, Literal, get_args
 
-from tdmpc_opt.schema import MT30, Task
+import numpy as np
+from numpy.typing import NDArray
+
+from tdmpc_opt.errors import InputError, NonFiniteError, ObservationError, UnknownTaskError
+from tdmpc_opt.files import parse_json
+from tdmpc_opt.schema import MT30, Task, TaskTable
+
+CONTRACT = "contract"
+"""Name in the metadata of files."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """Neighbouring numbers of an observation."""
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Neighbouring numbers of one unit and one range."""
 
-    name: str
-    width: int
-    unit: str
-    """Unit of the numbers; 1 where they have none, with their range where they have one."""
+    group: str
+    """What they are part of, such as `velocity`."""
+    names: tuple[str, ...]
+    """Their names in order: joints, axes of bodies, or positions in an own environment."""
+    unit: str = "1"
+    """Unit; 1 where they have none."""
+    low: float | None = None
+    """Lowest value; None without a bound."""
+    high: float | None = None
+    """Highest value; None without a bound."""
+
+    @property
+    def range(self) -> str:
+        """The range as text, such as `[-1, 1]`; empty without a bound."""
+        if self.low is None and self.high is None:
+            return ""
+        low, high = ("" if bound is None else f"{bound:.6g}" for bound in (self.low, self.high))
+        return f"[{low or '-inf'}, {high or 'inf'}]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Contract:
-    """Boundary between a policy and its robot; actions are in [-1, 1], the actuators' range."""
+    """What the numbers of a task's observations and actions are."""
 
-    observation: tuple[Group, ...]
+    observation: tuple[Block, ...]
     """In the order of the numbers."""
-    actions: tuple[str, ...]
-    """Actuators in the order of the numbers."""
-    rate_hz: float
-    """Actions a second: each is applied for two control steps of the simulator."""
+    action: tuple[Block, ...]
+    """Actuators in order; an agent's -1 and 1 are the low and the high of their ranges."""
+    rate_hz: float | None
+    """Actions a second; None where the environment does not state it."""
+
+    def rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """Yield the blocks as text: positions, names, unit and range."""
+        for kind, blocks in (("observation", self.observation), ("action", self.action)):
+            first = 0
+            for block in blocks:
+                last = first + len(block.names) - 1
+                numbers = f"{first}" if first == last else f"{first}-{last}"
+                names = f"{block.group}: {', '.join(block.names)}"
+                yield f"{kind} {numbers}", names, block.unit, block.range
+                first = last + 1
+
+    @property
+    def rate(self) -> str:
+        """The rate as text."""
+        return "unknown rate" if self.rate_hz is None else f"{self.rate_hz:g} actions/s"
 
 
-_LEGS = ("thigh", "shin", "foot")
-_DIRECTION = "1, in [-1, 1]"
-_MOVES, _PLACES = "m/s and rad/s", "m and rad"
-_TOUCH = Group("touch", 2, "ln(1 + N), from 0")
+Contracts = Mapping[str, Contract]
+"""By task name; tasks whose numbers are not known are missing."""
+
+
+def _direction(group: str, names: str) -> Block:
+    return Block(group, tuple(names.split()), "1", -1.0, 1.0)
+
+
+def _block(group: str, names: str, unit: str, low: float | None = None) -> Block:
+    return Block(group, tuple(names.split()), unit, low)
+
+
+def _contract(rate_hz: float, actions: str, *observation: Block) -> Contract:
+    """Return a contract; all actuators of the 30 tasks have the range [-1, 1]."""
+    return Contract(observation, (_direction("control", actions),), rate_hz)
+
+
+_LEGS = "right_hip right_knee right_ankle left_hip left_knee left_ankle"
+_WALKER = ("torso", *(f"{s}_{b}" for s in ("right", "left") for b in ("thigh", "leg", "foot")))
+_CHEETAH = "bthigh bshin bfoot fthigh fshin ffoot"
+_HOPPER = "waist hip knee ankle"
+_ARM = "shoulder0 shoulder1 wrist"
+_CUP = "cup_x cup_z ball_x ball_z"
+_FISH = "tail1 tail_twist tail2 finright_roll finright_pitch finleft_roll finleft_pitch"
+_FORCE = "ln(1 + N)"
+_FINGER = (
+    _block("position", "proximal distal", "rad"),
+    _block("position", "tip_x tip_z", "m"),
+    _block("velocity", "proximal distal hinge", "rad/s"),
+    _block("touch", "touchtop touchbottom", _FORCE, 0.0),
+)
+
+
+def _reacher(joints: str) -> Contract:
+    return _contract(
+        25.0,
+        joints,
+        _block("position", joints, "rad"),
+        _block("to_target", "x y", "m"),
+        _block("velocity", joints, "rad/s"),
+    )
+
+
 _DOMAINS = {
-    "walker": Contract(
-        (
-            Group("orientations", 14, _DIRECTION),
-            Group("height", 1, "m"),
-            Group("velocity", 9, _MOVES),
-        ),
-        tuple(
-            f"{side}_{joint}"
-            for side in ("right", "left")
-            for joint in ("hip", "knee", "ankle")
-        ),
+    "walker": _contract(
         20.0,
+        _LEGS,
+        _direction(
+            "orientations", " ".join(f"{b}_{axis}" for b in _WALKER for axis in ("xx", "xz"))
+        ),
+        _block("height", "torso", "m"),
+        _block("velocity", "rootz rootx", "m/s"),
+        _block("velocity", f"rooty {_LEGS}", "rad/s"),
     ),
-    "cheetah": Contract(
-        (Group("position", 8, _PLACES), Group("velocity", 9, _MOVES)),
-        tuple(f"{end}{part}" for end in "bf" for part in _LEGS),
+    "cheetah": _contract(
         50.0,
+        _CHEETAH,
+        _block("position", "rootz", "m"),
+        _block("position", f"rooty {_CHEETAH}", "rad"),
+        _block("velocity", "rootx rootz", "m/s"),
+        _block("velocity", f"rooty {_CHEETAH}", "rad/s"),
     ),
-    "hopper": Contract(
-        (Group("position", 6, _PLACES), Group("velocity", 7, _MOVES), _TOUCH),
-        ("waist", "hip", "knee", "ankle"),
+    "hopper": _contract(
         25.0,
+        _HOPPER,
+        _block("position", "rootz", "m"),
+        _block("position", f"rooty {_HOPPER}", "rad"),
+        _block("velocity", "rootx rootz", "m/s"),
+        _block("velocity", f"rooty {_HOPPER}", "rad/s"),
+        _block("touch", "touch_toe touch_heel", _FORCE, 0.0),
     ),
-    "reacher": Contract(
-        (
-            Group("position", 2, "rad"),
-            Group("to_target", 2, "m"),
-            Group("velocity", 2, "rad/s"),
-        ),
-        ("shoulder", "wrist"),
-        25.0,
-    ),
-    "reacher-three": Contract(
-        (
-            Group("position", 3, "rad"),
-            Group("to_target", 2, "m"),
-            Group("velocity", 3, "rad/s"),
-        ),
-        ("shoulder0", "shoulder1", "wrist"),
-        25.0,
-    ),
-    "acrobot": Contract(
-        (Group("orientations", 4, _DIRECTION), Group("velocity", 2, "rad/s")), ("elbow",), 50.0
-    ),
-    "pendulum": Contract(
-        (Group("orientation", 2, _DIRECTION), Group("velocity", 1, "rad/s")), ("torque",), 25.0
-    ),
-    "cartpole": Contract(
-        (Group("position", 3, "m, then cosine and sine"), Group("velocity", 2, _MOVES)),
-        ("slide",),
+    "reacher": _reacher("shoulder wrist"),
+    "reacher-three": _reacher(_ARM),
+    "acrobot": _contract(
         50.0,
+        "elbow",
+        _direction("orientations", "upper_arm_xz lower_arm_xz upper_arm_zz lower_arm_zz"),
+        _block("velocity", "shoulder elbow", "rad/s"),
     ),
-    "cup": Contract((Group("position", 4, "m"), Group("velocity", 4, "m/s")), ("x", "z"), 25.0),
-    "finger": Contract(
-        (Group("position", 4, "rad, then m"), Group("velocity", 3, "rad/s"), _TOUCH),
-        ("proximal", "distal"),
+    "pendulum": _contract(
         25.0,
+        "torque",
+        _direction("orientation", "pole_zz pole_xz"),
+        _block("velocity", "hinge", "rad/s"),
     ),
-    "finger-turn": Contract(
-        (
-            *(Group("position", 4, "rad, then m"), Group("velocity", 3, "rad/s"), _TOUCH),
-            *(Group("target_position", 2, "m"), Group("dist_to_target", 1, "m")),
-        ),
-        ("proximal", "distal"),
+    "cartpole": _contract(
+        50.0,
+        "slide",
+        _block("position", "slider", "m"),
+        _direction("position", "pole_1_zz pole_1_xz"),
+        _block("velocity", "slider", "m/s"),
+        _block("velocity", "hinge_1", "rad/s"),
+    ),
+    "cup": _contract(
+        25.0, "x z", _block("position", _CUP, "m"), _block("velocity", _CUP, "m/s")
+    ),
+    "finger": _contract(25.0, "proximal distal", *_FINGER),
+    "finger-turn": _contract(
         25.0,
+        "proximal distal",
+        *_FINGER,
+        _block("target_position", "x z", "m"),
+        _block("dist_to_target", "edge", "m"),
     ),
-    "fish": Contract(
-        (
-            *(Group("joint_angles", 7, "rad"), Group("upright", 1, _DIRECTION)),
-            *(Group("target", 3, "m"), Group("velocity", 13, _MOVES)),
-        ),
-        ("tail", "tail_twist", "fins_flap", "finleft_pitch", "finright_pitch"),
+    "fish": _contract(
         12.5,
+        "tail tail_twist fins_flap finleft_pitch finright_pitch",
+        _block("joint_angles", _FISH, "rad"),
+        _direction("upright", "torso_zz"),
+        _block("target", "x y z", "m"),
+        _block("velocity", "root_x root_y root_z", "m/s"),
+        _block("velocity", f"root_rx root_ry root_rz {_FISH}", "rad/s"),
     ),
 }
 """By the beginning of a task's name; the longest that fits counts."""
@@ -119,3 +194,235 @@ def contract(task: Task) -> Contract | None:
         return None
     fitting = [name for name in _DOMAINS if f"{task.name}-".startswith(f"{name}-")]
     return _DOMAINS[max(fitting, key=len)]
+
+
+def contracts_of(tasks: TaskTable, stored: str | None = None) -> Contracts:
+    """Return what is known of the numbers of tasks.
+
+    Args:
+        tasks: The tasks.
+        stored: What `contracts_to_json` wrote into the file of an agent of these tasks, which
+            has the contracts of users' own tasks as well.
+
+    Raises:
+        ValueError, TypeError, LookupError: A text that it did not write for these tasks.
+    """
+    known = {task.name: found for task in tasks.tasks if (found := contract(task)) is not None}
+    return known if stored is None else known | _parsed(stored, tasks)
+
+
+def by_contract(contracts: Contracts) -> dict[Contract, list[str]]:
+    """Return the names of the tasks that share each contract."""
+    grouped: dict[Contract, list[str]] = {}
+    for name, found in contracts.items():
+        grouped.setdefault(found, []).append(name)
+    return grouped
+
+
+def contracts_to_json(contracts: Contracts) -> str:
+    """Return contracts as a document for the metadata of a file."""
+    records = [
+        {
+            "tasks": names,
+            "rate_hz": found.rate_hz,
+            "observation": [astuple(block) for block in found.observation],
+            "action": [astuple(block) for block in found.action],
+        }
+        for found, names in by_contract(contracts).items()
+    ]
+    return json.dumps(records, separators=(",", ":"))
+
+
+def _parsed(text: str, tasks: TaskTable) -> dict[str, Contract]:
+    found = {}
+    for record in parse_json(text):
+        rate = record["rate_hz"]
+        if rate is not None and not (type(rate) in (int, float) and 0 < rate < 1e9):
+            raise ValueError(f"a rate of {rate!r:.20}")
+        for name in record["tasks"]:
+            if name not in tasks.names:  # of the agent that this one was taken out of
+                continue
+            task = tasks[name]
+            found[name] = Contract(
+                _blocks(record["observation"], task.obs_dim),
+                _blocks(record["action"], task.action_dim),
+                rate,
+            )
+    return found
+
+
+def _blocks(records: list[Any], size: int) -> tuple[Block, ...]:
+    blocks = []
+    for group, names, unit, low, high in records:
+        if not all(type(text) is str and text.isprintable() for text in (group, unit, *names)):
+            raise ValueError(f"numbers of {group!r:.40} without a printable name or unit")
+        for bound in (low, high):
+            if bound is not None and not (type(bound) in (int, float) and abs(bound) < 1e38):
+                raise ValueError(f"a bound of {bound!r:.20}")
+        blocks.append(Block(group, tuple(names), unit, low, high))
+    if sum(len(block.names) for block in blocks) != size:
+        raise ValueError(f"a contract of another width than {size}")
+    return tuple(blocks)
+
+
+OnInvalid = Literal["error", "hold", "zero"]
+"""Answer to an invalid observation: an error, the last valid action again, or zeros."""
+LARGEST_OBSERVATION = 1e15
+"""Magnitude up to which the first layer's sums of squares do not overflow float32."""
+_ROUNDING = 1e-3
+"""By how much a tanh may exceed 1 in some engine's arithmetic."""
+
+
+class Fallback:
+    """The answers of one control loop to observations that cannot be used.
+
+    Args:
+        tasks: The agent's tasks.
+    """
+
+    def __init__(self, tasks: TaskTable) -> None:
+        self.count = 0
+        """Observations that were answered with `hold` or `zero`."""
+        self._tasks = tasks
+        self._last: dict[int | None, NDArray[np.floating]] = {}
+
+    def forget(self) -> None:
+        """Forget the last actions, before a new episode."""
+        self._last.clear()
+
+    def keep(self, task: int | None, action: NDArray[np.floating]) -> None:
+        """Remember a valid action of a task, or of several where that is None."""
+        self._last[task] = action.copy()
+
+    def answer(self, on_invalid: OnInvalid, obs: Any, task: int | None) -> NDArray[np.floating]:
+        """Return the action in place of that for an invalid observation.
+
+        Args:
+            on_invalid: `hold` or `zero`.
+            obs: The observation, of any kind and shape.
+            task: Its task, or None for several.
+
+        Returns:
+            The last action of the task, or zeros: [B, action] for an observation [B, obs], and
+            [action] for any other. `hold` gives zeros before the first action.
+        """
+        self.count += 1
+        rows = rows_of(obs)
+        last = self._last.get(task)
+        if on_invalid == "hold" and last is not None and rows in (None, last.shape[:-1]):
+            return last.copy()
+        table = self._tasks
+        width = table.action_dim if task is None else table.tasks[task].action_dim
+        return np.zeros((*(rows or ()), width), np.float32)
+
+
+def rows_of(obs: Any) -> tuple[int, ...] | None:
+    """Return the leading shape of observations, () or (B,); None where they have another."""
+    try:
+        shape = np.shape(obs)
+    except ValueError:  # nested sequences of unequal lengths
+        return None
+    return tuple(shape[:-1]) if len(shape) in (1, 2) and 0 not in shape[:-1] else None
+
+
+def check_on_invalid(on_invalid: str) -> None:
+    """Refuse an answer to invalid observations that is none.
+
+    Raises:
+        InputError: It is not one of `OnInvalid`.
+    """
+    if on_invalid not in get_args(OnInvalid):
+        raise InputError(f"on_invalid must be error, hold or zero, got {on_invalid!r}")
+
+
+def numbers(obs: Any) -> NDArray[np.floating]:
+    """Return an observation as an array of float16, float32 or float64.
+
+    Raises:
+        ObservationError: It is missing, or not an array of real numbers.
+    """
+    try:
+        given = np.asarray(obs)
+    except ValueError as error:
+        raise ObservationError(
+            f"the observation is not an array of numbers: {error}"
+        ) from error
+    if given.dtype.char in "efd":
+        return given
+    if given.dtype.kind not in "fiub":
+        what = "is missing" if obs is None else "is not an array of numbers"
+        raise ObservationError(f"the observation {what}; give one number per sensor")
+    return given.astype(np.float64)
+
+
+def task_id(tasks: TaskTable, task: str | int | None) -> int:
+    """Return the id of the task that is named; an agent of one task needs no name.
+
+    Raises:
+        UnknownTaskError: A task that the agent does not know, or none of several.
+    """
+    if isinstance(task, str):
+        return tasks.index(task)
+    if task is None:
+        if len(tasks) > 1:
+            raise UnknownTaskError(f"name a task; known: {', '.join(tasks.names)}")
+        return 0
+    if not 0 <= task < len(tasks):
+        raise UnknownTaskError(f"task ids must be in 0..{len(tasks) - 1}, got {task}")
+    return int(task)
+
+
+def check_shape(tasks: TaskTable, task: int | None, shape: Sequence[int]) -> None:
+    """Refuse observations that are neither padded nor of the task's own width.
+
+    Args:
+        tasks: The agent's tasks.
+        task: Id of the task of all rows; None where they differ.
+        shape: Shape of the observations.
+
+    Raises:
+        ObservationError: Another width or another number of axes.
+    """
+    if len(shape) not in (1, 2) or 0 in shape:
+        raise ObservationError(f"observations are [obs] or [B, obs]; got shape {list(shape)}")
+    full = tasks.obs_dim
+    own = full if task is None else tasks.tasks[task].obs_dim
+    if shape[-1] not in (own, full):
+        name = "the tasks" if task is None else tasks.names[task]
+        widths = str(full) if own == full else f"{own} (or padded to {full})"
+        raise ObservationError(
+            f"observations of {name} have {widths} numbers; got shape {list(shape)}"
+        )
+
+
+def check_observation(largest: float) -> None:
+    """Refuse observations that are not finite, or so large that the network overflows.
+
+    Args:
+        largest: Largest magnitude among them; NaN where one is NaN.
+
+    Raises:
+        ObservationError: It is NaN or above `LARGEST_OBSERVATION`.
+    """
+    if not largest <= LARGEST_OBSERVATION:
+        raise ObservationError(
+            "the observation holds NaN, infinity or a number too large for the network (at "
+            f"most {LARGEST_OBSERVATION:.0e}); check the sensors"
+        )
+
+
+def check_action(largest: float) -> None:
+    """Refuse actions that are not finite or not in [-1, 1], but for rounding.
+
+    Args:
+        largest: Largest magnitude among them; NaN where one is NaN.
+
+    Raises:
+        NonFiniteError: The network overflowed, or its weights are damaged.
+    """
+    if not largest <= 1 + _ROUNDING:
+        raise NonFiniteError(
+            f"the action has a magnitude of {largest:.3g}, not at most 1: the network "
+            "overflows on this observation or its file is damaged; check the sensors' units, "
+            "then the file"
+        )

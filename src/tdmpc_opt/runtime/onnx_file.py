@@ -8,6 +8,7 @@ from typing import Any
 
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
 from tdmpc_opt.files import parse_json
+from tdmpc_opt.runtime.contract import CONTRACT, Contracts, contracts_of
 from tdmpc_opt.schema import PlanRules, TaskTable
 
 FORMAT = "tdmpc-opt"
@@ -46,6 +47,8 @@ class OnnxFile:
     """None where the file holds the policy alone."""
     number_format: str
     """Number format of the weights."""
+    contracts: Contracts
+    """What is known of the tasks' numbers."""
 
 
 def is_onnx(path: Path) -> bool:
@@ -80,9 +83,10 @@ def open_onnx(path: Path, threads: int, providers: Sequence[Provider] | None) ->
         if metadata["kind"] == "planner":
             plan = _plan(parse_json(metadata["plan"]))
         _check_graph(session.raw, tasks, plan)
+        contracts = contracts_of(tasks, metadata.get(CONTRACT))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
-    return OnnxFile(session, tasks, plan, number_format)
+    return OnnxFile(session, tasks, plan, number_format, contracts)
 
 
 class CheckedSession:

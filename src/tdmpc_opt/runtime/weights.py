@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.files import parse_json
+from tdmpc_opt.runtime.contract import CONTRACT, Contracts, contracts_of
 from tdmpc_opt.schema import INT4_ZERO, TaskTable, int4_halves
 
 FORMAT = "tdmpc-opt"
@@ -64,6 +65,8 @@ class Weights:
     """Width of the latent state."""
     simnorm_dim: int
     """Length of one of its simplices."""
+    contracts: Contracts
+    """What is known of the tasks' numbers."""
 
     def full(self, name: str) -> NDArray[np.float32] | None:
         """Return a tensor in float32, None where there is none."""
@@ -101,7 +104,9 @@ def read_weights(path: Path) -> Weights:
             if name.startswith(_READ)
         }
         tensors |= {name: _array(entry) for name, entry in entries.items()}
-        weights = Weights(tensors, tasks, config["latent_dim"], config["simnorm_dim"])
+        contracts = contracts_of(tasks, parse_json(metadata.get("extra", "{}")).get(CONTRACT))
+        widths = config["latent_dim"], config["simnorm_dim"]
+        weights = Weights(tensors, tasks, *widths, contracts)
         check_weights(weights)
         return weights
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

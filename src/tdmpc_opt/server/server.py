@@ -2,7 +2,10 @@
 
 The server sends the agent's facts first. Then a message `{"observation": [obs], "task": name}`
 is answered with `{"actions": [action]}`, or [k, action] where a plan serves for k actions. An
-error is answered with one line of text, which openpi's client raises.
+error is answered with one line of text, which openpi's client raises. NumPy arrays are maps of
+their bytes.
+
+Source: the wire format of openpi-client 0.1.2.
 """
 
 import asyncio
@@ -17,20 +20,21 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 from numpy.typing import NDArray
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from tdmpc_opt.errors import InputError, TdmpcOptError
+from tdmpc_opt.errors import InputError, ObservationError, TdmpcOptError
 from tdmpc_opt.runtime import Agent, load
-from tdmpc_opt.server.messages import pack, unpack
+from tdmpc_opt.runtime.contract import check_on_invalid, rows_of
 
 _KEPT = 10_000
 """Newest latencies that the statistics are of."""
 _LONGEST_MS = 1e9
-_KNOWN = {"observation", "task", "reset", "deadline_ms"}
+_KNOWN = {"observation", "task", "reset", "deadline_ms", "on_invalid"}
 
 _log = logging.getLogger("tdmpc_opt.server")
 # Whoever sends garbage instead of a handshake must not fill the log.
@@ -61,8 +65,7 @@ class PolicyServer:
     ) -> None:
         if min(max_clients, max_bytes) < 1:
             raise InputError("a server needs at least one client and one byte")
-        self._load: Callable[[], Agent] = lambda: load(path, threads)
-        self._first = self._load()
+        self._agent = load(path, threads)
         self._max_clients, self._max_bytes = max_clients, max_bytes
         self._ping_seconds = ping_seconds
         self._latencies: deque[float] = deque(maxlen=_KEPT)
@@ -73,13 +76,18 @@ class PolicyServer:
     @property
     def facts(self) -> dict[str, Any]:
         """What a client is sent first: the tasks and how the agent acts."""
-        plan = self._first.plan
+        plan, agent = self._agent.plan, self._agent
+        tasks = [
+            asdict(task) | {"contract": None if found is None else asdict(found)}
+            for task in agent.tasks.tasks
+            for found in [agent.contract(task.name)]
+        ]
         return {
             "server": "tdmpc-opt",
             "kind": "policy" if plan is None else "planner",
             "preset": None if plan is None else plan.preset,
             "actions_per_answer": 1 if plan is None else plan.replan_every,
-            "tasks": [asdict(task) for task in self._first.tasks.tasks],
+            "tasks": tasks,
         }
 
     @property
@@ -155,11 +163,9 @@ class PolicyServer:
             return
         self.clients += 1
         try:
-            # A policy remembers nothing and is shared; a plan belongs to one connection.
-            shared = self._first.plan is None
-            agent = self._first if shared else await asyncio.to_thread(self._load)
+            # A plan and the last action belong to one connection.
+            conversation = _Conversation(self._agent.for_another_loop())
             await connection.send(pack(self.facts))
-            conversation = _Conversation(agent)
             async for message in connection:
                 await connection.send(await self._answer(conversation, message))
         except ConnectionClosed:
@@ -170,14 +176,15 @@ class PolicyServer:
     async def _answer(self, conversation: "_Conversation", message: str | bytes) -> str | bytes:
         start = time.perf_counter()
         try:
-            actions = await asyncio.to_thread(conversation.act, message)
+            actions, valid = await asyncio.to_thread(conversation.act, message)
         except TdmpcOptError as error:
             self._errors += 1
             return str(error)
         took = 1000 * (time.perf_counter() - start)
         self._latencies.append(took)
         self._answers += 1
-        return pack({"actions": actions, "server_timing": {"infer_ms": took}})
+        timing = {"infer_ms": took}
+        return pack({"actions": actions, "valid": valid, "server_timing": timing})
 
 
 class _Conversation:
@@ -187,48 +194,50 @@ class _Conversation:
         self._agent = agent
         self._task: str | int | None = None
 
-    def act(self, message: str | bytes) -> NDArray[Any]:
-        """Return the actions that a message asks for, [action] or [k, action].
+    def act(self, message: str | bytes) -> tuple[NDArray[Any], bool]:
+        """Return the actions that a message asks for, and whether its observation was valid.
+
+        The actions are [action] or [k, action].
 
         Raises:
-            InputError: A message or observation that cannot be used.
+            InputError: A message that cannot be used.
             TdmpcOptError: As `Agent.act`.
         """
         if isinstance(message, str):
             raise InputError("send msgpack as a binary message, not text")
         asked = unpack(message)
-        if not isinstance(asked, dict) or not _KNOWN >= asked.keys() >= {"observation"}:
+        if not isinstance(asked, dict) or not asked.keys() <= _KNOWN:
             raise InputError(
-                'send a map with "observation" and, if wanted, "task", "reset" and '
-                '"deadline_ms"'
+                'send a map with "observation" and, if wanted, "task", "reset", "deadline_ms" '
+                'and "on_invalid"'
             )
         task, deadline = asked.get("task"), asked.get("deadline_ms")
-        reset = asked.get("reset", False)
+        reset, on_invalid = asked.get("reset", False), asked.get("on_invalid", "error")
         if not (task is None or type(task) in (str, int)):
             raise InputError("the task is a name or an id")
         if not (deadline is None or type(deadline) in (float, int)):
             raise InputError("deadline_ms is a number")
         if type(reset) is not bool:
             raise InputError("reset is true or false")
+        check_on_invalid(on_invalid)
         deadline = None if deadline is None else float(min(deadline, _LONGEST_MS))
         if reset or task != self._task:
             self._agent.reset()
             self._task = task
-        obs = _numbers(asked["observation"])
-        if obs.ndim != 1:
-            raise InputError(f"an observation is [obs], got shape {list(obs.shape)}")
+        obs = asked.get("observation")
+        if rows_of(obs):
+            if on_invalid == "error":
+                shape = list(np.asarray(obs).shape)
+                raise ObservationError(f"an observation is [obs], got shape {shape}")
+            obs = None
+        before = self._agent.invalid
         # The actions of one plan do not look at observations: they can be sent together.
         plan = self._agent.plan
         count = 1 if plan is None else plan.replan_every
-        actions = [self._agent.act(obs, task, deadline_ms=deadline) for _ in range(count)]
-        return actions[0] if count == 1 else np.stack(actions)
-
-
-def _numbers(value: Any) -> NDArray[Any]:
-    try:
-        return np.asarray(value, np.float32)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError("the observation is not an array of numbers") from error
+        options = {"deadline_ms": deadline, "on_invalid": on_invalid}
+        actions = [self._agent.act(obs, task, **options) for _ in range(count)]
+        valid = self._agent.invalid == before
+        return actions[0] if count == 1 else np.stack(actions), valid
 
 
 def _stop_by_signals(stop: "asyncio.Future[None]") -> None:
@@ -244,3 +253,58 @@ def _stop_by_signals(stop: "asyncio.Future[None]") -> None:
             loop.add_signal_handler(which, end)
         except (NotImplementedError, RuntimeError, ValueError):
             return  # Windows, or not the main thread: Ctrl-C or cancelling ends it
+
+
+_KINDS = "fiub"
+"""Kinds of dtypes that are accepted: floats, integers and booleans."""
+
+
+def pack(message: Any) -> bytes:
+    """Return a message as bytes."""
+    packed: bytes = msgpack.packb(message, default=_encoded)
+    return packed
+
+
+def unpack(data: bytes) -> Any:
+    """Return the message that bytes contain.
+
+    Raises:
+        InputError: Bytes that are no message, or contain an array that is none.
+    """
+    try:
+        return msgpack.unpackb(data, object_hook=_decoded)
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"not a message of the openpi protocol: {reason[:200]}") from error
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        data = {b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+        return {b"__ndarray__": True, **data}
+    if isinstance(value, np.generic):
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
+    raise TypeError(f"cannot send a {type(value).__name__}")
+
+
+def _decoded(fields: dict[Any, Any]) -> Any:
+    if b"__ndarray__" in fields:
+        dtype, shape = _dtype(fields), fields[b"shape"]
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError(f"an array of shape {shape!r:.40}")
+        values: NDArray[Any] = np.frombuffer(fields[b"data"], dtype).reshape(shape)
+        return values
+    if b"__npgeneric__" in fields:
+        return _dtype(fields).type(fields[b"data"])
+    return fields
+
+
+def _dtype(fields: dict[Any, Any]) -> np.dtype[Any]:
+    needed = {b"data", b"dtype"} | ({b"shape"} if b"__ndarray__" in fields else set())
+    if not needed <= fields.keys():
+        raise ValueError("an array without data, dtype or shape")
+    name = fields[b"dtype"]
+    dtype = np.dtype(name) if isinstance(name, str) and len(name) <= 4 else None
+    if dtype is None or dtype.kind not in _KINDS:
+        raise ValueError(f"an array of dtype {name!r:.40}; send floats, integers or booleans")
+    return dtype

@@ -1,6 +1,7 @@
 """The tasks that a command line names: of MT30, and a user's own."""
 
 from tdmpc_opt.errors import InputError, UnknownTaskError
+from tdmpc_opt.runtime.contract import Contracts
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
 
@@ -22,6 +23,29 @@ def choose_tasks(text: str) -> TaskTable:
         return MT30.select(text)
     found = MT30.select(",".join(ours)).tasks if ours else ()
     return TaskTable((*found, *own))
+
+
+def with_own_contracts(contracts: Contracts, tasks: TaskTable, text: str | None) -> Contracts:
+    """Add what the environments that a command line names state of their numbers.
+
+    Args:
+        contracts: What is known of the numbers of an agent's tasks.
+        tasks: Its tasks.
+        text: What `choose_tasks` takes, or None. The environment that a file alone names is not
+            imported.
+
+    Raises:
+        UnknownTaskError, InputError: As `choose_tasks`.
+    """
+    own = [task for task in choose_tasks(text).tasks if task.env] if text else []
+    if not own:
+        return contracts
+    from tdmpc_opt.tasks.own import own_contract
+
+    return {
+        **contracts,
+        **{task.name: own_contract(task) for task in own if task in tasks.tasks},
+    }
 
 
 def _own_tasks(texts: list[str]) -> tuple[Task, ...]:

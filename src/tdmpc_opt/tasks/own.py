@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,12 @@ from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
 from tdmpc_opt.errors import InputError, TdmpcOptError, UnknownTaskError
+from tdmpc_opt.runtime.contract import Block, Contract
 from tdmpc_opt.schema import MT30, Task
 
 Array = NDArray[np.float32]
+_UNBOUNDED = 1e30
+"""Magnitude from which a bound of a space stands for none, as float32's largest number does."""
 _TRIAL_STEPS = 200
 """Most steps for which an environment is tried when it is named."""
 
@@ -52,6 +56,45 @@ def own_task(text: str) -> Task:
     task = Task(name, width, action.shape[0], episode_length=steps, custom=True, env=text)
     _try(task)
     return task
+
+
+def own_contract(task: Task) -> Contract:
+    """Return the spaces of a user's environment as its contract.
+
+    The rate follows from the environment's `dt`, seconds of a step, or from `frame_skip` and
+    the time step of its MuJoCo `model`.
+
+    Args:
+        task: What `own_task` returned.
+    """
+    env = _make(task.env)
+    try:
+        spaces = {"observation": env.observation_space, "action": env.action_space}
+        raw = env.unwrapped
+        step = getattr(raw, "dt", None)
+        if step is None and hasattr(raw, "frame_skip") and hasattr(raw, "model"):
+            step = raw.model.opt.timestep * raw.frame_skip
+    finally:
+        env.close()
+    blocks = {name: tuple(_blocks(name, space)) for name, space in spaces.items()}
+    rate = None
+    if isinstance(step, int | float | np.number) and 0 < step < np.inf:
+        rate = 1 / float(step)
+    return Contract(blocks["observation"], blocks["action"], rate)
+
+
+def _blocks(group: str, space: Box) -> Iterator[Block]:
+    """Yield the numbers of a space, neighbours of one range together, named by position."""
+    bounds = [
+        tuple(float(bound) if abs(bound) < _UNBOUNDED else None for bound in pair)
+        for pair in zip(space.low, space.high, strict=True)
+    ]
+    first = 0
+    for pair, members in itertools.groupby(bounds):
+        count = len(list(members))
+        names = tuple(str(position) for position in range(first, first + count))
+        yield Block(group, names, "-", *pair)
+        first += count
 
 
 def _try(task: Task) -> None:

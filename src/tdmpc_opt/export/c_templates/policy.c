@@ -5,6 +5,7 @@
 const char *const ${prefix}_task_names[${upper}_TASKS] = {$names};
 const int ${prefix}_obs_width[${upper}_TASKS] = {$obs_widths};
 const int ${prefix}_action_width[${upper}_TASKS] = {$action_widths};
+const float ${prefix}_rate_hz[${upper}_TASKS] = {$rates};
 
 /* Return whether a number is finite and at most a positive bound in magnitude.
  * The bits are compared because -ffast-math removes comparisons with NaN. */

@@ -2,6 +2,8 @@
  *
  * C99, no heap, no global state; the only dependency is libm. Calls from several threads
  * are safe. An action uses about $stack_bytes bytes of stack.
+ *
+ * The numbers in order. The range of an action is what -1 and 1 stand for.
 $contract */
 #ifndef ${upper}_H
 #define ${upper}_H
@@ -21,10 +23,12 @@ enum ${prefix}_status {
     ${upper}_UNKNOWN_TASK = 3
 };
 
-/* By task id: its name and the widths of its observation and its action. */
+/* By task id: its name, the widths of its observation and its action, and its actions a second
+ * (0 where they are not known). */
 extern const char *const ${prefix}_task_names[${upper}_TASKS];
 extern const int ${prefix}_obs_width[${upper}_TASKS];
 extern const int ${prefix}_action_width[${upper}_TASKS];
+extern const float ${prefix}_rate_hz[${upper}_TASKS];
 
 /* Choose the action for an observation.
  *
