@@ -98,5 +98,5 @@ $(VENV)/.installed-all: $(VENV)/.installed-dev
 	touch $@
 
 $(VENV)/.installed-audit: $(VENV)/.installed-dev
-	$(PIP) -e ".[audit]"
+	$(PIP) -e ".[audit,fuzz]"
 	touch $@

@@ -109,8 +109,20 @@ def test_the_source_uses_no_heap_and_no_global_state(two_tasks, tmp_path):
     assert not {name for name, kind in symbols.items() if kind in "bBdD"} - {"tiny_task_names"}
     public = {name for name, kind in symbols.items() if kind in "TDR"}
     assert public == {
-        f"tiny_{what}" for what in ("act", "task_names", "obs_width", "action_width")
+        f"tiny_{what}" for what in ("act", "task_names", "obs_width", "action_width", "rate_hz")
     }
+
+
+def test_the_header_states_the_numbers_of_the_tasks(two_tasks):
+    header, source = (next(two_tasks.glob(f"tiny.{kind}")).read_text() for kind in "hc")
+    for line in (
+        " * pendulum-swingup: 25 actions/s\n",
+        " *   observation 0-1: orientation: pole_zz, pole_xz; unit 1, in [-1, 1]\n",
+        " *   observation 4: velocity: hinge_1; unit rad/s\n",
+        " *   action 0: control: slide; unit 1, in [-1, 1]\n",
+    ):
+        assert line in header
+    assert "const float tiny_rate_hz[TINY_TASKS] = {25, 50};" in source
 
 
 def test_the_source_names_no_path_of_this_machine(two_tasks):
@@ -135,6 +147,7 @@ def test_a_task_with_an_odd_name_makes_plain_c(tmp_path, make_model):
         sha256="0" * 64,
         config=model.config,
         tasks=tasks,
+        contracts={},
         number_format="fp32",
         preset=None,
         budget=None,

@@ -27,7 +27,6 @@ from tdmpc_opt.server.server import PolicyServer, pack, unpack
 
 TASK = "walker-walk"
 OBS = np.linspace(-1, 1, 24, dtype=np.float32)
-PLANNER = Path(__file__).parent / "corpus" / "onnx"
 
 
 @contextmanager
@@ -84,10 +83,26 @@ def test_a_client_gets_the_facts_and_then_the_agents_own_actions(serving):
         facts = unpack(client.recv(timeout=10))
         assert (facts["kind"], facts["actions_per_answer"]) == ("policy", 1)
         assert [task["name"] for task in facts["tasks"]] == list(agent.tasks.names)
+        assert facts["tasks"][0]["contract"]["rate_hz"] == 20.0
         for obs in (OBS, OBS.tolist(), OBS.astype(np.float64)):
             answer = _ask(client, observation=obs, task=TASK)
             np.testing.assert_array_equal(answer["actions"], agent.act(OBS, TASK))
             assert answer["server_timing"]["infer_ms"] > 0
+
+
+def test_clients_have_a_last_action_each(serving):
+    """One client's sensors must not move another one's robot."""
+    _, address = serving
+    with connect(f"ws://{address}") as first, connect(f"ws://{address}") as second:
+        for client in (first, second):
+            client.recv(timeout=10)
+        held = _ask(first, observation=OBS, task=TASK, on_invalid="hold")
+        assert held["valid"] is True
+        answer = _ask(first, task=TASK, on_invalid="hold")
+        assert answer["valid"] is False
+        np.testing.assert_array_equal(answer["actions"], held["actions"])
+        answer = _ask(second, observation=OBS * np.nan, task=TASK, on_invalid="hold")
+        np.testing.assert_array_equal(answer["actions"], np.zeros(6))
 
 
 def test_health_and_statistics_are_answered_by_http(serving):
@@ -121,6 +136,7 @@ def test_health_and_statistics_are_answered_by_http(serving):
         ({"observation": OBS, "task": TASK, "deadline_ms": "x"}, "deadline_ms is a number"),
         ({"observation": OBS, "task": TASK, "reset": [1]}, "reset is true or false"),
         ({"observation": OBS, "task": TASK, "deadline_ms": -1}, "deadline_ms must be above 0"),
+        ({"observation": OBS, "task": TASK, "on_invalid": 3}, "on_invalid must be error, hold"),
         ({"obs": OBS, "task": TASK}, 'send a map with "observation"'),
         ([1, 2], 'send a map with "observation"'),
     ],

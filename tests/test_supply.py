@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -31,6 +32,49 @@ def test_pins_are_exact_and_in_order():
     assert all(re.fullmatch(r"[\w.-]+==[\w.+!]+", line) for line in lines)
     assert lines == sorted(lines, key=str.lower)
     assert len({licences.normal(line.split("==")[0]) for line in lines}) == len(lines)
+
+
+def test_what_make_licences_installs_has_every_extra():
+    """It asks about all pinned libraries, which have to be there."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    makefile = (ROOT / "Makefile").read_text()
+    named = {
+        "dev",
+        "train",
+        "envs",
+        *re.search(r"-e \"\.\[(.*audit.*)\]\"", makefile)[1].split(","),
+    }
+    installed = set()
+    for extra in ("all", *named):
+        for needed in extras[extra]:
+            installed |= {
+                *re.findall(r"[\w-]+", (re.match(r"tdmpc-opt\[(.*)\]", needed) or [""])[0])
+            }
+        installed.add(extra)
+    assert installed >= extras.keys()
+
+
+DOCKERFILE = ROOT / "examples" / "docker" / "Dockerfile"
+
+
+def test_the_dockerfile_has_no_fault_that_a_linter_finds():
+    linter = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([linter, DOCKERFILE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_what_the_dockerfile_copies_is_there_and_its_command_is_taken():
+    from tdmpc_opt.cli import _parse
+
+    text = DOCKERFILE.read_text()
+    copied = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY ")]
+    assert copied
+    assert all((ROOT / name).exists() for names in copied for name in names)
+    (command,) = (line for line in text.splitlines() if line.startswith("CMD "))
+    words = json.loads(command.removeprefix("CMD "))
+    assert _parse(words).host == "0.0.0.0"
 
 
 @pytest.mark.slow

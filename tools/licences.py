@@ -47,8 +47,8 @@ def main() -> None:
     PAGE.write_text(_HEAD + "\n".join(rows) + "\n")
 
 
-_STATED = {"atheris": "Apache-2.0", "torchao": "BSD-3-Clause"}
-"""For libraries whose metadata states none: the licence file in their package."""
+_STATED = {"atheris": "Apache-2.0", "emx-onnx-cgen": "Apache-2.0", "torchao": "BSD-3-Clause"}
+"""For libraries whose metadata states none, or a text: the licence file in their package."""
 
 
 def _short(name: str, licence: str) -> str:

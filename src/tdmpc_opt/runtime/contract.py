@@ -307,7 +307,7 @@ class Fallback:
             [action] for any other. `hold` gives zeros before the first action.
         """
         self.count += 1
-        rows = rows_of(obs)
+        rows = _rows(obs)
         last = self._last.get(task)
         if on_invalid == "hold" and last is not None and rows in (None, last.shape[:-1]):
             return last.copy()
@@ -316,7 +316,7 @@ class Fallback:
         return np.zeros((*(rows or ()), width), np.float32)
 
 
-def rows_of(obs: Any) -> tuple[int, ...] | None:
+def _rows(obs: Any) -> tuple[int, ...] | None:
     """Return the leading shape of observations, () or (B,); None where they have another."""
     try:
         shape = np.shape(obs)
@@ -325,7 +325,7 @@ def rows_of(obs: Any) -> tuple[int, ...] | None:
     return tuple(shape[:-1]) if len(shape) in (1, 2) and 0 not in shape[:-1] else None
 
 
-def check_on_invalid(on_invalid: str) -> None:
+def check_on_invalid(on_invalid: object) -> None:
     """Refuse an answer to invalid observations that is none.
 
     Raises:

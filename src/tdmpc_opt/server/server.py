@@ -29,7 +29,7 @@ from websockets.http11 import Request, Response
 
 from tdmpc_opt.errors import InputError, ObservationError, TdmpcOptError
 from tdmpc_opt.runtime import Agent, load
-from tdmpc_opt.runtime.contract import check_on_invalid, rows_of
+from tdmpc_opt.runtime.contract import check_on_invalid, numbers
 
 _KEPT = 10_000
 """Newest latencies that the statistics are of."""
@@ -224,11 +224,13 @@ class _Conversation:
         if reset or task != self._task:
             self._agent.reset()
             self._task = task
-        obs = asked.get("observation")
-        if rows_of(obs):
+        try:
+            obs = numbers(asked.get("observation"))
+            if obs.ndim == 2:
+                raise ObservationError(f"an observation is [obs], got shape {list(obs.shape)}")
+        except ObservationError:
             if on_invalid == "error":
-                shape = list(np.asarray(obs).shape)
-                raise ObservationError(f"an observation is [obs], got shape {shape}")
+                raise
             obs = None
         before = self._agent.invalid
         # The actions of one plan do not look at observations: they can be sent together.
