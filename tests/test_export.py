@@ -399,9 +399,9 @@ def test_damaged_graphs_are_refused(policy, tmp_path):
 def test_what_this_machine_or_file_has_not_is_refused(policy, planner, monkeypatch):
     with pytest.raises(InputError, match=r"has no TensorrtExecutionProvider; it has .*CPUExec"):
         load(policy[0], providers=[("TensorrtExecutionProvider", {}), "CPUExecutionProvider"])
-    with pytest.raises(InputError, match="holds a policy, which has no planner presets, not r"):
+    with pytest.raises(InputError, match="has a policy, which has no planner presets, not r"):
         load(policy[0], preset="realtime")
-    with pytest.raises(InputError, match="holds the planner preset full, not realtime; export"):
+    with pytest.raises(InputError, match="has the planner preset full, not realtime; export"):
         load(planner[0], preset="realtime")
     load(planner[0], preset="full")
     with pytest.raises(InputError, match="threads must be at least 1, got 0"):
