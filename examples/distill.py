@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tdmpc_opt.agents.collect import collect
-from tdmpc_opt.checkpoints.summary import describe
+from tdmpc_opt.checkpoints.load import describe
 from tdmpc_opt.configs import CollectConfig, DistillConfig, LossWeights
 from tdmpc_opt.training.distillation import distill
 

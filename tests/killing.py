@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tdmpc_opt import files
-from tdmpc_opt.checkpoints import native, training_state
+from tdmpc_opt.checkpoints import native, torch_files
 from tdmpc_opt.configs import DistillConfig
 from tdmpc_opt.training.distillation import distill
 
@@ -48,7 +48,7 @@ class _Killer:
 
     def install(self) -> None:
         native.save_file = self._write(native.save_file, "weights")
-        training_state.torch.save = self._write(torch.save, "state")
+        torch_files.torch.save = self._write(torch.save, "state")
         files.os.fsync = self._around(os.fsync, "sync")
         Path.replace = self._around(Path.replace, "rename")
 

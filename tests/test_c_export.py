@@ -87,7 +87,7 @@ def test_the_built_program_answers_bad_lines_with_one_error_each(program):
     assert len(answers) == 8
     assert answers[0] == answers[-1]
     assert -1 <= float(answers[0]) <= 1
-    invalid = "error: the observation holds NaN, infinity or a number above 1e15"
+    invalid = "error: the observation contains NaN, infinity or a number above 1e15"
     assert answers[1:3] == [invalid] * 2
     assert answers[3:7] == ["error: a line needs 5 numbers"] * 4
 

@@ -7,7 +7,7 @@ from tdmpc_opt.pipeline import STUDENT_SIZE, TEACHER, demo
 
 
 def test_the_demo_teacher_is_bundled_with_tasks_of_several_domains():
-    from tdmpc_opt.checkpoints.summary import describe
+    from tdmpc_opt.checkpoints.load import describe
     from tdmpc_opt.model.world_model import WorldModel
     from tdmpc_opt.schema import MT30, model_config
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.checkpoints.training_state import StateFolder
+from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.cli import main
 from tdmpc_opt.configs import (
     TERMS,

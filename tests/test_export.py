@@ -331,7 +331,11 @@ BAD_INPUT = [
         r"observations are \[obs\] or \[B, obs\]; got shape \[2, 3, 8\]",
     ),
     (np.zeros((0, 8)), TASK, r"observations are \[obs\] or \[B, obs\]; got shape \[0, 8\]"),
-    (np.full(8, np.nan), TASK, "the observation holds NaN, infinity or .*; check the sensors"),
+    (
+        np.full(8, np.nan),
+        TASK,
+        "the observation contains NaN, infinity or .*; check the sensors",
+    ),
     (np.array([3e38, *[0.0] * 7]), TASK, "too large for the network .at most 1e.15.; check"),
     (np.array([-1e300, *[0.0] * 7]), TASK, "too large for the network"),
     (np.array([2e15, *[0.0] * 7], np.float32), TASK, "too large for the network"),
@@ -515,7 +519,7 @@ def test_exported_files_are_evaluated_and_inspected(planner, tmp_path, capsys):
     changed = tmp_path / "changed.safetensors"
     assert main(["convert", str(planner[0]), "--output", str(changed)]) == 1
     assert not changed.exists()
-    assert "is an ONNX file, which holds no weights to load" in capsys.readouterr().err
+    assert "is an ONNX file, which contains no weights to load" in capsys.readouterr().err
 
 
 class _StoppedClock:

@@ -40,8 +40,7 @@ from tdmpc_opt.agents.agent import load_agent
 from tdmpc_opt.agents.policies import ExpertNetwork
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.checkpoints.checkpoint import build
-from tdmpc_opt.checkpoints.load import read_checkpoint
-from tdmpc_opt.checkpoints.summary import describe
+from tdmpc_opt.checkpoints.load import describe, read_checkpoint
 from tdmpc_opt.cli import files
 from tdmpc_opt.configs import (
     DataExportConfig,

@@ -18,7 +18,7 @@ import torch
 from killing import POINTS, WRITERS, FaultPoint, train
 
 from tdmpc_opt.agents.collect import collect
-from tdmpc_opt.checkpoints.training_state import StateFolder
+from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.configs import CollectConfig, DistillConfig, DistillWeights, Schedule
 
 pytest.importorskip("dm_control")

@@ -109,7 +109,7 @@ def test_weights_that_overflow_fp16_are_refused_by_name(tmp_path, source, checkp
     tensors["encoder.1.bias"] = tensors["encoder.1.bias"] + 1e5
     write_native(source, replace(checkpoint, tensors=tensors))
     config = QuantizeConfig(checkpoint=str(source), output=tmp_path / "small.safetensors")
-    with pytest.raises(CheckpointError, match=r"'encoder.1.bias' holds 1e\+05.*use bf16"):
+    with pytest.raises(CheckpointError, match=r"'encoder.1.bias' contains 1e\+05.*use bf16"):
         quantize(config)
     assert not config.output.exists()
     quantize(replace(config, format="bf16"))

@@ -13,9 +13,7 @@ from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.extract import policy_only
-from tdmpc_opt.compression.integers import to_integers
-from tdmpc_opt.compression.recipe import layers, recipe
-from tdmpc_opt.compression.rounding import DTYPES, round_weights
+from tdmpc_opt.compression.rounding import DTYPES, layers, recipe, round_weights, to_integers
 from tdmpc_opt.runtime import load
 from tdmpc_opt.schema import PlannerBudget
 

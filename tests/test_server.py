@@ -127,7 +127,7 @@ def test_health_and_statistics_are_answered_by_http(serving):
         ({"observation": OBS, "task": 99}, "task ids must be in 0..29, got 99"),
         ({"observation": OBS, "task": True}, "the task is a name or an id"),
         ({"observation": OBS[:5], "task": TASK}, "observations of walker-walk have 24 numbers"),
-        ({"observation": [*OBS[1:], np.nan], "task": TASK}, "the observation holds NaN"),
+        ({"observation": [*OBS[1:], np.nan], "task": TASK}, "the observation contains NaN"),
         ({"observation": ["a"] * 24, "task": TASK}, "not an array of numbers"),
         (
             {"observation": OBS[None], "task": TASK},

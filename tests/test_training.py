@@ -22,7 +22,7 @@ from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.checkpoints.training_state import StateFolder
+from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.configs import (
     CollectConfig,
     DistillConfig,

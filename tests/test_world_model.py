@@ -8,8 +8,7 @@ from torch.nn import functional
 
 from tdmpc_opt.model import layers, two_hot
 from tdmpc_opt.model.fold import FoldedModel
-from tdmpc_opt.model.hidden import draw_positions, norm_mish
-from tdmpc_opt.model.layers import simnorm
+from tdmpc_opt.model.layers import draw_positions, norm_mish, simnorm
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.schema import MT30, Task, TaskTable, model_config
 

@@ -1,19 +1,19 @@
-"""Errors a user can act on: each message says what is wrong and what to do."""
+"""Errors a user can act on: each message names the fault and the remedy."""
 
 _LONGEST = 1500
-"""Characters of a message; what a file says of itself may be of any length."""
+"""Characters of a message; text from a file may be of any length."""
 
 
 class TdmpcOptError(Exception):
     """Base of every error that the command line prints as one line."""
 
     def __str__(self) -> str:
-        """Return one line, whatever of a foreign file was put into it."""
+        """Return one printable line, even where text of a foreign file is part of it."""
         return printable(super().__str__(), _LONGEST)
 
 
 def printable(text: str, longest: int) -> str:
-    """Return a text without what moves a terminal's cursor or colours it, cut to a length."""
+    """Return a text without control characters of terminals, cut to a length."""
     plain = text if text.isprintable() else "".join(map(_visible, text))
     return plain if len(plain) <= longest else f"{plain[: longest - 4]} ..."
 
@@ -23,7 +23,7 @@ def _visible(letter: str) -> str:
 
 
 class UnknownTaskError(TdmpcOptError, ValueError):
-    """A task name or id that the task table does not hold."""
+    """A task name or id that is not in the task table."""
 
 
 class CheckpointError(TdmpcOptError, ValueError):
@@ -31,7 +31,7 @@ class CheckpointError(TdmpcOptError, ValueError):
 
 
 class DataError(TdmpcOptError, ValueError):
-    """A dataset that is missing, damaged, of another task set, or holds NaN."""
+    """A dataset that is missing, damaged, of another task set, or contains NaN."""
 
 
 class NonFiniteError(TdmpcOptError, ArithmeticError):
@@ -43,7 +43,7 @@ class ResultError(TdmpcOptError, ValueError):
 
 
 class RunError(TdmpcOptError, RuntimeError):
-    """A training run that cannot start or go on as asked."""
+    """A training run that cannot start or continue as requested."""
 
 
 class MissingDependencyError(TdmpcOptError, ImportError):

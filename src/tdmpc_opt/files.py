@@ -1,12 +1,12 @@
-"""Files: written whole or not at all, never over an input, by one process at a time."""
+"""Files: written completely or not at all, never over an input, by one process at a time."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -18,17 +18,13 @@ from typing import Any, TextIO
 from tdmpc_opt import zoo
 from tdmpc_opt.errors import CheckpointError, InputError, RunError, TdmpcOptError
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
-
 
 @contextmanager
 def replace_when_done(path: Path) -> Iterator[Path]:
-    """Give a temporary file to write, and move it to `path` once the block has succeeded.
+    """Yield a temporary file to write, and move it to `path` once the block has succeeded.
 
-    Parent folders are made. On any exception the temporary file goes and `path` stays as it is.
+    Parent folders are made. On any exception the temporary file is deleted and `path` stays
+    unchanged.
 
     Args:
         path: File to create or to replace.
@@ -114,18 +110,18 @@ def _key(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-_HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
-"""How a lock that another process has is answered."""
+_LOCKED = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+"""Errors for a lock that another process has."""
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _SECONDS_BETWEEN_TRIES = 0.05
 
 
 @contextmanager
 def alone(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep other processes out of the block that writes or resumes the same file.
+    """Exclude other processes from the block that writes or resumes the same file.
 
-    The operating system keeps the lock and releases it when the process ends, however it ends.
-    File systems without locks, as some network file systems are, keep nobody out.
+    The operating system releases the lock when the process ends, however it ends. File systems
+    without locks, such as some network file systems, exclude no process.
 
     Args:
         path: The file, which need not exist. `.NAME.lock` beside it is locked, and is there
@@ -155,9 +151,8 @@ def alone(path: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            if sys.platform != "win32":  # which deletes no open file
-                lock.unlink(missing_ok=True)
-            if made and not any(path.parent.iterdir()):  # the block was left before it wrote
+            lock.unlink(missing_ok=True)
+            if made and not any(path.parent.iterdir()):  # nothing was written
                 path.parent.rmdir()
 
 
@@ -177,13 +172,9 @@ def _locked(lock: Path) -> TextIO | None:
 def _lock(file: TextIO) -> bool:
     """Lock an open file; False where another process has it locked."""
     try:
-        if sys.platform == "win32":
-            file.seek(1 << 30)  # beyond the text, which others may then read
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _HELD:
+        if error.errno in _LOCKED:
             return False
         if error.errno not in _UNSUPPORTED:
             raise
@@ -191,7 +182,7 @@ def _lock(file: TextIO) -> bool:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what killed processes left half-written; nobody else may be writing there."""
+    """Delete unfinished files of killed processes; no other process may be writing there."""
     for path in folder.glob(".*.tmp"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -200,19 +191,14 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """Force the bytes out, so that a power cut after the move cannot leave an empty file."""
+    """Flush the file, so that a power cut after the move cannot leave an empty one."""
     path.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def _folder_to_disk(folder: Path) -> None:
-    """Force the new name out, so that a power cut cannot bring the old file back.
-
-    Windows opens no folders and needs none of this.
-    """
-    if os.name != "posix":
-        return
+    """Flush the new name, so that a power cut cannot restore the old file."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -231,7 +217,7 @@ def parse_json(text: str | bytes) -> Any:
     """Parse a document.
 
     Raises:
-        ValueError: It is no JSON, no UTF-8, or nested deeper than Python can follow.
+        ValueError: It is no JSON, no UTF-8, or nested too deeply for Python.
     """
     try:
         return json.loads(text)
@@ -296,7 +282,7 @@ def without_removed(found: Mapping[str, Any], removed: Mapping[str, object]) -> 
 def require_same(
     path: Path,
     found: Mapping[str, Any],
-    asked: Mapping[str, Any],
+    requested: Mapping[str, Any],
     error: type[TdmpcOptError],
     *,
     cost: Collection[str] = (),
@@ -307,7 +293,7 @@ def require_same(
     Args:
         path: File or folder that exists, for the message.
         found: Its configuration.
-        asked: Configuration of the command, of values that JSON can represent.
+        requested: Configuration of the command, of values that JSON can represent.
         error: Class of the error to raise.
         cost: Fields that do not affect the result and may differ.
         removed: Options that no longer exist, with the value that is fixed today.
@@ -316,9 +302,9 @@ def require_same(
         TdmpcOptError: Of class `error`; the message names the first field that differs.
     """
     removed = removed or {}
-    found, asked = without_removed(found, removed), json.loads(json.dumps(asked))
-    for key in sorted({*found, *asked} - {*cost}):
-        old, new = found.get(key), asked.get(key)
+    found, requested = without_removed(found, removed), json.loads(json.dumps(requested))
+    for key in sorted({*found, *requested} - {*cost}):
+        old, new = found.get(key), requested.get(key)
         if old == new:
             continue
         for name, value in _flat(key, old):
@@ -339,17 +325,22 @@ def _flat(key: str, value: object) -> list[tuple[str, object]]:
     return [(key, value), *((f"{key}.{name}", part) for name, part in parts)]
 
 
-def _difference(key: str, found: object, asked: object) -> str:
+def _difference(key: str, found: object, requested: object) -> str:
     """Return how a stored value, or a file by name and hash, differs from the requested one."""
-    if isinstance(found, dict) and isinstance(asked, dict) and "sha256" in found:
-        if found.get("name") == asked.get("name"):
+    if isinstance(found, dict) and isinstance(requested, dict) and "sha256" in found:
+        if found.get("name") == requested.get("name"):
             return f"{key} {found.get('name')} has changed since"
-        found, asked = found.get("name"), asked.get("name")
-    return f"existing run has {key}={found}, requested {key}={asked}"
+        found, requested = found.get("name"), requested.get("name")
+    return f"existing run has {key}={found}, requested {key}={requested}"
 
 
 def write_json(path: Path, content: Mapping[str, Any], error: type[TdmpcOptError]) -> None:
-    """Write a document, whole or not at all.
+    """Write a document, completely or not at all.
+
+    Args:
+        path: File to write; parent folders are made.
+        content: Values that JSON can represent.
+        error: Class of the error to raise.
 
     Raises:
         TdmpcOptError: Of class `error`; the file cannot be written.

@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
 
 
 def facts() -> dict[str, str | int]:
-    """Return what this machine is: processor, architecture, cores, system."""
+    """Return facts of this machine: processor, architecture, cores, system."""
     return {
         "processor": _processor(),
         "architecture": platform.machine(),

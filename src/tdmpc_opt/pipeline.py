@@ -8,7 +8,7 @@ from typing import Any
 
 from tdmpc_opt import zoo
 from tdmpc_opt.agents.collect import collect
-from tdmpc_opt.checkpoints.summary import describe
+from tdmpc_opt.checkpoints.load import describe
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.configs import (
     CollectConfig,

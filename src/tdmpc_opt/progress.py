@@ -1,4 +1,4 @@
-"""What long work reports while it runs."""
+"""Progress of long work."""
 
 import warnings
 from typing import Protocol, runtime_checkable
@@ -9,29 +9,29 @@ class Progress(Protocol):
     """Takes reports of long work."""
 
     def update(self, done: int, total: int, text: str) -> None:
-        """Report `done` of `total` units, with what there is to say about the last ones."""
+        """Report `done` of `total` units, with a text about the newest ones."""
 
     def warn(self, text: str) -> None:
-        """Tell of a fault that the work goes on in spite of."""
+        """Report a fault after which the work continues."""
 
 
 class Silent:
-    """Shows nothing."""
+    """Shows no progress."""
 
     def update(self, done: int, total: int, text: str) -> None:
         """Ignore the report."""
 
     def warn(self, text: str) -> None:
-        """Leave the fault to whoever called: a warning of Python's own."""
+        """Pass the fault to the caller, as a Python warning."""
         warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 class Stage:
-    """One of several stages of a piece of work: puts its name before each report.
+    """One of several stages of the work; its name starts each report.
 
     Args:
         progress: Where the reports go.
-        name: What the stage is called.
+        name: Name of the stage.
     """
 
     def __init__(self, progress: Progress, name: str) -> None:

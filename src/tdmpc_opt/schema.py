@@ -7,8 +7,8 @@ import difflib
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tdmpc_opt.errors import InputError, UnknownTaskError
 
 _MOST = 1 << 24
-"""Largest width or length that a file may tell of a task."""
+"""Largest width or length of a task in a file."""
 UNNAMED = "task"
-"""Name of the one task of a single-task checkpoint, whose file does not tell it."""
+"""Name of the one task of a single-task checkpoint, whose file does not name it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Task:
     """True where the task is not part of the dm_control suite."""
     env: str = ""
     """`MODULE:ID` of a user's own Gymnasium environment; empty for the tasks of MT30. A file
-    tells it, but only a name that the user gives is ever imported."""
+    may contain it, but only a name that the user gives is ever imported."""
 
     @property
     def discount(self) -> float:
@@ -103,7 +103,7 @@ class TaskTable:
         """Return a table of these tasks in the order of this table, without repeats.
 
         Raises:
-            UnknownTaskError: A name that this table does not hold.
+            UnknownTaskError: A name that is not in this table.
         """
         chosen = sorted({self.index(name) for name in names})
         return TaskTable(tuple(self.tasks[i] for i in chosen))
@@ -112,7 +112,7 @@ class TaskTable:
         """Return the tasks that a command line names: `mt30` (all), or names joined by commas.
 
         Raises:
-            UnknownTaskError: A name that this table does not hold, or an empty list.
+            UnknownTaskError: A name that is not in this table, or an empty list.
         """
         names = [part.strip() for part in text.split(",") if part.strip()]
         if not names:
@@ -142,7 +142,7 @@ class TaskTable:
         return records
 
     @classmethod
-    def from_json(cls, records: list[dict[str, Any]]) -> "TaskTable":
+    def from_json(cls, records: Sequence[Any]) -> "TaskTable":
         """Rebuild a table that `to_json` wrote.
 
         Raises:
@@ -152,57 +152,38 @@ class TaskTable:
         return cls(tuple(_task_of(record) for record in records))
 
 
-def _task_of(record: dict[str, Any]) -> Task:
-    task = Task(**record)
-    kinds = {item.name: item.type for item in fields(Task)}
-    for name, kind in kinds.items():
-        value = getattr(task, name)
-        if type(value) is not kind:  # a bool must not pass for an int
-            raise TypeError(f"a task has {name} = {value!r:.40}")
-    sizes = (task.obs_dim, task.action_dim, task.episode_length)
-    if min(sizes) < 1 or max(sizes) > _MOST:
-        raise ValueError(f"task {task.name!r:.40} has a width or length not in 1..{_MOST:,}")
-    if not (task.name.isprintable() and task.env.isprintable()):
-        raise ValueError(f"a task is called {task.name!r:.40}")
-    return task
-
-
-def _task(name: str, obs_dim: int, action_dim: int, *, custom: bool = False) -> Task:
-    return Task(name, obs_dim, action_dim, custom=custom)
-
-
 MT30 = TaskTable(
     (
-        _task("walker-stand", 24, 6),
-        _task("walker-walk", 24, 6),
-        _task("walker-run", 24, 6),
-        _task("cheetah-run", 17, 6),
-        _task("reacher-easy", 6, 2),
-        _task("reacher-hard", 6, 2),
-        _task("acrobot-swingup", 6, 1),
-        _task("pendulum-swingup", 3, 1),
-        _task("cartpole-balance", 5, 1),
-        _task("cartpole-balance-sparse", 5, 1),
-        _task("cartpole-swingup", 5, 1),
-        _task("cartpole-swingup-sparse", 5, 1),
-        _task("cup-catch", 8, 2),
-        _task("finger-spin", 9, 2),
-        _task("finger-turn-easy", 12, 2),
-        _task("finger-turn-hard", 12, 2),
-        _task("fish-swim", 24, 5),
-        _task("hopper-stand", 15, 4),
-        _task("hopper-hop", 15, 4),
-        _task("walker-walk-backwards", 24, 6, custom=True),
-        _task("walker-run-backwards", 24, 6, custom=True),
-        _task("cheetah-run-backwards", 17, 6, custom=True),
-        _task("cheetah-run-front", 17, 6, custom=True),
-        _task("cheetah-run-back", 17, 6, custom=True),
-        _task("cheetah-jump", 17, 6, custom=True),
-        _task("hopper-hop-backwards", 15, 4, custom=True),
-        _task("reacher-three-easy", 8, 3, custom=True),
-        _task("reacher-three-hard", 8, 3, custom=True),
-        _task("cup-spin", 8, 2, custom=True),
-        _task("pendulum-spin", 3, 1, custom=True),
+        Task("walker-stand", 24, 6),
+        Task("walker-walk", 24, 6),
+        Task("walker-run", 24, 6),
+        Task("cheetah-run", 17, 6),
+        Task("reacher-easy", 6, 2),
+        Task("reacher-hard", 6, 2),
+        Task("acrobot-swingup", 6, 1),
+        Task("pendulum-swingup", 3, 1),
+        Task("cartpole-balance", 5, 1),
+        Task("cartpole-balance-sparse", 5, 1),
+        Task("cartpole-swingup", 5, 1),
+        Task("cartpole-swingup-sparse", 5, 1),
+        Task("cup-catch", 8, 2),
+        Task("finger-spin", 9, 2),
+        Task("finger-turn-easy", 12, 2),
+        Task("finger-turn-hard", 12, 2),
+        Task("fish-swim", 24, 5),
+        Task("hopper-stand", 15, 4),
+        Task("hopper-hop", 15, 4),
+        Task("walker-walk-backwards", 24, 6, custom=True),
+        Task("walker-run-backwards", 24, 6, custom=True),
+        Task("cheetah-run-backwards", 17, 6, custom=True),
+        Task("cheetah-run-front", 17, 6, custom=True),
+        Task("cheetah-run-back", 17, 6, custom=True),
+        Task("cheetah-jump", 17, 6, custom=True),
+        Task("hopper-hop-backwards", 15, 4, custom=True),
+        Task("reacher-three-easy", 8, 3, custom=True),
+        Task("reacher-three-hard", 8, 3, custom=True),
+        Task("cup-spin", 8, 2, custom=True),
+        Task("pendulum-spin", 3, 1, custom=True),
     )
 )
 """The 30 tasks of MT30; padded to 24 observations and 6 actions."""
@@ -240,7 +221,7 @@ The order is that of the public TD-MPC2 release, since a task's position is its 
 Size = Literal["0.3", "1", "5", "19", "48", "317"]
 
 _WIDEST = 1 << 16
-"""Largest width: a file may state widths of networks that it does not hold."""
+"""Largest width: a damaged file may state any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,11 +256,7 @@ class ModelConfig:
     """Dropout rate after the first linear layer of each Q, in training only."""
 
     def __post_init__(self) -> None:
-        """Refuse widths that cannot be built, so that no reader or writer takes them.
-
-        Raises:
-            InputError: The message says which.
-        """
+        """Refuse widths that cannot be built, in files as in options (InputError)."""
         if self.num_bins < 2:
             raise InputError(
                 f"rewards and values are decoded from at least 2 bins, got {self.num_bins}; "
@@ -301,6 +278,42 @@ class ModelConfig:
                 "dropout must be in [0, 1) and bin_limit positive and finite, got "
                 f"{self.dropout} and {self.bin_limit}"
             )
+
+
+Record = TypeVar("Record", Task, ModelConfig)
+
+
+def from_record(kind: type[Record], values: dict[str, Any]) -> Record:
+    """Build a task or a config from a stored record, which may have any content.
+
+    Raises:
+        TypeError: A missing or unknown field, or a value of another type.
+        ValueError: A value that no task or config has.
+    """
+    known = {item.name: item for item in fields(kind)}
+    for name, value in values.items():
+        if name not in known:
+            raise TypeError(f"it has the unknown field {str(name)!r:.40}")
+        expected = known[name].type
+        number = expected is float and type(value) is int
+        if type(value) is not expected and not number:  # a bool must not pass for an int
+            raise TypeError(f"it has {name} = {value!r:.40}")
+    for name, item in known.items():
+        if item.default is MISSING and name not in values:
+            raise TypeError(f"it lacks the field {name!r}")
+    return kind(**values)
+
+
+def _task_of(record: Any) -> Task:
+    if not isinstance(record, dict):
+        raise TypeError(f"the entry {record!r:.40} is not a task")
+    task = from_record(Task, record)
+    sizes = (task.obs_dim, task.action_dim, task.episode_length)
+    if min(sizes) < 1 or max(sizes) > _MOST:
+        raise ValueError(f"task {task.name!r:.40} has a width or length not in 1..{_MOST:,}")
+    if not (task.name.isprintable() and task.env.isprintable()):
+        raise ValueError(f"a task is called {task.name!r:.40}")
+    return task
 
 
 _WIDTHS = ("enc_dim", "mlp_dim", "latent_dim", "num_enc_layers", "num_q", "task_dim")
@@ -377,14 +390,13 @@ class PlannerBudget(PlanRules):
     temperature: float = 0.5
     """Inverse temperature on the elites' values."""
     prior_penalty: float = 0.0
-    """What a sequence loses per squared distance from what the policy would do, summed over
-    steps, as a share of what the policy's own sequences are worth. One action changes the
-    return of a good policy by less than a value network errs; this keeps a plan from following
-    those errors. Published: 0."""
+    """Subtracted from a sequence's value per squared distance from the policy's sequences,
+    summed over steps, as a share of the value of the policy's sequences. One action changes the
+    return of a good policy by less than the error of a value network; the penalty limits how
+    far a plan follows such errors. Published: 0."""
     prior_hold: float = 0.0
-    """What it loses besides, in units of return, whatever the policy is worth: a share holds
-    nothing where no reward is foreseen, and there the errors are all that a plan could follow.
-    Published: 0."""
+    """Subtracted in addition, in units of return: a share of the policy's value has no effect
+    where no reward is predicted, and there a plan would follow errors alone. Published: 0."""
 
     def __post_init__(self) -> None:
         """Refuse budgets that cannot be run."""
@@ -394,27 +406,13 @@ class PlannerBudget(PlanRules):
         if self.iterations < 1:
             raise InputError("horizon and iterations must be at least 1")
         least = min(self.prior_penalty, self.prior_hold)
-        if least < 0 or (self.held and not self.policy_samples):
+        if least < 0 or (self.regularised and not self.policy_samples):
             raise InputError(
-                "prior_penalty and prior_hold are at least 0, and need policy_samples to know "
-                "the policy by"
+                "prior_penalty and prior_hold are at least 0, and need policy_samples: "
+                "the policy's sequences are what plans are compared with"
             )
 
     @property
-    def held(self) -> bool:
-        """Whether plans are held by the policy."""
+    def regularised(self) -> bool:
+        """Whether plans are kept near the policy."""
         return bool(self.prior_penalty or self.prior_hold)
-
-
-INT4_ZERO = 8
-"""Stored code of a weight of 0: codes of 4 bits are stored without a sign."""
-
-
-def int4_halves(codes: Any) -> tuple[Any, Any]:
-    """Return the codes of the first and of the second half of each row, which share bytes.
-
-    Args:
-        codes: Bytes [..., stored] of a weight of 4 bits, of numpy or torch; the low bits are
-            the first half.
-    """
-    return codes & 15, codes >> 4

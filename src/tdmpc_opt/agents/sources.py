@@ -25,8 +25,13 @@ from tdmpc_opt.agents.policies import (
     one_thread,
 )
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
-from tdmpc_opt.checkpoints.hub import is_model_folder
-from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, resolve, sha256
+from tdmpc_opt.checkpoints.load import (
+    is_model_folder,
+    read_checkpoint,
+    require_names,
+    resolve,
+    sha256,
+)
 from tdmpc_opt.configs import Device, Mode
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.files import parse_json

@@ -1,13 +1,11 @@
-"""A world model's weights outside a network: what must be there, the check, and the way in."""
+"""A world model's weights outside a network, their check, and building the network."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from tdmpc_opt.checkpoints.torch_files import MappedFile
 from tdmpc_opt.errors import CheckpointError
@@ -15,7 +13,7 @@ from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.quantized import QuantizedDense, QuantizedWeight
 from tdmpc_opt.model.world_model import NETWORKS, WorldModel
 from tdmpc_opt.runtime.contract import CONTRACT, Contracts, contracts_of
-from tdmpc_opt.schema import ModelConfig, TaskTable
+from tdmpc_opt.schema import UNNAMED, ModelConfig, Task, TaskTable
 
 Layout = Literal[
     "native", "public A (functorch)", "public B (tensordict)", "public C (sequential)"
@@ -47,12 +45,12 @@ class Checkpoint:
     extra: dict[str, str] = field(default_factory=dict)
     """Further facts such as the source file or planner presets."""
     quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
-    """Weights by native name that the file holds in integers."""
+    """Weights by native name that the file stores in integers."""
     mapped: MappedFile | None = field(default=None, repr=False, compare=False)
     """The file whose memory the weights are views of, where they are."""
 
     def forget(self) -> None:
-        """Give back the memory of weights that were read from a mapped file so far."""
+        """Release the memory of the weights read from a mapped file so far."""
         if self.mapped is not None:
             self.mapped.forget()
 
@@ -95,49 +93,10 @@ class Checkpoint:
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a world model, target Qs included.
-
-    Source:
-        TD-MPC2, arXiv:2310.16828, architecture; the published files' shapes.
-    """
-    mlp, bins = [config.mlp_dim] * 2, config.num_bins
-    encoder = [config.enc_dim] * max(config.num_enc_layers - 1, 1)
-    state = config.latent_dim + config.task_dim
-    joint = state + config.action_dim
-    shapes: dict[str, tuple[int, ...]] = {}
-    if config.task_dim:
-        shapes["task_embedding.weight"] = (config.num_tasks, config.task_dim)
-    shapes |= _normed(
-        "encoder", [config.obs_dim + config.task_dim, *encoder, config.latent_dim]
-    )
-    shapes |= _normed("dynamics", [joint, *mlp, config.latent_dim])
-    shapes |= _headed("reward_head", [joint, *mlp, bins])
-    shapes |= _headed("policy_head", [state, *mlp, 2 * config.action_dim])
-    for name in (_ONLINE_PREFIX, TARGET_PREFIX):
-        shapes |= _headed(name.rstrip("."), [joint, *mlp, bins], (config.num_q,))
-    return shapes
-
-
-def _normed(
-    name: str, widths: Sequence[int], lead: tuple[int, ...] = ()
-) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of linear layers that are each followed by a LayerNorm."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for index, (inputs, outputs) in enumerate(pairwise(widths)):
-        shapes[f"{name}.{index}.weight"] = (*lead, outputs, inputs)
-        shapes[f"{name}.{index}.bias"] = (*lead, outputs)
-        shapes[f"{name}.{index}.norm.weight"] = (*lead, outputs)
-        shapes[f"{name}.{index}.norm.bias"] = (*lead, outputs)
-    return shapes
-
-
-def _headed(
-    name: str, widths: Sequence[int], lead: tuple[int, ...] = ()
-) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of normed layers with a bare linear layer as the last."""
-    last = f"{name}.{len(widths) - 2}.norm."
-    shapes = _normed(name, widths, lead)
-    return {key: shape for key, shape in shapes.items() if not key.startswith(last)}
+    """Return the shape of each tensor of a world model, target Qs included."""
+    tasks = TaskTable((Task(UNNAMED, config.obs_dim, config.action_dim),))
+    state = WorldModel.outline(config, tasks).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def validate(checkpoint: Checkpoint, *, values: bool = True) -> None:
@@ -151,7 +110,7 @@ def validate(checkpoint: Checkpoint, *, values: bool = True) -> None:
 
     Raises:
         CheckpointError: The task table does not fit the widths, or a tensor is missing,
-            unknown, misshapen, not of floating point, or holds NaN or infinity; the message
+            unknown, misshapen, not of floating point, or contains NaN or infinity; the message
             names it.
     """
     _validate_tasks(checkpoint.config, checkpoint.tasks)
@@ -209,17 +168,17 @@ def _validate_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
             f"tensor {name!r} is {list(tensor.shape)}, expected {list(shape)}"
         )
     if tensor.dtype not in _DTYPES:
-        raise CheckpointError(f"tensor {name!r} holds {tensor.dtype}, expected floating point")
+        raise CheckpointError(f"tensor {name!r} is {tensor.dtype}, expected floating point")
 
 
 def _blocks(tensor: Tensor) -> Iterable[Tensor]:
-    """Cut a tensor into flat blocks, since what is computed of each takes memory too."""
+    """Cut a tensor into flat blocks, to limit the memory of what is computed from it."""
     return tensor.reshape(-1).split(_BLOCK)
 
 
 def _refuse_nan(name: str, block: Tensor) -> None:
     if not bool(torch.isfinite(block).all()):
-        raise CheckpointError(f"tensor {name!r} holds NaN or infinity; the file is damaged")
+        raise CheckpointError(f"tensor {name!r} contains NaN or infinity; the file is damaged")
 
 
 def _validate_quantized(name: str, weight: QuantizedWeight, shape: tuple[int, ...]) -> None:
@@ -234,8 +193,7 @@ def _validate_quantized(name: str, weight: QuantizedWeight, shape: tuple[int, ..
             f"quantised tensor {name!r} is {list(found[0])} with codes {list(found[1])} and "
             f"scales {list(found[2])}, expected {[list(shape) for shape in expected]}"
         )
-    if not bool(torch.isfinite(weight.scale).all()):
-        raise CheckpointError(f"tensor {name!r} holds NaN or infinity; the file is damaged")
+    _refuse_nan(name, weight.scale)
 
 
 def build(
@@ -248,49 +206,45 @@ def build(
 ) -> WorldModel:
     """Return a world model with these weights, in evaluation mode.
 
-    The model owns copies: building twice gives independent models. Target Qs that the file does
-    not hold start as copies of the Qs. Of a mapped file no more than a block is in memory at
-    once beside the model, and of its other networks nothing.
+    The model owns copies: building twice gives independent models. Target Qs that the file
+    lacks start as copies of the Qs. A mapped file is read in blocks, one at a time in memory
+    beside the model, and only the networks in `parts` are read.
 
     Args:
         checkpoint: Weights, of whatever number format.
         device: Where to put the model.
         dtype: Number format to compute in; half precision is slower than float32 on most CPUs.
         parts: Networks to fill beside embedding and encoder; the others are left empty.
-        policy_will_do: Take a file that can act but not learn: one that holds encoder and
+        policy_will_do: Accept a file that can act but not learn: one with encoder and
             policy alone, whose model cannot plan, or quantised weights, which stay as small in
             memory as in the file.
 
     Raises:
-        CheckpointError: Weights that `validate` refuses, or such a file where it won't do.
+        CheckpointError: Weights that `validate` refuses, or such a file without that option.
     """
     validate(checkpoint, values=False)
     if checkpoint.quantized and not policy_will_do:
         raise CheckpointError(
-            "the file holds quantised weights, which cannot teach or be trained; name the file "
-            "it was made from"
+            "the file contains quantised weights, which cannot teach or be trained; name the "
+            "file it was made from"
         )
     if not (checkpoint.has_world_model or policy_will_do):
         raise CheckpointError(
-            "the file holds encoder and policy alone, without a world model; it can act by its "
-            "policy, not plan, teach or be trained: name the file it was taken from"
+            "the file contains encoder and policy alone, without a world model; it can act by "
+            "its policy, not plan, teach or be trained: name the file it was taken from"
         )
     if not checkpoint.has_world_model:
         parts = {"policy_head"}
     if checkpoint.quantized:
         parts = {*parts} - {"target_q_ensemble"}  # only learning needs it
-    # On the meta device nothing is drawn or stored, so a 317M model is not filled twice.
-    with torch.device("meta"), _Undrawn():
-        model = WorldModel(checkpoint.config, checkpoint.tasks)
+    model = WorldModel.outline(checkpoint.config, checkpoint.tasks)
     model.keep_only(parts)
     integers = _install(model, checkpoint.quantized, device)
     floats = _copies(checkpoint, {*model.state_dict()} - {*integers}, device, dtype)
     model.load_state_dict(floats | integers, assign=True)
     model.renormalize_task_embedding()
-    model.to(
-        device=device, dtype=dtype
-    )  # embedding and buffers; the networks are there already
-    return model.eval()
+    # Embedding and buffers; the networks are there already.
+    return model.to(device=device, dtype=dtype).eval()
 
 
 def _install(
@@ -299,14 +253,12 @@ def _install(
     """Replace the layers of quantised weights, and return their new entries of the state."""
     state: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        part, layer, _ = name.split(".")
-        network = getattr(model, part)
-        dense = network[int(layer)]
+        layer = name.removesuffix(".weight")
+        dense = model.get_submodule(layer)
         assert isinstance(dense, Dense)
-        network[int(layer)] = QuantizedDense(dense, weight)
+        model.set_submodule(layer, QuantizedDense(dense, weight))
         for kind in ("codes", "scale"):
-            tensor = getattr(weight, kind).to(device=device, copy=True)
-            state[f"{part}.{layer}.{kind}"] = tensor
+            state[f"{layer}.{kind}"] = getattr(weight, kind).to(device=device, copy=True)
     return state
 
 
@@ -316,43 +268,21 @@ def _copies(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Return weights in the number format that the model computes in."""
-    tensors: dict[str, Tensor] = {}
+    """Return copies of weights, by name, in the number format that the model computes in."""
+    copies: dict[str, Tensor] = {}
     for name in sorted(names):
-        source = name
+        stored = name
         if name.startswith(TARGET_PREFIX) and not checkpoint.has_targets:
-            source = _ONLINE_PREFIX + name.removeprefix(TARGET_PREFIX)
-        # The embedding's rows are brought to length 1 before they are rounded.
+            stored = _ONLINE_PREFIX + name.removeprefix(TARGET_PREFIX)
+        tensor = checkpoint.tensors[stored]
+        # The rows of the embedding are normalised before they are rounded.
         kind = torch.float32 if name.startswith("task_embedding.") else dtype
-        tensors[name] = _copy(checkpoint, source, device, kind)
-    return tensors
-
-
-def _copy(
-    checkpoint: Checkpoint, name: str, device: torch.device | str, dtype: torch.dtype
-) -> Tensor:
-    tensor = checkpoint.tensors[name]
-    copy = torch.empty(tensor.shape, dtype=dtype, device=device)
-    for block, target in zip(_blocks(tensor), _blocks(copy), strict=True):
-        _refuse_nan(name, block)
-        target.copy_(block)
-        checkpoint.forget()
-    return copy
-
-
-class _Undrawn(TorchFunctionMode):
-    """Skips the random initialisers whose meta version loads torch's compiler: 2 s a start."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func in (torch.nn.init.normal_, torch.Tensor.normal_, torch.Tensor.erfinv_):
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
+        copies[name] = torch.empty(tensor.shape, dtype=kind, device=device)
+        for block, target in zip(_blocks(tensor), _blocks(copies[name]), strict=True):
+            _refuse_nan(stored, block)
+            target.copy_(block)
+            checkpoint.forget()
+    return copies
 
 
 def from_model(model: WorldModel, extra: Mapping[str, str] | None = None) -> Checkpoint:

@@ -1,29 +1,38 @@
-"""From a path or a name to a checkpoint; the content decides the format, not the suffix."""
+"""From a path, zoo name or hub id to a checkpoint; the content decides the format."""
 
 import difflib
+import re
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tdmpc_opt import zoo
-from tdmpc_opt.checkpoints.checkpoint import Checkpoint
-from tdmpc_opt.checkpoints.hub import fetch, is_hub_id, is_model_folder
-from tdmpc_opt.checkpoints.native import read_native
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint, Layout
+from tdmpc_opt.checkpoints.native import read_native, write_native
 from tdmpc_opt.checkpoints.public import read_public
 from tdmpc_opt.checkpoints.torch_files import ZIP_MAGIC
+from tdmpc_opt.configs import ConvertConfig
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.files import sha256 as sha256
+from tdmpc_opt.runtime.contract import CONTRACT, Contracts
 from tdmpc_opt.runtime.onnx_file import is_onnx
 from tdmpc_opt.runtime.weights import MODEL_FILE
-from tdmpc_opt.schema import TaskTable
-from tdmpc_opt.tasks import choose_tasks
+from tdmpc_opt.schema import ModelConfig, TaskTable
+from tdmpc_opt.tasks import choose_tasks, with_own_contracts
 
 _PICKLE_MAGIC = b"\x80"
-_SAFETENSORS_BRACE = 8  # the JSON header starts after eight bytes that hold its length
+_SAFETENSORS_BRACE = 8  # the JSON header follows eight bytes with its length
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def is_model_folder(path: Path) -> bool:
+    """Return whether the path is a folder with a model in it."""
+    return (path / MODEL_FILE).is_file()
 
 
 def resolve(path_or_name: str | Path) -> Path:
-    """Return the file that a path, zoo name or hub id stands for; a path that exists wins.
+    """Return the file of a path, zoo name or hub id; a path that exists comes first.
 
     Raises:
         CheckpointError: None of these; the message lists the zoo's names and near matches. Or
@@ -35,14 +44,43 @@ def resolve(path_or_name: str | Path) -> Path:
     name, known = str(path_or_name), zoo.names()
     if name in known:
         return zoo.path(name)
-    if is_hub_id(name):
-        return fetch(name)
+    if _HUB_ID.fullmatch(name) and not name.endswith((".safetensors", ".pt", ".pth")):
+        return _fetch(name)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise CheckpointError(
         f"{name} is neither a file nor a bundled checkpoint; {hint}"
         f"bundled: {', '.join(known) or 'none'}"
     )
+
+
+def _fetch(name: str) -> Path:
+    """Return the weights of a model on the hub, from the local cache where they are there."""
+    missing = f"{name} is neither a file nor a folder here"
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+    except ModuleNotFoundError as error:
+        raise CheckpointError(
+            f"{missing}; if it is a hub id, run: pip install 'tdmpc-opt[hub]'"
+        ) from error
+    try:
+        return Path(hf_hub_download(name, MODEL_FILE, library_name="tdmpc-opt"))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{missing}, and as a hub id it is not in the local cache and the hub cannot be "
+            "reached; correct the path, or go online"
+        ) from error
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise CheckpointError(
+            f"{missing}, and the hub gives no {MODEL_FILE}: {reason}"
+        ) from error
 
 
 def read_checkpoint(
@@ -144,7 +182,7 @@ def _read(path: Path, check_values: bool) -> Checkpoint:
         )
     if is_onnx(path):
         raise CheckpointError(
-            f"{path} is an ONNX file, which holds no weights to load; act with "
+            f"{path} is an ONNX file, which contains no weights to load; act with "
             "tdmpc_opt.runtime.load, or name the checkpoint it was exported from"
         )
     raise CheckpointError(f"{path} is not a checkpoint of any known format, or is cut off")
@@ -165,5 +203,105 @@ def _head(path: Path) -> bytes:
 
 
 def _is_text(head: bytes) -> bool:
-    """Return whether the bytes hold no control characters but those of text."""
+    """Return whether the bytes contain no control characters but those of text."""
     return all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
+
+
+def convert(config: ConvertConfig) -> "CheckpointSummary":
+    """Write the same weights, bit for bit, as safetensors, and describe the new file.
+
+    Raises:
+        CheckpointError: A source that cannot be read, or a file that cannot be written.
+        UnknownTaskError: Task names that do not match those of the source.
+        InputError: Names of tasks of other sizes.
+    """
+    source = resolve(config.checkpoint)
+    checkpoint = read_checkpoint(source, tasks=config.tasks)
+    write_native(config.output, with_origin(checkpoint, source))
+    return describe(config.output)
+
+
+def with_origin(checkpoint: Checkpoint, source: Path) -> Checkpoint:
+    """Return the checkpoint with the name, hash and layout of the file it came from."""
+    origin = {
+        "source": source.name,
+        "source_sha256": sha256(source),
+        "source_layout": checkpoint.layout,
+    }
+    return replace(checkpoint, extra=checkpoint.extra | origin)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSummary:
+    """Facts of one checkpoint file, for `tdmpc-opt inspect`."""
+
+    path: Path
+    """File that was read."""
+    layout: Layout
+    """Naming of the tensors in it."""
+    size_bytes: int
+    """Length of the file."""
+    sha256: str
+    """SHA-256 of the file, in hexadecimal."""
+    config: ModelConfig
+    """Widths of the network."""
+    tasks: tuple[str, ...]
+    """Task names in id order."""
+    dtypes: dict[str, str]
+    """Number formats of each part, `float16` or, where mixed, `float16, float32`."""
+    part_parameters: dict[str, int]
+    """Weights of each part, target Qs included where they are stored."""
+    part_bytes: dict[str, int]
+    """Bytes of each part's tensors."""
+    parameters: int
+    """Weights in all, target Qs not counted."""
+    extra: dict[str, str]
+    """Further facts that the file has, such as its source."""
+    contracts: Contracts
+    """What is documented of the numbers of the tasks."""
+
+
+def describe(path_or_name: str | Path, tasks: str | None = None) -> CheckpointSummary:
+    """Return the contents of a checkpoint file or zoo name in numbers.
+
+    Args:
+        path_or_name: The file.
+        tasks: Names joined by commas: of the tasks of a file that does not name them, and
+            environments whose numbers are to be described.
+
+    Raises:
+        CheckpointError: A file that cannot be read as a checkpoint.
+        UnknownTaskError, InputError: As `read_checkpoint`.
+    """
+    path = resolve(path_or_name)
+    checkpoint = read_checkpoint(path, tasks=tasks)
+    facts = [
+        (name, str(tensor.dtype).removeprefix("torch."), tensor.numel(), tensor.nbytes)
+        for name, tensor in checkpoint.tensors.items()
+    ]
+    facts += [
+        (name, weight.format, weight.parameters, weight.size_bytes)
+        for name, weight in checkpoint.quantized.items()
+    ]
+    dtypes: dict[str, set[str]] = defaultdict(set)
+    parameters: dict[str, int] = defaultdict(int)
+    size: dict[str, int] = defaultdict(int)
+    for name, dtype, count, nbytes in facts:
+        part = name.split(".", 1)[0]
+        dtypes[part].add(dtype)
+        parameters[part] += count
+        size[part] += nbytes
+    return CheckpointSummary(
+        path=path,
+        layout=checkpoint.layout,
+        size_bytes=path.stat().st_size,
+        sha256=sha256(path),
+        config=checkpoint.config,
+        tasks=checkpoint.tasks.names,
+        dtypes={part: ", ".join(sorted(found)) for part, found in dtypes.items()},
+        part_parameters=dict(parameters),
+        part_bytes=dict(size),
+        parameters=checkpoint.parameters,
+        extra={name: text for name, text in checkpoint.extra.items() if name != CONTRACT},
+        contracts=with_own_contracts(checkpoint.contracts, checkpoint.tasks, tasks),
+    )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,14 @@ from tdmpc_opt.checkpoints.checkpoint import Checkpoint, validate
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.files import parse_json, replace_when_done, sort_metadata
 from tdmpc_opt.model.quantized import QuantizedWeight
-from tdmpc_opt.schema import ModelConfig, Task, TaskTable
-
-FORMAT = "tdmpc-opt"
-"""Mark of this project's files in their metadata."""
-SCHEMA = 2
-"""Newest schema, that of files with quantised weights; files without keep schema 1. A reader
-for each released one stays."""
+from tdmpc_opt.runtime.weights import FORMAT, SCHEMA, check_schema
+from tdmpc_opt.schema import ModelConfig, TaskTable, from_record
 
 
 def write_native(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint so that a reader sees the old file or the whole new one.
+    """Write a checkpoint so that readers find the old file or the complete new one.
 
-    What was written is read back by the rules of every reader before it takes its place.
+    The new file is read back and checked before it takes the place of the old one.
 
     Args:
         path: File to write; parent folders are made.
@@ -97,18 +92,19 @@ def read_native(path: Path, *, check_values: bool = True) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            _check_schema(path, metadata)
+            check_schema(path, metadata)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
     try:
         listed = _json(metadata, "quantized", dict) if "quantized" in metadata else {}
         quantized = {name: _quantized(name, entry, tensors) for name, entry in listed.items()}
+        extra = _json(metadata, "extra", dict)
         checkpoint = Checkpoint(
             _config(_json(metadata, "config", dict)),
             _tasks(_json(metadata, "tasks", list)),
             tensors,
-            extra=_extra(_json(metadata, "extra", dict)),
+            extra={str(key): str(value) for key, value in extra.items()},
             quantized=quantized,
         )
         validate(checkpoint, values=check_values)
@@ -123,34 +119,17 @@ def _quantized(name: str, entry: Any, tensors: dict[str, Tensor]) -> QuantizedWe
         case [("int8" | "int4") as kind, int(columns), int(group)] if min(columns, group) > 0:
             pass
         case _:
-            raise CheckpointError(f"its metadata says of {name!r} {str(entry)[:40]}")
+            raise CheckpointError(f"its metadata has {str(entry)[:40]} for {name!r}")
     found = tensors.pop(name, None), tensors.pop(_scale_name(name), None)
     if found[0] is None or found[1] is None:
         raise CheckpointError(f"quantised tensor {name!r} lacks its codes or scales")
     dtypes = (torch.int8 if kind == "int8" else torch.uint8, torch.float16)
     if (found[0].dtype, found[1].dtype) != dtypes:
         raise CheckpointError(
-            f"quantised tensor {name!r} holds {found[0].dtype} and {found[1].dtype}, expected "
+            f"quantised tensor {name!r} is of {found[0].dtype} and {found[1].dtype}, expected "
             f"{dtypes[0]} and {dtypes[1]}"
         )
     return QuantizedWeight(found[0], found[1], columns, group)
-
-
-def _check_schema(path: Path, metadata: Mapping[str, str]) -> None:
-    """Refuse foreign files and those of a schema that this version does not know."""
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is a safetensors file of another program: it lacks the config and task "
-            f"table of {FORMAT}; convert the original checkpoint with `tdmpc-opt convert`"
-        )
-    schema = metadata.get("schema", "")
-    if not (schema.isascii() and schema.isdigit() and len(schema) < 10 and int(schema)):
-        raise CheckpointError(f"{path} is damaged: its schema number is {schema[:20]!r}")
-    if int(schema) > SCHEMA:
-        raise CheckpointError(
-            f"{path} was written by a newer version (its schema is {schema}, the newest known "
-            f"here {SCHEMA}); upgrade {FORMAT}"
-        )
 
 
 def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:
@@ -164,44 +143,15 @@ def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:
     return value
 
 
-def _extra(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values as text; another program may have put numbers there."""
-    return {str(key): str(value) for key, value in values.items()}
-
-
-def _config(values: Mapping[str, Any]) -> ModelConfig:
-    """Build the config, refusing what only looks like one."""
-    _check_fields(ModelConfig, values, "config")
+def _config(values: dict[str, Any]) -> ModelConfig:
     try:
-        return ModelConfig(**values)
-    except ValueError as error:
+        return from_record(ModelConfig, values)
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"its config cannot be built: {error}") from error
 
 
 def _tasks(records: list[Any]) -> TaskTable:
-    """Build the task table, refusing what only looks like one."""
-    for record in records:
-        if not isinstance(record, dict):
-            raise CheckpointError("its task table holds an entry that is not a task")
-        _check_fields(Task, record, "task table")
     try:
         return TaskTable.from_json(records)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"its task table cannot be used: {error}") from error
-
-
-def _check_fields(
-    kind: type[ModelConfig] | type[Task], values: Mapping[str, Any], where: str
-) -> None:
-    """Check the names and types of the fields of a dataclass that a file gives."""
-    known = {item.name: item for item in fields(kind)}
-    for name, value in values.items():
-        if name not in known:
-            raise CheckpointError(f"its {where} has the unknown field {name!r}")
-        expected = known[name].type
-        number = expected is float and type(value) is int
-        if type(value) is not expected and not number:  # a bool must not pass for an int
-            raise CheckpointError(f"its {where} has {name} = {value!r}")
-    for name, item in known.items():
-        if item.default is MISSING and name not in values:
-            raise CheckpointError(f"its {where} lacks the field {name!r}")

@@ -4,6 +4,7 @@ Source: TD-MPC2's repository (MIT), releases of 2023 to 2025, and its issue 23 o
 """
 
 import contextlib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -35,21 +36,19 @@ _NETS = {
 }
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 """Prefixes of DistributedDataParallel, of torch.compile, and of a module that has the model."""
-_HOLDERS = ("model", "state_dict")
+_NESTED = ("model", "state_dict")
 """Keys under which a file has its state dict, one within the other in some."""
 _FOREIGN = {
     "_Qs.online.": "a checkpoint of Newt, whose agents are conditioned on language and have "
     "another architecture; name a checkpoint of TD-MPC2",
     "_termination.": "a TD-MPC2 checkpoint trained with `episodic`, which predicts "
-    "terminations; planning here knows tasks of fixed length alone: name one without it",
+    "terminations; planning here supports tasks of fixed length only: name one without it",
 }
 """What files are that cannot be read here, by the start of a key that only they have."""
 _IGNORED_STARTS = ("_detach_Qs_params.",)
 _IGNORED_ENDS = ("__batch_size", "__device", "log_std_min", "log_std_dif")
 _EMBEDDING, _MASKS = "_task_emb.weight", "_action_masks"
 _KINDS = ("weight", "bias")
-
-_Module = tuple[int | str, ...]
 
 
 def read_public(path: Path, *, check_values: bool = True) -> Checkpoint:
@@ -63,8 +62,8 @@ def read_public(path: Path, *, check_values: bool = True) -> Checkpoint:
         check_values: Look for NaN and infinity; else `build` does, in what it uses.
 
     Raises:
-        CheckpointError: A file that is damaged, asks to run code, has a pixel encoder, or does
-            not hold the tensors of a TD-MPC2 world model; the message names the first fault.
+        CheckpointError: A file that is damaged, asks to run code, has a pixel encoder, or lacks
+            the tensors of a TD-MPC2 world model; the message names the first fault.
     """
     try:
         content, mapped = _open(path)
@@ -95,7 +94,7 @@ class _Source:
     mapped: MappedFile | None
 
     def tensor(self, key: str, value: Any) -> Tensor:
-        """Refuse what is not a tensor that the file itself holds in full."""
+        """Refuse what is not a tensor that is stored completely in the file."""
         if not isinstance(value, Tensor):
             raise CheckpointError(f"entry {key!r} is not a tensor")
         # A stride of zero or the meta device turns a few bytes into terabytes.
@@ -113,8 +112,14 @@ def _convert(entries: dict[str, Any], source: _Source) -> Checkpoint:
     """Rename and size up the entries of a state dict."""
     _refuse_foreign(entries)
     layout = _layout(entries)
-    stored = {key: source.tensor(key, value) for key, value in _weights(entries).items()}
     masks = entries.get(_MASKS)
+    stored = {
+        key: source.tensor(key, value)
+        for key, value in entries.items()
+        if key != _MASKS
+        and not key.startswith(_IGNORED_STARTS)
+        and not key.endswith(_IGNORED_ENDS)
+    }
     tensors = _native_names({key: _plain(tensor) for key, tensor in stored.items()})
     config = _config(tensors)
     known = source.tensor(_MASKS, masks) if isinstance(masks, Tensor) else None
@@ -125,23 +130,23 @@ def _convert(entries: dict[str, Any], source: _Source) -> Checkpoint:
 
 
 def _entries(content: Any) -> dict[str, Any]:
-    """Return the state dict, bare or under `_HOLDERS`, without prefixes of wrappers."""
+    """Return the state dict, bare or under `_NESTED`, without prefixes of wrappers."""
     while isinstance(content, dict):
         inner = next(
-            (content[key] for key in _HOLDERS if isinstance(content.get(key), dict)), None
+            (content[key] for key in _NESTED if isinstance(content.get(key), dict)), None
         )
         if inner is None:
             break
         content = inner
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise CheckpointError("holds no state dict of a TD-MPC2 world model")
+        raise CheckpointError("contains no state dict of a TD-MPC2 world model")
     entries: dict[str, Any] = {}
     for key, value in content.items():
         name = key
         while name.startswith(_WRAPPERS):
             name = name.split(".", 1)[1]
         if name in entries:
-            raise CheckpointError(f"holds {name!r} twice, with and without a prefix")
+            raise CheckpointError(f"contains {name!r} twice, with and without a prefix")
         entries[name] = value
     return entries
 
@@ -160,23 +165,12 @@ def _refuse_foreign(entries: Mapping[str, Any]) -> None:
 
 
 def _layout(entries: Iterable[str]) -> Layout:
-    """Tell the layouts apart by what only one of them has."""
+    """Return the layout, by keys that only one of them has."""
     keys = list(entries)
     if not any(key.startswith("_encoder.") and ".ln." in key for key in keys):
         return "public C (sequential)"
     functorch = any(key.startswith("_Qs.params.") and key[-1].isdigit() for key in keys)
     return "public A (functorch)" if functorch else "public B (tensordict)"
-
-
-def _weights(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries that are weights of the world model."""
-    return {
-        key: value
-        for key, value in entries.items()
-        if key != _MASKS
-        and not key.startswith(_IGNORED_STARTS)
-        and not key.endswith(_IGNORED_ENDS)
-    }
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -191,47 +185,41 @@ def _plain(tensor: Tensor) -> Tensor:
 def _native_names(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors under this project's names."""
     tensors: dict[str, Tensor] = {}
-    nets: dict[str, dict[_Module, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
+    nets: dict[str, dict[str, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
     for key, tensor in entries.items():
         if key == _EMBEDDING:
             tensors["task_embedding.weight"] = tensor
             continue
         net, module, kind = _place(key)
         if kind in nets[net][module]:
-            raise CheckpointError(f"holds two entries for {key!r}")
+            raise CheckpointError(f"contains two entries for {key!r}")
         nets[net][module][kind] = tensor
     for net, modules in nets.items():
         tensors |= _pair(net, modules)
     return tensors
 
 
-def _place(key: str) -> tuple[str, _Module, str]:
-    """Return the network, the position in it and the kind (weight, bias) that a key names."""
+def _place(key: str) -> tuple[str, str, str]:
+    """Return the network of a key, the module in it, and the kind (weight, bias).
+
+    Numbers in the name of a module have five digits, which puts modules in order: 00000,
+    00000.ln, 00001, ..., 00010.
+    """
     for prefix, net in _NETS.items():
         if not key.startswith(prefix):
             continue
         *parts, kind = key.removeprefix(prefix).split(".")
         if not parts and net.endswith("q_ensemble") and kind.isdecimal() and len(kind) < 6:
             layer, slot = divmod(int(kind), 4)  # functorch numbers the tensors of all layers
-            return net, (layer, "ln") if slot > 1 else (layer,), _KINDS[slot % 2]
+            return net, f"{layer:05}.ln" if slot > 1 else f"{layer:05}", _KINDS[slot % 2]
         if parts and kind in _KINDS:
-            return (
-                net,
-                tuple(int(p) if p.isdecimal() and len(p) < 6 else p for p in parts),
-                kind,
-            )
+            names = (part.zfill(5) if part.isdecimal() else part for part in parts)
+            return net, ".".join(names), kind
         break
     raise CheckpointError(f"entry {key!r} is unknown to this world model")
 
 
-def _order(module: _Module) -> tuple[tuple[bool, int, str], ...]:
-    """Sort numbers as numbers and before words: 0, 0.ln, 1, ..., 10."""
-    return tuple(
-        (False, part, "") if isinstance(part, int) else (True, 0, part) for part in module
-    )
-
-
-def _pair(net: str, modules: Mapping[_Module, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _pair(net: str, modules: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Name the modules by order and rank: a matrix opens a layer, a vector is its LayerNorm.
 
     Fixed positions would not do: `_dynamics.1` is a linear layer in layout A, the LayerNorm of
@@ -240,8 +228,8 @@ def _pair(net: str, modules: Mapping[_Module, Mapping[str, Tensor]]) -> dict[str
     axes = 1 if net.endswith("q_ensemble") else 0
     tensors: dict[str, Tensor] = {}
     layer = -1
-    for module in sorted(modules, key=_order):
-        where = f"{net}, module {'.'.join(map(str, module))}"
+    for module in sorted(modules):
+        where = f"{net}, module " + re.sub(r"\b0+(?=[0-9])", "", module)
         weight = modules[module].get("weight")
         if weight is None:
             raise CheckpointError(f"{where}: a bias without its weight")
@@ -300,7 +288,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 
 def _tasks(config: ModelConfig, masks: Tensor | None) -> TaskTable:
-    """Return MT30 or MT80 where the sizes are theirs, else tasks without known names."""
+    """Return MT30 or MT80 where the sizes are theirs, else tasks without names."""
     if not config.task_dim:
         return TaskTable((Task(UNNAMED, config.obs_dim, config.action_dim),))
     widths = [config.action_dim] * config.num_tasks

@@ -1,4 +1,4 @@
-"""Opening a `torch.save` file as data: code in it is refused, never run."""
+"""Files by `torch.save`, read as data: code in them is refused, never run."""
 
 import io
 import mmap
@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
+from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.files import replace_when_done
+
+_STATE_SCHEMA = 2
 ZIP_MAGIC = b"PK\x03\x04"
 """First bytes of a file by torch.save since PyTorch 1.6."""
 
@@ -40,11 +44,11 @@ _DAMAGE = (
 
 
 class TorchFileError(ValueError):
-    """A file that cannot be read; the message goes on after the file's name."""
+    """A file that cannot be read; the message continues a sentence that names the file."""
 
 
 def load_whole(path: Path) -> Any:
-    """Return what a `torch.save` file holds, tensors on the CPU.
+    """Return the contents of a `torch.save` file, tensors on the CPU.
 
     Big files of the zip format are mapped into memory, so that only what is used is read.
 
@@ -56,20 +60,19 @@ def load_whole(path: Path) -> Any:
 
 
 def load_outline(path: Path, stand_ins: Mapping[str, Callable[..., Any]] | None = None) -> Any:
-    """Return what a zipped `torch.save` file holds, with empty tensors on the meta device.
+    """Return the contents of a zipped `torch.save` file, with tensors on the meta device.
 
-    `place` tells where in the file the values of such a tensor are. Quantised tensors cannot be
-    outlined.
+    `MappedFile` reads the values of such a tensor. Quantised tensors cannot be outlined.
 
     Args:
         path: File to read; of its tensors only the sizes are read.
         stand_ins: What to call for further classes and functions that the file names, by their
-            full names; torch's own allow-list holds beside them.
+            full names; torch's own allow-list applies too.
 
     Raises:
-        TorchFileError: As `load_whole`; or a torch that does not tell the places.
+        TorchFileError: As `load_whole`; or a torch that does not record the places.
     """
-    if not _tells_places():
+    if not _records_places():
         raise TorchFileError(
             f"cannot be read in parts by torch {torch.__version__}; upgrade it"
         )
@@ -77,8 +80,8 @@ def load_outline(path: Path, stand_ins: Mapping[str, Callable[..., Any]] | None 
 
 
 @cache
-def _tells_places() -> bool:
-    """Try whether torch notes where values are; older ones do not."""
+def _records_places() -> bool:
+    """Return whether torch records the places of values in a file; older ones do not."""
     file = io.BytesIO()
     torch.save(torch.zeros(1), file)
     file.seek(0)
@@ -87,7 +90,7 @@ def _tells_places() -> bool:
 
 
 def is_zipped(path: Path) -> bool:
-    """Tell whether the file is of the zip format.
+    """Return whether the file is of the zip format.
 
     Raises:
         TorchFileError: A file that cannot be read.
@@ -151,7 +154,7 @@ def _refuse_foreign(path: Path) -> None:
             raise TorchFileError("is a packed zip file, not one by torch.save")
         if len({*names}) < len(names) or any(n.endswith("constants.pkl") for n in names):
             raise TorchFileError(
-                "holds a program, or an entry twice; torch.save writes neither"
+                "contains a program, or an entry twice; torch.save writes neither"
             )
         for entry, name in zip(entries, names, strict=True):
             if name.endswith(".pkl"):
@@ -167,25 +170,25 @@ def _refuse_filling(pickled: bytes) -> None:
 
 
 def _reason(message: str) -> str:
-    """Say in one line why the restricted unpickler gave up."""
+    """Return in one line why the restricted unpickler refused."""
     # What follows the mark is the fault itself; the advice before it names classes as well.
     fault = message.rpartition("WeightsUnpickler error:")[2]
     if any(sign in fault for sign in _CODE_SIGNS):
         return _REFUSED
-    return "is truncated or damaged, or holds other things than tensors"
+    return "is truncated or damaged, or contains other things than tensors"
 
 
-class Records:
-    """Where the storages of a zipped `torch.save` file are.
+class MappedFile:
+    """A zipped `torch.save` file whose tensors are read when they are used.
 
-    torch works their places out from the order in which it writes them, which a file that
-    another program packed anew need not keep: the file's own index has the last word.
+    torch works the places of tensors out from the order in which it writes them, which a file
+    that another program packed anew need not keep: the file's own index decides.
 
     Args:
         path: The file.
 
     Raises:
-        TorchFileError: No such index.
+        TorchFileError: A file without an index, or one that cannot be mapped into memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -195,6 +198,11 @@ class Records:
                 self._entries = {_start(file, e.header_offset): e for e in entries}
         except _DAMAGE as error:
             raise TorchFileError("is truncated or damaged") from error
+        try:
+            with path.open("rb") as file:  # private: torch warns of memory it may not write
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise TorchFileError("cannot be mapped into memory") from error
 
     def place(self, outline: Tensor) -> int:
         """Return the byte of the file at which a tensor of `load_outline` begins.
@@ -205,7 +213,7 @@ class Records:
         start = _storage_start(outline)
         size = self._entries[start].file_size if start in self._entries else -1
         first = outline.storage_offset() * outline.element_size()
-        end = first + span(outline) * outline.element_size()
+        end = first + _span(outline) * outline.element_size()
         if size < outline.untyped_storage().nbytes() or end > size:
             raise TorchFileError("was packed anew or is damaged: a tensor is not in its place")
         return start + int(first)
@@ -213,6 +221,22 @@ class Records:
     def crc(self, outline: Tensor) -> int:
         """Return the checksum that the file's writer stored for a tensor that has its place."""
         return self._entries[_storage_start(outline)].CRC
+
+    def tensor(self, outline: Tensor) -> Tensor:
+        """Return the tensor of which `load_outline` gave the outline; do not write into it.
+
+        Raises:
+            TorchFileError: A tensor that is not wholly in the file.
+        """
+        start, count = self.place(outline), _span(outline)
+        if not count:
+            return torch.empty(outline.shape, dtype=outline.dtype)
+        values = torch.frombuffer(self._map, dtype=outline.dtype, count=count, offset=start)
+        return values.as_strided(outline.shape, outline.stride())
+
+    def forget(self) -> None:
+        """Release the memory of the tensors read so far; using them reads them again."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _storage_start(outline: Tensor) -> int:
@@ -226,7 +250,7 @@ def _start(file: Any, header: int) -> int:
     return header + 30 + sum(_LOCAL_HEADER.unpack(file.read(30)))
 
 
-def span(tensor: Tensor) -> int:
+def _span(tensor: Tensor) -> int:
     """Return how many values lie between a tensor's first and last, both included."""
     if not tensor.numel():
         return 0
@@ -234,36 +258,72 @@ def span(tensor: Tensor) -> int:
     return 1 + sum((size - 1) * stride for size, stride in steps)
 
 
-class MappedFile:
-    """A file whose tensors are read when they are used, and can be given back.
+class StateFolder:
+    """The newest training states of a run, named after the updates done.
 
     Args:
-        path: A zipped `torch.save` file.
-
-    Raises:
-        TorchFileError: A file that cannot be mapped, or has no index.
+        run: Run folder; the states are in `states` below it.
+        keep: How many are kept, at least 1.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._records = Records(path)
-        try:
-            with path.open("rb") as file:  # private: torch warns of memory it may not write
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError) as error:
-            raise TorchFileError("cannot be mapped into memory") from error
+    def __init__(self, run: Path, keep: int = 1) -> None:
+        self.path = run / "states"
+        self._keep = keep
 
-    def tensor(self, outline: Tensor) -> Tensor:
-        """Return the tensor of which `load_outline` gave the outline; do not write into it.
+    def files(self) -> list[Path]:
+        """Return the states there are, the newest first."""
+        found = [path for path in self.path.glob("*.pt") if path.stem.isdecimal()]
+        return sorted(found, key=lambda path: int(path.stem), reverse=True)
+
+    def save(self, update: int, state: Mapping[str, Any]) -> None:
+        """Write a state beside the older ones, then delete what is not kept.
+
+        A state of a later update is deleted too: it was damaged, or this one would come after.
 
         Raises:
-            TorchFileError: A tensor that is not wholly in the file.
+            CheckpointError: The file cannot be written; the older states are still whole.
         """
-        start, count = self._records.place(outline), span(outline)
-        if not count:
-            return torch.empty(outline.shape, dtype=outline.dtype)
-        values = torch.frombuffer(self._map, dtype=outline.dtype, count=count, offset=start)
-        return values.as_strided(outline.shape, outline.stride())
+        path = self.path / f"{update:09d}.pt"
+        try:
+            with replace_when_done(path) as temporary:
+                torch.save({"schema": _STATE_SCHEMA, "update": update, **state}, temporary)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            raise CheckpointError(f"cannot write {path}: {error}") from error
+        older = [path for path in self.files() if int(path.stem) <= update]
+        for path in {*self.files()} - {*older[: self._keep]}:
+            path.unlink(missing_ok=True)
 
-    def forget(self) -> None:
-        """Give back the memory of what was read; it is read again when it is used again."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+    def newest(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
+        """Read the newest state that is whole; no code is unpickled.
+
+        Args:
+            warn: Gets a message for each damaged state that an older one replaces.
+
+        Returns:
+            The state on the CPU, or None where there is none at all.
+
+        Raises:
+            CheckpointError: All states are damaged, or of another version.
+        """
+        files = self.files()
+        for number, path in enumerate(files):
+            try:
+                return _read_state(path)
+            except CheckpointError as error:
+                if number + 1 == len(files):
+                    raise
+                warn(f"{error}; the run goes on from {files[number + 1].name} instead")
+        return None
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = load_whole(path)
+    except TorchFileError as error:
+        raise CheckpointError(
+            f"{path} {error}; delete it to start the run anew, or "
+            "start another from the run's model.safetensors with --start"
+        ) from error
+    if not isinstance(state, dict) or state.get("schema") != _STATE_SCHEMA:
+        raise CheckpointError(f"{path} is no training state of this version of tdmpc-opt")
+    return state

@@ -60,7 +60,7 @@ def _facts(path: Path, layout: str, size_bytes: int, sha256: str) -> Table:
 
 
 def _inspect_checkpoint(path_or_name: str, tasks: str | None) -> None:
-    from tdmpc_opt.checkpoints.summary import describe
+    from tdmpc_opt.checkpoints.load import describe
 
     summary = describe(path_or_name, tasks)
     terminal = console()
@@ -107,7 +107,7 @@ def _print_contracts(contracts: Contracts) -> None:
 
 
 def _convert(config: configs.ConvertConfig) -> None:
-    from tdmpc_opt.checkpoints.convert import convert
+    from tdmpc_opt.checkpoints.load import convert
     from tdmpc_opt.export.model_folder import save_folder
 
     summary = convert(config) if config.is_file else save_folder(config)

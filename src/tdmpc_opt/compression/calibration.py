@@ -1,4 +1,4 @@
-"""Real observations, and what a world model's layers see when it acts and plans on them."""
+"""Real observations to calibrate with, and to measure errors of compressed agents on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 from tdmpc_opt.errors import DataError
+from tdmpc_opt.model.layers import join_inputs
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.schema import UNNAMED, TaskTable
 
@@ -18,11 +19,12 @@ ROWS = 16_384
 """Observations that are taken of a dataset, spread evenly over its shards."""
 _HELD_OUT = 4  # one in so many is kept for measuring
 _HORIZON = 3  # steps the planner looks ahead
+_STARTS, _TRIALS = 240, 32  # observations of which plans are compared, sequences from each
 
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """Padded observations of known tasks."""
+    """Padded observations and their tasks."""
 
     obs: Float[Tensor, "rows obs"]
     task: Int[Tensor, " rows"]
@@ -39,6 +41,10 @@ class Observations:
 
 def read_observations(path: Path, tasks: TaskTable) -> tuple[Observations, Observations]:
     """Return observations to calibrate with, and others of later rows to measure with.
+
+    Args:
+        path: Dataset folder.
+        tasks: Tasks of the agent.
 
     Raises:
         DataError: No dataset there, or none of these tasks in it.
@@ -58,7 +64,7 @@ def read_observations(path: Path, tasks: TaskTable) -> tuple[Observations, Obser
 
 
 def _shards_of(dataset: EpisodeDataset, tasks: TaskTable) -> list[Shard]:
-    if tasks.names == (UNNAMED,):  # such an agent does not say which task it is for
+    if tasks.names == (UNNAMED,):  # the file of such an agent does not name its task
         shards, fits = list(dataset.shards), len(dataset.task_names) == 1
     else:
         shards = [shard for shard in dataset.shards if shard.task in tasks.names]
@@ -67,7 +73,7 @@ def _shards_of(dataset: EpisodeDataset, tasks: TaskTable) -> list[Shard]:
         )
     if not shards or not fits:
         raise DataError(
-            f"{dataset.path} holds no observations of this agent's tasks "
+            f"{dataset.path} contains no observations of this agent's tasks "
             f"({', '.join(tasks.names[:3])}{', ...' if len(tasks) > 3 else ''}); it has "
             f"{', '.join(dataset.task_names[:3]) or 'none'}"
         )
@@ -104,19 +110,33 @@ class Sequences:
     """The policy's action after them."""
 
 
+@torch.no_grad()
 def try_actions(model: WorldModel, start: Observations, seed: int = 0) -> Sequences:
-    """Draw sequences of the policy for every other row, and wide random ones for the rest."""
+    """Draw sequences of the policy for every other row, and wide random ones for the rest.
+
+    Args:
+        model: World model that predicts the latents on the way.
+        start: Observations from which the sequences start.
+        seed: Seed of the noise.
+    """
     source = torch.Generator().manual_seed(seed)
     width, mask = model.config.action_dim, model.mask(start.task)
     z, actions = model.encode(start.obs, start.task), []
     for _ in range(_HORIZON):
         noise = torch.randn(len(start), width, generator=source)
-        action = model.policy(z, start.task, noise).action * mask
+        action = model.policy(z, start.task, noise).action
         action[1::2] = (noise[1::2] * mask[1::2] * 2.0).clamp(-1.0, 1.0)
         z = model.next(z, action, start.task)
         actions.append(action)
-    last = model.policy(z, start.task, torch.zeros(len(start), width)).mean * mask
-    return Sequences(start, torch.stack(actions), last)
+    return Sequences(start, torch.stack(actions), mean_action(model, z, start.task))
+
+
+def mean_action(
+    model: WorldModel, z: Float[Tensor, "*batch latent"], task: Int[Tensor, " rows"]
+) -> Float[Tensor, "*batch action"]:
+    """Return the policy's mean actions in latents."""
+    no_noise = z.new_zeros(*z.shape[:-1], model.config.action_dim)
+    return model.policy(z, task, no_noise).mean
 
 
 def latents(model: WorldModel, tried: Sequences) -> Float[Tensor, "steps rows latent"]:
@@ -130,21 +150,105 @@ def latents(model: WorldModel, tried: Sequences) -> Float[Tensor, "steps rows la
 def inputs_of(
     part: str, model: WorldModel, acting: Observations, tried: Sequences | None
 ) -> Float[Tensor, "rows in_dim"]:
-    """Return what the first layer of a part sees.
+    """Return the inputs of a part's first layer.
 
-    Encoder and policy see real observations, the rest the latents of tried sequences: rewards
-    and dynamics all but the last, Q the last.
+    Those of encoder and policy come from real observations, the others from the latents of
+    tried sequences: of rewards and dynamics all but the last, of Q the last.
+
+    Args:
+        part: Name of a network of `WorldModel`.
+        model: World model, or encoder and policy alone.
+        acting: Observations.
+        tried: Sequences; None for a policy alone.
     """
+    task, action = acting.task, None
     if part == "encoder":
-        return torch.cat([acting.obs, model.embed(acting.task, acting.obs)], dim=-1)
-    if part == "policy_head":
-        z = model.encode(acting.obs, acting.task)
-        return torch.cat([z, model.embed(acting.task, z)], dim=-1)
-    assert tried is not None, "only a policy's file has no sequences"
-    z = latents(model, tried)
-    if part == "q_ensemble":
-        z, actions = z[-1], tried.last
+        x = acting.obs
+    elif part == "policy_head":
+        x = model.encode(acting.obs, task)
     else:
-        z, actions = z[:-1], tried.actions
-    joint = torch.cat([z, model.embed(tried.start.task, z), actions], dim=-1)
-    return joint.flatten(0, -2)
+        assert tried is not None, "a policy alone has no further parts"
+        task, z = tried.start.task, latents(model, tried)
+        x, action = (z[-1], tried.last) if part == "q_ensemble" else (z[:-1], tried.actions)
+    return join_inputs(x, model.task_rows(task), action)
+
+
+@dataclass(frozen=True, slots=True)
+class ActionError:
+    """Distance of two policies' mean actions, over the real dimensions of each task's."""
+
+    mean: float
+    """Mean absolute distance, in action units (the range is 2)."""
+    rms: float
+    """Root mean square distance, in action units."""
+    by_task: dict[int, float]
+    """Root mean square distance in each task, by its id."""
+
+
+class Reference:
+    """The original's actions and values on observations, to compare others with.
+
+    Args:
+        original: World model or policy.
+        observations: Real observations that no calibration has seen.
+    """
+
+    def __init__(self, original: WorldModel, observations: Observations) -> None:
+        self._observations = observations
+        self._mask = original.mask(observations.task).expand(len(observations), -1) > 0
+        self._actions = _actions(original, observations)
+        self._tried: Sequences | None = None
+        self._values = torch.empty(0)
+        if original.can_plan:
+            starts = observations.spread(_STARTS)
+            repeated = Observations(
+                starts.obs.repeat_interleave(_TRIALS, dim=0),
+                starts.task.repeat_interleave(_TRIALS),
+            )
+            self._tried = try_actions(original, repeated)
+            self._values = _values(original, self._tried)
+
+    def action_error(self, model: WorldModel) -> ActionError:
+        """Return how far the policy's actions are from the original's."""
+        distance = (_actions(model, self._observations) - self._actions).abs()
+        real, task = distance[self._mask], self._observations.task
+        by_task = {
+            index: _rms(distance[task == index][self._mask[task == index]])
+            for index in task.unique().tolist()
+        }
+        return ActionError(float(real.mean()), _rms(real), by_task)
+
+    def value_error(self, model: WorldModel) -> float | None:
+        """Return how far the ranking of tried action sequences is from the original's.
+
+        It is 1 less the correlation of their values, averaged over observations: a planner
+        compares sequences from one observation, so what shifts or scales all of those
+        equally does not count. None where there is no world model.
+        """
+        if self._tried is None:
+            return None
+        found = torch.stack([_values(model, self._tried), self._values])
+        rows = found.double().unflatten(1, (-1, _TRIALS))
+        centred = rows - rows.mean(dim=-1, keepdim=True)
+        unit = torch.nn.functional.normalize(centred, dim=-1)
+        return float(1 - unit.prod(dim=0).sum(dim=-1).mean())
+
+
+def _rms(distance: Float[Tensor, " n"]) -> float:
+    return float(distance.square().mean().sqrt())
+
+
+@torch.no_grad()
+def _actions(model: WorldModel, at: Observations) -> Float[Tensor, "rows action"]:
+    return mean_action(model, model.encode(at.obs, at.task), at.task)
+
+
+@torch.no_grad()
+def _values(model: WorldModel, tried: Sequences) -> Float[Tensor, " rows"]:
+    """Return the planner's estimate of the sequences: rewards, then the mean of all Qs."""
+    task, z = tried.start.task, latents(model, tried)
+    discount = model.discount[task]
+    rewards = model.decode(model.reward(z[:-1], tried.actions, task)).squeeze(-1)
+    last = model.decode(model.q_values(z[-1], tried.last, task)).squeeze(-1).mean(0)
+    weights = torch.stack([discount**step for step in range(len(z))])
+    return (weights[:-1] * rewards).sum(0) + weights[-1] * last

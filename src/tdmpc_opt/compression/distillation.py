@@ -1,7 +1,7 @@
 """Training rounded weights to act and plan as the agent they were made from.
 
 Quantisation-aware distillation: the agent in fp32 teaches, and the student computes with
-rounded weights in every update, so that what is learnt is what the file holds.
+rounded weights in every update, so that training acts on the values that the file contains.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,14 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
-from tdmpc_opt.compression.calibration import Observations, Sequences, latents, try_actions
+from tdmpc_opt.compression.calibration import (
+    Observations,
+    Sequences,
+    latents,
+    mean_action,
+    try_actions,
+)
 from tdmpc_opt.compression.rounding import LIMITS
-from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.quantized import QuantizedWeight, quantized_weight
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress
@@ -82,17 +87,18 @@ class _Rounding(nn.Module):
 
     def forward(self, weight: Float[Tensor, "*heads out in_dim"]) -> Tensor:
         """Return the rounded weight, with the gradient of one that is clipped only."""
-        scale = self.log_scale.exp()
-        spread = scale.repeat_interleave(self._group, dim=-1)[..., : self._columns]
+        spread = self._spread(self.log_scale.exp())
         steps = (weight / spread).clamp(*LIMITS[self.format])
         return (steps + (steps.round() - steps).detach()) * spread
 
     def stored(self, weight: Float[Tensor, "*heads out in_dim"]) -> QuantizedWeight:
-        """Return what a file holds of the weight."""
+        """Return the weight as a file stores it."""
         scale = self.log_scale.exp().half()
-        spread = scale.float().repeat_interleave(self._group, dim=-1)[..., : self._columns]
-        codes = (weight / spread).round().clamp(*LIMITS[self.format]).to(torch.int8)
-        return quantized_weight(codes, scale, self.format, self._group)
+        codes = (weight / self._spread(scale.float())).round().clamp(*LIMITS[self.format])
+        return quantized_weight(codes.to(torch.int8), scale, self.format, self._group)
+
+    def _spread(self, scale: Tensor) -> Tensor:
+        return scale.repeat_interleave(self._group, dim=-1)[..., : self._columns]
 
 
 def _student(small: Checkpoint) -> tuple[WorldModel, dict[str, _Rounding]]:
@@ -104,15 +110,9 @@ def _student(small: Checkpoint) -> tuple[WorldModel, dict[str, _Rounding]]:
     roundings = {}
     for name, weight in small.quantized.items():
         roundings[name] = _Rounding(weight)
-        parametrize.register_parametrization(_dense(student, name), "weight", roundings[name])
+        dense = student.get_submodule(name.removesuffix(".weight"))
+        parametrize.register_parametrization(dense, "weight", roundings[name])
     return student, roundings
-
-
-def _dense(model: WorldModel, name: str) -> Dense:
-    part, layer, _ = name.split(".")
-    dense = getattr(model, part)[int(layer)]
-    assert isinstance(dense, Dense)
-    return dense
 
 
 def _trained(student: WorldModel) -> list[dict[str, object]]:
@@ -139,16 +139,11 @@ def _predict(model: WorldModel, starts: Observations, tried: Sequences | None) -
     task = starts.task
     if tried is None:
         z = model.encode(starts.obs, task).unsqueeze(0)
-        return _Predictions(z, _mean_action(model, z, starts), ())
+        return _Predictions(z, mean_action(model, z, task), ())
     z = latents(model, tried)
     rewards = model.reward(z[:-1], tried.actions, task)
     values = model.q_values(z[-1], tried.last, task)
-    return _Predictions(z, _mean_action(model, z, starts), (rewards, values))
-
-
-def _mean_action(model: WorldModel, z: Tensor, starts: Observations) -> Tensor:
-    no_noise = z.new_zeros(*z.shape[:-1], model.config.action_dim)
-    return model.policy(z, starts.task, no_noise).mean
+    return _Predictions(z, mean_action(model, z, task), (rewards, values))
 
 
 def _loss(student: _Predictions, teacher: _Predictions) -> Tensor:
@@ -166,7 +161,7 @@ def _stored(
 ) -> Checkpoint:
     quantized = {}
     for name, rounding in roundings.items():
-        dense: Any = _dense(student, name)
+        dense: Any = student.get_submodule(name.removesuffix(".weight"))
         quantized[name] = rounding.stored(dense.parametrizations.weight.original)
         parametrize.remove_parametrizations(dense, "weight")
     state = student.state_dict()

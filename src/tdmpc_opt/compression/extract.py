@@ -1,4 +1,4 @@
-"""Taking out of an agent what one device needs: its policy alone, one task alone."""
+"""Reducing an agent to the part that one device needs: its policy alone, one task alone."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,8 +9,7 @@ from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import POLICY_PREFIXES, Checkpoint
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.model.fold import task_biases
-from tdmpc_opt.model.layers import split_inputs
+from tdmpc_opt.model.layers import split_inputs, task_biases
 from tdmpc_opt.model.world_model import unit_rows
 from tdmpc_opt.planning.presets import STORED_AS
 from tdmpc_opt.schema import ModelConfig, Task, TaskTable
@@ -54,7 +53,7 @@ def one_task(checkpoint: Checkpoint, name: str) -> Checkpoint:
         name: The task.
 
     Raises:
-        UnknownTaskError: The agent does not know the task.
+        UnknownTaskError: The agent does not have the task.
         CheckpointError: Its weights are quantised, so that none can be taken out exactly.
     """
     if checkpoint.quantized:
@@ -117,9 +116,10 @@ def _fold(
     if part == "encoder":
         of_input = of_input[..., : task.obs_dim]
     live = torch.cat([of_input, of_action[..., : task.action_dim]], dim=-1)
+    folded = task_biases(bias.double(), of_task.double(), embedding)
     return {
         f"{part}.0.weight": live.contiguous(),
-        f"{part}.0.bias": task_biases(bias.float(), of_task, embedding)[..., 0, :],
+        f"{part}.0.bias": folded[..., 0, :].float(),
     }
 
 

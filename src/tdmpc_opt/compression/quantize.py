@@ -1,26 +1,34 @@
 """Storing an agent, or the part of it that a device needs, in fewer bytes."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
-from tdmpc_opt.checkpoints.convert import with_origin
-from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, with_origin
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.compression.accuracy import Reference
-from tdmpc_opt.compression.calibration import Observations, read_observations
+from tdmpc_opt.compression.calibration import Observations, Reference, read_observations
 from tdmpc_opt.compression.distillation import distilled
 from tdmpc_opt.compression.extract import compact_embedding, one_task, policy_only
-from tdmpc_opt.compression.integers import as_float, refuse_quantized, to_integers
-from tdmpc_opt.compression.mixed import most_accurate, refuse_too_little, smallest
-from tdmpc_opt.compression.recipe import Recipe, layers, recipe, weight_bytes
-from tdmpc_opt.compression.rounding import DTYPES, round_weights
-from tdmpc_opt.compression.sensitivity import measure
+from tdmpc_opt.compression.rounding import (
+    DTYPES,
+    Recipe,
+    layers,
+    recipe,
+    refuse_quantized,
+    round_weights,
+    to_integers,
+    weight_bytes,
+)
+from tdmpc_opt.compression.sensitivity import (
+    measure,
+    most_accurate,
+    refuse_too_little,
+    smallest,
+)
 from tdmpc_opt.configs import QuantizeConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.progress import Progress, Silent
@@ -32,7 +40,7 @@ _TRIES = 6
 
 @dataclass(frozen=True, slots=True)
 class QuantizeReport:
-    """What quantizing one file did to it."""
+    """The result of quantizing one file."""
 
     source: Path
     """File that was read."""
@@ -68,11 +76,11 @@ def quantize(config: QuantizeConfig, progress: Progress | None = None) -> Quanti
         progress: Takes reports of the distillation.
 
     Raises:
-        UnknownTaskError: A task that the agent does not know.
+        UnknownTaskError: A task that the agent does not have.
         CheckpointError: A source that cannot be read or is quantised already, a weight too
             large for the format, or a file that cannot be written.
         DataError: No dataset where one is named, or none of the agent's tasks in it.
-        InputError: A budget that no mix of formats meets.
+        InputError: A budget below the size of every mix of formats.
     """
     source = resolve(config.checkpoint)
     checkpoint = read_checkpoint(source, tasks=config.tasks)
@@ -109,14 +117,14 @@ def quantize(config: QuantizeConfig, progress: Progress | None = None) -> Quanti
 def _integers(
     config: QuantizeConfig, part: Checkpoint, report: QuantizeReport, progress: Progress
 ) -> tuple[Checkpoint, QuantizeReport]:
-    """Return the agent in integers, and what that did to its actions and values."""
+    """Return the agent in integers, and the errors of its actions and values."""
     part = compact_embedding(part)
     if config.data is None:
         return to_integers(part, _recipe(config, part), None), report
     used, held_out = read_observations(config.data, part.tasks)
     note = f"{len(used)} observations of {config.data.resolve().name}"
     part = replace(part, extra=part.extra | {"calibration": note})
-    teacher = build(as_float(part), policy_will_do=True)
+    teacher = build(part, policy_will_do=True)
     reference = Reference(teacher, held_out)
     if config.format == "mixed":
         small = _mixed(config, part, (used, held_out), reference)
@@ -133,7 +141,7 @@ def _integers(
 
 
 def _sum(errors: tuple[float, float | None]) -> float:
-    """Return both errors as one: a loss of correlation is the like of a square."""
+    """Return both errors as one number; a loss of correlation is of the order of a square."""
     return errors[0] ** 2 + (errors[1] or 0.0)
 
 
@@ -153,36 +161,18 @@ def _mixed(
     observations: tuple[Observations, Observations],
     reference: Reference,
 ) -> Checkpoint:
-    """Return the agent with the mix of formats that the config asks for."""
+    """Return the agent with the mix of formats that the config requests."""
     used = observations[0]
     if config.budget_bytes is not None:
-        room = config.budget_bytes - _besides_weights(part)
+        room = config.budget_bytes - _overhead_bytes(part)
         refuse_too_little(part, room)  # before minutes of measuring
         formats = most_accurate(list(measure(part, *observations)), room)
         return to_integers(part, formats, used)
     rows = list(measure(part, *observations))
     assert config.max_action_error is not None, "the config has one of the two"
-    return _within(
-        partial(smallest, rows),
-        lambda formats: to_integers(part, formats, used),
-        (config.max_action_error, config.max_value_error),
-        reference,
-    )
-
-
-def _within(
-    choose: Callable[[float, float], Recipe],
-    made: Callable[[Recipe], Checkpoint],
-    limits: tuple[float, float],
-    reference: Reference,
-) -> Checkpoint:
-    """Choose formats until what is measured of the whole stays within the limits.
-
-    Errors of layers add up only roughly: a mix that misses is sought anew under tighter ones.
-    """
-    aims = limits
-    for _ in range(_TRIES):
-        small = made(choose(*aims))
+    limits = aims = (config.max_action_error, config.max_value_error)
+    for _ in range(_TRIES):  # errors of layers add up only roughly: what misses is tightened
+        small = to_integers(part, smallest(rows, *aims), used)
         action, value = _errors(small, reference)
         excess = (action / limits[0], (value or 0.0) / limits[1])
         if max(excess) <= 1:
@@ -194,8 +184,8 @@ def _within(
     )
 
 
-def _besides_weights(part: Checkpoint) -> int:
-    """Return the bytes of a file that hold no layer's weight, at most."""
+def _overhead_bytes(part: Checkpoint) -> int:
+    """Return an upper bound of the bytes of a file without those of the layers' weights."""
     shapes = layers(part)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "all-int8.safetensors"

@@ -1,16 +1,37 @@
-"""Rounding weights: to floats of fewer bits, or to integers by what their inputs look like."""
+"""Rounding: the format of each layer of an agent, of a matrix, and of the whole agent.
 
+Layers are rounded in the order in which they feed each other, each by its inputs from the
+layers that are rounded already.
+"""
+
+import copy
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import torch
-from jaxtyping import Float16, Float64, Int8
+from jaxtyping import Float16, Float64
 from torch import Tensor
 
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
+from tdmpc_opt.compression.calibration import Observations, inputs_of, try_actions
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.model.quantized import IntFormat
+from tdmpc_opt.model.layers import Dense, for_heads
+from tdmpc_opt.model.quantized import IntFormat, QuantizedWeight, quantized_weight
+from tdmpc_opt.model.world_model import WorldModel
 
+LayerFormat = Literal["fp16", "int8", "int4"]
+Recipe = Mapping[str, LayerFormat]
+"""Format of each layer's weight, by the name of the layer, such as `dynamics.1`."""
+
+PARTS = ("encoder", "policy_head", "dynamics", "reward_head", "q_ensemble")
+"""Networks in the order in which they are quantised: each after those that feed it."""
+_SCALE_BYTES = 2
+_POLICY_GROUP, _MODEL_GROUP = 128, 64
+"""Inputs per scale of 4 bits: 64 instead of 128 brought planned values, but not actions,
+closer to the original's."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Floating-point formats by the names that commands take."""
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
@@ -19,7 +40,64 @@ _SHRINKS = torch.linspace(0.5, 1.0, 26, dtype=torch.float64)
 _BLOCK = 64
 """Columns whose rounding is passed on to all later columns at once."""
 _DAMPING = 0.01
-"""Share of the mean variance that is added to each input's: it keeps the inverse sound."""
+"""Share of the mean variance that is added to each input's: for a stable inverse."""
+_SEQUENCE_ROWS = 4096
+"""Observations from which action sequences are tried to calibrate a world model."""
+_RIDGE = 0.01
+"""Pull of the original weights, as a share of the inputs' mean variance: it decides
+in directions in which the observations hardly vary."""
+
+
+def layers(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each layer's weight, by the name of the layer, part by part."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in PARTS:
+        index = 0
+        while f"{part}.{index}.weight" in checkpoint.tensors:
+            shapes[f"{part}.{index}"] = tuple(
+                checkpoint.tensors[f"{part}.{index}.weight"].shape
+            )
+            index += 1
+    return shapes
+
+
+def recipe(kind: Literal["int8", "int4"], checkpoint: Checkpoint) -> dict[str, LayerFormat]:
+    """Return the format of each layer of an int8 or int4 file.
+
+    Small layers with a large measured error have more bits (docs/quantisation.md): in agents of
+    several tasks the encoder's first layer, which caused most of the action error; with 4 bits
+    also the encoder's last, the policy's last and the first of the dynamics.
+    """
+    names = list(layers(checkpoint))
+    chosen: dict[str, LayerFormat] = dict.fromkeys(names, kind)
+    several = checkpoint.config.num_tasks > 1
+    chosen["encoder.0"] = "fp16" if several else "int8"
+    if kind == "int4":
+        last = {name.partition(".")[0]: name for name in names}
+        chosen[last["policy_head"]] = "int8"
+        if several:
+            chosen[last["encoder"]] = "int8"
+        if "dynamics.0" in chosen:
+            chosen["dynamics.0"] = "int8"
+    return chosen
+
+
+def group_of(layer: str, kind: LayerFormat, columns: int) -> int:
+    """Return how many neighbouring inputs of a layer share a scale."""
+    if kind != "int4":
+        return columns
+    of_policy = layer.startswith(("encoder.", "policy_head."))
+    return min(columns, _POLICY_GROUP if of_policy else _MODEL_GROUP)
+
+
+def weight_bytes(layer: str, shape: tuple[int, ...], kind: LayerFormat) -> int:
+    """Return the bytes of a layer's weight with its scales."""
+    *lead, columns = shape
+    rows = math.prod(lead)
+    if kind == "fp16":
+        return 2 * rows * columns
+    stored = columns if kind == "int8" else -(-columns // 2)
+    return rows * (stored + _SCALE_BYTES * -(-columns // group_of(layer, kind, columns)))
 
 
 def round_weights(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -34,31 +112,24 @@ def round_weights(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str
         if not bool(torch.isfinite(rounded[name]).all()):
             largest = float(tensor.abs().max())
             raise CheckpointError(
-                f"tensor {name!r} holds {largest:.3g}, more than {dtype} can "
+                f"tensor {name!r} contains {largest:.3g}, more than {dtype} can "
                 f"({torch.finfo(dtype).max:.3g}); use bf16 or keep the file as it is"
             )
     return rounded
 
 
-class Rounded(NamedTuple):
-    """Codes of a matrix and their scales, one per output and group of inputs."""
-
-    codes: Int8[Tensor, "out in_dim"]
-    scale: Float16[Tensor, "out groups"]
-
-    def values(self, group: int) -> Float64[Tensor, "out in_dim"]:
-        """Return codes times scales, which `group` neighbouring inputs share."""
-        spread = self.scale.double().repeat_interleave(group, dim=1)
-        return self.codes * spread[:, : self.codes.shape[1]]
-
-
 def round_to_nearest(
     weight: Float64[Tensor, "out in_dim"], kind: IntFormat, group: int
-) -> Rounded:
+) -> QuantizedWeight:
     """Round each weight by itself; `group` neighbouring inputs share a scale.
 
     The scale of 8 bits spans the largest weight; that of 4 bits may clip it, where that makes
     the squared error of the group smaller.
+
+    Args:
+        weight: The matrix.
+        kind: Number format of the codes.
+        group: Neighbouring inputs that share a scale.
 
     Raises:
         CheckpointError: Weights too large for a scale in fp16.
@@ -68,7 +139,8 @@ def round_to_nearest(
     for part, share in zip(weight.split(group, 1), importance.split(group), strict=True):
         scales.append(_scale(part, share, kind))
         parts.append(_codes(part, scales[-1], kind))
-    return Rounded(torch.cat(parts, dim=1).to(torch.int8), torch.stack(scales, dim=1))
+    codes = torch.cat(parts, dim=1).to(torch.int8)
+    return quantized_weight(codes, torch.stack(scales, dim=1), kind, group)
 
 
 def round_by_inputs(
@@ -76,11 +148,16 @@ def round_by_inputs(
     covariance: Float64[Tensor, "in_dim in_dim"],
     kind: IntFormat,
     group: int,
-) -> Rounded:
+) -> QuantizedWeight:
     """Round a matrix so that its products change least on inputs of this covariance.
 
-    Column by column; what rounding one adds to the products is made up for by the columns that
-    are still to come.
+    Column by column; the columns that follow compensate the error of each.
+
+    Args:
+        weight: The matrix.
+        covariance: Covariance of the inputs, around their mean.
+        kind: Number format of the codes.
+        group: Neighbouring inputs that share a scale.
 
     Raises:
         CheckpointError: Weights too large for a scale in fp16.
@@ -110,7 +187,8 @@ def round_by_inputs(
             left[:, column:end] -= torch.outer(error, factor[column, column:end])
             errors[:, column - start] = error
         left[:, end:] -= errors @ factor[start:end, end:]
-    return Rounded(codes.to(torch.int8), torch.stack(scales, dim=1))
+    scale = torch.stack(scales, dim=1)
+    return quantized_weight(codes.to(torch.int8), scale, kind, group)
 
 
 def _codes(
@@ -150,3 +228,153 @@ def _half_above(scale: Float64[Tensor, " out"]) -> Float16[Tensor, " out"]:
             "file as it is"
         )
     return half.clamp(min=torch.finfo(torch.float16).smallest_normal * 2.0**-10)
+
+
+def to_integers(
+    checkpoint: Checkpoint, formats: Recipe, observations: Observations | None
+) -> Checkpoint:
+    """Return the agent with its layers in these formats and all else in fp16.
+
+    With observations a layer is rounded by the covariance of its inputs, and fitted to the
+    original layer's products with the original's inputs, so that errors do not add up; its
+    bias takes up the rest of the mean. Without, each weight is rounded by itself.
+
+    Args:
+        checkpoint: An agent without target Qs, of whatever floating-point format.
+        formats: Format of every layer.
+        observations: Real observations of its tasks.
+
+    Raises:
+        CheckpointError: A weight too large for fp16.
+    """
+    original = build(checkpoint, policy_will_do=True)
+    working = copy.deepcopy(original)
+    quantized: dict[str, QuantizedWeight] = {}
+    with torch.no_grad():
+        for name, parameter in working.named_parameters():
+            if name.removesuffix(".weight") not in formats:
+                parameter.copy_(parameter.half())
+        for name, pair, seen in layers_at_work(original, working, observations):
+            weight = round_layer(name, pair, seen, formats[name])
+            if weight is not None:
+                quantized[f"{name}.weight"] = weight
+    tensors = {
+        name: tensor
+        for name, tensor in working.state_dict().items()
+        if name in checkpoint.tensors and name not in quantized
+    }
+    halves = round_weights(tensors, torch.float16)
+    return replace(checkpoint, tensors=halves, quantized=quantized)
+
+
+def refuse_quantized(checkpoint: Checkpoint, source: Path) -> None:
+    """Refuse to round an agent a second time.
+
+    Raises:
+        CheckpointError: A file with quantised weights.
+    """
+    if checkpoint.quantized or "quantised" in checkpoint.extra:
+        raise CheckpointError(
+            f"{source} contains quantised weights already; name the file it was made from"
+        )
+
+
+@torch.no_grad()
+def layers_at_work(
+    original: WorldModel, working: WorldModel, observations: Observations | None
+) -> Iterator[tuple[str, tuple[Dense, Dense], tuple[Tensor, Tensor] | None]]:
+    """Yield the layers of two models, each after those that feed it.
+
+    Args:
+        original: The agent in float32.
+        working: A copy, whose layers the caller may change as they are yielded.
+        observations: Real observations to calibrate with.
+
+    Yields:
+        The name of a layer, the layer in both models, and its inputs in each of them, [rows,
+        in] or, of an ensemble, [heads, rows, in]; None in their place without observations.
+    """
+    tried = None
+    if observations is not None and original.can_plan:
+        tried = try_actions(original, observations.spread(_SEQUENCE_ROWS))
+    for part in PARTS:
+        networks = getattr(original, part), getattr(working, part)
+        seen: tuple[Tensor, Tensor] | None = None
+        if observations is not None and len(networks[0]):
+            x, y = (inputs_of(part, m, observations, tried) for m in (original, working))
+            seen = (x, y)
+        for index, pair in enumerate(zip(*networks, strict=True)):
+            yield f"{part}.{index}", pair, seen
+            if seen is not None:
+                x, y = (dense(for_heads(z, dense)) for dense, z in zip(pair, seen, strict=True))
+                seen = (x, y)
+
+
+def round_layer(
+    name: str,
+    pair: tuple[Dense, Dense],
+    seen: tuple[Tensor, Tensor] | None,
+    kind: LayerFormat,
+) -> QuantizedWeight | None:
+    """Set the second layer's weight to the first one's in another format.
+
+    Args:
+        name: Name of the layer.
+        pair: The original layer, and the one that is changed.
+        seen: Inputs of both, from `layers_at_work`; None rounds each weight by itself.
+        kind: Format of the weight.
+
+    Returns:
+        The integer weight; None for fp16.
+
+    Raises:
+        CheckpointError: A weight too large for fp16.
+    """
+    original, working = pair
+    if kind == "fp16":
+        stored = f"{name}.weight"
+        working.weight.copy_(round_weights({stored: original.weight}, torch.float16)[stored])
+        return None
+    shape = original.weight.shape
+    group = group_of(name, kind, shape[-1])
+    count = original.weight.shape[0] if original.weight.ndim == 3 else 1
+    weights = original.weight.double().reshape(count, *original.weight.shape[-2:])
+    biases = original.bias.double().reshape(count, -1)
+    parts: list[QuantizedWeight] = []
+    for head, weight in enumerate(weights):
+        if seen is None:
+            rounded = round_to_nearest(weight, kind, group)
+            shift = torch.zeros_like(biases[head])
+        else:
+            x, y = (_of_head(inputs, head) for inputs in seen)
+            target, covariance = _refitted(weight, x, y)
+            rounded = round_by_inputs(target, covariance, kind, group)
+            shift = weight @ x.mean(0) - rounded.dense().double() @ y.mean(0)
+        parts.append(rounded)
+        working.weight.view(count, *weight.shape)[head] = rounded.dense()
+        working.bias.view(count, -1)[head] = (biases[head] + shift).half()
+    codes = torch.stack([part.codes for part in parts]).reshape(*shape[:-1], -1)
+    scale = torch.stack([part.scale for part in parts]).reshape(*shape[:-1], -1)
+    return QuantizedWeight(codes, scale, shape[-1], group)
+
+
+def _of_head(inputs: Tensor, head: int) -> Float64[Tensor, "rows in_dim"]:
+    return (inputs[head] if inputs.ndim == 3 else inputs).double()
+
+
+def _refitted(
+    weight: Float64[Tensor, "out in_dim"],
+    x: Float64[Tensor, "rows in_dim"],
+    y: Float64[Tensor, "rows in_dim"],
+) -> tuple[Float64[Tensor, "out in_dim"], Float64[Tensor, "in_dim in_dim"]]:
+    """Return the weight whose products with y are those of the given one with x.
+
+    A ridge regression towards the given weight; the mean is left to the bias. The second
+    result is the covariance of y.
+    """
+    x, y = x - x.mean(0), y - y.mean(0)
+    covariance = y.T @ y / len(y)
+    ridge = _RIDGE * covariance.diagonal().mean() + torch.finfo(torch.float32).tiny
+    left = covariance + ridge * torch.eye(len(covariance), dtype=torch.float64)
+    right = (y.T @ x / len(y)) @ weight.T + ridge * weight.T
+    return torch.linalg.solve(left, right).T.contiguous(), covariance

@@ -1,42 +1,38 @@
-"""What each layer's rounding alone does to actions and planned values."""
+"""The error that rounding each layer alone causes, and the mix of formats chosen by it."""
 
 import copy
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.compression.accuracy import Reference
-from tdmpc_opt.compression.calibration import (
-    Observations,
-    inputs_of,
-    read_observations,
-    try_actions,
-)
+from tdmpc_opt.compression.calibration import Observations, Reference, read_observations
 from tdmpc_opt.compression.extract import compact_embedding, policy_only
-from tdmpc_opt.compression.integers import (
-    SEQUENCE_ROWS,
-    as_float,
+from tdmpc_opt.compression.rounding import (
+    DTYPES,
+    LayerFormat,
+    layers,
+    layers_at_work,
+    recipe,
     refuse_quantized,
     round_layer,
-    through,
+    round_weights,
     to_integers,
+    weight_bytes,
 )
-from tdmpc_opt.compression.recipe import PARTS, LayerFormat, layers, recipe, weight_bytes
-from tdmpc_opt.compression.rounding import DTYPES, round_weights
 from tdmpc_opt.configs import EvaluateConfig, SensitivityConfig
+from tdmpc_opt.errors import InputError
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.quantized import IntFormat
-from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
 
 KIND = "sensitivity"
@@ -61,28 +57,28 @@ class SensitivityRow:
     value_error: float | None
     """1 less the correlation of planned values; None of a policy alone."""
     score: float | None = None
-    """Normalised score of the policy alone, where it was asked for."""
+    """Normalised score of the policy alone; None without episodes."""
 
 
 def measure(
     checkpoint: Checkpoint, used: Observations, held_out: Observations
 ) -> Iterator[SensitivityRow]:
-    """Yield what each layer costs in each format.
+    """Yield the error of each layer in each format.
 
     Args:
         checkpoint: An agent in floating point, without target Qs.
         used: Observations to calibrate with.
         held_out: Observations to measure with.
     """
-    original = build(as_float(checkpoint), policy_will_do=True)
+    original = build(checkpoint, policy_will_do=True)
     reference = Reference(original, held_out)
     changed = copy.deepcopy(original)
     shapes = layers(checkpoint)
-    for name, pair, seen in _layers_at_work(original, changed, used, list(shapes)):
+    for name, pair, seen in layers_at_work(original, changed, used):
         kept = copy.deepcopy(pair[1].state_dict())
         for kind in FORMATS:
             with torch.no_grad():
-                round_layer(name, pair, (seen, seen), kind)
+                round_layer(name, pair, seen, kind)
             shape = shapes[name]
             yield SensitivityRow(
                 layer=name,
@@ -98,8 +94,8 @@ def measure(
 def measure_whole(
     checkpoint: Checkpoint, used: Observations, held_out: Observations
 ) -> list[dict[str, Any]]:
-    """Return what storing the whole agent in each format costs, as JSON values."""
-    reference = Reference(build(as_float(checkpoint), policy_will_do=True), held_out)
+    """Return the errors of the whole agent in each format, as JSON values."""
+    reference = Reference(build(checkpoint, policy_will_do=True), held_out)
     compact = compact_embedding(checkpoint)
     agents = {
         kind: replace(checkpoint, tensors=round_weights(checkpoint.tensors, DTYPES[kind]))
@@ -124,22 +120,6 @@ def measure_whole(
             }
         )
     return rows
-
-
-def _layers_at_work(
-    original: WorldModel, changed: WorldModel, used: Observations, names: list[str]
-) -> Iterator[tuple[str, tuple[Dense, Dense], Tensor]]:
-    """Yield each layer of both models with what it sees in the original."""
-    with torch.no_grad():
-        tried = None
-        if original.can_plan:
-            tried = try_actions(original, used.spread(SEQUENCE_ROWS))
-        for part in (part for part in PARTS if f"{part}.0" in names):
-            seen = inputs_of(part, original, used, tried)
-            networks = getattr(original, part), getattr(changed, part)
-            for index, pair in enumerate(zip(*networks, strict=True)):
-                yield f"{part}.{index}", pair, seen
-                seen = through(pair[0], seen)
 
 
 def sensitivity(config: SensitivityConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -186,7 +166,7 @@ def sensitivity(config: SensitivityConfig, progress: Progress | None = None) -> 
 def _score(
     checkpoint: Checkpoint, row: SensitivityRow, used: Observations, config: SensitivityConfig
 ) -> float | None:
-    """Return the policy's score with this layer rounded; None where it has no part in it."""
+    """Return the policy's score with this layer rounded; None for layers of the world model."""
     if not row.layer.startswith(("encoder.", "policy_head.")):
         return None
     policy = policy_only(checkpoint)
@@ -208,3 +188,91 @@ def _score(
             )
         )
     return float(result["score"]["mean"])
+
+
+def refuse_too_little(checkpoint: Checkpoint, budget_bytes: int) -> None:
+    """Refuse a budget below the size of the smallest mix of formats.
+
+    Raises:
+        InputError: The layers' weights take more bytes than these in any mix.
+    """
+    least = sum(
+        min(weight_bytes(name, shape, kind) for kind in FORMATS)
+        for name, shape in layers(checkpoint).items()
+    )
+    if least > budget_bytes:
+        raise InputError(
+            f"no mix fits: the layers' weights take {least:,} bytes at least, and the budget "
+            f"leaves {max(budget_bytes, 0):,} for them"
+        )
+
+
+def most_accurate(rows: Sequence[SensitivityRow], budget_bytes: int) -> dict[str, LayerFormat]:
+    """Return the formats of least error whose weights take no more than these bytes.
+
+    Errors of layers are taken as independent: the squares of their action errors add up, and
+    so do their losses of correlation, which are of the order of squares.
+
+    Args:
+        rows: What was measured.
+        budget_bytes: Bytes for the layers' weights; at least those of the smallest mix.
+    """
+    sizes = np.array([row.size_bytes for row in rows], np.float64)
+    found = _solve(rows, _squares(rows) + _losses(rows), [(sizes, float(budget_bytes))])
+    assert found is not None, "refuse_too_little comes first"
+    return found
+
+
+def smallest(
+    rows: Sequence[SensitivityRow], max_action_error: float, max_value_error: float
+) -> dict[str, LayerFormat]:
+    """Return the formats of fewest bytes whose errors stay below these.
+
+    Args:
+        rows: What was measured.
+        max_action_error: Root mean square change of the policy's actions, in action units.
+        max_value_error: 1 less the correlation of planned values.
+
+    Raises:
+        InputError: Not even the most accurate mix does.
+    """
+    sizes = np.array([row.size_bytes for row in rows], np.float64)
+    limits = [(_squares(rows), max_action_error**2), (_losses(rows), max_value_error)]
+    found = _solve(rows, sizes, limits)
+    if found is None:
+        raise InputError(
+            "no mix of fp16, int8 and int4 stays below these errors; allow more, or take fp16"
+        )
+    return found
+
+
+def _squares(rows: Sequence[SensitivityRow]) -> np.ndarray:
+    return np.array([row.action_error**2 for row in rows])
+
+
+def _losses(rows: Sequence[SensitivityRow]) -> np.ndarray:
+    return np.array([row.value_error or 0.0 for row in rows])
+
+
+def _solve(
+    rows: Sequence[SensitivityRow],
+    cost: np.ndarray,
+    limits: Sequence[tuple[np.ndarray, float]],
+) -> dict[str, LayerFormat] | None:
+    """Choose one row of each layer at the least cost; None where none is within the limits."""
+    names = list(dict.fromkeys(row.layer for row in rows))
+    one_each = np.array([[row.layer == name for row in rows] for name in names], np.float64)
+    constraints = [LinearConstraint(one_each, 1, 1)]
+    # Scaled to limits of 1: the solver's tolerance is absolute, and errors are small.
+    constraints += [LinearConstraint(use / limit, -np.inf, 1) for use, limit in limits]
+    result = milp(
+        cost / max(float(cost.max()), np.finfo(np.float64).tiny),
+        integrality=np.ones(len(rows)),
+        bounds=Bounds(0, 1),
+        constraints=constraints,
+    )
+    if result.x is None:
+        return None
+    return {
+        row.layer: row.format for row, share in zip(rows, result.x, strict=True) if share > 0.5
+    }

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from tdmpc_opt.checkpoints.torch_files import (
     MappedFile,
-    Records,
     TorchFileError,
     is_zipped,
     load_outline,
@@ -212,9 +211,9 @@ def open_official(path: Path) -> OfficialShard:
         outline = _fields(load_outline(path, _STAND_INS))
         tasks = _table(outline)
         _check_shapes(outline, tasks)
-        records = Records(path)
-        places = {name: records.place(tensor) for name, tensor in outline.items()}
-        sums = {name: records.crc(tensor) for name, tensor in outline.items()}
+        mapped = MappedFile(path)
+        places = {name: mapped.place(tensor) for name, tensor in outline.items()}
+        sums = {name: mapped.crc(tensor) for name, tensor in outline.items()}
         fingerprint = _fingerprint(path, outline, sums, places["reward"])
     except TorchFileError as error:
         raise DataError(f"{path} {error}") from error

@@ -272,7 +272,7 @@ def choose(
     full = PlannerBudget(
         prior_penalty=balanced.prior_penalty,
         prior_hold=balanced.prior_hold,
-        mean_action=balanced.held and balanced.mean_action,
+        mean_action=balanced.regularised and balanced.mean_action,
     )
     return {"full": Preset(budget=full)} | presets | {"policy": Preset("policy")}
 

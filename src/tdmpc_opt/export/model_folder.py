@@ -8,15 +8,20 @@ from typing import Any
 
 import yaml
 
-from tdmpc_opt.checkpoints.convert import with_origin
-from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
-from tdmpc_opt.checkpoints.native import SCHEMA, write_native
-from tdmpc_opt.checkpoints.summary import CheckpointSummary, describe
+from tdmpc_opt.checkpoints.load import (
+    CheckpointSummary,
+    describe,
+    read_checkpoint,
+    resolve,
+    sha256,
+    with_origin,
+)
+from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.configs import ConvertConfig
 from tdmpc_opt.errors import CheckpointError, ResultError, printable
 from tdmpc_opt.evaluation.results import read_evaluation
 from tdmpc_opt.files import parse_json, replace_when_done
-from tdmpc_opt.runtime.weights import MODEL_FILE
+from tdmpc_opt.runtime.weights import MODEL_FILE, SCHEMA
 from tdmpc_opt.schema import MT30
 
 _TAGS = ("reinforcement-learning", "world-model", "tdmpc2", "robotics", "continuous-control")

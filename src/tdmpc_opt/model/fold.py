@@ -1,8 +1,9 @@
 """A world model's networks as acting and planning compute them.
 
-A first layer sees [input, task embedding, action]. What each task adds to its product is
-computed once, as a bias per task; what the latent adds that all sequences of a plan start from
-becomes part of the bias as well. The results equal those of `WorldModel` up to rounding.
+The inputs of a first layer are [input, task embedding, action]. The share of each task in its
+product is computed once, as a bias per task; the share of the latent from which all sequences
+of a plan start becomes part of the bias as well. The results equal those of `WorldModel` up to
+rounding.
 """
 
 from typing import NamedTuple
@@ -12,22 +13,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tdmpc_opt.model.hidden import layer_norm, norm_mish
-from tdmpc_opt.model.layers import Dense, simnorm, split_inputs
+from tdmpc_opt.model.layers import (
+    Dense,
+    layer_norm,
+    norm_mish,
+    simnorm,
+    split_inputs,
+    task_biases,
+)
 from tdmpc_opt.model.two_hot import mean_value
 from tdmpc_opt.model.world_model import WorldModel, log_std_of
 
 Task = Int[Tensor, " batch"] | None
-
-
-def task_biases(
-    bias: Float[Tensor, "*heads out"],
-    of_task: Float[Tensor, "*heads out task"],
-    embeddings: Float[Tensor, "tasks task"],
-) -> Float[Tensor, "*heads tasks out"]:
-    """Return a first layer's bias in each task, computed in float64."""
-    added = embeddings.double() @ of_task.double().mT
-    return (bias.double().unsqueeze(-2) + added).to(bias.dtype)
 
 
 class Layer(NamedTuple):
@@ -78,7 +75,7 @@ class FoldedNetwork(NamedTuple):
         return self.finish((product.unflatten(0, x.shape[:-1]) + bias).flatten(0, -2))
 
     def finish(self, x: Float[Tensor, "n hidden"]) -> Float[Tensor, "n out"]:
-        """Apply what follows the first product."""
+        """Apply everything after the first product."""
         for before, layer in zip(self.layers, self.layers[1:], strict=False):
             assert before.norm is not None, "the last layer alone may lack a LayerNorm"
             x = functional.linear(norm_mish(x, *before.norm), layer.weight, layer.bias)
@@ -125,15 +122,15 @@ class Shares(NamedTuple):
 class FoldedModel(nn.Module):
     """A world model for acting and planning, its weights shared with it or copied.
 
-    Quantised weights are copied as floats: each is used hundreds of times a plan. Of a large Q
-    ensemble only the members that are drawn are computed.
+    Quantised weights are copied as floats, since a plan uses each hundreds of times. Of a large
+    Q ensemble only the members that are drawn are computed.
 
     Args:
         model: World model in eval mode, or its encoder and policy alone. Later changes of its
             weights may not show here.
         centred: Subtract the mean over the outputs from weights and biases before a LayerNorm.
-            It changes no result, but engines whose LayerNorm takes the difference of two
-            averages lose fewer digits. It copies all weights.
+            Results stay equal, but engines whose LayerNorm subtracts two averages lose fewer
+            digits. All weights are copied.
 
     Source:
         TD-MPC2, arXiv:2310.16828, section 3.
@@ -155,7 +152,8 @@ class FoldedModel(nn.Module):
             if of_action.shape[-1]:
                 weight = torch.cat([of_input, of_action], dim=-1)
             if embedding is not None:
-                table = task_biases(first.bias, of_task, embedding.detach())
+                parts = (first.bias, of_task, embedding.detach())
+                table = task_biases(*(part.double() for part in parts)).to(weight.dtype)
             layers[0] = Layer(weight, table, first.norm)
             return FoldedNetwork(tuple(layers), of_input, of_action, config.simnorm_dim)
 
@@ -191,7 +189,7 @@ class FoldedModel(nn.Module):
         return self._discount[:1] if task is None else self._discount[task]
 
     def shares(self, z: Float[Tensor, "batch latent"], task: Task) -> Shares:
-        """Compute what the task and the first latent add in the first layers."""
+        """Compute the shares of the task and of the first latent in the first layers."""
         heads = (self._dynamics, self._reward, self._policy)
         later = tuple(head.bias_of(task).expand(z.shape[0], -1) for head in heads)
         at_start = tuple(
@@ -226,7 +224,14 @@ class FoldedModel(nn.Module):
         noise: Float[Tensor, "samples batch action"],
         mask: Float[Tensor, "batch action"],
     ) -> Float[Tensor, "samples batch action"]:
-        """Sample the policy at latents; None is each row's first latent."""
+        """Sample the policy's actions in [-1, 1].
+
+        Args:
+            shares: First-layer biases.
+            z: Latents; None where all samples of a row are at its first latent.
+            noise: Standard normal noise.
+            mask: 1 for real action dimensions, 0 for padded ones.
+        """
         if z is None:
             raw = self._policy.finish(shares.at_start[2])
         else:
@@ -241,7 +246,14 @@ class FoldedModel(nn.Module):
         action: Float[Tensor, "samples batch action"],
         heads: Int[Tensor, "2 #batch"],
     ) -> Float[Tensor, "samples batch"]:
-        """Average the returns that two members of the ensemble predict for each row."""
+        """Average the returns that two members of the ensemble predict, in environment units.
+
+        Args:
+            shares: First-layer biases.
+            z: Latents.
+            action: Actions in them.
+            heads: Numbers of the two members for each row; one column is for all rows.
+        """
         x = torch.cat([z, action], dim=-1)
         members, biases = self._members, list(shares.q.unbind(0))
         if len(members) > 2 and heads.shape[1] == 1:  # all rows have the same two

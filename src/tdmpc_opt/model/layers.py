@@ -1,16 +1,23 @@
-"""Layers of the world model and networks of them, alone or as an ensemble."""
+"""Layers of the world model and networks of them, alone or as an ensemble.
 
-from typing import Literal, NamedTuple, cast
+On one core of a CPU the passes over memory after the product of a hidden layer cost as much as
+the product. Dropout, LayerNorm and Mish are therefore one function with its own gradient: Mish
+takes one exponential and two more passes, its slope is computed on the way, so that the
+backward pass is one pass and LayerNorm's own kernel, and dropout draws only the few positions
+that it drops.
+"""
+
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
-
-from tdmpc_opt.model.hidden import layer_norm, norm_mish
 
 Activation = Literal["mish", "simnorm", "none"]
 
+_EPS = 1e-5  # of torch's LayerNorm
 ROWS_PER_TASK = 4
 """From this many rows per task on, the tasks' share is computed once per task, not per row."""
 
@@ -29,7 +36,7 @@ class Norm(nn.Module):
 
 
 class Dense(nn.Module):
-    """Linear layer, then dropout, LayerNorm and activation where asked for.
+    """Linear layer, then dropout, LayerNorm and activation if configured.
 
     With `heads`, weights get a leading axis and all heads run as one batched product.
 
@@ -98,13 +105,13 @@ class Tasks(NamedTuple):
     table: Float[Tensor, "tasks dim"]
     """Embeddings of all tasks."""
     ids: Int[Tensor, " batch"]
-    """Of each row: of the last axis before the features, whatever is ahead of it."""
+    """Task of each row: of the last axis before the features; further axes may precede it."""
 
 
 class Network(nn.Sequential):
     """Dense layers; the first one's inputs are [input, task embedding, action].
 
-    Of an ensemble all members see the same, and their outputs are stacked on a first axis.
+    All members of an ensemble get the same input; their outputs are stacked on a first axis.
     """
 
     def forward(
@@ -118,12 +125,12 @@ class Network(nn.Sequential):
         Args:
             x: Observations or latents.
             tasks: None where there is one task without an embedding.
-            action: None for networks that see none.
+            action: None for networks without an action input.
         """
         first, *rest = (cast(Dense, layer) for layer in self)
         lead = x.shape[:-1]
         if tasks is None or lead.numel() < ROWS_PER_TASK * len(tasks.table):
-            y = first.product(_shared(_joined(x, tasks, action), first))
+            y = first.product(for_heads(join_inputs(x, tasks, action), first))
         else:
             y = _folded(first, x, tasks, action)
         y = first.finish(y)
@@ -158,7 +165,10 @@ def split_inputs(
     return of_input, of_task, of_action
 
 
-def _joined(x: Tensor, tasks: Tasks | None, action: Tensor | None) -> Float[Tensor, "n in_dim"]:
+def join_inputs(
+    x: Tensor, tasks: Tasks | None, action: Tensor | None
+) -> Float[Tensor, "n in_dim"]:
+    """Return the rows [input, task embedding, action] that a first layer multiplies."""
     parts = [x]
     if tasks is not None:
         parts.append(tasks.table[tasks.ids].expand(*x.shape[:-1], -1))
@@ -167,22 +177,39 @@ def _joined(x: Tensor, tasks: Tasks | None, action: Tensor | None) -> Float[Tens
     return torch.cat(parts, dim=-1).flatten(0, -2)
 
 
-def _shared(rows: Float[Tensor, "n in_dim"], dense: Dense) -> Float[Tensor, "*heads n in_dim"]:
-    """Give the rows to each head of a layer, where it has heads."""
+def for_heads(
+    rows: Float[Tensor, "*own n in_dim"], dense: Dense
+) -> Float[Tensor, "*heads n in_dim"]:
+    """Repeat rows for each head of a layer, where it has heads and they share the rows."""
     return rows if dense.bias.ndim == 1 else rows.expand(len(dense.bias), -1, -1)
+
+
+def task_biases(
+    bias: Float[Tensor, "*heads out"],
+    of_task: Float[Tensor, "*heads out dim"],
+    embeddings: Float[Tensor, "tasks dim"],
+) -> Float[Tensor, "*heads tasks out"]:
+    """Return a first layer's bias in each task, with the share of the task's embedding.
+
+    Args:
+        bias: Bias of the layer.
+        of_task: Columns of its weight for the task embedding.
+        embeddings: Task embeddings.
+    """
+    rows = embeddings if of_task.ndim == 2 else embeddings.expand(len(of_task), -1, -1)
+    return _product(rows, of_task) + bias.unsqueeze(-2)
 
 
 def _folded(
     first: Dense, x: Tensor, tasks: Tasks, action: Tensor | None
 ) -> Float[Tensor, "*heads n hidden"]:
-    """Multiply; what the embeddings add is computed once per task, as a bias of its rows."""
+    """Multiply; the embeddings' share is computed once per task, as a bias of its rows."""
     of_x, of_task, of_action = split_inputs(first.weight, x.shape[-1], tasks.table.shape[-1])
-    of_table = _product(_shared(tasks.table, first), of_task) + first.bias.unsqueeze(-2)
-    bias = of_table.index_select(-2, tasks.ids)
+    bias = task_biases(first.bias, of_task, tasks.table).index_select(-2, tasks.ids)
     sums = torch.cat([bias] * x.shape[:-2].numel(), dim=-2)  # the products are added to it
-    sums = _add_product(sums, _shared(x.flatten(0, -2), first), of_x)
+    sums = _add_product(sums, for_heads(x.flatten(0, -2), first), of_x)
     if action is not None:  # on its own: widths that are no multiple of 8 are slow to multiply
-        sums = _add_product(sums, _shared(action.flatten(0, -2), first), of_action)
+        sums = _add_product(sums, for_heads(action.flatten(0, -2), first), of_action)
     return sums
 
 
@@ -199,9 +226,166 @@ def _add_product(
     rows: Float[Tensor, "*heads n in_dim"],
     weight: Float[Tensor, "*heads out in_dim"],
 ) -> Float[Tensor, "*heads n out"]:
-    """Add a product to the sums, in place where that can be."""
-    if torch.is_autocast_enabled(rows.device.type):  # it knows no products in place
+    """Add a product to the sums, in place where possible."""
+    if torch.is_autocast_enabled(rows.device.type):  # it has no in-place products
         return sums + _product(rows, weight)
     if weight.ndim == 2:
         return sums.addmm_(rows, weight.t())
     return sums.baddbmm_(rows, weight.transpose(1, 2))
+
+
+def layer_norm(
+    x: Float[Tensor, "*batch dim"],
+    gain: Float[Tensor, "*heads dim"],
+    shift: Float[Tensor, "*heads dim"],
+) -> Float[Tensor, "*batch dim"]:
+    """Normalise the last axis; where gain and shift have an axis of heads, x begins with it."""
+    width = (x.shape[-1],)
+    if gain.ndim == 1:
+        return functional.layer_norm(x, width, gain, shift, _EPS)
+    plain = functional.layer_norm(x, width, eps=_EPS)
+    return torch.addcmul(shift.unsqueeze(1), plain, gain.unsqueeze(1))
+
+
+def norm_mish(
+    x: Float[Tensor, "*batch dim"],
+    gain: Float[Tensor, "*heads dim"],
+    shift: Float[Tensor, "*heads dim"],
+    rate: float = 0.0,
+) -> Float[Tensor, "*batch dim"]:
+    """Apply dropout, LayerNorm and Mish, `x * tanh(log(1 + exp(x)))`.
+
+    Without gradients it consists of operators that every inference engine has.
+
+    Args:
+        x: Products; where gain and shift have an axis of heads, it is the first one here too.
+        gain: LayerNorm's weight.
+        shift: LayerNorm's bias.
+        rate: Dropout rate.
+
+    Source:
+        Mish, arXiv:1908.08681.
+    """
+    if x.device.type != "cpu" or not x.dtype == gain.dtype == torch.float32:
+        kept = functional.dropout(x, rate, True) if rate else x
+        return functional.mish(layer_norm(kept, gain, shift))
+    dropped = draw_positions(x.numel(), rate) if rate else None
+    # Instead of enlarging what is kept: LayerNorm divides by it again, but for eps.
+    eps = _EPS * (1 - rate) ** 2
+    if torch.is_grad_enabled() and (x.requires_grad or gain.requires_grad):
+        result: Tensor = _NormMish.apply(x, gain, shift, dropped, eps)  # type: ignore[no-untyped-call]
+        return result
+    x = _without(x, dropped)
+    if gain.ndim == 1:
+        return _mish_of_norm(x, gain.neg(), shift.neg(), eps)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for rows, into, g, s in zip(x, out, *_parameters(gain, shift), strict=True):
+        _mish_of_norm(rows, g, s, eps, into)
+    return out
+
+
+def _mish_of_norm(
+    x: Tensor, gain: Tensor, shift: Tensor, eps: float, out: Tensor | None = None
+) -> Tensor:
+    """Return LayerNorm and Mish, given LayerNorm's negated weights."""
+    v = functional.layer_norm(x, x.shape[-1:], gain, shift, eps)
+    share = torch.sigmoid(v)
+    share = torch.addcmul(_one(x), share, share, out=share)
+    return torch.addcdiv(v, v, share, value=-2, out=v if out is None else out)
+
+
+def draw_positions(count: int, rate: float) -> Int[Tensor, " dropped"]:
+    """Draw the positions that are dropped of `count`, ascending, by torch's generator.
+
+    Only the gaps between them are drawn, which are few at small rates.
+    """
+    parts, last = [], -1
+    expected = count * rate
+    while last < count:
+        gaps = torch.empty(int(expected + 6 * expected**0.5) + 16, dtype=torch.int64)
+        positions = gaps.geometric_(rate).cumsum_(0).add_(last)
+        parts.append(positions)
+        last = int(positions[-1])
+    drawn = torch.cat(parts)
+    return drawn[drawn < count]
+
+
+class _NormMish(torch.autograd.Function):
+    """Dropout at given positions, LayerNorm and Mish, with their gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, dropped: Tensor | None, eps: float
+    ) -> Tensor:
+        # LayerNorm yields v = -x. With s = sigmoid(v) = 1 / (1 + exp(x)) and d = 1 + s^2, which
+        # lies between 1 and 2, Mish is v - 2 v / d, and its slope 2 c - 1 where
+        # c = (1 - 2 v s (1 - s) s / d) / d.
+        x = _without(x, dropped)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        kept = []
+        heads = _heads(x, gain), _heads(out, gain)
+        for rows, into, g, s in zip(*heads, *_parameters(gain, shift), strict=True):
+            v, mean, rstd = torch.native_layer_norm(rows, rows.shape[-1:], g, s, eps)
+            share = torch.sigmoid(v)
+            d = torch.addcmul(_one(x), share, share)
+            torch.addcdiv(v, v, d, value=-2, out=into)
+            c = torch.ops.aten.sigmoid_backward.grad_input(v, share, grad_input=v)
+            c = torch.addcmul(_one(x), c, share.div_(d), value=-2, out=c).div_(d)
+            kept += [c, mean, rstd]
+        ctx.save_for_backward(x, gain, shift, dropped, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain, shift, dropped, *kept = ctx.saved_tensors
+        needed = list(ctx.needs_input_grad[:3])
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        heads = _heads(x, gain), _heads(gradient, gain)
+        for index, (rows, upstream, g, s) in enumerate(
+            zip(*heads, *_parameters(gain, shift), strict=True)
+        ):
+            c, mean, rstd = kept[3 * index : 3 * index + 3]
+            by_v = torch.addcmul(upstream, upstream, c, value=-2)
+            found.append(
+                torch.ops.aten.native_layer_norm_backward(
+                    by_v, rows, rows.shape[-1:], mean, rstd, g, s, needed
+                )
+            )
+        by_x, by_gain, by_shift = (
+            _stacked(parts) if wanted else None
+            for parts, wanted in zip(zip(*found, strict=True), needed, strict=True)
+        )
+        if by_x is not None:
+            by_x = by_x.view(x.shape)
+            if dropped is not None:
+                by_x.view(-1).index_fill_(0, dropped, 0.0)
+        if by_gain is not None:
+            by_gain = by_gain.neg_().view(gain.shape)
+        if by_shift is not None:
+            by_shift = by_shift.neg_().view(shift.shape)
+        return by_x, by_gain, by_shift, None, None
+
+
+def _heads(x: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
+    """Return the rows of each head."""
+    return x.unbind(0) if gain.ndim > 1 else (x,)
+
+
+def _parameters(gain: Tensor, shift: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+    # Of the opposite sign: LayerNorm then returns -x, whose sigmoid is needed.
+    return _heads(gain.neg(), gain), _heads(shift.neg(), gain)
+
+
+def _without(x: Tensor, dropped: Tensor | None) -> Tensor:
+    if dropped is None:
+        return x
+    return x.reshape(-1).index_fill(0, dropped, 0.0).view(x.shape)
+
+
+def _stacked(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts)
+
+
+def _one(x: Tensor) -> Tensor:
+    return x.new_ones(())

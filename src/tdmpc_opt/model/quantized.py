@@ -1,8 +1,8 @@
 """Weights of few bits, and the layer that computes with them as they are stored.
 
 A weight is an integer code times a scale, of which each output has one or, for 4 bits, one per
-group of inputs. What is kept in memory is what the file holds. A product turns the
-codes of its own layer to floats and forgets them again: on a CPU without VNNI that took less
+group of inputs. Weights stay in memory as they are in the file. A product converts
+the codes of its layer to floats and discards these: on a CPU without VNNI that took less
 time than torch's integer kernels, which also round the inputs
 (results/bench-integer-kernels.json).
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tdmpc_opt.model.layers import Dense
-from tdmpc_opt.schema import INT4_ZERO, int4_halves
+from tdmpc_opt.runtime.weights import INT4_ZERO, int4_halves
 
 IntFormat = Literal["int8", "int4"]
 
@@ -26,7 +26,7 @@ class QuantizedWeight:
     """A weight matrix, or a stack of them, in integers."""
 
     codes: Shaped[Tensor, "*heads out stored"]
-    """int8, one code per weight; or uint8, two codes of 4 bits: the low half holds the first
+    """int8, one code per weight; or uint8, two codes of 4 bits: the low half contains the first
     half of a row, the high half the second, each 8 above its value."""
     scale: Float16[Tensor, "*heads out groups"]
     """Value of one step of the codes of a group of inputs."""
@@ -66,7 +66,14 @@ def quantized_weight(
     kind: IntFormat,
     group: int,
 ) -> QuantizedWeight:
-    """Store codes; those of int4 lie in [-8, 7]."""
+    """Store codes, two of int4 in a byte.
+
+    Args:
+        codes: One code per weight; those of int4 lie in [-8, 7].
+        scale: Value of one step of the codes of a group of inputs.
+        kind: Number format.
+        group: Neighbouring inputs that share a scale.
+    """
     stored = codes if kind == "int8" else _pack(codes)
     return QuantizedWeight(stored, scale, codes.shape[-1], group)
 

@@ -81,7 +81,13 @@ def soft_cross_entropy(
     x: Float[Tensor, "*batch"],
     bins: Float[Tensor, " bins"],
 ) -> Float[Tensor, "*batch"]:
-    """Return the cross-entropy in nats between logits and the two-hot code of raw scalars."""
+    """Return the cross-entropy in nats between logits and the two-hot code of scalars.
+
+    Args:
+        logits: Predicted distributions over the bins.
+        x: Rewards or returns in environment units.
+        bins: Bin centres in symlog space, ascending and evenly spaced.
+    """
     index, upper_weight = _place(x, bins)
     log_shares = functional.log_softmax(logits, dim=-1, dtype=upper_weight.dtype)
     lower, upper = (log_shares.gather(-1, index + step) for step in (0, 1))

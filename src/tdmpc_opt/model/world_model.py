@@ -21,7 +21,7 @@ NETWORKS = ("dynamics", "reward_head", "policy_head", "q_ensemble", "target_q_en
 
 
 class PolicyOutput(NamedTuple):
-    """What the policy prior says of a batch of latents."""
+    """The output of the policy prior for a batch of latents."""
 
     mean: Float[Tensor, "*batch action"]
     """Mean action after tanh, in [-1, 1]; 0 in padded dimensions."""
@@ -55,13 +55,18 @@ class WorldModel(nn.Module):
         config: ModelConfig,
         tasks: TaskTable,
         generator: torch.Generator | None = None,
+        *,
+        draw: bool = True,
     ) -> None:
         super().__init__()
         self.config = config
         self.tasks = tasks
         c = config
         embedded = c.latent_dim + c.task_dim
-        self.task_embedding = nn.Embedding(c.num_tasks, c.task_dim) if c.task_dim else None
+        empty = None if draw else torch.empty(c.num_tasks, c.task_dim)
+        self.task_embedding = (
+            nn.Embedding(c.num_tasks, c.task_dim, _weight=empty) if c.task_dim else None
+        )
         self.encoder = _encoder(c)
         self.dynamics = mlp(
             embedded + c.action_dim,
@@ -79,7 +84,15 @@ class WorldModel(nn.Module):
         self.register_buffer("action_mask", mask, persistent=False)
         discount = torch.from_numpy(tasks.discounts())
         self.register_buffer("discount", discount, persistent=False)
-        self.initialize(generator)
+        if draw:
+            self.initialize(generator)
+
+    @classmethod
+    def outline(cls, config: ModelConfig, tasks: TaskTable) -> "WorldModel":
+        """Return a model on the meta device: names and shapes of the weights, no values."""
+        with torch.device("meta"):
+            # Drawing there would load torch's compiler, which takes 2 s.
+            return cls(config, tasks, draw=False)
 
     def initialize(self, generator: torch.Generator | None) -> None:
         """Draw all weights anew; the last layers of reward and Q start at zero."""
@@ -125,16 +138,8 @@ class WorldModel(nn.Module):
         """Number format of the weights, in which the model computes."""
         return self.bins.dtype
 
-    def embed(
-        self, task: Int[Tensor, " batch"] | None, like: Tensor
-    ) -> Float[Tensor, "*batch task"]:
-        """Return the embedding of `task`, broadcast to the leading axes of `like`."""
-        if self.task_embedding is None:
-            return like.new_zeros(*like.shape[:-1], 0)
-        assert task is not None, "a multi-task model needs task ids"
-        return self.task_embedding(task).expand(*like.shape[:-1], -1)
-
-    def _tasks(self, task: Int[Tensor, " batch"] | None) -> Tasks | None:
+    def task_rows(self, task: Int[Tensor, " batch"] | None) -> Tasks | None:
+        """Return the task embeddings and the row of each id; None without an embedding."""
         if self.task_embedding is None:
             return None
         assert task is not None, "a multi-task model needs task ids"
@@ -149,7 +154,7 @@ class WorldModel(nn.Module):
         self, obs: Float[Tensor, "*batch obs"], task: Int[Tensor, " tasks"] | None
     ) -> Float[Tensor, "*batch latent"]:
         """Map padded observations to latent states z."""
-        return self.encoder(obs, self._tasks(task))
+        return self.encoder(obs, self.task_rows(task))
 
     def next(
         self,
@@ -158,7 +163,7 @@ class WorldModel(nn.Module):
         task: Int[Tensor, " tasks"] | None,
     ) -> Float[Tensor, "*batch latent"]:
         """Predict the latent state after `action`."""
-        return self.dynamics(z, self._tasks(task), action)
+        return self.dynamics(z, self.task_rows(task), action)
 
     def reward(
         self,
@@ -167,7 +172,7 @@ class WorldModel(nn.Module):
         task: Int[Tensor, " tasks"] | None,
     ) -> Float[Tensor, "*batch bins"]:
         """Predict the reward of `action` as two-hot logits; `decode` turns them to scalars."""
-        return self.reward_head(z, self._tasks(task), action)
+        return self.reward_head(z, self.task_rows(task), action)
 
     def q_values(
         self,
@@ -185,10 +190,10 @@ class WorldModel(nn.Module):
             action: Actions in them.
             task: Task ids.
             heads: Members to compute; None means all.
-            target: Ask the target ensemble.
+            target: Use the target ensemble.
         """
         ensemble = self.target_q_ensemble if target else self.q_ensemble
-        inputs = (z, self._tasks(task), action)
+        inputs = (z, self.task_rows(task), action)
         if heads is None:
             return ensemble(*inputs)
         weights = ensemble.state_dict(keep_vars=True)
@@ -208,7 +213,7 @@ class WorldModel(nn.Module):
             task: Task ids.
             noise: Standard normal noise of the sample; None draws it from torch's generator.
         """
-        raw = self.policy_head(z, self._tasks(task))
+        raw = self.policy_head(z, self.task_rows(task))
         mask = self.mask(task)
         mean, log_std = raw.chunk(2, dim=-1)
         mean, log_std = mean * mask, log_std_of(log_std) * mask

@@ -20,7 +20,7 @@ LARGE_ACTION_DIM = 20
 
 
 class RoundNoise(NamedTuple):
-    """Random numbers of one iteration; see `PlanNoise`."""
+    """Random numbers of one iteration, as in `PlanNoise`."""
 
     samples: Float[Tensor, "horizon sampled batch action"]
     value: Float[Tensor, "samples batch action"]
@@ -50,7 +50,7 @@ class PlanNoise:
 
 
 class Problem(NamedTuple):
-    """What a plan's iterations have in common."""
+    """Values that all iterations of a plan share."""
 
     shares: Shares
     """Biases of the heads' first layers."""
@@ -87,7 +87,7 @@ class Plan:
 
 
 def iterations(budget: PlannerBudget, action_dim: int) -> int:
-    """Return how often the distribution is refined for this (padded) action width."""
+    """Return the number of refinements for this (padded) action width."""
     return budget.iterations + (2 if action_dim >= LARGE_ACTION_DIM else 0)
 
 
@@ -98,8 +98,13 @@ def draw_noise(
 ) -> PlanNoise:
     """Draw the noise of one plan, each row of the batch from its own generator.
 
-    A row's numbers depend on its generator alone, not on the rows beside it. None draws from
-    torch's default generator. Drawn on the CPU, so that a seed means the same everywhere.
+    A row's numbers depend on its generator alone, not on the other rows. None draws from
+    torch's default generator. The CPU draws them, so that a seed has one effect everywhere.
+
+    Args:
+        model: World model, for the sizes, the device and the number format of the noise.
+        budget: Sizes of the search.
+        generators: Random generator of each row.
     """
     rows = [_draw_row(model, budget, generator) for generator in generators]
     parts = [
@@ -141,7 +146,14 @@ def prepare(
     task: Int[Tensor, " batch"] | None,
     noise: Float[Tensor, "horizon prior batch action"],
 ) -> Problem:
-    """Compute what a plan's iterations share: the policy prior's sequences and rewards."""
+    """Compute what all iterations share: the policy prior's sequences and their rewards.
+
+    Args:
+        networks: World model in eval mode, folded.
+        z: Latents to plan from.
+        task: Task ids; None for a single-task model.
+        noise: Standard normal noise of the sequences.
+    """
     shares = networks.shares(z, task)
     # len(z) would fix the number of rows of a traced graph.
     discount = networks.discount(task).expand(z.shape[0])
@@ -169,6 +181,16 @@ def sequence_values(
     """Estimate the return of the prior's sequences and of these, in this order.
 
     It is the sum of the predicted rewards and of Q at the last latent, where the policy acts.
+
+    Args:
+        networks: World model in eval mode, folded.
+        problem: What the iterations share.
+        actions: Sampled sequences, in [-1, 1].
+        noise: Standard normal noise of the policy's last action, of all samples.
+        heads: The two members of the Q ensemble for each row.
+
+    Returns:
+        Returns in environment units; `samples` counts the prior's sequences, then these.
     """
     z = None
     value = problem.prior_value.new_zeros(actions.shape[1:3])
@@ -192,15 +214,27 @@ def refine(
     std: Float[Tensor, "horizon batch action"],
     noise: RoundNoise,
 ) -> Refined:
-    """Sample sequences, value them, and refit the distribution to the elites."""
+    """Sample sequences, estimate their values, and refit the distribution to the elites.
+
+    Args:
+        networks: World model in eval mode, folded.
+        budget: Sizes of the search.
+        problem: What the iterations share.
+        mean: Mean of the distribution.
+        std: Its standard deviation.
+        noise: Random numbers of this iteration.
+
+    Source:
+        TD-MPC2, arXiv:2310.16828, section 3.2; MPPI, arXiv:1509.01149.
+    """
     sampled = (mean.unsqueeze(1) + std.unsqueeze(1) * noise.samples).clamp(-1.0, 1.0)
     sampled = sampled * problem.mask
     value = sequence_values(networks, problem, sampled, noise.value, noise.heads)
     actions = torch.cat([problem.prior_actions, sampled], dim=1)
-    if budget.held:
-        worth = value[: budget.policy_samples].mean(0).abs()
-        hold = budget.prior_penalty * worth + budget.prior_hold
-        value = value - hold * _distance_to_prior(problem, actions)
+    if budget.regularised:
+        policy_value = value[: budget.policy_samples].mean(0).abs()
+        weight = budget.prior_penalty * policy_value + budget.prior_hold
+        value = value - weight * _distance_to_prior(problem, actions)
     top, index = value.nan_to_num(0.0).topk(budget.elites, dim=0)
     shape = (len(actions), -1, -1, actions.shape[-1])
     elites = actions.gather(1, index[None, ..., None].expand(shape))
@@ -213,7 +247,9 @@ def refine(
 def _distance_to_prior(
     problem: Problem, actions: Float[Tensor, "horizon samples batch action"]
 ) -> Float[Tensor, "samples batch"]:
-    """Return how far sequences are from the policy's own, squared, the mean over dimensions.
+    """Return squared distances from the policy's sequences.
+
+    They are summed over steps, and averaged over the dimensions of actions.
 
     Source:
         A Gaussian prior of MPPI's free energy, arXiv:1509.01149, around the policy as in LOOP's
@@ -273,6 +309,6 @@ def draw_elite(
     pick: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch action"]:
     """Return the first action of one elite per row, drawn by weight with a number in [0, 1)."""
-    # Inverse of the cumulative weights; rounding may leave their sum a hair below `pick`.
+    # Inverse of the cumulative weights; by rounding their sum may be slightly below `pick`.
     index = (weights.cumsum(0) <= pick).sum(0).clamp(max=len(weights) - 1)
     return first.gather(0, index[None, :, None].expand(-1, -1, first.shape[-1]))[0]

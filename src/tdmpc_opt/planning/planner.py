@@ -1,4 +1,4 @@
-"""Planning from step to step: the noise of a plan, an engine that computes it, the state."""
+"""Planning from step to step: engines, which compute plans, and the planner's state."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -82,7 +82,7 @@ class EagerEngine(Engine):
             NonFiniteError: The encoder overflows on an observation.
         """
         z = self.model.encode(obs, task)
-        if not bool(torch.isfinite(z).all()):  # a search would end in some finite action
+        if not bool(torch.isfinite(z).all()):  # the search would still end in finite actions
             check_action(float("nan"))
         problem = prepare(self._networks, z, task, noise.prior)
 
@@ -107,13 +107,13 @@ def eager_engine(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
 
 
 class Planner:
-    """Chooses actions by planning, and remembers each row's last plan.
+    """Chooses actions by planning; stores the last plan of each row.
 
     Args:
         model: World model in eval mode, whose weights stay as they are.
         budget: What one plan may spend, and how many of its actions are executed.
         timer: Measures rounds where there is a deadline.
-        engine: What computes the rounds.
+        engine: Class of the engine that computes the rounds.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Planner:
         self._rounds = iterations(budget, model.config.action_dim)
         self._engine = engine(model, budget)
         self.engine = engine.name
-        """Name of what computes the rounds."""
+        """Name of the engine."""
         self.iterations: int | None = None
         """Iterations of the newest plan; None before the first."""
         dtype = np.float64 if model.dtype == torch.float64 else np.float32
@@ -147,13 +147,13 @@ class Planner:
     ) -> Float[Tensor, "batch action"]:
         """Choose actions: the first of a new plan, or the next of one that is in use.
 
-        Only the rows that are due are planned for; the others' generators then draw no more
-        than the noise of exploring.
+        Only the rows that are due are planned for; the generators of the others then draw
+        nothing but the noise of exploring.
 
         Args:
             obs: Padded observations of the rows.
             task: Task ids.
-            generators: Each row's source of randomness.
+            generators: Random generator of each row.
             explore: Add noise of the plan's standard deviation.
         """
         due = self._state.due(len(obs))

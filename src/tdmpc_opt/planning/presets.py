@@ -10,12 +10,12 @@ from tdmpc_opt.files import parse_json
 from tdmpc_opt.schema import PlannerBudget
 
 STORED_AS = "presets"
-"""Entry of a checkpoint's further facts with its own presets."""
+"""Key of a checkpoint's presets among its further facts."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A mode, and what a plan may spend in it."""
+    """A mode, and the budget of its plans."""
 
     mode: Mode = "planner"
     budget: PlannerBudget = field(default_factory=PlannerBudget)
@@ -47,7 +47,7 @@ PRESETS = {
     ),
     "policy": Preset("policy"),
 }
-"""Those of agents without presets of their own; `full` is the published budget."""
+"""Presets of every agent; a checkpoint may add to them. `full` is the published budget."""
 
 
 def find_preset(
@@ -56,8 +56,8 @@ def find_preset(
     """Return a preset by name, or one with the budget given; None is the full published one.
 
     Args:
-        name: What is asked for.
-        extra: Further facts of the checkpoint, which may include presets.
+        name: Name of a preset, or a budget.
+        extra: Further facts of a checkpoint, which may contain presets.
 
     Raises:
         InputError: No preset of that name.
@@ -92,5 +92,5 @@ def stored(extra: Mapping[str, str]) -> dict[str, Preset]:
 
 
 def storable(presets: Mapping[str, Preset]) -> dict[str, str]:
-    """Return what keeps these presets in a checkpoint's further facts."""
+    """Return presets as an entry of a checkpoint's further facts."""
     return {STORED_AS: json.dumps({name: asdict(each) for name, each in presets.items()})}

@@ -46,7 +46,7 @@ class Simulator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorBudget:
-    """What one plan in the simulator may spend."""
+    """Budget of one plan in the simulator."""
 
     samples: int = 64
     """Sequences simulated in each refinement."""
@@ -73,7 +73,7 @@ class SimulatorPlanner:
 
     Args:
         task: Task on batches of states.
-        budget: What a plan may spend.
+        budget: Sizes of the search.
         generators: Source of the noise of each episode.
         policy: Learned policy whose sequences join the samples, if there is one.
         value: Learned value of the last state of a sequence, if there is one.
@@ -108,7 +108,7 @@ class SimulatorPlanner:
 
         Args:
             states: Physics states [E, state].
-            constants: What differs between the episodes and stays within one [E, constants].
+            constants: Constants of each episode [E, constants].
 
         Returns:
             Actions [E, action] in [-1, 1].
@@ -173,7 +173,7 @@ class SimulatorPlanner:
         order = np.argsort(-values, axis=1)[:, : self._budget.elites]
         best = np.take_along_axis(values, order, axis=1)
         elites = np.take_along_axis(sequences, order[:, :, None, None], axis=1)
-        # In units of the elites' own range, so that no reward scale has to be known.
+        # In units of the elites' range, which makes it independent of the scale of rewards.
         scale = np.maximum(best[:, :1] - best[:, -1:], 1e-9)
         weights = np.exp(3.0 * (best - best[:, :1]) / scale)
         weights = (weights / weights.sum(axis=1, keepdims=True))[:, :, None, None]

@@ -1,5 +1,6 @@
 """Reading this project's safetensors without torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,32 @@ from numpy.typing import NDArray
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.files import parse_json
 from tdmpc_opt.runtime.contract import CONTRACT, Contracts, contracts_of
-from tdmpc_opt.schema import INT4_ZERO, TaskTable, int4_halves
+from tdmpc_opt.schema import TaskTable
 
 FORMAT = "tdmpc-opt"
+"""Mark of this project's files in their metadata."""
 SCHEMA = 2
+"""Newest schema, that of files with quantised weights; files without them have schema 1. A
+reader for each released one stays."""
 MODEL_FILE = "model.safetensors"
 """The weights in a model folder and in the folder of a training run."""
 _DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 _READ = ("encoder.", "policy_head.", "task_embedding.")
 _LENGTH = 8  # bytes of a safetensors file that hold the length of its header
+
+
+INT4_ZERO = 8
+"""Stored code of a weight of 0: codes of 4 bits are stored without a sign."""
+
+
+def int4_halves(codes: Any) -> tuple[Any, Any]:
+    """Return the codes of the first and of the second half of each row, which share bytes.
+
+    Args:
+        codes: Bytes [..., stored] of a weight of 4 bits, of numpy or torch; the low bits are
+            the first half.
+    """
+    return codes & 15, codes >> 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +110,7 @@ def read_weights(path: Path) -> Weights:
         raise CheckpointError(
             f"{path} is no ONNX or safetensors file, or damaged: {error}"
         ) from error
-    _check_schema(path, metadata)
+    check_schema(path, metadata)
     try:
         config = parse_json(metadata["config"])
         tasks = TaskTable.from_json(parse_json(metadata["tasks"]))
@@ -161,19 +179,24 @@ def _expected(
     return shapes
 
 
-def _check_schema(path: Path, metadata: dict[str, str]) -> None:
+def check_schema(path: Path, metadata: Mapping[str, str]) -> None:
+    """Refuse foreign files and those of a schema that this version does not support.
+
+    Raises:
+        CheckpointError: Such a file; the message says how to get one that can be read.
+    """
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is a safetensors file of another program; convert the original checkpoint "
-            "with tdmpc-opt convert"
+            f"{path} is a safetensors file of another program: it lacks the config and task "
+            f"table of {FORMAT}; convert the original checkpoint with `tdmpc-opt convert`"
         )
     schema = metadata.get("schema", "")
-    if not (schema.isascii() and schema.isdigit() and len(schema) < 10):
+    if not (schema.isascii() and schema.isdigit() and len(schema) < 10 and int(schema)):
         raise CheckpointError(f"{path} is damaged: its schema number is {schema[:20]!r}")
     if int(schema) > SCHEMA:
         raise CheckpointError(
             f"{path} was written by a newer version (its schema is {schema}, the newest known "
-            f"here {SCHEMA}); upgrade tdmpc-opt"
+            f"here {SCHEMA}); upgrade {FORMAT}"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.agents.sources import CheckpointSource, is_expert_folder, open_source
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
-from tdmpc_opt.checkpoints.training_state import StateFolder
+from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.configs import (
     CollectConfig,
     DaggerConfig,

@@ -13,7 +13,7 @@ from tdmpc_opt.agents.sources import is_expert_folder, open_source
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import resolve, sha256, share_names
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.checkpoints.training_state import StateFolder
+from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.configs import DistillConfig, TrainConfig
 from tdmpc_opt.configs.common import cost_fields, recorded
 from tdmpc_opt.configs.training import REMOVED, REMOVED_COST

@@ -11,7 +11,7 @@
 
 static const char *const reasons[] = {
     "",
-    "the observation holds NaN, infinity or a number above 1e15",
+    "the observation contains NaN, infinity or a number above 1e15",
     "the network overflows on this observation; check the units",
     "unknown task",
 };
