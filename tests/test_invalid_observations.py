@@ -28,8 +28,8 @@ TASK = "cartpole-balance"
 GOOD = np.array([0.1, 1.0, 0.0, 0.2, -0.3], np.float32)
 BUDGET = PlannerBudget(horizon=2, iterations=2, samples=24, policy_samples=4, elites=6)
 INVALID = {
-    "NaN": (GOOD * np.nan, "the observation holds NaN"),
-    "infinity": (np.array([np.inf, 0, 0, 0, 0]), "the observation holds NaN, infinity"),
+    "NaN": (GOOD * np.nan, "the observation contains NaN"),
+    "infinity": (np.array([np.inf, 0, 0, 0, 0]), "the observation contains NaN, infinity"),
     "beyond float32": (np.array([0, -1e300, 0, 0, 0]), "too large for the network"),
     "overflowing the network": (np.full(5, 1e16), "too large for the network"),
     "integers beyond float32's use": (np.array([-(2**63)] * 5), "too large for the network"),

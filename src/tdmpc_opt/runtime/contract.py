@@ -406,7 +406,7 @@ def check_observation(largest: float) -> None:
     """
     if not largest <= LARGEST_OBSERVATION:
         raise ObservationError(
-            "the observation holds NaN, infinity or a number too large for the network (at "
+            "the observation contains NaN, infinity or a number too large for the network (at "
             f"most {LARGEST_OBSERVATION:.0e}); check the sensors"
         )
 
