@@ -167,7 +167,7 @@ def test_a_batch_is_answered_as_a_whole(agent):
     rows = np.stack([GOOD, -GOOD])
     bad = rows.copy()
     bad[1, 2] = np.nan
-    with pytest.raises(ObservationError, match="holds NaN"):
+    with pytest.raises(ObservationError, match="contains NaN"):
         agent.act(bad, TASK)
     np.testing.assert_array_equal(agent.act(bad, TASK, on_invalid="zero"), np.zeros((2, 1)))
     last = agent.act(rows, TASK, on_invalid="hold")

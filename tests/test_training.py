@@ -426,7 +426,7 @@ def test_the_state_before_stands_in_for_a_damaged_newest(config, tmp_path, part)
     assert (newest.stem, before.stem) == ("000000005", "000000004")
     _truncate(newest, part)
     with pytest.warns(
-        RuntimeWarning, match=r"5.pt is truncated or damaged.*goes on from 000000004.pt"
+        RuntimeWarning, match=r"5.pt is truncated or damaged.*continues from 000000004.pt"
     ):
         resumed = train(config)
     whole = train(replace(config, output=tmp_path / "whole" / "run"))

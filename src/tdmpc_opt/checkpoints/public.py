@@ -62,7 +62,7 @@ def read_public(path: Path, *, check_values: bool = True) -> Checkpoint:
         check_values: Look for NaN and infinity; else `build` does, in what it uses.
 
     Raises:
-        CheckpointError: A file that is damaged, asks to run code, has a pixel encoder, or lacks
+        CheckpointError: A file that is damaged, would run code, has a pixel encoder, or lacks
             the tensors of a TD-MPC2 world model; the message names the first fault.
     """
     try:

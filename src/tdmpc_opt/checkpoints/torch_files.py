@@ -26,8 +26,8 @@ ZIP_MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # ends with the lengths of the name and of the extras
 _CODE_SIGNS = ("GLOBAL", "global", "class", "Trying to call reduce")
 _REFUSED = (
-    "was refused: the file asks to run code or to build objects other than tensors; get it "
-    "from another source"
+    "was refused: the file would run code or build objects other than tensors; get it from "
+    "another source"
 )
 _BIG_ENDIAN = "was written on a big-endian machine, which is not supported"
 _HARMLESS = (
@@ -53,7 +53,7 @@ def load_whole(path: Path) -> Any:
     Big files of the zip format are mapped into memory, so that only what is used is read.
 
     Raises:
-        TorchFileError: A file that asks to run code or build foreign objects, is compressed,
+        TorchFileError: A file that would run code or build foreign objects, is compressed,
             truncated or damaged, or cannot be read.
     """
     return _load(path, "cpu", mapped=is_zipped(path))
@@ -312,7 +312,7 @@ class StateFolder:
             except CheckpointError as error:
                 if number + 1 == len(files):
                     raise
-                warn(f"{error}; the run goes on from {files[number + 1].name} instead")
+                warn(f"{error}; the run continues from {files[number + 1].name} instead")
         return None
 
 

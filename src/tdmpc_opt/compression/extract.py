@@ -16,7 +16,7 @@ from tdmpc_opt.schema import ModelConfig, Task, TaskTable
 
 Weight = TypeVar("Weight")
 
-_LEFT_BEHIND = (STORED_AS, "run", "updates")
+_LEFT_OUT = (STORED_AS, "run", "updates")
 _EMBEDDING = "task_embedding.weight"
 _PARTS = (
     *("encoder", "dynamics", "reward_head", "policy_head"),
@@ -27,9 +27,9 @@ _PARTS = (
 def policy_only(checkpoint: Checkpoint) -> Checkpoint:
     """Return the encoder and the policy; what is left acts but cannot plan.
 
-    Planner presets and the record of the training stay behind: they are 2 kB, of files of 140.
+    Planner presets and the record of the training, 2 kB in files of 140, are left out.
     """
-    extra = {name: text for name, text in checkpoint.extra.items() if name not in _LEFT_BEHIND}
+    extra = {name: text for name, text in checkpoint.extra.items() if name not in _LEFT_OUT}
     return replace(
         checkpoint,
         extra=extra,
