@@ -46,12 +46,12 @@ class Agent:
 
     Threads may share an agent in policy mode: calls leave nothing behind. A planner's plans and
     the last actions that `on_invalid="hold"` repeats go from one call to the next, so a control
-    loop that uses one of them needs an agent for itself. A call of a planner that comes while
-    another thread's is not done is refused.
+    loop that uses one of them needs its own agent. A planner's call during another thread's
+    call is refused.
 
     Args:
-        world_model: Model in eval mode; it decides device and number format. A planner takes
-            its weights as they are now.
+        world_model: Model in eval mode; it decides device and number format. A planner
+            uses its weights as they are now.
         mode: Act by planning in latent space, or by the policy network alone.
         budget: What one plan may spend, and how many of its actions are executed.
         engine: What computes the planner's iterations.
@@ -186,7 +186,7 @@ class Agent:
             NonFiniteError: The network gave an action that is not finite or not in [-1, 1].
             InputError: Ids of a wrong shape, a deadline that is not positive, another number of
                 generators than of rows, or an unknown `on_invalid`.
-            UnknownTaskError: A task that this agent does not know.
+            UnknownTaskError: A task that is not this agent's.
             BusyError: Another thread plans with this agent at this moment.
         """
         check_deadline(deadline_ms)
@@ -317,7 +317,7 @@ def _per_row(generator: Generators, rows: int) -> list[torch.Generator | None]:
 
 
 def best_device(name: str = "auto") -> torch.device:
-    """Return the named device; `auto` takes CUDA, then Apple's MPS, then the CPU.
+    """Return the named device; `auto` chooses CUDA, then Apple's MPS, then the CPU.
 
     Raises:
         InputError: A device that this machine does not offer.
@@ -353,7 +353,7 @@ def load_agent(
             name, or `owner/name` on the Hugging Face hub.
         device: Where it computes; `auto` chooses.
         preset: Planner budget, or the name of a preset: `full`, `balanced`, `realtime`,
-            `policy` or one that the file holds; None is the full published budget.
+            `policy` or one stored in the file; None is the full published budget.
         mode: `planner`, or `policy` for the policy network alone, whatever the preset.
         dtype: Number format of the computation, whatever the file stores.
         choose_engine: Chooses what computes the planner's iterations.

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from tdmpc_opt.agents.executor import Cores, choose_processes, run_parallel
+from tdmpc_opt.agents.executor import choose_processes, run_parallel
 from tdmpc_opt.agents.policies import RandomPolicy, one_thread, rollout
 from tdmpc_opt.agents.sources import PolicySource, estimate, open_source
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
@@ -30,7 +30,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     """Add episodes of a policy to a dataset, one shard per task, with labels to imitate.
 
     A label is the policy's own action without the noise, or what another policy would have
-    done in the same state; random actions have none of their own. The same call again adds
+    done in the same state; random actions have no label. The same call again adds
     nothing twice: shards that are there already are skipped, so an interrupted collection goes
     on where it stopped. Several calls mix several sources.
 
@@ -39,10 +39,10 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
 
     Raises:
         CheckpointError: A policy that cannot be read.
-        UnknownTaskError: A task that the policy or the labeller does not know.
-        InputError: A labeller that cannot do what is asked, or an environment of the user's
+        UnknownTaskError: A task that the policy or the labeller was not made for.
+        InputError: A labeller without actions to imitate, or an environment of the user's
             that no agent here can act in.
-        DataError: A folder that holds something else, or a full disk.
+        DataError: A folder with other data, or a full disk.
         RunError: Another process collects the same episodes into the folder.
 
     Source:
@@ -72,9 +72,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
         if not dataset.has_shard(names[task.name])
     ]
     done = len(tasks) - len(work)
-    workers = (
-        Cores(config.workers, "of Ray") if config.ray else choose_processes(config.workers)
-    )
+    workers = choose_processes(config.workers, config.ray)
     drivers = [policy] if labeller is None else [policy, labeller]
     missing = {item.task: item.episodes for item in work}
     expected = estimate(drivers, missing, workers.count)
@@ -92,7 +90,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
 
 
 def _labeller(config: CollectConfig, tasks: TaskTable) -> PolicySource | None:
-    """Return who labels if not the policy itself, once it is known that it can."""
+    """Return the labelling policy, checked; None where the acting policy labels."""
     if config.label is None:
         return None
     device = device_of_work(config.device, config.ray)
@@ -104,7 +102,7 @@ def _labeller(config: CollectConfig, tasks: TaskTable) -> PolicySource | None:
 def _source(
     one: TaskTable, config: CollectConfig, policy: PolicySource, labeller: PolicySource | None
 ) -> dict[str, Any]:
-    """Tell all that decides the content of one task's shard, as JSON values."""
+    """Return all that decides the content of one task's shard, as JSON values."""
     record: dict[str, Any] = {
         "policy": policy.identity(one),
         "mode": config.chosen_mode,

@@ -1,4 +1,11 @@
-"""The same work over local processes or a Ray cluster; it knows nothing of the work."""
+"""One function applied to many items, by local processes or on a Ray cluster.
+
+`ProcessPoolExecutor`, or Ray's tasks with their retries, schedule the work; this module chooses
+the number of processes, names faults and ends workers. Other pools were tried: busy workers of
+joblib 1.6 (loky) outlive a parent that is killed, and receive Ctrl-C themselves; the pool of
+Ray 2.60, also joblib's backend, returns an exception as if it were a result, took a minute to
+end after one, and did not finish work whose process was killed.
+"""
 
 import math
 import multiprocessing
@@ -53,7 +60,7 @@ class Cores:
 def choose_threads(asked: int = 0) -> Cores:
     """Return how many threads one process computes on.
 
-    As many as asked for, else as OMP_NUM_THREADS says, else one for each free core.
+    The number asked for, else that of OMP_NUM_THREADS, else one for each free core.
     """
     told = os.environ.get("OMP_NUM_THREADS", "")
     if asked or not told.isdecimal() or not int(told):
@@ -61,13 +68,19 @@ def choose_threads(asked: int = 0) -> Cores:
     return Cores(int(told), "as OMP_NUM_THREADS says")
 
 
-def choose_processes(asked: int = 0) -> Cores:
-    """Return how many processes of one thread run at once.
+def choose_processes(asked: int = 0, ray: str | None = None) -> Cores:
+    """Return how many processes of one thread run at once; 0 where a Ray cluster decides.
 
-    As many as asked for, else one for each core that is given and not busy with other work now.
-    Work of low priority does not count as busy, for it gives way. Processes that torchrun
-    started on this machine share what is given.
+    The number asked for, else one for each core that is given and not busy with other work now.
+    Work of low priority does not count as busy. Processes that torchrun started on this machine
+    share what is given.
+
+    Args:
+        asked: Number that the user chose; 0 chooses by the rules above.
+        ray: Address of a Ray cluster, whose processes are not counted here.
     """
+    if ray:
+        return Cores(asked, "of Ray")
     if asked:
         return Cores(asked, "as asked")
     given, ranks = cores(), machine.local_world_size()
@@ -101,7 +114,7 @@ def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgr
             continue
         base = root / "cpu" if controllers else root
         group = base / name.lstrip("/")
-        # A limit of any group above holds too.
+        # A limit of any group above applies too.
         for folder in (group, *group.parents):
             if folder.is_relative_to(base):
                 least = min(least, _limit(folder))
@@ -159,13 +172,13 @@ def run_parallel(
     Args:
         function: Module-level callable; it, the items and the results must pickle.
         items: The work.
-        workers: Processes at once; 0 takes one per free core, 1 works in this process.
-        ray: Address of a Ray cluster whose processes to take, or `local` for one of this
-            machine alone. Work whose process dies is done again.
+        workers: Processes at once; 0 starts one per free core, 1 works in this process.
+        ray: Address of a Ray cluster that does the work, or `local` for one of this machine
+            alone. Work whose process dies is done again.
 
     Raises:
         RunError: A worker process died, or the cluster cannot be reached.
-        ModuleNotFoundError: Ray is asked for and not installed.
+        ModuleNotFoundError: `ray` is set and Ray not installed.
     """
     if ray is not None:
         yield from _over_ray(function, items, workers, ray)
@@ -210,14 +223,14 @@ def _likely_cause() -> str:
 
 
 def _begin_worker() -> None:
-    # The parent answers Ctrl-C for all; each worker keeps to one core.
+    # The parent handles Ctrl-C for all; each worker uses one core.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
 def _leave_with_parent() -> None:
-    """End this worker when its parent is gone, however it was killed."""
+    """End this worker when its parent has ended, even by SIGKILL."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
@@ -253,7 +266,7 @@ def _connect(address: str, workers: int) -> None:
 
     try:
         if address == "local":
-            # Ray reports usage unless told not to; a cluster of this command's own does not.
+            # Ray reports usage by default; a cluster that this command starts does not.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init("local", num_cpus=workers or cores(), include_dashboard=False)
         else:
@@ -271,7 +284,7 @@ def _connect(address: str, workers: int) -> None:
 
 
 def _require_listener(address: str) -> None:
-    """Fail at once where nobody listens: Ray itself would try for minutes."""
+    """Fail at once where nothing listens: Ray itself would try for minutes."""
     if address == "auto":
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -281,7 +294,7 @@ def _require_listener(address: str) -> None:
 
 
 def _in_folder(function: Callable[[Item], Result], item: Item, folder: str) -> Result:
-    """Work in the folder of whoever asked, so that relative paths mean the same files."""
+    """Work in the caller's folder, so that relative paths name the same files."""
     os.chdir(folder)
     return function(item)
 
@@ -292,7 +305,7 @@ def _result(done: Any) -> Any:
     try:
         return ray.get(done)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause from error  # what the work itself raised
+        raise error.cause from error  # what the function raised
     except ray.exceptions.RayError as error:
         raise RunError(
             f"a Ray worker died {RETRIES + 1} times over the same work "

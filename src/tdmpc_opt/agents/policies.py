@@ -45,7 +45,7 @@ class ExpertNetwork:
     """One vector per layer, [out]; rounded like the weights."""
 
     def __post_init__(self) -> None:
-        """Round to what a file holds, so that a policy acts alike before and after saving."""
+        """Round to what a file stores: a policy acts the same before and after saving."""
         for name in ("weights", "biases"):
             rounded = (
                 np.asarray(x, np.float16).astype(np.float32) for x in getattr(self, name)
@@ -98,7 +98,7 @@ class ExpertNetwork:
         """
         tensors: dict[str, NDArray[np.float16]] = {}
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            # safetensors writes memory as it lies: transposed arrays would come back scrambled.
+            # safetensors ignores strides: transposed arrays would be scrambled when read.
             tensors[f"layers.{index}.weight"] = weight.astype(np.float16, order="C")
             tensors[f"layers.{index}.bias"] = bias.astype(np.float16)
         metadata = {
@@ -224,7 +224,7 @@ Stream = tuple[int, ...]
 class Policy(Protocol):
     """Drives batches of episodes of one task at a time.
 
-    It remembers the episodes between `start` and the last `act`: one object serves one thread.
+    It has state between `start` and the last `act`: one object serves one thread.
     """
 
     def start(self, task: str, streams: Sequence[Stream]) -> None:
@@ -236,10 +236,10 @@ class Policy(Protocol):
 
 @runtime_checkable
 class SimulatorPolicy(Policy, Protocol):
-    """A policy that looks at the state of the simulator, not at observations alone."""
+    """A policy that reads the state of the simulator, not observations alone."""
 
     def watch(self, envs: Sequence[Any]) -> None:
-        """Take the environments of the episodes that have begun, one per stream."""
+        """Receive the environments of the episodes that have begun, one per stream."""
 
 
 def torch_generator(stream: Stream) -> torch.Generator:
@@ -334,7 +334,7 @@ class PlanPolicy:
     """Planning with the simulator's own dynamics.
 
     Args:
-        tasks: Those it may be asked to drive.
+        tasks: Those that `start` may name.
     """
 
     def __init__(self, tasks: TaskTable = MT30) -> None:
@@ -352,7 +352,7 @@ class PlanPolicy:
         self._planner = SimulatorPlanner(self._simulator, SimulatorBudget(), generators)
 
     def watch(self, envs: Sequence[Any]) -> None:
-        """Take the environments of the episodes that have begun, one per stream."""
+        """Receive the environments of the episodes that have begun, one per stream."""
         self._envs = envs
 
     def act(self, obs: Array) -> Array:
@@ -364,7 +364,7 @@ class PlanPolicy:
 
 
 class ActionNoise:
-    """Gaussian noise on actions; each episode's comes from a stream of its own."""
+    """Gaussian noise on actions; each episode has its own stream."""
 
     def __init__(self, std: float, streams: Sequence[Stream]) -> None:
         self._std = std
@@ -388,20 +388,20 @@ def rollout(
     """Run one whole episode per seed, all in step with each other.
 
     Args:
-        policy: Who acts.
+        policy: The acting policy.
         task: A task, or the name of one of MT30.
         seeds: Environment seeds; an episode is the first after building with its seed.
         streams: Seeds of the policy's own randomness, one per episode.
         noise: Standard deviation of Gaussian noise on its actions.
-        labeller: Says in each state what it would do, which changes nothing: another policy,
-            or the acting one itself for its actions without the noise. None labels with NaN.
+        labeller: Its actions are recorded as labels: another policy, or the acting one itself
+            for its actions without the noise. None labels with NaN.
 
     Returns:
         Finished episodes in the order of the seeds.
 
     Raises:
-        UnknownTaskError: A task the simulator or a policy does not know.
-        InputError: An environment of the user's that breaks its own promises.
+        UnknownTaskError: A task that the simulator or a policy does not have.
+        InputError: An environment of the user's whose results do not fit its spaces.
     """
     task = MT30[task] if isinstance(task, str) else task
     envs = [make_env(task, seed) for seed in seeds]

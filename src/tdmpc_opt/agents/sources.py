@@ -50,10 +50,10 @@ Identity = dict[str, str | None]
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySource(ABC):
-    """Describes a policy; worker processes take it and load the policy themselves."""
+    """Describes a policy; worker processes receive it and load the policy themselves."""
 
     source: str
-    """The text that `open_source` took."""
+    """The text given to `open_source`."""
     mode: Mode = "policy"
     """How a checkpoint acts; the other kinds act in one way."""
 
@@ -62,7 +62,7 @@ class PolicySource(ABC):
         """Load the policy.
 
         Args:
-            tasks: Those it may be asked to drive; only sources without a file need them.
+            tasks: Those it may drive; only sources without a file need them.
 
         Raises:
             CheckpointError: A file or folder that is missing, damaged or foreign.
@@ -73,7 +73,7 @@ class PolicySource(ABC):
         """Return the tasks to drive.
 
         Args:
-            chosen: What `choose_tasks` takes; None means all this source was made for.
+            chosen: As in `choose_tasks`; None means all this source was made for.
 
         Raises:
             UnknownTaskError: A task that is not known here or this source was not made for.
@@ -93,10 +93,10 @@ class PolicySource(ABC):
         return None
 
     def require_labels(self, tasks: TaskTable) -> None:
-        """Make sure that the source has actions to imitate in these tasks.
+        """Check that the source has actions to imitate in these tasks.
 
         Raises:
-            InputError: It has nothing to imitate, or cannot plan as it is asked to.
+            InputError: It has no actions to imitate, or its mode cannot be chosen.
             UnknownTaskError: A task that it was not made for.
             CheckpointError: There is no such source.
         """
@@ -155,12 +155,12 @@ def open_source(
 def estimate(
     sources: Sequence[PolicySource], episodes: Mapping[Task, int], workers: int
 ) -> str:
-    """Return how long episodes take, judged by one step of the first task, as a note.
+    """Return how long episodes take, estimated from one step of the first task, as a note.
 
     Args:
-        sources: Who acts or labels in each step.
+        sources: The policies that act or label in each step.
         episodes: How many of each task.
-        workers: Processes that share the tasks; 0 where only Ray knows, which gives no note.
+        workers: Processes that share the tasks; 0 where Ray decides, which gives no note.
     """
     if not episodes or not workers:
         return ""
@@ -185,7 +185,7 @@ def estimate(
 
 
 def is_expert_folder(source: str) -> bool:
-    """Return whether a source is a folder without a model, thus of experts if of anything."""
+    """Return whether a source is a folder without a model, which can only be one of experts."""
     return Path(source).is_dir() and not is_model_folder(Path(source))
 
 
@@ -279,7 +279,7 @@ class _FileSource(PolicySource):
 
     def _all(self, known: TaskTable) -> TaskTable:
         require_names(self.source, known)
-        # Import no module because a file says so: of own tasks the user gives the name.
+        # Import no module that only a file names: the user has to name own tasks.
         own = [task.name for task in known.tasks if task.env]
         if own:
             raise UnknownTaskError(
@@ -387,7 +387,7 @@ class CheckpointSource(_FileSource):
             ) from error
 
     def require_labels(self, tasks: TaskTable) -> None:
-        """Make sure that the agent knows these tasks."""
+        """Check that the agent was made for these tasks."""
         self.tasks(tasks.selection)
 
     def _tasks_of_file(self) -> TaskTable:
@@ -410,7 +410,7 @@ class CheckpointSource(_FileSource):
 
 @lru_cache(maxsize=4)
 def _checkpoint(path: Path, version: tuple[int, int], names: str | None) -> Checkpoint:
-    """Read what a checkpoint says of itself; its weights are mapped and not read."""
+    """Read a checkpoint's metadata; its weights are mapped and not read."""
     return read_checkpoint(path, check_values=False, tasks=names)
 
 

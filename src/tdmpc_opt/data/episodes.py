@@ -39,7 +39,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One finished episode: row t holds obs_t, action_{t-1}, reward_{t-1} and label_{t-1}."""
+    """One finished episode: row t has obs_t, action_{t-1}, reward_{t-1} and label_{t-1}."""
 
     task: str
     """Name of the task."""
@@ -53,7 +53,7 @@ class Episode:
     """Rewards; row 0 is NaN."""
     label: Float32[np.ndarray, "rows action"] | None = None
     """What the labelling policy would have done in obs_{t-1}, in [-1, 1]; a row is NaN where
-    nobody labelled, as row 0 is. None: the actions are all there is to imitate."""
+    there is no label, as row 0 is. None: the actions themselves are imitated."""
 
     @property
     def total_reward(self) -> float:
@@ -76,7 +76,7 @@ class Shard:
     source: Mapping[str, Any]
     """Where the episodes come from: policy, its sha256, noise, seed, mode (JSON values)."""
     labelled: bool = False
-    """Whether the shard says what a labelling policy would have done."""
+    """Whether the shard has the actions of a labelling policy."""
     half: bool = False
     """Whether its numbers are stored in half precision, as they came."""
     sha256: Mapping[str, str] = field(default_factory=dict)
@@ -158,7 +158,7 @@ def _padded_blocks(
 
 
 def _named(tasks: Sequence[Task]) -> str:
-    """Name some tasks with their sizes, which tell apart two of one name."""
+    """Name some tasks with their sizes, since two tasks may have one name."""
     texts = [
         f"{task.name} ({task.obs_dim} observations, {task.action_dim} actions, "
         f"{task.episode_length} steps)"
@@ -174,15 +174,15 @@ class EpisodeDataset:
 
     Attributes:
         path: Folder of the dataset.
-        tasks: Table whose ids the shards' `task` field holds.
+        tasks: Table of the ids in the shards' `task` field.
         length: Rows of every episode, one more than its steps.
-        shards: What the folder holds, in the order it was added.
+        shards: Its shards, in the order in which they were added.
     """
 
     def __init__(
         self, path: Path, tasks: TaskTable, length: int, shards: tuple[Shard, ...]
     ) -> None:
-        """Hold what a listing says; `open` and `create` are the ways to get one."""
+        """Store the content of a listing; call `open` or `create` instead."""
         self.path = path
         self.tasks = tasks
         self.length = length
@@ -213,7 +213,7 @@ class EpisodeDataset:
 
         Args:
             path: Folder to make, or one without a dataset.
-            tasks: Tasks the dataset may hold; their widest decides the padding.
+            tasks: Tasks the dataset may contain; the widest ones set the padding.
             length: Rows of an episode; by default the tasks' steps, and one more.
 
         Raises:
@@ -270,7 +270,7 @@ class EpisodeDataset:
         return tuple(name for name in self.tasks.names if name in present)
 
     def has_shard(self, name: str) -> bool:
-        """Tell whether a shard of this name was added."""
+        """Return whether a shard of this name was added."""
         return any(shard.name == name for shard in self.shards)
 
     def shape_of(self, shard: Shard) -> ShardShape:
@@ -291,8 +291,8 @@ class EpisodeDataset:
             source: Where they come from, as JSON values.
 
         Raises:
-            DataError: A name that is taken or unfit, episodes that do not fit or hold NaN, a
-                full disk, or a source that is no JSON.
+            DataError: An invalid name or one in use, episodes that do not fit or contain NaN,
+                a full disk, or a source that is no JSON.
         """
         _check_name(name)
         if not episodes:
@@ -327,7 +327,7 @@ class EpisodeDataset:
             positions: Where each episode was in the file it comes from, if it comes from one.
 
         Raises:
-            DataError: A name that is taken or unfit, a full disk, a source that is no JSON, or
+            DataError: An invalid name or one in use, a full disk, a source that is no JSON, or
                 what `blocks` raises; nothing was added then.
         """
         _check_name(shard.name)

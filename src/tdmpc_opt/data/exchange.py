@@ -13,12 +13,12 @@ def import_data(config: DataImportConfig, progress: Progress | None = None) -> I
     """Add official shard files and Minari datasets to a dataset on disk.
 
     Returns:
-        What each source held, and what was left out.
+        The content of each source, and what was left out.
 
     Raises:
-        DataError: A source or episode that is unfit, unless those are to be skipped; or all of
-            them are; or a full disk.
-        UnknownTaskError: A task to import that the files do not know.
+        DataError: An invalid source or episode, unless those are to be skipped; only invalid
+            ones; or a full disk.
+        UnknownTaskError: A task to import that is not in the files' table.
         InputError: A task for a Minari dataset that does not fit it, or several.
         MissingDependencyError: A Minari dataset, but no Minari.
         RunError: Another process imports into the same folder.
@@ -56,7 +56,7 @@ def export_data(config: DataExportConfig, progress: Progress | None = None) -> l
     Raises:
         DataError: A dataset that is missing or damaged, a full disk, or a folder that cannot be
             written.
-        MissingDependencyError: Minari is asked for, but not here.
+        MissingDependencyError: The format is Minari's, which is not installed.
     """
     progress, dataset = progress or Silent(), EpisodeDataset.open(config.data)
     if not len(dataset):

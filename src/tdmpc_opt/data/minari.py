@@ -1,7 +1,7 @@
 """Minari datasets in and out, by Minari's own library.
 
-Minari holds T + 1 observations beside T actions and rewards: what is done in step t stands in
-row t there, and in row t + 1 here.
+A Minari episode has T + 1 observations, T actions and T rewards: action and reward of step t
+are in row t there, and in row t + 1 here.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _SHARD = 500
 
 
 def is_minari(path: Path) -> bool:
-    """Tell whether a folder is a Minari dataset, or the data folder of one."""
+    """Return whether a folder is a Minari dataset, or the data folder of one."""
     return (path / _METADATA).is_file() or (path / "data" / _METADATA).is_file()
 
 
@@ -110,7 +110,7 @@ def _buffer(episode: Episode) -> EpisodeBuffer:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a Minari dataset tells about itself."""
+    """The metadata of a Minari dataset."""
 
     folder: Path
     name: str
@@ -119,6 +119,8 @@ class _Source:
     env: str
     """Id of the registered environment it was recorded in; empty where it names none, or one
     that was built with arguments or wrappers, which the id alone does not describe."""
+    obs_dim: int
+    """Width of an observation."""
     steps: int
     """Steps of an episode: the environment's limit, else the length of the first."""
     low: NDArray[np.float64]
@@ -147,16 +149,16 @@ def import_minari(
         folder: Folder of the Minari dataset.
         output: Folder of the dataset to add to.
         tasks: The one task that the episodes are of, as `choose_tasks` takes it.
-        report: Takes what came of it.
-        progress: Takes episodes.
-        skip_bad: Leave out and report what is unfit, rather than stop.
+        report: Receives what was imported and what was left out.
+        progress: Receives the number of episodes.
+        skip_bad: Leave out and report invalid episodes instead of stopping.
 
     Raises:
-        DataError: A folder that is damaged, holds other things than vectors, has no finite
-            bounds of its actions, or would have to run code to tell what it holds; episodes of
-            another length, that terminate, with NaN or with actions out of bounds, where they
-            may not be skipped; a full disk; a source with other episodes than when it was
-            imported before.
+        DataError: A folder that is damaged, has other spaces than vectors, has no finite
+            bounds of its actions, or stores no spaces, so that reading them would run its code;
+            episodes of another length, that terminate, with NaN or with actions out of bounds,
+            where they may not be skipped; a full disk; a source with other episodes than when
+            it was imported before.
         InputError: More than one task is named, or one that does not fit.
         UnknownTaskError: A task is named that does not exist.
     """
@@ -224,7 +226,7 @@ def _open(folder: Path) -> _Source:
             "actions could be scaled to [-1, 1]; have Minari write it with the bounds of the "
             "environment"
         )
-    return _Source(folder, name, storage, env, steps, low, high)
+    return _Source(folder, name, storage, env, widths[0], steps, low, high)
 
 
 def _width(space: spaces.Space[Any]) -> int:
@@ -235,7 +237,7 @@ def _width(space: spaces.Space[Any]) -> int:
 
 def _own_task(source: _Source) -> Task:
     """Return the task that a dataset gives itself."""
-    width, count = _width(source.storage.observation_space), len(source.low)
+    width, count = source.obs_dim, len(source.low)
     namespace, _, short = source.name.rpartition("/")
     ours = re.sub(r"-v\d+$", "", short) if namespace == _NAMESPACE else ""
     if ours in MT30.names:
@@ -259,7 +261,7 @@ def _named_task(source: _Source, text: str) -> Task:
         raise InputError(f"a Minari dataset holds one task; --tasks names {len(found)}")
     task = found[0]
     low, high = _bounds(task)
-    has = (_width(source.storage.observation_space), len(source.low), source.steps)
+    has = (source.obs_dim, len(source.low), source.steps)
     wanted = (task.obs_dim, task.action_dim, task.episode_length)
     if has != wanted:
         raise InputError(
@@ -286,7 +288,7 @@ def _bounds(task: Task) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _fingerprint(source: _Source) -> str:
-    """Digest the dataset's id and first episode, which set apart datasets of one task."""
+    """Digest the dataset's id and first episode, which differ between datasets of one task."""
     digest = hashlib.sha256(source.name.encode())
     first = next(iter(source.storage.get_episodes([0])))
     for field in ("observations", "actions", "rewards"):
@@ -306,7 +308,7 @@ def _refuse_changed(dataset: EpisodeDataset, source: _Source, stem: str, total: 
 def _fit(
     source: _Source, task: Task, index: Sequence[int], report: ImportReport, *, skip_bad: bool
 ) -> Iterator[Episode]:
-    """Yield the episodes that a dataset here can hold."""
+    """Yield the valid episodes."""
     metadata = source.storage.get_episode_metadata(index)
     for facts, found in zip(metadata, source.storage.get_episodes(index), strict=True):
         fault = _fault(source, found)

@@ -38,7 +38,7 @@ _DROPPED = (".format_version", ".storage_alignment", "serialization_id")
 
 
 class _BadEpisodesError(DataError):
-    """Episodes with values that no dataset may hold."""
+    """Episodes with invalid values."""
 
     def __init__(self, fault: str, episodes: NDArray[np.int64]) -> None:
         super().__init__(fault)
@@ -67,14 +67,14 @@ def import_official(
         paths: The files.
         output: Folder of the dataset, made if it is not there.
         tasks: Names of the tasks to import, joined by commas; None imports all.
-        report: Takes what came of it.
-        progress: Takes megabytes.
-        skip_bad: Leave out and report what is unfit, rather than stop.
+        report: Receives what was imported and what was left out.
+        progress: Receives the number of megabytes.
+        skip_bad: Leave out and report invalid files and episodes instead of stopping.
 
     Raises:
-        DataError: A file or an episode that is unfit, where `skip_bad` is not set; files of
+        DataError: An invalid file or episode, where `skip_bad` is not set; files of
             different tables; a full disk.
-        UnknownTaskError: A task to import that the table does not hold.
+        UnknownTaskError: A task to import that is not in the table.
     """
     shards = []
     for path in paths:  # all before the first is read: a bad one must not show after an hour
@@ -124,7 +124,7 @@ class _Import:
         """Add what is wanted and not there yet.
 
         Raises:
-            _UnfitFileError: The file holds foreign tasks.
+            _UnfitFileError: The file has unknown tasks.
         """
         shard = self.shard
         try:
@@ -149,7 +149,7 @@ class _Import:
         return f"{task}-official-{self.shard.fingerprint}"
 
     def _add_fit(self, task: str, index: NDArray[np.int64], rows: dict[str, Rows]) -> None:
-        """Add a task's episodes; without those that are unfit, if they may be left out."""
+        """Add a task's episodes, without invalid ones if those may be left out."""
         left_out = 0
         while len(index):
             try:
@@ -231,7 +231,7 @@ def export_official(dataset: EpisodeDataset, output: Path, progress: Progress) -
     Args:
         dataset: What to write.
         output: Folder for the files; those that are there already are kept.
-        progress: Takes megabytes.
+        progress: Receives the number of megabytes.
 
     Returns:
         The files of this export, those that were there already included.
@@ -313,7 +313,7 @@ def _write(dataset: EpisodeDataset, file: _File, path: Path, throughput: Through
 
 
 def _save_skeleton(outline: Mapping[str, Tensor], path: Path) -> None:
-    """Let torch and tensordict write all but the values, which take no room on the disk."""
+    """Let torch and tensordict write all but the values, which use no space on the disk."""
     tensors = {}
     for name, tensor in outline.items():
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp") as hole:

@@ -1,6 +1,6 @@
 """The official MT30 and MT80 shard files: pickled TensorDicts, read without running their code.
 
-Row t of an episode holds obs_t, action_{t-1} and reward_{t-1}, as a row here does; action and
+Row t of an episode is obs_t, action_{t-1} and reward_{t-1}, as in a dataset here; action and
 reward of row 0 are filler.
 
 Source: TD-MPC2's public datasets (arXiv:2310.16828) and its loader.
@@ -40,13 +40,13 @@ NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     torch.int32: np.dtype("<i4"),
     torch.int64: np.dtype("<i8"),
 }
-"""Number formats of a field, in torch and as they lie in a file."""
+"""Number formats of a field, in torch and in a file."""
 _SCAN = 1 << 22
 _SAMPLE = 1 << 20
 
 
 class _TensorDict:
-    """What stands in for the library's class, so that a foreign file runs none of its code."""
+    """Replaces the library's class, so that loading a file runs none of its code."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.state = state
@@ -59,7 +59,7 @@ def _make(_: object, state: dict[str, Any]) -> _TensorDict:
 
 
 class _Entries(dict[str, Any]):
-    """What stands in for the dictionary inside it."""
+    """Replaces the dictionary inside it."""
 
 
 _STAND_INS: dict[str, Callable[..., Any]] = {
@@ -72,7 +72,7 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
 
 
 class Rows:
-    """Equal rows that lie one after the other in a file, read without mapping it.
+    """Consecutive rows of one size in a file, read without mapping it.
 
     A map of a file larger than memory would count as this process's memory.
 
@@ -121,7 +121,7 @@ class OfficialShard:
     path: Path
     """The file."""
     tasks: TaskTable
-    """Table whose ids it holds."""
+    """Table of its ids."""
     episodes: int
     """Number of episodes."""
     length: int
@@ -171,7 +171,7 @@ class OfficialShard:
         """Return the task of each episode.
 
         Raises:
-            DataError: A task that the table does not hold, or that changes in an episode.
+            DataError: A task that is not in the table, or that changes in an episode.
         """
         try:
             mapped = MappedFile(self.path)
@@ -240,7 +240,7 @@ def _fields(content: object) -> dict[str, Tensor]:
 
 
 def _refuse_endings(content: dict[str, Any]) -> None:
-    """Refuse episodes that a state ends, which values here do not know.
+    """Refuse episodes that may terminate: values here assume that none does.
 
     Raises:
         TorchFileError: The file has a field of terminations.
@@ -254,7 +254,7 @@ def _refuse_endings(content: dict[str, Any]) -> None:
 
 
 def _table(outline: Mapping[str, Tensor]) -> TaskTable:
-    """Tell MT30 and MT80 apart by their widths."""
+    """Return MT30 or MT80, by the widths."""
     widths = (outline["obs"].shape[-1:], outline["action"].shape[-1:])
     for table in (MT30, MT80):
         if widths == ((table.obs_dim,), (table.action_dim,)):

@@ -18,10 +18,10 @@ MEGABYTE = 1_000_000
 
 @dataclass
 class ImportReport:
-    """What came of an import."""
+    """The outcome of an import."""
 
     lines: list[str] = field(default_factory=list)
-    """What each source held."""
+    """The content of each source."""
     left_out: list[str] = field(default_factory=list)
     """What was skipped, and why."""
     episodes: int = 0
@@ -42,7 +42,7 @@ class Throughput:
     """Reports megabytes done and per second, over all files of a piece of work.
 
     Args:
-        progress: Where the reports go.
+        progress: Receives the reports.
         total_bytes: All there is to do.
     """
 
@@ -63,10 +63,10 @@ class Throughput:
 
 
 def refuse_full_disk(folder: Path, needed: int) -> None:
-    """Make sure that so many bytes fit.
+    """Check that the disk has so many bytes free.
 
     Raises:
-        DataError: They do not.
+        DataError: It has not.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -89,7 +89,7 @@ class TaskSummary:
     transitions: int
     """Number of steps in them."""
     labelled: int
-    """Steps of them for which a policy said what it would have done."""
+    """Number of steps with a label."""
     return_mean: float
     """Mean episode return."""
     return_min: float
@@ -101,7 +101,7 @@ class TaskSummary:
 
 
 def summarize(dataset: EpisodeDataset) -> list[TaskSummary]:
-    """Sum up each task that has episodes, in the order of the dataset's table.
+    """Summarize each task that has episodes, in the order of the dataset's table.
 
     Raises:
         DataError: A shard that is missing or truncated.
@@ -128,7 +128,7 @@ def summarize(dataset: EpisodeDataset) -> list[TaskSummary]:
 
 def _labelled(dataset: EpisodeDataset, shard: Shard) -> int:
     label = dataset.arrays(shard).label
-    # A row is wholly NaN or not at all, so that its first number tells.
+    # A row is wholly NaN or not at all, so its first number suffices.
     return 0 if label is None else int(np.isfinite(label[:, 1:, 0]).sum())
 
 

@@ -25,7 +25,7 @@ TEMPERATURE = 0.1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
-    """Runs of slices, numbered one after the other, that are alike but for their weights."""
+    """Runs of consecutive slices; the slices of a run have one weight."""
 
     first: NDArray[np.int64]
     """Number of the first slice of each."""
@@ -104,7 +104,7 @@ class Batch:
     """Actions in [-1, 1], zero-padded."""
     label: Float[Tensor, "rows-1 batch action"]
     """What to imitate in `obs[t]`, zero-padded: what the labelling policy would have done, NaN
-    where nobody labelled, and the action itself in shards without labels."""
+    where there is no label, and the action itself in shards without labels."""
     reward: Float[Tensor, "rows-1 batch 1"]
     """Raw rewards."""
     task: Int64[Tensor, " batch"]
@@ -143,7 +143,7 @@ class _Part:
     end: int
     """The one after the last shard."""
     units: Units | None
-    """How likely the slices are; None where all are alike."""
+    """Weights of the slices; None where all are equally likely."""
 
 
 class SliceSampler:
@@ -165,7 +165,7 @@ class SliceSampler:
         """Map the datasets' shards; but for returns, nothing is read before the first sample.
 
         Args:
-            datasets: Episodes of tasks that the model knows, drawn from as one.
+            datasets: Episodes of tasks of the model, sampled as one dataset.
             tasks: The model's table, which decides ids and widths.
             horizon: Transitions of a slice.
             batch_size: Slices of a batch, over all ranks.
@@ -175,15 +175,15 @@ class SliceSampler:
             sampling: `uniform`: each slice is as likely. `task`: each task is, and each slice
                 of a task. `return`: tasks as under `uniform`, and within each the episodes of
                 high return more than the others; but what `last_share` gives is drawn
-                uniformly then, for a student's return says nothing of its teacher's labels.
+                uniformly then, for a student's return does not measure its teacher's labels.
             rank: Which of the ranks this is. All draw the same batch, and each reads its own
                 rows of it, so that no two train on the same draw.
             world_size: Number of ranks.
 
         Raises:
-            DataError: An empty dataset, a task that the model does not know or knows with other
-                sizes, a horizon longer than the episodes, a damaged shard, or a batch that
-                cannot be shared out evenly.
+            DataError: An empty dataset, a task that is not the model's or has other sizes
+                there, a horizon longer than the episodes, a damaged shard, or a batch that
+                cannot be divided evenly.
         """
         for dataset in datasets:
             _refuse_unfit(dataset, tasks, horizon)
@@ -217,14 +217,14 @@ class SliceSampler:
         ]
 
     def sample(self) -> Batch:
-        """Draw a batch, and have the system begin to read the next.
+        """Draw a batch, and let the system begin to read the next.
 
         Raises:
             NonFiniteError: NaN or infinity in the batch; the message names task, shard and
                 episode. The next call draws another batch.
         """
         self._drawn = (self._draw() if self._next is None else self._next)[self._own]
-        # Before reading: a batch at fault must not be drawn again.
+        # Before reading: a batch with NaN must not be drawn again.
         self._state = self._generator.bit_generator.state
         self._next = self._draw()
         self._announce(self._next[self._own])
@@ -241,7 +241,7 @@ class SliceSampler:
         for i, (number, row) in enumerate(zip(shard.tolist(), first_row.tolist(), strict=True)):
             source, done = self._shards[number], slice(row + 1, row + steps + 1)
             obs[i, :, : source.obs.shape[1]] = source.obs[row : row + steps + 1]
-            # A row holds what was done before it: step t has its action in t + 1.
+            # A row has the action that led to it: the action of step t is in row t + 1.
             action[i, :, : source.action.shape[1]] = source.action[done]
             reward[i] = source.reward[done]
             if source.label is not None:
@@ -268,7 +268,7 @@ class SliceSampler:
         )
 
     def origin(self, column: int) -> str:
-        """Say where a slice of the last batch comes from, for messages about it.
+        """Return where a slice of the last batch comes from, for messages about it.
 
         Args:
             column: Number of the slice in the batch.
@@ -289,7 +289,7 @@ class SliceSampler:
         return shard, episode, episode * self._lengths[shard] + start
 
     def _announce(self, index: NDArray[np.int64]) -> None:
-        """Have the system read a batch while the one before it is trained on."""
+        """Let the system read a batch while the one before it is trained on."""
         shard, _, first_row = self._locate(index)
         rows = self._horizon + 1
         for number, row in zip(shard.tolist(), first_row.tolist(), strict=True):
@@ -308,7 +308,7 @@ class SliceSampler:
         return low + part.units.draw(self._generator, part.count)
 
     def state_dict(self) -> dict[str, str]:
-        """Return the random state as text, which any safe format can hold."""
+        """Return the random state as text, which any safe format can store."""
         return {"generator": json.dumps(self._state)}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
@@ -336,7 +336,7 @@ class SliceSampler:
 
 
 def _slices(bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Tell of each slice of a batch whether it holds a bad value."""
+    """Return which slices of a batch have a bad value."""
     return np.asarray(bad.reshape(len(bad), -1).any(axis=1))
 
 
@@ -359,7 +359,7 @@ def ordered_shards(datasets: Sequence[EpisodeDataset]) -> list[tuple[EpisodeData
 def joint_tasks(datasets: Sequence[EpisodeDataset]) -> TaskTable:
     """Return all tasks that datasets have episodes of, in the order of the first one's table.
 
-    Tasks that only later tables hold come after; without any episode it is the first table.
+    Tasks that only later tables have come after; without any episode it is the first table.
     """
     found: dict[str, Task] = {}
     for dataset in datasets:
@@ -392,7 +392,7 @@ def _units(
     rows: Sequence[_Rows],
     horizon: int,
 ) -> Units | None:
-    """Weigh the slices of some shards; None where all are alike."""
+    """Return the weights of the slices of some shards; None where all are equally likely."""
     known = {row.task_name: row.task for row in rows}
     tasks = np.array([known[shard.task] for _, shard in shards])
     starts = np.array([dataset.length - horizon for dataset, _ in shards])

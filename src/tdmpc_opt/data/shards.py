@@ -28,7 +28,7 @@ DAMAGED_ARRAY = (
     *(OSError, EOFError, MemoryError, SyntaxError, tokenize.TokenError),
     *(ArithmeticError, LookupError, TypeError, ValueError),
 )
-"""What numpy was seen to raise on array files that are cut, changed or foreign."""
+"""What numpy raises on array files that are cut, changed or foreign."""
 Blocks = Callable[[str], Iterable[NDArray[np.floating]]]
 """Gives the values of a field, padded, some episodes at a time."""
 
@@ -81,7 +81,7 @@ class ShardArrays:
 
 
 def field_file(folder: Path, field: str) -> Path:
-    """Return the file of a shard that holds a field."""
+    """Return the file of a shard with a field."""
     return folder / f"{field}.memmap"
 
 
@@ -120,8 +120,8 @@ def open_shard(folder: Path, shape: ShardShape) -> ShardArrays:
 
 
 def _map(folder: Path, field: str, shape: ShardShape) -> NDArray[np.floating]:
-    # Neither numpy's maps nor Python's would do: they keep a descriptor open for each file, and
-    # a dataset may have more files than a process may have descriptors.
+    # Maps by numpy or Python keep a descriptor open for each file, and a dataset may have more
+    # files than a process may have descriptors.
     path = field_file(folder, field)
     size, dtype = shape.fields()[field]
     try:
@@ -135,10 +135,10 @@ def _map(folder: Path, field: str, shape: ShardShape) -> NDArray[np.floating]:
 
 
 class ReadAhead:
-    """Has the system start to read rows of a mapped array; a mere hint.
+    """Lets the system start to read rows of a mapped array; only a hint.
 
     Args:
-        values: A contiguous array by `map_file`, or a view of its first columns.
+        values: A contiguous mapped array, or a view of its first columns.
     """
 
     def __init__(self, values: NDArray[Any]) -> None:
@@ -231,7 +231,7 @@ def write_shard(
         folder: Shard folder to make; one that is there already is replaced.
         shape: Sizes of the padded fields.
         task_id: Id of the task in the dataset's table.
-        blocks: Asked for each field of `shape` but the task.
+        blocks: Called for each field of `shape` but the task.
         positions: Where each episode was in the file it comes from, if it comes from one.
 
     Returns:

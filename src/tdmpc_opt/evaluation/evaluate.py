@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tdmpc_opt.agents.agent import best_device
-from tdmpc_opt.agents.executor import Cores, choose_processes, run_parallel
+from tdmpc_opt.agents.executor import choose_processes, run_parallel
 from tdmpc_opt.agents.policies import one_thread, rollout
 from tdmpc_opt.agents.sources import (
     CheckpointSource,
@@ -87,9 +87,7 @@ def _evaluate(
         for task in tasks.tasks
         if result.measured(task.name) < config.episodes
     ]
-    workers = (
-        Cores(config.workers, "of Ray") if config.ray else choose_processes(config.workers)
-    )
+    workers = choose_processes(config.workers, config.ray)
     steps = {item.task: item.episodes - item.first for item in work}
     expected = estimate([policy], steps, workers.count)
     progress.update(result.finished, len(tasks), f"processes: {workers}{expected}")

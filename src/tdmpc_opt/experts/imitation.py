@@ -1,8 +1,8 @@
-"""Experts from planning in the simulator: a small network learns what the planner would do.
+"""Experts from planning in the simulator: a small network learns the planner's actions.
 
 Each round drives a batch of episodes, one half by the planner and one half by the network
 learned so far; the planner labels every state (DAgger, arXiv:1011.0686). The network's own
-sequences then join the planner's samples, and a value learned from the returns seen ends its
+sequences then join the planner's samples, and a value learned from the returns ends its
 sequences (POLO, arXiv:1811.01848), so that later rounds are labelled by better plans.
 """
 
@@ -30,11 +30,11 @@ from tdmpc_opt.tasks.environment import make_env
 Array = NDArray[np.float32]
 
 _BATCH = 512
-_UPDATES = 4_000  # of each fit: the networks are small, the labels few and dear
+_UPDATES = 4_000  # of each fit: the networks are small, the labels few and expensive
 _LEARNING_RATE = 1e-3
-_NOISE = 0.2  # on the planner's own actions: states beside its path are labelled too
+_NOISE = 0.2  # on the planner's actions: states off its path are labelled too
 _CUT_STEPS = 100  # last steps of an episode, whose returns lack what would have followed
-_FIELDS = ("obs", "label", "action", "reward")
+_FIELDS = ("obs", "label", "reward")
 
 
 class Imitation:
@@ -81,7 +81,6 @@ class Imitation:
             states, after, reward = self._simulator.step(states, action[:, None], constants)
             rows["obs"].append(obs)
             rows["label"].append(label)
-            rows["action"].append(action.astype(np.float32))
             rows["reward"].append(reward[:, 0].astype(np.float32))
             obs = after[:, 0].astype(np.float32)
         for name, values in rows.items():

@@ -104,7 +104,7 @@ def restore_model(path: Path, model: Any, progress: Progress) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read all arrays of a state file; one of `DAMAGE` tells that it is damaged."""
+    """Read all arrays of a state file; a damaged one raises one of `DAMAGE`."""
     with path.open("rb") as file, _opened(file) as archive:
         return dict(archive)
 
@@ -134,5 +134,5 @@ def _networks(model: Any) -> dict[str, dict[str, Any]]:
 
 
 def damaged(path: Path, error: Exception) -> str:
-    """Return what to tell a user whose state file cannot be read."""
+    """Return the message for a state file that cannot be read."""
     return f"{path} is damaged ({error!r}); delete it to start this task over"

@@ -57,15 +57,15 @@ def train_experts(config: ExpertsConfig, reports: Reports | None = None) -> None
 
     Args:
         config: What to train.
-        reports: Takes the progress of each task, in the process that trains it; it is pickled
-            where that is another one.
+        reports: Receives the progress of each task, in the process that trains it; it is
+            pickled where that is another one.
 
     Raises:
         UnknownTaskError: A task that is not known here.
         InputError: An environment of the user's that no agent here can act in.
         CheckpointError: A warm-up policy that cannot be read.
         MissingDependencyError: sbx-rl or the simulator is not installed.
-        RunError: The folder holds results of another config, or a damaged state; or another
+        RunError: The folder has results of another config, or a damaged state; or another
             process trains one of the tasks there.
     """
     if config.method == "sac" and importlib.util.find_spec("sbx") is None:
@@ -95,7 +95,7 @@ def train_expert(
 ) -> None:
     """Train the policy of one task, from its saved state if there is one.
 
-    Runs on one thread: it sets environment variables, so call it in a process of its own,
+    Runs on one thread: it sets environment variables, so call it in a separate process,
     before jax or torch is imported there.
 
     Raises:
@@ -118,7 +118,7 @@ def train_expert(
 def _reinforce(
     config: ExpertsConfig, task: Task, progress: Progress, reports: Reports
 ) -> ExpertNetwork:
-    """Train by SAC to the last step asked for."""
+    """Train by SAC to the last step."""
     state = _state_path(config, task.name)
     model = build_learner(config, task, first_episode=len(progress.curve))
     if state.exists():
@@ -127,14 +127,14 @@ def _reinforce(
     else:
         progress.step = warm_up(model, config, task)
     _learn(model, config, task, progress, reports)
-    save_state(state, model, progress)  # kept: a later run may ask for more steps
+    save_state(state, model, progress)  # kept: a later run may train more steps
     return read_network(model, task.name, progress.step)
 
 
 def _plan(
     config: ExpertsConfig, task: Task, progress: Progress, reports: Reports
 ) -> ExpertNetwork:
-    """Imitate planning in the simulator until as many states are labelled as asked for."""
+    """Imitate planning in the simulator until all states are labelled."""
     from tdmpc_opt.experts.imitation import Imitation
 
     state = _state_path(config, task.name)
@@ -240,7 +240,7 @@ def measure(network: ExpertNetwork, task: Task, seed: int) -> float:
 
 
 def _is_finished(config: ExpertsConfig, task: str) -> bool:
-    """Tell whether the task has all its steps, refusing results of another config."""
+    """Return whether the task has all its steps; results of another config are refused."""
     state, record = _state_path(config, task), _record_path(config, task)
     if not record.exists():
         if state.exists():
@@ -281,7 +281,7 @@ def _identity(config: ExpertsConfig, task: str) -> dict[str, Any]:
     found = warm_up_source(config, task)
     if found is not None:
         source, known_as = found
-        name = source.identity(TaskTable((Task(known_as, 1, 1),)))  # it asks for names alone
+        name = source.identity(TaskTable((Task(known_as, 1, 1),)))  # only its name is read
         identity["warm_up"] = {
             "policy": name,
             "task": known_as,

@@ -1,4 +1,4 @@
-"""The tasks that a command line names: of MT30, and a user's own."""
+"""The 30 tasks of MT30, users' own Gymnasium environments, and the choice among them."""
 
 from tdmpc_opt.errors import InputError, UnknownTaskError
 from tdmpc_opt.runtime.contract import Contracts
@@ -67,7 +67,7 @@ def _own_tasks(texts: list[str]) -> tuple[Task, ...]:
 
 
 def _refuse_misspelt(text: str) -> None:
-    """Answer a misspelt name of MT30 as such, with near matches of its own.
+    """Refuse a misspelt name of MT30 with its near matches.
 
     Raises:
         UnknownTaskError: A name without a module that no installed package registers.

@@ -43,7 +43,7 @@ class Batch:
     """What differs between episodes and stays within one, such as the position of a target,
     [*batch, constants]."""
     slices: Mapping[str, slice]
-    """Where each sensor's readings lie."""
+    """Place of each sensor's readings."""
 
     def __getitem__(self, sensor: str) -> Array:
         """Return the readings of one sensor, [*batch, width]."""
@@ -257,14 +257,15 @@ def offers_batches(task: Task) -> bool:
 
 
 def own_batched_task(task: Task, threads: int = 0) -> BatchedTask:
-    """Return a user's task on batches of states, once it is seen to agree with its environment.
+    """Return a user's task on batches of states, after a check against its environment's steps.
 
-    The environment has, beside Gymnasium's methods, the attributes `model` (`mujoco.MjModel`),
-    `data` (`mujoco.MjData`) and `frame_skip` (physics steps an action), and the methods
-    `batched_reward(batch)` -> [*batch] and `batched_observation(batch)` -> [*batch, obs], which
-    take a `tdmpc_opt.tasks.batched.Batch`. It may have `batched_control(actions)`, which maps
-    actions in its own bounds to controls, and `episode_constants()`, the numbers [constants]
-    that a reset draws and that are no part of the physics state.
+    The environment has, in addition to Gymnasium's methods, the attributes `model`
+    (`mujoco.MjModel`), `data` (`mujoco.MjData`) and `frame_skip` (physics steps an action), and
+    the methods `batched_reward(batch)` -> [*batch] and `batched_observation(batch)` ->
+    [*batch, obs], whose argument is a `tdmpc_opt.tasks.batched.Batch`. It may have
+    `batched_control(actions)`, which maps actions in the environment's bounds to controls, and
+    `episode_constants()`, the numbers [constants] that a reset draws and that are no part of
+    the physics state.
 
     Args:
         task: What `own_task` returned.

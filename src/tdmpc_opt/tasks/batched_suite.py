@@ -76,10 +76,8 @@ def _walker_stand(batch: Batch) -> Array:
 
 
 def _walker_move(batch: Batch, speed: float, direction: float) -> Array:
-    move = rewards.tolerance(
-        direction * _speed(batch), (speed, np.inf), speed / 2, "linear", 0.5
-    )
-    return _walker_stand(batch) * (5 * move + 1) / 6
+    height, upright = batch["torso.position"][..., 2], batch["torso.z"][..., 2]
+    return custom.walker_move(height, upright, direction * _speed(batch), speed)
 
 
 def _observe_walker(batch: Batch) -> Array:
@@ -88,7 +86,7 @@ def _observe_walker(batch: Batch) -> Array:
 
 
 def _cheetah_run(batch: Batch, speed: float, direction: float) -> Array:
-    return rewards.tolerance(direction * _speed(batch), (speed, np.inf), speed, "linear", 0.0)
+    return custom.cheetah_run(direction * _speed(batch), speed)
 
 
 def _cheetah_height(batch: Batch, body: str) -> Array:
@@ -272,7 +270,7 @@ class _Domain:
     """What the tasks of one domain share."""
 
     module: str
-    """Module of the suite that holds the model."""
+    """Module of the suite with the model."""
     observe: Measure
     sensors: tuple[Sensor, ...] = ()
     target: tuple[str, str] | None = None

@@ -32,9 +32,9 @@ class CustomTask:
     """A suite task whose reward, and for cup-spin its reset, is replaced."""
 
     domain: str
-    """Suite domain that lends model, observation and control step."""
+    """Suite domain whose model, observation and control step are used."""
     task: str
-    """Suite task of that domain that lends the reset."""
+    """Suite task of that domain whose reset is used."""
     reward: Reward
     """Reward of one control step."""
 
@@ -65,7 +65,7 @@ class CupSpinTask(RewardTask):
     """Swing the ball around the cup; nine episodes in ten start with the ball inside."""
 
     def initialize_episode(self, physics: Any) -> None:
-        """Draw ball positions until one touches nothing and, mostly, lies in the cup."""
+        """Draw ball positions until one touches nothing and, mostly, is in the cup."""
         anywhere = self.random.uniform() < 0.1
         while True:
             physics.named.data.qpos["ball_x"] = self.random.uniform(-0.2, 0.2)
@@ -105,15 +105,15 @@ def walker_stand(height: Array, upright: Array) -> Array:
     return (3 * _above(height, 1.2) + (1 + upright) / 2) / 4
 
 
-def walker_backwards(height: Array, upright: Array, velocity: Array, speed: float) -> Array:
-    """Reward an upright walker that moves at `speed` m/s or faster towards -x."""
-    move = _at_least(-velocity, speed, margin=speed / 2, at_margin=0.5)
+def walker_move(height: Array, upright: Array, velocity: Array, speed: float) -> Array:
+    """Reward an upright walker whose velocity is `speed` m/s or more."""
+    move = _at_least(velocity, speed, margin=speed / 2, at_margin=0.5)
     return walker_stand(height, upright) * (5 * move + 1) / 6
 
 
-def cheetah_backwards(velocity: Array) -> Array:
-    """Reward running towards -x, in full from 8 m/s."""
-    return _at_least(-velocity, 8.0, margin=8.0, at_margin=0.0)
+def cheetah_run(velocity: Array, speed: float) -> Array:
+    """Reward running, in full from `speed` m/s."""
+    return _at_least(velocity, speed, margin=speed, at_margin=0.0)
 
 
 def cheetah_on_one_foot(velocity: Array, torso: Array, raised: Array) -> Array:
@@ -136,7 +136,7 @@ def hopper_backwards(height: Array, velocity: Array) -> Array:
 
 
 def cup_spin(distance: Array, speed: Array, in_target: Array) -> Array:
-    """Reward a fast ball far from the cup; nothing while it lies inside."""
+    """Reward a fast ball far from the cup; 0 while it is inside."""
     far = _at_least(distance, 0.5, margin=0.25, at_margin=0.5)
     fast = _at_least(speed, 6.0, margin=3.0, at_margin=0.5)
     return (1 - in_target) * (far + 2 * fast) / 3
@@ -147,9 +147,9 @@ def pendulum_spin(velocity: Array) -> Array:
     return _at_least(abs(velocity), 9.0, margin=4.5, at_margin=0.5)
 
 
-def _walker(physics: Any, speed: float) -> float:
+def _walker_back(physics: Any, speed: float) -> float:
     height, upright = physics.torso_height(), physics.torso_upright()
-    return float(walker_backwards(height, upright, physics.horizontal_velocity(), speed))
+    return float(walker_move(height, upright, -physics.horizontal_velocity(), speed))
 
 
 def _height(physics: Any, body: str) -> Any:
@@ -173,12 +173,12 @@ def _cup(physics: Any) -> float:
 
 
 CUSTOM_TASKS: dict[str, CustomTask] = {
-    "walker-walk-backwards": CustomTask("walker", "walk", lambda p: _walker(p, 1.0)),
-    "walker-run-backwards": CustomTask("walker", "run", lambda p: _walker(p, 8.0)),
+    "walker-walk-backwards": CustomTask("walker", "walk", lambda p: _walker_back(p, 1.0)),
+    "walker-run-backwards": CustomTask("walker", "run", lambda p: _walker_back(p, 8.0)),
     "cheetah-run-backwards": CustomTask(
-        "cheetah", "run", lambda p: float(cheetah_backwards(p.speed()))
+        "cheetah", "run", lambda p: float(cheetah_run(-p.speed(), 8.0))
     ),
-    # The foot named here is the one held up, so the other one runs.
+    # The foot named here is the raised one, so the other one runs.
     "cheetah-run-front": CustomTask("cheetah", "run", lambda p: _one_foot(p, "bfoot")),
     "cheetah-run-back": CustomTask("cheetah", "run", lambda p: _one_foot(p, "ffoot")),
     "cheetah-jump": CustomTask("cheetah", "run", _jump),

@@ -201,7 +201,7 @@ def make_env(
     """Build the environment of a task: float32 observations, actions in [-1, 1].
 
     Args:
-        task: A task, or its name as `choose_tasks` takes it.
+        task: A task, or its name as in `choose_tasks`.
         seed: Seed of the first episode; a reset without a seed continues its random stream.
         render_mode: `rgb_array` to allow `render()`.
         legacy_cup_physics: Let the ball of the cup tasks touch as it did up to MuJoCo

@@ -81,7 +81,7 @@ def choose_backend(candidates: tuple[str, ...] | None = None) -> str:
     candidates = candidates or _candidates()
     reasons = []
     for backend in candidates:
-        # In a process of its own, for a broken driver may end it.
+        # In a separate process, which a broken driver may end.
         run = subprocess.run(
             [sys.executable, "-c", _PROBE],
             env={**os.environ, **_variables(backend)},
@@ -172,6 +172,6 @@ def _serve(variables: dict[str, str], payload: bytes, connection: Connection) ->
         connection.send(_END)
     except TdmpcOptError as error:
         connection.send(error)
-    except Exception as error:  # else the caller would take it for a driver's fault
+    except Exception as error:  # else the caller would report a driver's fault
         connection.send(RunError(f"drawing raised {type(error).__name__}: {error}"))
         raise

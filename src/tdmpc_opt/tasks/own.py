@@ -34,7 +34,7 @@ def own_task(text: str) -> Task:
 
     Raises:
         UnknownTaskError: No such module or environment.
-        InputError: An environment that no agent here can act in; the message says why.
+        InputError: An environment that no agent here can act in; the message states why.
     """
     spec = _registered(text)
     if spec.max_episode_steps is None:
@@ -139,7 +139,7 @@ def _registered(text: str) -> EnvSpec:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             if not f"{module}.".startswith(f"{error.name}."):
-                raise  # the module is there, but lacks a library of its own
+                raise  # the module is there, but lacks a library
             raise UnknownTaskError(
                 f"cannot import {module}, which {text} names; install it, or put its folder on "
                 "PYTHONPATH"
@@ -158,7 +158,7 @@ def _registered(text: str) -> EnvSpec:
 
 def _make(text: str, render_mode: str | None = None) -> Any:
     spec = _registered(text)
-    # Not every constructor takes a render mode, not even None.
+    # Some constructors have no parameter render_mode.
     drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
         with _named(text, "its constructor"):
