@@ -34,6 +34,10 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     nothing twice: shards that are there already are skipped, so an interrupted collection goes
     on where it stopped. Several calls mix several sources.
 
+    Args:
+        config: Policies, tasks, episodes, noise, seed and output.
+        progress: Receives the number of finished tasks.
+
     Returns:
         The dataset.
 

@@ -50,7 +50,9 @@ class Cores:
     """How many threads or processes to use, and why."""
 
     count: int
+    """Number of threads or processes; 0 where a Ray cluster decides."""
     reason: str
+    """Why that many, for the user."""
 
     def __str__(self) -> str:
         """Return the number and its reason."""

@@ -318,11 +318,17 @@ class CheckpointSource(_FileSource):
     """A checkpoint, whose mode and budget can be chosen."""
 
     names: str | None = None
+    """Names of the tasks of a checkpoint that does not name them, joined by commas."""
     preset: str | PlannerBudget | None = None
+    """Planner budget, or the name of a preset; None is the full published budget."""
     noise: bool = False
+    """Whether the policy is sampled, or the planner keeps its exploration noise."""
     device: Device = "cpu"
+    """Where the networks compute."""
     replan_every: int | None = None
+    """Actions executed of each plan; None leaves it to the preset."""
     choose_engine: ChooseEngine = eager_engine
+    """Chooses what computes the agent's plans."""
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Load the agent; the file is read once in a process."""

@@ -12,6 +12,10 @@ from tdmpc_opt.progress import Progress, Silent
 def import_data(config: DataImportConfig, progress: Progress | None = None) -> ImportReport:
     """Add official shard files and Minari datasets to a dataset on disk.
 
+    Args:
+        config: Sources, tasks and output.
+        progress: Receives megabytes of shard files, episodes of Minari datasets.
+
     Returns:
         The content of each source, and what was left out.
 
@@ -49,6 +53,10 @@ def import_data(config: DataImportConfig, progress: Progress | None = None) -> I
 
 def export_data(config: DataExportConfig, progress: Progress | None = None) -> list[str]:
     """Write a dataset in another program's layout.
+
+    Args:
+        config: Dataset, format and output.
+        progress: Receives megabytes of shard files, tasks of Minari datasets.
 
     Returns:
         The files or folders of the export.

@@ -43,6 +43,11 @@ def export_minari(dataset: EpisodeDataset, output: Path, progress: Progress) -> 
     With MINARI_DATASETS_PATH set to `output`, `minari.load_dataset` finds them. Labels go into
     the infos of each step.
 
+    Args:
+        dataset: What to write.
+        output: Folder for the datasets, made if it is not there.
+        progress: Receives the number of tasks.
+
     Returns:
         Folder of each dataset; those that were there already are kept.
 

@@ -152,6 +152,10 @@ class Verification:
 def verify(path: Path, progress: Progress) -> Verification:
     """Read every file of a dataset once.
 
+    Args:
+        path: Folder of the dataset.
+        progress: Receives megabytes.
+
     Raises:
         DataError: No dataset there, or a listing that cannot be read.
     """

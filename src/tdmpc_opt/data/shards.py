@@ -43,6 +43,7 @@ class ShardShape:
     """What decides the size of a shard's files."""
 
     episodes: int
+    """Number of episodes."""
     length: int
     """Rows of an episode, one more than its steps."""
     obs_dim: int
@@ -74,10 +75,13 @@ class ShardArrays:
     """A shard's fields, mapped read-only: a row is read from disk when it is indexed."""
 
     obs: Float[np.ndarray, "episodes rows obs"]
+    """Observations, zero-padded."""
     action: Float[np.ndarray, "episodes rows action"]
+    """Actions in [-1, 1], zero-padded; row 0 is NaN."""
     reward: Float[np.ndarray, "episodes rows"]
+    """Rewards; row 0 is NaN."""
     label: Float[np.ndarray, "episodes rows action"] | None
-    """None where the shard has no labels."""
+    """Actions to imitate, zero-padded; None where the shard has no labels."""
 
 
 def field_file(folder: Path, field: str) -> Path:

@@ -6,8 +6,6 @@ sequences then join the planner's samples, and a value learned from the returns 
 sequences (POLO, arXiv:1811.01848), so that later rounds are labelled by better plans.
 """
 
-import json
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,7 @@ from torch import nn
 from tdmpc_opt.agents.policies import ExpertNetwork
 from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
 from tdmpc_opt.errors import RunError
-from tdmpc_opt.experts.state import DAMAGE, Progress, damaged, read_arrays
-from tdmpc_opt.files import replace_when_done
+from tdmpc_opt.experts.state import DAMAGE, Progress, damaged, read_arrays, write_arrays
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.schema import Task, seed_number
 from tdmpc_opt.tasks.batched_suite import batched_task
@@ -135,7 +132,7 @@ class Imitation:
 
     def _regression(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return observations [N, obs], labels [N, action] and discounted returns [N]."""
-        whole = {name: np.concatenate(parts) for name, parts in self._episodes.items()}
+        whole = self._whole()
         returns = np.zeros_like(whole["reward"])
         following = np.zeros(len(returns), np.float32)
         for step in reversed(range(returns.shape[1])):
@@ -147,22 +144,21 @@ class Imitation:
             torch.from_numpy(returns).flatten(),
         )
 
+    def _whole(self) -> dict[str, Any]:
+        return {name: np.concatenate(parts) for name, parts in self._episodes.items()}
+
     def save(self, path: Path, progress: Progress) -> None:
         """Write episodes, networks and progress into one file.
 
         Raises:
             OSError: A folder that cannot be written, or a full disk.
         """
-        arrays: dict[str, Any] = {
-            name: np.concatenate(parts) for name, parts in self._episodes.items()
-        }
+        arrays = self._whole()
         arrays["value_scale"] = np.array(self._value_scale)
         for name, network in self._networks():
             parameters = network.state_dict().items()
             arrays |= {f"{name}.{key}": tensor.numpy() for key, tensor in parameters}
-        arrays["progress"] = np.frombuffer(json.dumps(asdict(progress)).encode(), np.uint8)
-        with replace_when_done(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+        write_arrays(path, arrays, progress)
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote of a run with the same config.

@@ -55,10 +55,18 @@ def save_state(path: Path, model: Any, progress: Progress) -> None:
     arrays["updates"] = np.array(model._n_updates)
     networks = serialization.to_bytes(_networks(model))
     arrays["networks"] = np.frombuffer(networks, dtype=np.uint8)
-    arrays["progress"] = np.frombuffer(json.dumps(asdict(progress)).encode(), dtype=np.uint8)
-    # One file, so that networks and buffer of two different moments can never meet.
+    write_arrays(path, arrays, progress)
+
+
+def write_arrays(path: Path, arrays: dict[str, Any], progress: Progress) -> None:
+    """Write one state file, so that all its parts are of the same moment.
+
+    Raises:
+        OSError: A folder that cannot be written, or a full disk.
+    """
+    text = json.dumps(asdict(progress)).encode()
     with replace_when_done(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays, progress=np.frombuffer(text, np.uint8))
 
 
 def read_progress(path: Path) -> Progress:

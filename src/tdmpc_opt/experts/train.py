@@ -98,6 +98,11 @@ def train_expert(
     Runs on one thread: it sets environment variables, so call it in a separate process,
     before jax or torch is imported there.
 
+    Args:
+        config: What to train and how.
+        asked: The task, or the name of one of MT30.
+        reports: Receives steps done and the text of each report.
+
     Raises:
         RunError: The saved state is damaged or of another config.
     """

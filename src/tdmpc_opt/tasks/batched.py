@@ -59,6 +59,7 @@ class Sensor:
     """A frame sensor added to the model so that a reward can read it."""
 
     name: str
+    """Name of the sensor, by which `Batch` returns its readings."""
     kind: mujoco.mjtSensor
     """Such as `mjSENS_FRAMEPOS`."""
     frame: mujoco.mjtObj

@@ -106,37 +106,67 @@ def walker_stand(height: Array, upright: Array) -> Array:
 
 
 def walker_move(height: Array, upright: Array, velocity: Array, speed: float) -> Array:
-    """Reward an upright walker whose velocity is `speed` m/s or more."""
+    """Reward an upright walker whose velocity is `speed` m/s or more.
+
+    Args:
+        height: Of the torso, metres.
+        upright: z-component of the torso's z axis.
+        velocity: Horizontal, in the rewarded direction, m/s.
+        speed: Velocity of the full reward, m/s.
+    """
     move = _at_least(velocity, speed, margin=speed / 2, at_margin=0.5)
     return walker_stand(height, upright) * (5 * move + 1) / 6
 
 
 def cheetah_run(velocity: Array, speed: float) -> Array:
-    """Reward running, in full from `speed` m/s."""
+    """Reward running, in full from `speed` m/s on; `velocity` is in the rewarded direction."""
     return _at_least(velocity, speed, margin=speed, at_margin=0.0)
 
 
 def cheetah_on_one_foot(velocity: Array, torso: Array, raised: Array) -> Array:
-    """Reward running towards +x with the torso and one foot at a height of 1.2 m."""
+    """Reward running towards +x with the torso and one foot at a height of 1.2 m.
+
+    Args:
+        velocity: Along x, m/s.
+        torso: Height of the torso, metres.
+        raised: Height of the raised foot, metres.
+    """
     up = (3 * _above(raised, 1.2) + 2 * _above(torso, 1.2)) / 5
     return up * (5 * _at_least(velocity, 6.0, margin=6.0, at_margin=0.0) + 1) / 6
 
 
 def cheetah_jump(velocity: Array, torso: Array, feet: Sequence[Array]) -> Array:
-    """Reward height of torso and both feet while x hardly moves."""
+    """Reward height of torso and both feet while x hardly moves.
+
+    Args:
+        velocity: Along x, m/s.
+        torso: Height of the torso, metres.
+        feet: Heights of both feet, metres.
+    """
     still = _tolerance(velocity, (-0.5, 0.5), 0.5, 0.0, "linear")
     heights = [_above((torso + foot) / 2, 1.2) for foot in feet]
     return ((5 * heights[0] + still) / 6 + (5 * heights[1] + still) / 6) / 2
 
 
 def hopper_backwards(height: Array, velocity: Array) -> Array:
-    """Reward hopping towards -x, in full from 1 m/s; not the suite's hop mirrored."""
+    """Reward hopping towards -x, in full from 1 m/s; not the suite's hop mirrored.
+
+    Args:
+        height: Of the torso above the foot, metres.
+        velocity: Along x, m/s.
+    """
     standing = _tolerance(height, (0.6, 2.0), 0.0)
     return standing * _at_least(-velocity, 1.0, margin=0.5, at_margin=0.5)
 
 
 def cup_spin(distance: Array, speed: Array, in_target: Array) -> Array:
-    """Reward a fast ball far from the cup; 0 while it is inside."""
+    """Reward a fast ball far from the cup; 0 while it is inside.
+
+    Args:
+        distance: From the ball to the cup's target, metres.
+        speed: Of the ball, m/s.
+        in_target: 1 while the ball is inside, else 0.
+    """
     far = _at_least(distance, 0.5, margin=0.25, at_margin=0.5)
     fast = _at_least(speed, 6.0, margin=3.0, at_margin=0.5)
     return (1 - in_target) * (far + 2 * fast) / 3

@@ -286,7 +286,12 @@ class OwnEnv(gymnasium.Env[Array, Array]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Start an episode; without a seed the environment's random stream goes on."""
+        """Start an episode; without a seed the environment's random stream goes on.
+
+        Raises:
+            InputError: What the environment raises, or a result that is no pair of a valid
+                observation and infos.
+        """
         with _named(self.task.env, "reset()"):
             found = self._env.reset(seed=self._seed if seed is None else seed, options=options)
         if not (isinstance(found, tuple) and len(found) == 2):
