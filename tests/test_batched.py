@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,23 @@ def test_a_users_batched_task_is_planned_and_collected(tmp_path: Path) -> None:
     )
     episode = next(iter(dataset.episodes(dataset.shards[0])))
     assert np.nansum(episode.reward) > 0.8 * (len(episode.reward) - 1)
+
+
+def test_the_planner_labels_and_its_episodes_are_kept_apart_from_random_ones(
+    tmp_path: Path,
+) -> None:
+    config = CollectConfig(
+        policy="random", tasks="own_envs:Slider-v0", episodes=1, output=tmp_path, workers=1
+    )
+    collect(config)
+    labelled = collect(replace(config, label="plan"))
+    episode = next(iter(labelled.episodes(labelled.shards[1])))
+    assert np.isfinite(episode.label[1:]).all()
+    assert not np.array_equal(episode.label[1:], episode.action[1:])
+    planned = collect(replace(config, policy="plan"))
+    assert [shard.source["policy"]["name"] for shard in planned.shards] == [
+        *("random", "random", "plan")
+    ]
 
 
 def test_batches_that_differ_from_the_users_environment_are_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tdmpc_opt.agents.executor import choose_processes, run_parallel
 from tdmpc_opt.agents.policies import RandomPolicy, one_thread, rollout
-from tdmpc_opt.agents.sources import PolicySource, estimate, open_source
+from tdmpc_opt.agents.sources import Identity, PolicySource, estimate, open_source
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.files import alone
@@ -122,23 +122,28 @@ def _source(
 
 
 def _shard_name(task: str, source: Mapping[str, Any]) -> str:
-    sha = source["policy"]["sha256"]
     how = "-".join([source["mode"], *filter(None, [source.get("preset")])])
     name = (
-        f"{task}-{sha[:12] if sha else 'random'}-{how}-noise{source['noise']:g}"
+        f"{task}-{_short(source['policy'])}-{how}-noise{source['noise']:g}"
         f"-seed{source['seed']}-n{source['episodes']}"
     )
     if "label" in source:
         label = source["label"]
-        name += f"-label-{label['policy']['sha256'][:12]}-{label['mode']}"
+        name += f"-label-{_short(label['policy'])}-{label['mode']}"
     return name
+
+
+def _short(policy: Identity) -> str:
+    """Return what names a policy in a shard's name: a part of its hash, or its word."""
+    return (policy["sha256"] or str(policy["name"]))[:12]
 
 
 def _collect_task(work: _TaskWork) -> list[Episode]:
     with one_thread():
         task_id = seed_number(work.task)
         first = COLLECTION_SEED + work.seed
-        policy = work.policy.load(TaskTable((work.task,)))
+        tasks = TaskTable((work.task,))
+        policy = work.policy.load(tasks)
         own = None if isinstance(policy, RandomPolicy) else policy
         return rollout(
             policy,
@@ -146,5 +151,5 @@ def _collect_task(work: _TaskWork) -> list[Episode]:
             seeds=range(first, first + work.episodes),
             streams=[(first, task_id, k) for k in range(work.episodes)],
             noise=work.noise,
-            labeller=work.labeller.load() if work.labeller else own,
+            labeller=work.labeller.load(tasks) if work.labeller else own,
         )
