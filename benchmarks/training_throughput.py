@@ -21,7 +21,7 @@ from timing import cycle, race, records, report
 
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.configs import DistillConfig
+from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.model.world_model import WorldModel
@@ -74,7 +74,7 @@ def _contenders(
     )
     batches = [sampler.sample() for _ in range(8)]
     draw = cycle(batches)
-    settings = DistillConfig(
+    settings = TrainConfig(
         data=dataset.path,
         output=folder / "run",
         updates=1,
@@ -105,7 +105,7 @@ def _contenders(
 def _ours(
     student: WorldModel,
     batches: Sequence[Batch],
-    settings: DistillConfig,
+    settings: TrainConfig,
     distillation: Distillation | None,
 ) -> Callable[[], object]:
     fabric = Fabric(accelerator="cpu", devices=1)

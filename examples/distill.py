@@ -4,8 +4,8 @@ from pathlib import Path
 
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.checkpoints.load import describe
-from tdmpc_opt.configs import CollectConfig, DistillConfig, LossWeights
-from tdmpc_opt.training.distillation import distill
+from tdmpc_opt.configs import CollectConfig, LossWeights, TrainConfig
+from tdmpc_opt.training.loop import train
 
 OUTPUT = Path("example-output")
 TASK = "cartpole-balance"
@@ -15,7 +15,7 @@ if __name__ == "__main__":  # collection starts worker processes
     collect(
         CollectConfig(policy="demo-teacher", tasks=TASK, episodes=4, noise=0.3, output=data)
     )
-    config = DistillConfig(
+    config = TrainConfig(
         data=data,
         teacher="demo-teacher",
         size="0.3",
@@ -24,5 +24,5 @@ if __name__ == "__main__":  # collection starts worker processes
         weights=LossWeights(behaviour=20.0),
         output=OUTPUT / "student",
     )
-    student = describe(distill(config))
+    student = describe(train(config))
     print(f"{student.path}: {student.parameters:,} parameters, {student.size_bytes:,} bytes")

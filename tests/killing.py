@@ -10,8 +10,8 @@ import torch
 
 from tdmpc_opt import files
 from tdmpc_opt.checkpoints import native, torch_files
-from tdmpc_opt.configs import DistillConfig
-from tdmpc_opt.training.distillation import distill
+from tdmpc_opt.configs import TrainConfig
+from tdmpc_opt.training import loop
 
 POINTS = (
     *("before write", "in write", "after write"),
@@ -30,12 +30,12 @@ class FaultPoint:
     """Checkpoints that are written whole before."""
 
 
-def train(config: DistillConfig, fault: FaultPoint | None) -> None:
+def train(config: TrainConfig, fault: FaultPoint | None) -> None:
     """Distil in this process, and with a fault point die at it."""
     torch.set_num_threads(1)
     if fault is not None:
         _Killer(fault).install()
-    distill(config)
+    loop.train(config)
 
 
 class _Killer:

@@ -64,7 +64,7 @@ def test_help_names_every_command(run):
     assert status == 0
     for command in (
         *("tasks", "zoo", "inspect", "convert", "evaluate", "compare", "experts", "collect"),
-        *("data info", "train", "distill", "dagger", "quantize", "export", "demo"),
+        *("data info", "train", "dagger", "quantize", "export", "demo"),
         *("report", "video", "sensitivity", "bench", "tune-planner", "ablation"),
     ):
         assert command in out
@@ -240,7 +240,7 @@ def test_train_and_distill_write_checkpoints(run, dataset_dir, checkpoint_file, 
     record = json.loads((tmp_path / "t" / "config.json").read_text())
     assert record["config"]["weights"]["reward"] == 0.2
     status, out, _ = run(
-        *("distill", "--data", dataset_dir, "--output", tmp_path / "d", *TRAIN),
+        *("train", "--data", dataset_dir, "--output", tmp_path / "d", *TRAIN),
         *("--teacher", checkpoint_file, "--terms.reward-mse", "0.45"),
     )
     assert status == 0
@@ -269,7 +269,7 @@ def _commands_on_a_checkpoint(path: Path, folder: Path, data: Path) -> list[tupl
         ("evaluate", path, *ONE_TASK, "--output", out),
         ("collect", "--policy", path, *ONE_TASK, "--output", out),
         ("train", "--data", data, "--output", out, *TRAIN, "--start", path),
-        ("distill", "--data", data, "--output", out, *TRAIN, "--teacher", path),
+        ("train", "--data", data, "--output", out, *TRAIN, "--teacher", path),
         ("collect", "--policy", "random", *ONE_TASK, "--output", out, "--label", path),
         _dagger(data, out, path),
     ]
@@ -329,7 +329,7 @@ def test_data_of_another_task_set_is_refused(refused, dataset_dir, make_model, t
     arguments = ("--data", dataset_dir, "--output", tmp_path / "out", *TRAIN)
     assert "which the model does not know" in refused("train", *arguments, "--start", start)
     assert not (tmp_path / "out").exists()
-    line = refused("distill", *arguments, "--teacher", start)
+    line = refused("train", *arguments, "--teacher", start)
     assert "no teacher knows cartpole-balance, pendulum-swingup" in line
 
 
@@ -338,7 +338,7 @@ def test_missing_data_is_refused(refused, checkpoint_file, tmp_path):
     for command in (
         ("data", "info", data),
         ("train", "--data", data, "--output", out, *TRAIN),
-        ("distill", "--data", data, "--output", out, *TRAIN, "--teacher", checkpoint_file),
+        ("train", "--data", data, "--output", out, *TRAIN, "--teacher", checkpoint_file),
         _dagger(data, out, checkpoint_file),
     ):
         assert f"no dataset at {data}" in refused(*command)
@@ -372,7 +372,7 @@ def _commands_that_write(out: Path, checkpoint: Path, data: Path) -> list[tuple]
         ("collect", "--policy", "random", *ONE_TASK, "--output", out),
         ("data", "info", data, "--plot", out),
         ("train", "--data", data, "--output", out, *TRAIN),
-        ("distill", "--data", data, "--output", out, *TRAIN, "--teacher", checkpoint),
+        ("train", "--data", data, "--output", out, *TRAIN, "--teacher", checkpoint),
         _dagger(data, out, checkpoint),
     ]
 

@@ -19,7 +19,6 @@ from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.cli import main
 from tdmpc_opt.configs import (
     TERMS,
-    DistillConfig,
     DistillWeights,
     LossWeights,
     Schedule,
@@ -32,7 +31,8 @@ from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.training import step
-from tdmpc_opt.training.distillation import distill, open_distillation
+from tdmpc_opt.training.distillation import open_distillation
+from tdmpc_opt.training.loop import train
 from tdmpc_opt.training.step import Learner, build_learner, train_step
 from tdmpc_opt.training.terms import Distillation
 
@@ -98,8 +98,8 @@ def teacher_file(make_model, tmp_path_factory) -> Path:
     return path
 
 
-def _config(teacher: Path, terms: DistillWeights, **settings) -> DistillConfig:
-    return DistillConfig(
+def _config(teacher: Path, terms: DistillWeights, **settings) -> TrainConfig:
+    return TrainConfig(
         data=Path("unused"),
         output=Path("unused"),
         updates=1,
@@ -109,7 +109,7 @@ def _config(teacher: Path, terms: DistillWeights, **settings) -> DistillConfig:
     )
 
 
-def _learner(fabric: Fabric, student: WorldModel, config: DistillConfig):
+def _learner(fabric: Fabric, student: WorldModel, config: TrainConfig):
     found = open_distillation(config, student, CPU)
     learner = build_learner(fabric, student, config, found.projection if found else None)
     return learner, found
@@ -241,8 +241,8 @@ ALL_SCHEDULED = DistillWeights(
 
 
 @pytest.fixture
-def run(dataset_dir, teacher_file, tmp_path) -> DistillConfig:
-    return DistillConfig(
+def run(dataset_dir, teacher_file, tmp_path) -> TrainConfig:
+    return TrainConfig(
         data=dataset_dir,
         output=tmp_path / "whole" / "run",
         size="0.3",
@@ -280,12 +280,12 @@ def _flat(value: object, name: str = "") -> dict[str, object]:
 
 
 def test_a_resumed_run_with_every_term_equals_an_uninterrupted_one_to_the_bit(run, tmp_path):
-    whole = distill(run)
+    whole = train(run)
     parts = replace(run, output=tmp_path / "parts" / "run")
-    distill(replace(parts, updates=3))
+    train(replace(parts, updates=3))
     torch.manual_seed(99)
     torch.rand(7)
-    resumed = distill(parts)
+    resumed = train(parts)
     assert whole.read_bytes() == resumed.read_bytes()
     assert _rows(run.output) == _rows(parts.output)
     before, after = _flat(_state(run.output)), _flat(_state(parts.output))
@@ -301,13 +301,13 @@ def test_a_resumed_run_with_every_term_equals_an_uninterrupted_one_to_the_bit(ru
 
 
 def test_the_projection_stays_out_of_the_checkpoint(run):
-    checkpoint = read_checkpoint(distill(run))
+    checkpoint = read_checkpoint(train(run))
     assert not [name for name in checkpoint.tensors if "projection" in name]
     assert checkpoint.config.latent_dim == 64
 
 
 def test_the_curves_show_each_term_and_the_weight_in_force(run):
-    distill(run)
+    train(run)
     rows = _rows(run.output)
     for name in TERMS:
         schedule = getattr(ALL_SCHEDULED, name)
@@ -319,7 +319,7 @@ def test_the_curves_show_each_term_and_the_weight_in_force(run):
 def test_a_run_can_go_on_after_its_weights_are_zero(run):
     """Nobody is asked then, and the rows say so."""
     fading = replace(run, terms=DistillWeights(reward_mse=Schedule(0.4, 0.0, 3)), log_every=2)
-    distill(fading)
+    train(fading)
     rows = _rows(run.output)
     assert [row["update"] for row in rows] == ["2", "4", "6"]
     assert [float(row["weight_reward_mse"]) for row in rows] == pytest.approx(
@@ -337,9 +337,9 @@ def test_a_run_can_go_on_after_its_weights_are_zero(run):
     ],
 )
 def test_a_run_with_other_terms_is_another_run(run, changes, key):
-    distill(replace(run, updates=1))
+    train(replace(run, updates=1))
     with pytest.raises(RunError, match=f"existing run has {key}="):
-        distill(replace(run, **changes))
+        train(replace(run, **changes))
 
 
 def test_each_teacher_counts_by_its_content(run, make_model, tmp_path):
@@ -358,7 +358,7 @@ def test_each_teacher_counts_by_its_content(run, make_model, tmp_path):
         more_teachers=(str(tmp_path / "cartpole-balance.safetensors"),),
         policy_teacher=str(experts),
     )
-    distill(taught)
+    train(taught)
     text = (run.output / "config.json").read_text()
     record = json.loads(text)["config"]
     assert record["policy_teacher"]["name"] == "experts"
@@ -366,16 +366,16 @@ def test_each_teacher_counts_by_its_content(run, make_model, tmp_path):
     assert str(tmp_path) not in text
     assert record["terms"] == {"reward_mse": "0.4", "policy_mse": "1.0"}
     shutil.copy(EXPERTS / "cup-catch.safetensors", experts)
-    distill(taught)
+    train(taught)
     early = EXPERTS / "early" / "cartpole-balance.safetensors"
     shutil.copy(early, experts / "cartpole-balance.safetensors")
     with pytest.raises(RunError, match="policy_teacher experts has changed since"):
-        distill(taught)
+        train(taught)
 
 
 def test_the_command_line_sets_schedules_and_teachers(run, capsys):
     arguments = [
-        "distill",
+        "train",
         "--data",
         run.data,
         "--output",
@@ -450,7 +450,7 @@ def test_a_damaged_teacher_is_refused_before_training(
     terms = replace(OFF, **{term: Schedule(1.0)})
     teacher = _damaged(teacher_file, tmp_path / "damaged.safetensors", part, 100.0)
     with pytest.raises(InputError, match=message):
-        distill(replace(run, teacher=teacher, terms=terms))
+        train(replace(run, teacher=teacher, terms=terms))
     assert not (run.output / "model.safetensors").exists()
 
 
@@ -459,10 +459,10 @@ def test_an_unlikely_teacher_is_warned_of_and_a_likely_one_is_not(
 ):
     told = _Warned()
     run = replace(run, terms=replace(OFF, reward_mse=Schedule(1.0)), updates=1)
-    distill(run, told)
+    train(run, told)
     assert told.texts == []
     path = tmp_path / "unlikely.safetensors"
-    distill(
+    train(
         replace(
             run,
             output=tmp_path / "other",

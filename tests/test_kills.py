@@ -19,7 +19,7 @@ from killing import POINTS, WRITERS, FaultPoint, train
 
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.checkpoints.torch_files import StateFolder
-from tdmpc_opt.configs import CollectConfig, DistillConfig, DistillWeights, Schedule
+from tdmpc_opt.configs import CollectConfig, DistillWeights, Schedule, TrainConfig
 
 pytest.importorskip("dm_control")
 
@@ -40,8 +40,8 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def _config(data: Path, output: Path, updates: int) -> DistillConfig:
-    return DistillConfig(
+def _config(data: Path, output: Path, updates: int) -> TrainConfig:
+    return TrainConfig(
         data=data,
         output=output / "run",  # whose name is part of the weights' file
         teacher="demo-teacher",
@@ -70,7 +70,7 @@ def context() -> BaseContext:
 
 def _train(
     context: BaseContext,
-    config: DistillConfig,
+    config: TrainConfig,
     fault: FaultPoint | None = None,
     kill_after: float | None = None,
 ) -> int:

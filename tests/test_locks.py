@@ -79,7 +79,7 @@ def test_waiting_ends_when_the_other_has_finished(hold, tmp_path):
     [
         (["train", "--data", "D", "--updates", "1", "--output", "O"], "model.safetensors"),
         (
-            ["distill", "--data", "D", "--updates", "1", "--teacher", "T", "--output", "O"],
+            ["train", "--data", "D", "--updates", "1", "--teacher", "T", "--output", "O"],
             "model.safetensors",
         ),
         (

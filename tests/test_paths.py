@@ -58,7 +58,7 @@ def test_an_output_that_is_the_input_by_any_name_is_refused(
         ["convert", "T", "--output", "F"],
         ["train", "--data", "D", "--updates", "1", "--output", "D"],
         ["train", "--data", "D", "--updates", "1", "--start", "T", "--output", "F"],
-        ["distill", "--data", "D", "--updates", "1", "--teacher", "F", "--output", "F"],
+        ["train", "--data", "D", "--updates", "1", "--teacher", "F", "--output", "F"],
         ["collect", "--policy", "F", "--output", "F"],
         ["data", "export", "D", "--output", "D"],
         ["data", "import", "D", "--output", "D"],

@@ -23,7 +23,7 @@ def test_collect_train_distill_quantize_evaluate_and_compare(tmp_path, capsys):
         *(*TASK, "--episodes", 1, "--output", data),
     )
     _run(
-        *("distill", "--data", data, "--output", student, *TRAIN, "--updates", 30),
+        *("train", "--data", data, "--output", student, *TRAIN, "--updates", 30),
         *("--teacher", teacher / "model.safetensors", "--terms.reward-mse", 0.4),
     )
     small = tmp_path / "small.safetensors"

@@ -148,7 +148,7 @@ def test_they_agree_with_every_term_labels_and_skipped_batches(
     _run(collect, processes=1)
     for processes in (1, 2):
         run = _train(data, tmp_path / str(processes), 60, start=without_dropout)
-        run[:3] = ["distill", "--data", data, labels]
+        run[:3] = ["train", "--data", data, labels]
         run += ["--teacher", checkpoint_file, *weights, "--weights.behaviour", "1.0"]
         run += ["--max-skipped", 100]
         errors = _run(run, processes=processes)
@@ -263,7 +263,7 @@ def as_rank_1(monkeypatch) -> None:
 def test_commands_that_ranks_cannot_share_are_refused(capsys, tmp_path):
     assert main(["evaluate", "random", "--output", str(tmp_path / "x.json")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("tdmpc-opt, rank 1: torchrun can start train and distill; call ")
+    assert error.startswith("tdmpc-opt, rank 1: torchrun can start train alone; call ")
 
 
 @pytest.mark.usefixtures("as_rank_1")

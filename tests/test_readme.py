@@ -89,7 +89,7 @@ def test_the_commands_of_the_readme_distil_a_teacher(tmp_path, monkeypatch):
     small = {"--episodes": "1", "--updates": "2"}
     extra = {
         "collect": ["--tasks", "cartpole-balance", "--workers", "1"],
-        "distill": ["--batch-size", "8", "--size", "0.3"],
+        "train": ["--batch-size", "8", "--size", "0.3"],
         "evaluate": ["--episodes", "1", "--workers", "1"],
     }
     for words in lines:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tdmpc_opt.configs import DaggerConfig, DistillConfig, TrainConfig
+from tdmpc_opt.configs import DaggerConfig, TrainConfig
 from tdmpc_opt.configs.common import cost_fields, knobs, recorded
 from tdmpc_opt.configs.training import REMOVED
 from tdmpc_opt.errors import ResultError, RunError
@@ -55,13 +55,12 @@ def test_fields_of_cost_may_differ(tmp_path):
     require_same(tmp_path, OLD | {"save_every": 1}, NEW, RunError, cost=cost, removed=REMOVED)
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, DistillConfig, DaggerConfig])
+@pytest.mark.parametrize("kind", [TrainConfig, DaggerConfig])
 def test_no_field_that_moves_the_weights_is_marked_as_cost(kind):
     free = {"output", "device", "threads", "log_every", "save_every", "eval_every", "wandb"}
     free |= {"keep", "max_skipped"}
     more = {
-        TrainConfig: {"updates"},
-        DistillConfig: {"updates", "teacher_cache"},
+        TrainConfig: {"updates", "teacher_cache"},
         DaggerConfig: {"rounds", "on_policy", "teacher_cache", "workers", "ray"},
     }
     assert cost_fields(kind) == free | more[kind]
@@ -70,11 +69,11 @@ def test_no_field_that_moves_the_weights_is_marked_as_cost(kind):
 def test_younger_fields_are_recorded_as_absent_at_their_default(tmp_path):
     config = TrainConfig(data=tmp_path, output=tmp_path, updates=1)
     younger = {name for name, knob in knobs(TrainConfig).items() if knob.since > 1}
-    assert younger == {"sampling", "behaviour_batch", "td_lambda"}
+    assert younger == {"sampling", "behaviour_batch", "td_lambda", "more_teachers"}
     assert {recorded(config)[name] for name in younger} == {None}
     assert recorded(replace(config, td_lambda=0.5))["td_lambda"] == 0.5
     names = {field.name for field in fields(TrainConfig)}
-    assert names - recorded(config).keys() == {"threads"}
+    assert names - recorded(config).keys() == {"threads", "teacher_cache"}
 
 
 def test_a_result_file_states_config_versions_commit_and_machine(tmp_path):

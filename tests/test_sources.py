@@ -147,7 +147,7 @@ def test_every_command_takes_a_file_without_names(several, single, data, tmp_pat
     run("collect", "--policy", several, "--tasks", BOTH, *few, output="collected")
     train = ("--data", data, "--updates", 2, "--batch-size", 4, "--device", "cpu")
     terms = ("--terms.reward-mse", 1.0, "--tasks", BOTH)
-    folder = run("distill", "--teacher", several, *train, *terms, output="student")
+    folder = run("train", "--teacher", several, *train, *terms, output="student")
     student = folder / "model.safetensors"
     assert {*read_checkpoint(student).tasks.names} == {*BOTH.split(",")}
     run("train", "--start", several, *train, "--tasks", BOTH, output="trained")
@@ -160,7 +160,7 @@ def test_single_task_teachers_share_the_names_out(make_model, single, data, tmp_
     other = tmp_path / "other.pt"
     model = _model(make_model, CARTPOLE, task_dim=0)
     torch.save({"model": layout_c(from_model(model).tensors)}, other)
-    words = ["distill", "--data", data, "--updates", 2, "--batch-size", 4, "--device", "cpu"]
+    words = ["train", "--data", data, "--updates", 2, "--batch-size", 4, "--device", "cpu"]
     words += ["--terms.policy-mse", 1.0, "--teacher", single, "--more-teachers", other]
     command = [*map(str, words), "--output", str(tmp_path / "student")]
     assert main(command) == 1

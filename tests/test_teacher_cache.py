@@ -11,12 +11,13 @@ import torch
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.configs import TERMS, DistillConfig, DistillWeights, Schedule
+from tdmpc_opt.configs import TERMS, DistillWeights, Schedule, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30
-from tdmpc_opt.training.distillation import distill, open_distillation
+from tdmpc_opt.training.distillation import open_distillation
+from tdmpc_opt.training.loop import train
 from tdmpc_opt.training.teacher_cache import TeacherCache
 
 TASKS = MT30.subset(["pendulum-swingup", "cartpole-balance"])
@@ -33,8 +34,8 @@ def teacher_file(make_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def config(dataset_dir, teacher_file, tmp_path, unchecked) -> DistillConfig:
-    return DistillConfig(
+def config(dataset_dir, teacher_file, tmp_path, unchecked) -> TrainConfig:
+    return TrainConfig(
         data=dataset_dir,
         output=tmp_path / "run",
         size="0.3",
@@ -47,7 +48,7 @@ def config(dataset_dir, teacher_file, tmp_path, unchecked) -> DistillConfig:
     )
 
 
-def _cache(config: DistillConfig, student) -> tuple[TeacherCache, list[int]]:
+def _cache(config: TrainConfig, student) -> tuple[TeacherCache, list[int]]:
     """Fill a cache, and return it with the number of times that the teachers were asked."""
     teachers = open_distillation(config, student, CPU).teachers
     asked: list[int] = []
@@ -61,7 +62,7 @@ def _cache(config: DistillConfig, student) -> tuple[TeacherCache, list[int]]:
     return cache, asked
 
 
-def _files(config: DistillConfig) -> dict[str, bytes]:
+def _files(config: TrainConfig) -> dict[str, bytes]:
     root = config.teacher_cache
     return {
         str(path.relative_to(root)): path.read_bytes()
@@ -89,8 +90,8 @@ def test_kept_targets_are_those_that_the_teachers_give(config, make_model, steps
 
 
 def test_a_run_with_a_cache_learns_what_one_without_learns(config):
-    path = distill(replace(config, output=config.output / "with"))
-    other = distill(replace(config, output=config.output / "without", teacher_cache=None))
+    path = train(replace(config, output=config.output / "with"))
+    other = train(replace(config, output=config.output / "without", teacher_cache=None))
     ours, theirs = read_checkpoint(path), read_checkpoint(other)
     assert ours.extra["run"].replace("with", "") == theirs.extra["run"].replace("without", "")
     for name, tensor in ours.tensors.items():

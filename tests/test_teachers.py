@@ -13,7 +13,7 @@ from tdmpc_opt.agents.policies import ExpertNetwork, expert_path
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.configs import TERMS, DistillConfig, DistillWeights, Schedule, TrainConfig
+from tdmpc_opt.configs import TERMS, DistillWeights, Schedule, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
@@ -298,7 +298,7 @@ def write(make_model, tmp_path):
 
 
 def _open(student: WorldModel, weights: dict[str, Schedule], **settings) -> Distillation:
-    config = DistillConfig(
+    config = TrainConfig(
         data=Path("unused"),
         output=Path("unused"),
         updates=1,

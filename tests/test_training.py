@@ -25,7 +25,6 @@ from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.configs import (
     CollectConfig,
-    DistillConfig,
     DistillWeights,
     LossWeights,
     Schedule,
@@ -43,7 +42,6 @@ from tdmpc_opt.errors import (
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.training import step
-from tdmpc_opt.training.distillation import distill
 from tdmpc_opt.training.loop import train
 
 
@@ -62,8 +60,8 @@ def config(dataset_dir, tmp_path) -> TrainConfig:
 
 
 @pytest.fixture
-def distillation(config, checkpoint_file) -> DistillConfig:
-    return DistillConfig(**{**vars(config), "teacher": str(checkpoint_file)})
+def distillation(config, checkpoint_file) -> TrainConfig:
+    return TrainConfig(**{**vars(config), "teacher": str(checkpoint_file)})
 
 
 class At(Silent):
@@ -141,7 +139,7 @@ def test_a_run_leaves_weights_curves_and_what_it_was(config):
 
 def test_no_path_of_this_machine_is_written(distillation, checkpoint_file):
     started = replace(distillation, start=str(checkpoint_file), updates=1)
-    path = distill(started)
+    path = train(started)
     texts = [
         (distillation.output / "config.json").read_text(),
         json.dumps(read_checkpoint(path).extra),
@@ -163,7 +161,7 @@ def imitation(config) -> TrainConfig:
 @pytest.mark.parametrize("kind", ["config", "imitation", "distillation"])
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(kind, request, tmp_path):
     config = request.getfixturevalue(kind)
-    run = distill if kind == "distillation" else train
+    run = train
     whole = run(config)
     parts = replace(config, output=tmp_path / "parts" / "run")
     run(replace(parts, updates=3))
@@ -304,7 +302,7 @@ def test_a_folder_of_another_run_is_refused_and_kept(config, changes, key):
 def test_training_and_distilling_do_not_share_a_folder(config, distillation):
     train(replace(config, updates=1))
     with pytest.raises(RunError, match="existing run has reward_steps=None"):
-        distill(distillation)
+        train(distillation)
 
 
 def test_a_dataset_that_changed_is_refused(config, tmp_path):
@@ -590,16 +588,16 @@ def test_a_teacher_must_know_every_task_of_the_data(distillation, make_model, tm
     teacher = tmp_path / "teacher.safetensors"
     write_native(teacher, from_model(make_model(MT30.subset(["pendulum-swingup"]))))
     with pytest.raises(UnknownTaskError, match="no teacher knows cartpole-balance"):
-        distill(replace(distillation, teacher=str(teacher)))
+        train(replace(distillation, teacher=str(teacher)))
     with pytest.raises(CheckpointError, match="neither a file nor a bundled checkpoint"):
-        distill(replace(distillation, teacher="none"))
+        train(replace(distillation, teacher="none"))
     assert not distillation.output.exists()
 
 
 def test_distilling_with_weight_zero_is_training_to_the_bit(config, distillation, tmp_path):
     plain = train(config)
     zero, some = (
-        distill(
+        train(
             replace(
                 distillation,
                 output=tmp_path / str(weight),
@@ -615,7 +613,7 @@ def test_distilling_with_weight_zero_is_training_to_the_bit(config, distillation
 
 def test_distilling_leaves_the_teacher_file_alone(distillation, checkpoint_file):
     before = checkpoint_file.read_bytes()
-    distill(replace(distillation, updates=1))
+    train(replace(distillation, updates=1))
     assert checkpoint_file.read_bytes() == before
 
 

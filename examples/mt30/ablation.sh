@@ -5,33 +5,33 @@
 set -eu
 tasks=walker-walk,cheetah-run,reacher-easy,cartpole-swingup,cup-spin,finger-spin,pendulum-spin,fish-swim
 
-# Each row: its name, its command and its options. The reward term alone is the paper's.
+# Each row: its name, with a teacher or plain, and its options. The reward term alone is the paper's.
 rows() {
   cat <<'ROWS'
-none train
-reward-d0.05 distill --terms.reward-mse 0.05
-reward-d0.25 distill --terms.reward-mse 0.25
-reward-d0.4 distill --terms.reward-mse 0.4
-reward-d0.55 distill --terms.reward-mse 0.55
-reward-d0.9 distill --terms.reward-mse 0.9
-reward-kl distill --terms.reward-mse 0 --terms.reward-kl 0.1 --reward-steps all
-value-kl distill --terms.reward-mse 0 --terms.value-kl 0.1
-latent distill --terms.reward-mse 0 --terms.latent 1
-policy-of-teacher distill --terms.reward-mse 0 --terms.policy-mse 20
-policy-of-experts distill --terms.reward-mse 0 --terms.policy-mse 20 --policy-teacher experts
-full distill --terms.reward-mse 0 --terms.policy-mse 20 --policy-teacher experts --terms.reward-kl 0.1 --terms.value-kl 0.1 --reward-steps all
+none plain
+reward-d0.05 teacher --terms.reward-mse 0.05
+reward-d0.25 teacher --terms.reward-mse 0.25
+reward-d0.4 teacher --terms.reward-mse 0.4
+reward-d0.55 teacher --terms.reward-mse 0.55
+reward-d0.9 teacher --terms.reward-mse 0.9
+reward-kl teacher --terms.reward-mse 0 --terms.reward-kl 0.1 --reward-steps all
+value-kl teacher --terms.reward-mse 0 --terms.value-kl 0.1
+latent teacher --terms.reward-mse 0 --terms.latent 1
+policy-of-teacher teacher --terms.reward-mse 0 --terms.policy-mse 20
+policy-of-experts teacher --terms.reward-mse 0 --terms.policy-mse 20 --policy-teacher experts
+full teacher --terms.reward-mse 0 --terms.policy-mse 20 --policy-teacher experts --terms.reward-kl 0.1 --terms.value-kl 0.1 --reward-steps all
 ROWS
 }
 
 # One row with one seed: train, then score the policy and the planner.
 one() {
-  teacher=$1 work=$2 seed=$3 name=$4 command=$5
+  teacher=$1 work=$2 seed=$3 name=$4 kind=$5
   shift 5
   run=$work/runs/$name-$seed
-  if [ "$command" = distill ]; then
+  if [ "$kind" = teacher ]; then
     set -- "$@" --teacher "$teacher" --teacher-cache "$work/cache"
   fi
-  tdmpc-opt "$command" "$@" --data "$work/data" --output "$run" --seed "$seed" --updates 2000 \
+  tdmpc-opt train "$@" --data "$work/data" --output "$run" --seed "$seed" --updates 2000 \
     --lr-zero-at 2000 --batch-size 64 --lr 1e-3 --encoder-lr-scale 1 --save-every 500 --log-every 100
   tdmpc-opt evaluate "$run/model.safetensors" --mode policy --episodes 5 \
     --workers 1 --output "$work/policy-$name-$seed.json"

@@ -55,7 +55,7 @@ it only gains presets."""
 _READ = (
     *("checkpoint", "checkpoints", "sources", "results", "result"),
     *("data", "on_policy", "policy", "label", "against", "start"),
-    *("teacher", "more_teachers", "policy_teacher"),
+    *("teacher", "teachers", "more_teachers", "policy_teacher"),
 )
 """Options that name a file or folder to read. `warm_up` may be the folder of experts that is
 added to."""

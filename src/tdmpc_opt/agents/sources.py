@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tdmpc_opt.agents.agent import Agent, best_device
@@ -123,7 +124,9 @@ def open_source(
 
     Args:
         text: `random`; `plan`, which plans in the simulator; a folder of experts; an exported
-            ONNX file; or a checkpoint: file, model folder, zoo name or hub id.
+            ONNX file; `MODULE:FACTORY`, a policy of the user's; a file that assigns policies to
+            tasks (`write_assignment`); or a checkpoint: file, model folder, zoo name or hub
+            id.
         mode: As all options below, for checkpoints alone: policy or planner.
         names: Names of the tasks of a checkpoint that does not name them.
         preset: What a plan may spend.
@@ -136,6 +139,20 @@ def open_source(
         return RandomSource(source=text, mode=mode)
     if text == "plan":
         return SimulatorSource(source=text, mode=mode)
+    # These open the sources that they are made of.
+    from tdmpc_opt.agents.teachers import (
+        AssignedSource,
+        FactorySource,
+        is_assignment,
+        is_factory,
+    )
+
+    if is_assignment(text):
+        return AssignedSource(
+            source=text, mode=mode, device=device, choose_engine=choose_engine
+        )
+    if is_factory(text):
+        return FactorySource(source=text, mode=mode)
     if is_expert_folder(text):
         return ExpertSource(source=text, mode=mode)
     if is_onnx(Path(text)):
@@ -164,24 +181,37 @@ def estimate(
     """
     if not episodes or not workers:
         return ""
-    task = next(iter(episodes))
-    env = make_env(task, 0)
-    obs = env.reset()[0]
-    with one_thread():
-        policies = [source.load(TaskTable((task,))) for source in sources]
-        for policy in policies:
-            policy.start(task.name, [(0,)])
-            if isinstance(policy, SimulatorPolicy):
-                policy.watch([env])
-        for _ in range(2):  # what is built at the first action does not count
-            start = time.perf_counter()
-            actions = [policy.act(obs[None]) for policy in policies]
-            env.step(actions[0][0])
-        seconds = time.perf_counter() - start
-    env.close()
+    seconds = seconds_per_step(sources, next(iter(episodes)))
     steps = sum(each.episode_length * count for each, count in episodes.items())
     minutes = seconds * steps / min(workers, len(episodes)) / 60
     return f", about {minutes:.0f} min" if minutes >= 1 else ", less than a minute"
+
+
+def seconds_per_step(sources: Sequence[PolicySource], task: Task, episodes: int = 1) -> float:
+    """Measure one step of a task on one thread: the environment, and an action of each source.
+
+    Args:
+        sources: Who acts or labels in each step; the first one drives.
+        task: The task.
+        episodes: Episodes that are driven in step with each other; their number divides the
+            time of an action of all.
+    """
+    env = make_env(task, 0)
+    obs = np.repeat(env.reset()[0][None], episodes, axis=0)
+    with one_thread():
+        policies = [source.load(TaskTable((task,))) for source in sources]
+        for policy in policies:
+            policy.start(task.name, [(number,) for number in range(episodes)])
+            if isinstance(policy, SimulatorPolicy):
+                policy.watch([env] * episodes)
+        for _ in range(2):  # what is built at the first action does not count
+            start = time.perf_counter()
+            actions = [policy.act(obs) for policy in policies]
+            acted = time.perf_counter()
+            env.step(actions[0][0])
+            seconds = (acted - start) / episodes + time.perf_counter() - acted
+    env.close()
+    return seconds
 
 
 def is_expert_folder(source: str) -> bool:
@@ -370,6 +400,14 @@ class CheckpointSource(_FileSource):
             budget = replace(preset.budget, replan_every=self.replan_every)
             preset = replace(preset, budget=budget)
         return replace(preset, mode="policy") if self.mode == "policy" else preset
+
+    def plans(self) -> bool:
+        """Return whether the file has what a plan needs, and not the policy alone.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read.
+        """
+        return self._checkpoint().has_world_model
 
     def engine_name(self) -> str:
         """Return the name of what computes the agent's plans.

@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = _parse(arguments)
         if machine.world_size() > 1 and type(config) not in _BY_RANKS:
-            raise InputError("torchrun can start train and distill; call others without it")
+            raise InputError(
+                "torchrun can start train alone; call the other commands without it"
+            )
         refuse_overwrite(config)
         _RUNS[type(config)](config)
     except TdmpcOptError as error:

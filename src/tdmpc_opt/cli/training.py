@@ -29,15 +29,6 @@ def _train(config: configs.TrainConfig) -> None:
     _tell(path, before, config)
 
 
-def _distill(config: configs.DistillConfig) -> None:
-    from tdmpc_opt.training.distillation import distill
-
-    before = _written(config)
-    with ConsoleProgress("distill") as progress:
-        path = distill(config, progress)
-    _tell(path, before, config)
-
-
 def _dagger(config: configs.DaggerConfig) -> None:
     from tdmpc_opt.training.dagger import dagger
 
@@ -55,8 +46,28 @@ def _dagger(config: configs.DaggerConfig) -> None:
     terminal.print(f"wrote {config.output / 'model.safetensors'}")
 
 
+def _distill(config: configs.DistillConfig) -> None:
+    from tdmpc_opt.pipeline.distill import distill
+    from tdmpc_opt.pipeline.plan import plan
+
+    terminal = console()
+    with ConsoleProgress("distill") as progress:
+        terminal.print(str(plan(config, progress)), highlight=False)
+        student = distill(config, progress)
+    table = table_of(str(config.output), "task", "student less teacher, points")
+    for name, points in student.lost.per_task.items():
+        table.add_row(name, f"{points:+.2f}")
+    terminal.print(table)
+    terminal.print(
+        f"teacher {student.teacher}, student {student.policy}, its int8 policy {student.int8}; "
+        f"paired difference {student.lost.difference}",
+        highlight=False,
+    )
+    terminal.print(f"wrote {student.folder}: model, policy, planner, card and report.html")
+
+
 def _demo(config: configs.DemoConfig) -> None:
-    from tdmpc_opt.pipeline import demo
+    from tdmpc_opt.pipeline.demo import demo
 
     with ConsoleProgress("demo") as progress:
         rows = demo(config.output, progress)
@@ -74,19 +85,18 @@ def _demo(config: configs.DemoConfig) -> None:
 
 COMMANDS = (
     Command(
-        "train",
-        configs.TrainConfig,
-        _train,
-        "--data data/mt30 --updates 100000 --output runs/alone",
-        ("data", "output", "updates", "size", "tasks"),
-        by_ranks=True,
-    ),
-    Command(
         "distill",
         configs.DistillConfig,
         _distill,
+        "teacher.pt --hours 4 --output student",
+        ("teachers", "output", "tasks", "size", "hours", "updates"),
+    ),
+    Command(
+        "train",
+        configs.TrainConfig,
+        _train,
         "--teacher teacher.pt --data data/mt30 --updates 100000 --output runs/student",
-        ("teacher", "data", "output", "updates", "size"),
+        ("teacher", "data", "output", "updates", "size", "tasks"),
         by_ranks=True,
     ),
     Command(

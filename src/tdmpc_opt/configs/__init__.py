@@ -27,6 +27,7 @@ from tdmpc_opt.configs.show import PlayConfig
 from tdmpc_opt.configs.training import (
     DemoConfig,
     DistillConfig,
+    FromTeacher,
     LossWeights,
     TrainConfig,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "ExportConfig",
     "ExportFormat",
     "ExportTarget",
+    "FromTeacher",
     "InspectConfig",
     "LossWeights",
     "Mode",

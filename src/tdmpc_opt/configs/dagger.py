@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Annotated
 
 from tdmpc_opt.configs.common import COST, LATER, ByWorkers, Labelled
-from tdmpc_opt.configs.training import DistillConfig, LossWeights
+from tdmpc_opt.configs.training import LossWeights, TrainConfig
 from tdmpc_opt.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DaggerConfig(DistillConfig, ByWorkers, Labelled):
+class DaggerConfig(TrainConfig, ByWorkers, Labelled):
     """Correct a student where it goes itself, round by round (DAgger, arXiv:1011.0686).
 
     Each round the student drives, the teacher labels the states on the way, and the training
     goes on with these episodes beside the data.
     """
 
+    teacher: str = field()
     start: str = field()
     """Checkpoint of the student to correct."""
     rounds: Annotated[int, COST]

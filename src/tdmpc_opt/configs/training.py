@@ -1,13 +1,15 @@
 """Commands that train, with a teacher or without."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tdmpc_opt.configs.common import (
     COST,
     LATER,
+    POSITIONAL,
     UNRECORDED,
+    ByWorkers,
     OnDevice,
     OnTasks,
     Seeded,
@@ -52,8 +54,34 @@ class LossWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(OnTasks, ToOutput, OnDevice, Seeded):
-    """Train a world model on a dataset, without a teacher."""
+class FromTeacher:
+    """What a training run learns from frozen teachers (TD-MPC-Opt, arXiv:2507.01823)."""
+
+    teacher: str | None = None
+    """Checkpoint file of the teacher, or a zoo name; or a folder of experts, for `policy_mse`
+    alone. None trains without a teacher. In `dagger` it also labels the states that the student
+    visits, and may be any policy that `collect` takes."""
+    more_teachers: Annotated[tuple[str, ...], LATER] = ()
+    """Further teachers; each is used for the tasks that none before it has."""
+    policy_teacher: str | None = None
+    """Folder of experts or checkpoint that gives the policies of its tasks; the others give
+    those of the remaining tasks. None takes all from the others."""
+    terms: DistillWeights = field(default_factory=DistillWeights)
+    """Weights of the distillation terms."""
+    reward_steps: Literal["first", "all"] = "first"
+    """Steps of a slice at which the reward terms compare; the paper's is the first alone."""
+    teacher_cache: Annotated[Path | None, UNRECORDED] = None
+    """Folder that stores the teachers' outputs for every row of the data, for this run and
+    later ones with the same teachers and data; it is filled first. None computes them at each
+    update."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
+    """Train a world model on a dataset, with frozen teachers or without.
+
+    `distill` does all from a teacher to a scored student; this is its training alone.
+    """
 
     data: Path | tuple[Path, ...]
     """Dataset folder, or several whose episodes are drawn from as one."""
@@ -117,6 +145,9 @@ class TrainConfig(OnTasks, ToOutput, OnDevice, Seeded):
         """Refuse counts and shares that cannot be run."""
         if not self.folders:
             raise InputError("name a dataset folder at least with --data")
+        idle = [f.name for f in fields(FromTeacher) if getattr(self, f.name) != _default(f)]
+        if self.teacher is None and idle:
+            raise InputError(f"--{idle[0].replace('_', '-')} needs a --teacher")
         share = self.on_policy_share
         if share is not None and (self.on_policy is None or not 0 <= share <= 1):
             raise InputError("on_policy_share is from 0 to 1, and needs --on-policy")
@@ -139,31 +170,43 @@ class TrainConfig(OnTasks, ToOutput, OnDevice, Seeded):
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistillConfig(TrainConfig):
-    """Train a student on a dataset with frozen teachers (TD-MPC-Opt, arXiv:2507.01823)."""
+def _default(option: Field[Any]) -> object:
+    factory = option.default_factory
+    return option.default if factory is MISSING else factory()
 
-    teacher: str
-    """Checkpoint file of the teacher, or a zoo name; or a folder of experts, for `policy_mse`
-    alone. In `dagger` it labels the states that the student visits, and a checkpoint is
-    distilled from as well."""
-    more_teachers: Annotated[tuple[str, ...], LATER] = ()
-    """Further teachers; each answers for the tasks that none before it knows."""
-    policy_teacher: str | None = None
-    """Folder of experts or checkpoint that is asked for policies first; the others answer for
-    tasks it does not know. None asks the others alone."""
-    terms: DistillWeights = field(default_factory=DistillWeights)
-    """Weights of the distillation terms."""
-    reward_steps: Literal["first", "all"] = "first"
-    """Steps of a slice at which the reward terms compare; the paper's is the first alone."""
-    teacher_cache: Annotated[Path | None, UNRECORDED] = None
-    """Folder that keeps what the teachers say of every row of the data, for this run and later
-    ones with the same teachers and data; it is filled first. None asks them at each update."""
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(OnTasks, ToOutput, OnDevice, ByWorkers, Seeded):
+    """Make a small student of a teacher: collect, train, correct, quantise, export and score.
+
+    The output is a model folder. The same command continues an interrupted one.
+    """
+
+    teachers: Annotated[tuple[str, ...], POSITIONAL]
+    """Checkpoint files of any known layout, zoo names, folders of experts, exported ONNX files,
+    or MODULE:FACTORY for a policy of your own: a function without arguments that returns an
+    object with act(obs [B, obs]) -> [B, action]. Each task goes to the first that has it."""
+    size: Size = "1"
+    """Size of the student in millions of parameters."""
+    hours: float | None = None
+    """Time to spend on this machine, from which the updates follow by measured speeds."""
+    updates: int | None = None
+    """Gradient updates in all, from which episodes and rounds follow; none without `hours`
+    means 30,000."""
+
+    def __post_init__(self) -> None:
+        """Refuse budgets that cannot be spent."""
+        if not self.teachers:
+            raise InputError("name a teacher: a checkpoint, zoo name, folder or MODULE:FACTORY")
+        if self.hours is not None and self.updates is not None:
+            raise InputError("--hours and --updates both set the budget; leave one out")
+        if (self.updates or 1) < 1 or not (self.hours is None or self.hours > 0):
+            raise InputError("updates must be at least 1, and hours above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Distil the bundled teacher on this machine and show what it bought."""
+    """Distil a teacher on this machine and compare the student with ones without a teacher."""
 
     output: Path = Path("demo-output")
     """Folder for data, runs, result files and plots."""

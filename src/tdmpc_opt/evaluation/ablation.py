@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.configs import DistillConfig, TrainConfig
+from tdmpc_opt.configs import FromTeacher, TrainConfig
 from tdmpc_opt.configs.common import cost_fields
 from tdmpc_opt.configs.training import REMOVED, REMOVED_COST
 from tdmpc_opt.errors import ResultError
@@ -21,14 +21,9 @@ from tdmpc_opt.files import without_removed
 _TRAINING_BUDGET = ("data", "updates", "batch_size", "horizon", "size", "start")
 _EVALUATION = ("tasks", "episodes", "seed", "mode", "budget", "noise")
 # What differs between runs without meaning anything for their comparison.
-_FREE = {"seed", *cost_fields(DistillConfig), *REMOVED_COST}
+_FREE = {"seed", *cost_fields(TrainConfig), *REMOVED_COST}
 # What only a run with a teacher has says nothing where it was left alone.
-_UNTAUGHT = {field.name for field in fields(TrainConfig)}
-_LEFT_ALONE = {
-    field.name: str(field.default)
-    for field in fields(DistillConfig)
-    if field.name not in _UNTAUGHT
-}
+_LEFT_ALONE = {field.name: str(field.default) for field in fields(FromTeacher)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +141,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(training, dict):
         raise ResultError(
             f"{path} does not say how its agent was trained; evaluate the model.safetensors of "
-            "a run of tdmpc-opt train or distill"
+            "a run of tdmpc-opt train"
         )
     return content | {"training": without_removed(training, REMOVED)}
 

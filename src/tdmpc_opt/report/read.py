@@ -252,7 +252,7 @@ def _score_curve(source: Source, points: Sequence[tuple[float, float]]) -> Curve
 
 
 def _run(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
-    """Read the curves that a run of train or distill keeps beside its config."""
+    """Read the curves that a run of train keeps beside its config."""
     path = source.path.with_name("metrics.csv")
     try:
         with path.open(newline="") as file:

@@ -113,10 +113,15 @@ def _try(task: Task) -> None:
 
 
 @contextmanager
-def _named(text: str, what: str) -> Iterator[None]:
-    """Name the environment and its own exception in one line; the cause is kept.
+def user_code(text: str, what: str, whose: str = "the environment") -> Iterator[None]:
+    """Turn what a user's code raises into one line; the cause is kept.
 
     Any exception may come out of a user's code.
+
+    Args:
+        text: What the user named, such as `MODULE:ID`.
+        what: Part of the code that is called.
+        whose: What to repair.
 
     Raises:
         InputError: Something was raised in the block.
@@ -127,7 +132,7 @@ def _named(text: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"{text} raised {type(error).__name__} in {what}: {error}; repair the environment"
+            f"{text} raised {type(error).__name__} in {what}: {error}; repair {whose}"
         ) from error
 
 
@@ -161,7 +166,7 @@ def _make(text: str, render_mode: str | None = None) -> Any:
     # Some constructors have no parameter render_mode.
     drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        with _named(text, "its constructor"):
+        with user_code(text, "its constructor"):
             # Its checker warns of what is checked here with an error.
             return gymnasium.make(spec, disable_env_checker=True, **drawn)
     except InputError as error:
@@ -292,7 +297,7 @@ class OwnEnv(gymnasium.Env[Array, Array]):
             InputError: What the environment raises, or a result that is no pair of a valid
                 observation and infos.
         """
-        with _named(self.task.env, "reset()"):
+        with user_code(self.task.env, "reset()"):
             found = self._env.reset(seed=self._seed if seed is None else seed, options=options)
         if not (isinstance(found, tuple) and len(found) == 2):
             raise InputError(
@@ -311,7 +316,7 @@ class OwnEnv(gymnasium.Env[Array, Array]):
         share = (np.clip(np.asarray(action, np.float64), -1, 1) + 1) / 2
         low, high = self.bounds
         scaled = low + share * (high - low)
-        with _named(self.task.env, "step()"):
+        with user_code(self.task.env, "step()"):
             obs, reward, terminated, truncated, info = self._env.step(
                 scaled.astype(self._env.action_space.dtype)
             )
@@ -334,7 +339,7 @@ class OwnEnv(gymnasium.Env[Array, Array]):
         """
         picture = None
         if self.render_mode:
-            with _named(self.task.env, "render()"):
+            with user_code(self.task.env, "render()"):
                 picture = self._env.render()
         if picture is None:
             raise InputError(

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc_opt.agents.collect import collect
-from tdmpc_opt.agents.sources import CheckpointSource, is_expert_folder, open_source
+from tdmpc_opt.agents.sources import CheckpointSource, open_source
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.configs import (
     CollectConfig,
     DaggerConfig,
-    DistillConfig,
+    FromTeacher,
     TrainConfig,
 )
 from tdmpc_opt.configs.common import cost_fields, recorded
@@ -29,7 +29,6 @@ from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.files import alone, parse_json, replace_when_done, require_same
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.schema import TaskTable
-from tdmpc_opt.training.distillation import distill
 from tdmpc_opt.training.loop import train
 from tdmpc_opt.training.run import names_in_use, source_identity
 
@@ -39,6 +38,8 @@ PLANNER_SEED = 2_000_000
 """The same of the episodes driven by planning."""
 _PLANNER_PRESET = "realtime"
 """Planner budget of these episodes."""
+_UNUSED = vars(FromTeacher())
+"""Options of a run whose teacher only labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +139,16 @@ def _student(config: DaggerConfig, number: int) -> Path:
 
 def _train(config: DaggerConfig, updates: int, progress: Progress) -> Path:
     """Go on with the one run of all rounds, on the data there are by now."""
-    if is_expert_folder(config.teacher):
-        return train(TrainConfig(**_values(config, TrainConfig, updates)), progress)
-    return distill(DistillConfig(**_values(config, DistillConfig, updates)), progress)
+    values = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
+    values |= {"updates": updates, "tasks": names_in_use(config)}
+    if not _is_distilled(config):
+        values |= _UNUSED
+    return train(TrainConfig(**values), progress)
 
 
-def _values(config: DaggerConfig, kind: type[TrainConfig], updates: int) -> dict[str, Any]:
-    values = {f.name: getattr(config, f.name) for f in fields(kind)}
-    return values | {"updates": updates, "tasks": names_in_use(config)}
+def _is_distilled(config: DaggerConfig) -> bool:
+    """Return whether the teacher is a checkpoint, of which more than its actions is used."""
+    return isinstance(open_source(config.teacher), CheckpointSource)
 
 
 def _returns(dataset: EpisodeDataset, seed: int, tasks: TaskTable) -> dict[str, float]:
@@ -167,7 +170,7 @@ def _refuse_early(config: DaggerConfig) -> TaskTable:
     open_source(config.label or config.teacher, names=config.tasks).require_labels(tasks)
     if config.planner_episodes:
         CheckpointSource(source=config.start, mode="planner", preset=_PLANNER_PRESET).chosen()
-    if not (is_expert_folder(config.teacher) or config.more_teachers):
+    if _is_distilled(config) and not config.more_teachers:
         teacher = read_checkpoint(config.teacher, tasks=config.tasks).tasks
         for name in known.names:
             teacher.index(name)

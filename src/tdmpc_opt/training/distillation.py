@@ -3,7 +3,7 @@
 Source: TD-MPC-Opt, arXiv:2507.01823, section 3.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,16 +14,16 @@ from tdmpc_opt.agents.policies import ExpertNetwork
 from tdmpc_opt.agents.sources import is_expert_folder
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, share_names
-from tdmpc_opt.configs import DistillConfig
+from tdmpc_opt.configs import TrainConfig
+from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import InputError, NonFiniteError, UnknownTaskError
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import WorldModel, bin_centres
-from tdmpc_opt.progress import Progress, Silent, Stage
+from tdmpc_opt.progress import Progress, Stage
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.expert_teacher import ExpertTeacher, load_experts
-from tdmpc_opt.training.loop import open_data, run_training
 from tdmpc_opt.training.ranks import Ranks
 from tdmpc_opt.training.teacher_cache import TeacherCache
 from tdmpc_opt.training.teachers import (
@@ -46,44 +46,40 @@ _LEAST_REWARD = 0.1
 """Scale of rewards that counts at least: data may have none but zeros."""
 
 
-def distill(config: DistillConfig, progress: Progress | None = None) -> Path:
-    """Train a student with frozen teachers; the same call goes on with an interrupted run.
-
-    Returns:
-        The student's checkpoint.
+def open_teachers(
+    config: TrainConfig,
+    student: WorldModel,
+    datasets: Sequence[EpisodeDataset],
+    device: torch.device,
+    ranks: Ranks,
+    progress: Progress,
+) -> Distillation | None:
+    """Load the teachers of a run, checked against its data; None where no term has a weight.
 
     Raises:
-        DataError: The dataset is missing, damaged, foreign or holds NaN.
-        RunError: The folder holds another run, or a loss became NaN.
-        CheckpointError: A checkpoint or expert that cannot be read or written.
+        CheckpointError: A checkpoint or expert that cannot be read.
         UnknownTaskError: No teacher knows a task of the student.
         InputError: Teachers that cannot answer for a term with a weight, are never asked, or
             whose rewards or values are far from the data's.
+        RunError: The teacher cache cannot be written.
     """
-
-    def open_teachers(
-        student: WorldModel, device: torch.device, ranks: Ranks
-    ) -> Distillation | None:
-        found = open_distillation(config, student, device)
-        if found is None:
-            return None
-        sampler = SliceSampler(
-            datasets,
-            student.tasks,
-            horizon=config.horizon,
-            batch_size=_CHECKED_SLICES,
-            seed=config.seed,
-        )
-        batch = _finite_batch(sampler, config.max_skipped)
-        check_teachers(found, batch, student, device, shown)
-        if config.teacher_cache is None:
-            return found
-        cache = TeacherCache(config, datasets, student.tasks)
-        cache.fill(found.teachers, device, Stage(shown, "teachers"), ranks)
-        return replace(found, teachers=cache)
-
-    datasets, shown = open_data(config), progress or Silent()
-    return run_training(config, datasets, shown, open_teachers)
+    found = open_distillation(config, student, device)
+    if found is None:
+        return None
+    sampler = SliceSampler(
+        datasets,
+        student.tasks,
+        horizon=config.horizon,
+        batch_size=_CHECKED_SLICES,
+        seed=config.seed,
+    )
+    batch = _finite_batch(sampler, config.max_skipped)
+    check_teachers(found, batch, student, device, progress)
+    if config.teacher_cache is None:
+        return found
+    cache = TeacherCache(config, datasets, student.tasks)
+    cache.fill(found.teachers, device, Stage(progress, "teachers"), ranks)
+    return replace(found, teachers=cache)
 
 
 def check_teachers(
@@ -154,7 +150,7 @@ def _judge(what: str, factor: float, how: str, progress: Progress) -> None:
 
 
 def open_distillation(
-    config: DistillConfig, student: WorldModel, device: torch.device
+    config: TrainConfig, student: WorldModel, device: torch.device
 ) -> Distillation | None:
     """Load the teachers that the terms with a weight need; None where there is no such term.
 
@@ -201,9 +197,7 @@ class _Source:
 class _Opener:
     """Decides which teacher is asked for what, and builds them accordingly."""
 
-    def __init__(
-        self, config: DistillConfig, student: WorldModel, device: torch.device
-    ) -> None:
+    def __init__(self, config: TrainConfig, student: WorldModel, device: torch.device) -> None:
         self._config, self._student, self._device = config, student, device
         self._terms = frozenset(config.terms.at(0))
         self.latent = "latent" in self._terms
@@ -237,7 +231,7 @@ class _Opener:
 
     def _shares(self) -> list[tuple[_Source, frozenset[str]]]:
         """Share the tasks out: each goes to the first teacher that knows it."""
-        names = (self._config.teacher, *self._config.more_teachers)
+        names = (self._config.teacher or "", *self._config.more_teachers)
         missing = frozenset(self._student.tasks.names)
         shares = []
         files = [name for name in names if not is_expert_folder(name)]

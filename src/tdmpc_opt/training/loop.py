@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ from tdmpc_opt.agents.executor import choose_threads
 from tdmpc_opt.agents.policies import AgentPolicy, rollout, threads
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names
-from tdmpc_opt.configs import DistillConfig, TrainConfig
+from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, joint_tasks
 from tdmpc_opt.errors import NonFiniteError, RunError
@@ -26,6 +26,7 @@ from tdmpc_opt.files import alone
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import model_config
+from tdmpc_opt.training.distillation import open_teachers
 from tdmpc_opt.training.draws import Draws
 from tdmpc_opt.training.faults import FaultKeeper
 from tdmpc_opt.training.metrics import MetricsWriter
@@ -34,8 +35,6 @@ from tdmpc_opt.training.run import Run
 from tdmpc_opt.training.step import Learner, build_learner, train_step
 from tdmpc_opt.training.terms import Distillation
 
-OpenTeachers = Callable[[WorldModel, torch.device, Ranks], Distillation | None]
-
 EVAL_EPISODES = 2
 """Episodes per task of an evaluation during training."""
 PERIODIC_SEED = 900_000
@@ -43,7 +42,11 @@ PERIODIC_SEED = 900_000
 
 
 def train(config: TrainConfig, progress: Progress | None = None) -> Path:
-    """Train a world model on a dataset; the same call goes on with an interrupted run.
+    """Train a world model; the same call goes on with an interrupted run.
+
+    Args:
+        config: What to train, on which data, and with which teachers if any.
+        progress: Takes losses and speed.
 
     Returns:
         The checkpoint that was written.
@@ -52,9 +55,22 @@ def train(config: TrainConfig, progress: Progress | None = None) -> Path:
         DataError: The dataset is missing, damaged, foreign or holds NaN.
         RunError: The folder holds another run, another process trains in it, or too many
             batches brought NaN or infinity.
-        CheckpointError: A checkpoint that cannot be read or written.
+        CheckpointError: A checkpoint or expert that cannot be read or written.
+        UnknownTaskError: No teacher knows a task of the student.
+        InputError: Teachers that cannot answer for a term with a weight, are never asked, or
+            whose rewards or values are far from the data's.
     """
-    return run_training(config, open_data(config), progress or Silent())
+    datasets, progress = open_data(config), progress or Silent()
+    _refuse_own_tasks(config, datasets)
+    # The projection of the latent term is not used where a schedule sets all weights to 0.
+    projected = config.teacher is not None and "latent" in config.terms.at(0)
+    device = best_device(config.device)
+    fabric, ranks = join(device, some_unused=projected)
+    progress = progress if ranks.is_first else _Discarded()
+    chosen = choose_threads(config.threads)
+    progress.update(0, config.updates, f"threads: {chosen}")
+    with threads(chosen.count):
+        return _run(config, datasets, progress, fabric, ranks)
 
 
 def open_data(config: TrainConfig) -> list[EpisodeDataset]:
@@ -65,35 +81,6 @@ def open_data(config: TrainConfig) -> list[EpisodeDataset]:
     """
     growing = () if config.on_policy is None else (config.on_policy,)
     return [EpisodeDataset.open(folder) for folder in (*config.folders, *growing)]
-
-
-def run_training(
-    config: TrainConfig,
-    datasets: Sequence[EpisodeDataset],
-    progress: Progress,
-    open_teachers: OpenTeachers | None = None,
-) -> Path:
-    """Train with or without a teacher.
-
-    Args:
-        config: What to train and how.
-        datasets: What `open_data` opened.
-        progress: Takes losses and speed.
-        open_teachers: Loads what a student learns from besides the data.
-
-    Returns:
-        The checkpoint that was written.
-    """
-    _refuse_own_tasks(config, datasets)
-    # The projection of the latent term is not used where a schedule sets all weights to 0.
-    projected = isinstance(config, DistillConfig) and "latent" in config.terms.at(0)
-    device = best_device(config.device)
-    fabric, ranks = join(device, some_unused=projected)
-    progress = progress if ranks.is_first else _Unheard()
-    chosen = choose_threads(config.threads)
-    progress.update(0, config.updates, f"threads: {chosen}")
-    with threads(chosen.count):
-        return _run(config, datasets, progress, open_teachers, fabric, ranks)
 
 
 @contextmanager
@@ -117,14 +104,15 @@ def _run(
     config: TrainConfig,
     datasets: Sequence[EpisodeDataset],
     progress: Progress,
-    open_teachers: OpenTeachers | None,
     fabric: Fabric,
     ranks: Ranks,
 ) -> Path:
     torch.manual_seed(config.seed)
     model = _initial_model(config, datasets)
     draws = Draws(config, datasets, model.tasks, ranks)
-    distillation = open_teachers(model, fabric.device, ranks) if open_teachers else None
+    distillation = None
+    if config.teacher is not None:
+        distillation = open_teachers(config, model, datasets, fabric.device, ranks, progress)
     with _opened_run(config, datasets, ranks) as run:
         ranks.require_same(run.identity, "run")
         projection = distillation.projection if distillation else None
@@ -136,14 +124,14 @@ def _run(
     return run.model_path
 
 
-class _Unheard:
-    """The progress of a rank that another speaks for."""
+class _Discarded:
+    """Progress of a non-zero rank; discarded."""
 
     def update(self, done: int, total: int, text: str) -> None:
-        """Leave it to the first rank."""
+        pass
 
     def warn(self, text: str) -> None:
-        """Leave it to the first rank."""
+        pass
 
 
 @contextmanager

@@ -3,18 +3,19 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tdmpc_opt.agents.policies import expert_path
-from tdmpc_opt.agents.sources import is_expert_folder, open_source
+from tdmpc_opt.agents.sources import CheckpointSource, ExpertSource, open_source
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import resolve, sha256, share_names
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.torch_files import StateFolder
-from tdmpc_opt.configs import DistillConfig, TrainConfig
+from tdmpc_opt.configs import FromTeacher, TrainConfig
 from tdmpc_opt.configs.common import cost_fields, recorded
 from tdmpc_opt.configs.training import REMOVED, REMOVED_COST
 from tdmpc_opt.data.episodes import EpisodeDataset
@@ -152,7 +153,10 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
             "--tasks names the tasks of checkpoints that do not name them, and all of these "
             "do; leave it out"
         )
-    if isinstance(config, DistillConfig):
+    if config.teacher is None:  # as records without a teacher always were
+        for option in fields(FromTeacher):
+            values.pop(option.name, None)
+    else:
         tasks, policy = joint_tasks(datasets), config.policy_teacher
         more = [source_identity(name, tasks) for name in config.more_teachers]
         values["teacher"] = source_identity(config.teacher, tasks)
@@ -171,10 +175,10 @@ def names_in_use(config: TrainConfig) -> str | None:
         CheckpointError: A checkpoint that cannot be read.
     """
     files = [config.start] if config.start else []
-    if isinstance(config, DistillConfig):
+    if config.teacher is not None:
         files += [config.teacher, *config.more_teachers]
         files += [config.policy_teacher] if config.policy_teacher else []
-    files = [name for name in files if not is_expert_folder(name)]
+    files = [name for name in files if isinstance(open_source(name), CheckpointSource)]
     return config.tasks if any(share_names(files, config.tasks)) else None
 
 
@@ -193,16 +197,17 @@ def _file(path_or_name: str) -> dict[str, str]:
 
 
 def source_identity(source: str, tasks: TaskTable) -> dict[str, str | None]:
-    """Name a checkpoint or a folder of experts by content; only experts of the tasks count.
+    """Name a policy by its content; only experts of the tasks count.
 
     Raises:
         CheckpointError: A file that is missing or cannot be read.
     """
-    folder = Path(source)
-    if not is_expert_folder(source):
-        return {**_file(source)}
-    known = [name for name in tasks.names if expert_path(folder, name).is_file()]
-    return open_source(source).identity(tasks.subset(known))
+    found = open_source(source)
+    if isinstance(found, ExpertSource):
+        folder = Path(source)
+        names = [name for name in tasks.names if expert_path(folder, name).is_file()]
+        tasks = tasks.subset(names)
+    return found.identity(tasks)
 
 
 def _require_same(path: Path, config: TrainConfig, asked: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from tdmpc_opt.configs import DistillConfig
+from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 from tdmpc_opt.data.sampler import Batch, ordered_shards
 from tdmpc_opt.data.shards import DAMAGED_ARRAY
@@ -73,7 +73,7 @@ class TeacherCache:
     """
 
     def __init__(
-        self, config: DistillConfig, datasets: Sequence[EpisodeDataset], tasks: TaskTable
+        self, config: TrainConfig, datasets: Sequence[EpisodeDataset], tasks: TaskTable
     ) -> None:
         assert config.teacher_cache is not None, "there is no cache without a folder"
         self._tasks = tasks
@@ -203,9 +203,9 @@ def _padded(values: NDArray[np.float32], width: int) -> Tensor:
     return functional.pad(rows, (0, width - rows.shape[-1]))
 
 
-def _teachers(config: DistillConfig, tasks: TaskTable) -> dict[str, Any]:
+def _teachers(config: TrainConfig, tasks: TaskTable) -> dict[str, Any]:
     """Return all that targets depend on beside the data."""
-    sources = [config.teacher, *config.more_teachers]
+    sources = [config.teacher or "", *config.more_teachers]
     policy = config.policy_teacher
     return {
         "schema": SCHEMA,

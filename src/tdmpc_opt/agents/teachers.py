@@ -1,0 +1,246 @@
+"""Policies of a user's own code, and several policies as one, each on its own tasks."""
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdmpc_opt.agents.policies import Array, Policy, SimulatorPolicy, Stream
+from tdmpc_opt.agents.sources import Identity, PolicySource, open_source
+from tdmpc_opt.configs import Device, Mode
+from tdmpc_opt.errors import CheckpointError, InputError
+from tdmpc_opt.files import parse_json, write_json
+from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
+from tdmpc_opt.schema import MT30, TaskTable
+from tdmpc_opt.tasks import choose_tasks
+from tdmpc_opt.tasks.own import user_code
+
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
+_ROUNDING = 1e-4
+"""How far actions may lie outside [-1, 1]; they are clipped."""
+
+
+def is_factory(text: str) -> bool:
+    """Return whether a text has the form `MODULE:FACTORY` and names no file."""
+    return _FACTORY.fullmatch(text) is not None and not Path(text).exists()
+
+
+def is_assignment(text: str) -> bool:
+    """Return whether a text names a file that `write_assignment` may have written."""
+    return text.endswith(".json") and Path(text).is_file()
+
+
+class FactorySource(PolicySource):
+    """A policy of the user's: what the function of `MODULE:FACTORY` returns."""
+
+    def load(self, tasks: TaskTable = MT30) -> Policy:
+        """Call the function."""
+        module, _, name = self.source.partition(":")
+        try:
+            with user_code(self.source, "its import", "the module"):
+                found = getattr(importlib.import_module(module), name, None)
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise  # the module is there, but lacks a library of its own
+            raise InputError(
+                f"cannot import {module}, which {self.source} names; install it, or put its "
+                "folder on PYTHONPATH"
+            ) from error
+        if not callable(found):
+            raise InputError(f"{module} has no function {name}; {self.source} names one")
+        with user_code(self.source, "its call", "the function"):
+            policy = found()
+        if not callable(getattr(policy, "act", None)):
+            raise InputError(
+                f"{self.source} returned {type(policy).__name__} without a method act; return "
+                "an object with act(obs [B, obs]) -> [B, action]"
+            )
+        return UserPolicy(self.source, policy, tasks)
+
+    def tasks(self, chosen: str | None) -> TaskTable:
+        """Return the chosen tasks; the policy itself names none."""
+        if chosen is None:
+            raise InputError(f"{self.source} does not name its tasks; name them with --tasks")
+        return choose_tasks(chosen)
+
+    def identity(self, tasks: TaskTable) -> Identity:
+        """Return the text, and a hash of the module's file where it has one."""
+        self.load(tasks)
+        found = importlib.util.find_spec(self.source.partition(":")[0])
+        path = Path(found.origin) if found is not None and found.origin else None
+        content = path.read_bytes() if path is not None and path.is_file() else b""
+        digest = hashlib.sha256(self.source.encode() + b"\0" + content)
+        return {"name": self.source, "sha256": digest.hexdigest()}
+
+
+class UserPolicy:
+    """A policy of the user's, whose actions are checked.
+
+    Args:
+        text: Where it comes from, for messages.
+        policy: Has `act(obs)`, and `start(task, streams)` if it wants to know the task.
+        tasks: Those it may be asked to drive.
+    """
+
+    def __init__(self, text: str, policy: Any, tasks: TaskTable) -> None:
+        self._text, self._policy, self._tasks = text, policy, tasks
+        self._width: int | None = None
+
+    def start(self, task: str, streams: Sequence[Stream]) -> None:
+        """Begin one episode per stream."""
+        self._width = self._tasks[task].action_dim if task in self._tasks.names else None
+        if hasattr(self._policy, "start"):
+            with user_code(self._text, "start()", "the policy"):
+                self._policy.start(task, streams)
+
+    def act(self, obs: Array) -> Array:
+        """Map observations [B, obs] to actions [B, action].
+
+        Raises:
+            InputError: Another shape, no numbers, or numbers outside [-1, 1].
+        """
+        with user_code(self._text, "act()", "the policy"):
+            action = np.asarray(self._policy.act(obs), np.float32)
+        width = action.shape[-1] if self._width is None and action.ndim else self._width
+        if action.shape != (len(obs), width):
+            raise InputError(
+                f"{self._text} returned actions of shape {list(action.shape)} for observations "
+                f"of shape {list(obs.shape)}; return [{len(obs)}, {width or 'action'}]"
+            )
+        if not (np.abs(action) <= 1 + _ROUNDING).all():
+            raise InputError(
+                f"{self._text} returned actions that are NaN or outside [-1, 1]; scale them by "
+                "the bounds of the environment"
+            )
+        return np.clip(action, -1, 1)
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """The policy of one task."""
+
+    source: str
+    """What `open_source` takes."""
+    mode: Mode = "policy"
+    """How a checkpoint acts."""
+    preset: str | None = None
+    """Planner budget by name."""
+    names: str | None = None
+    """Names of the tasks of a checkpoint that does not name them."""
+
+
+def write_assignment(path: Path, policies: Mapping[str, Assigned]) -> None:
+    """Write which policy drives or labels which task; `open_source` reads the file.
+
+    Args:
+        path: JSON file.
+        policies: By task name, or `MODULE:ID` of an environment of the user's.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    tasks = {task: asdict(policy) for task, policy in policies.items()}
+    write_json(path, {"kind": "policies", "schema": 1, "tasks": tasks}, CheckpointError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssignedSource(PolicySource):
+    """A file that assigns a policy to each of its tasks."""
+
+    device: Device = "cpu"
+    choose_engine: ChooseEngine = eager_engine
+
+    def load(self, tasks: TaskTable = MT30) -> Policy:
+        """Return a policy that loads each task's when an episode of it begins."""
+        return AssignedPolicy(self, tasks)
+
+    def tasks(self, chosen: str | None) -> TaskTable:
+        """Return the chosen tasks, or all of the file."""
+        tasks = choose_tasks(chosen or ",".join(self._policies))
+        for task in tasks.tasks:
+            self.of(task.env or task.name)
+        return tasks
+
+    def identity(self, tasks: TaskTable) -> Identity:
+        """Return the file's name and a hash over the policies of these tasks."""
+        digest = hashlib.sha256()
+        for task in tasks.tasks:
+            policy, key = self._policies[task.env or task.name], task.env or task.name
+            identity = self.of(key).identity(TaskTable((task,)))
+            told = [task.name, identity["sha256"], policy.mode, policy.preset]
+            digest.update(json.dumps(told).encode())
+        return {"name": Path(self.source).name, "sha256": digest.hexdigest()}
+
+    def require_labels(self, tasks: TaskTable) -> None:
+        """Make sure that the policy of each task has actions to imitate."""
+        for task in tasks.tasks:
+            self.of(task.env or task.name).require_labels(TaskTable((task,)))
+
+    def of(self, task: str) -> PolicySource:
+        """Return the source of one task's policy.
+
+        Raises:
+            InputError: The file has none for the task.
+        """
+        policy = self._policies.get(task)
+        if policy is None:
+            raise InputError(
+                f"{self.source} has no policy for {task}; it has some for "
+                f"{', '.join(self._policies)}"
+            )
+        return open_source(
+            policy.source,
+            mode=policy.mode,
+            names=policy.names,
+            preset=policy.preset,
+            device=self.device,
+            choose_engine=self.choose_engine,
+        )
+
+    @cached_property
+    def _policies(self) -> dict[str, Assigned]:
+        try:
+            content = parse_json(Path(self.source).read_bytes())
+            return {task: Assigned(**policy) for task, policy in content["tasks"].items()}
+        except (OSError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.source} does not assign policies to tasks ({error!r}); name a "
+                "checkpoint, a folder of experts or another policy"
+            ) from error
+
+
+class AssignedPolicy:
+    """Drives each task by the policy that is assigned to it.
+
+    Args:
+        source: The assignment.
+        tasks: Those it may be asked to drive.
+    """
+
+    def __init__(self, source: AssignedSource, tasks: TaskTable) -> None:
+        self._source, self._tasks = source, tasks
+        self._policy: Policy | None = None
+
+    def start(self, task: str, streams: Sequence[Stream]) -> None:
+        """Load the task's policy and begin one episode per stream."""
+        known = self._tasks[task]
+        self._policy = self._source.of(known.env or task).load(TaskTable((known,)))
+        self._policy.start(task, streams)
+
+    def watch(self, envs: Sequence[Any]) -> None:
+        """Pass the environments on to a policy that looks at the simulator."""
+        if isinstance(self._policy, SimulatorPolicy):
+            self._policy.watch(envs)
+
+    def act(self, obs: Array) -> Array:
+        """Map observations [B, obs] to actions [B, action]."""
+        assert self._policy is not None, "start an episode first"
+        return self._policy.act(obs)

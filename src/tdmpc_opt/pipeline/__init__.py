@@ -1,0 +1,1 @@
+"""From a teacher to a scored student in one call, and the demo."""

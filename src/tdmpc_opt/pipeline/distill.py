@@ -1,0 +1,324 @@
+"""The stages from a teacher to a scored student.
+
+Each stage is the function of another command and resumes by itself, in a folder below `work`.
+This module decides what each is given; `work/plan.json` is all that it stores.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tdmpc_opt.agents.collect import collect
+from tdmpc_opt.agents.teachers import Assigned, write_assignment
+from tdmpc_opt.compression.quantize import quantize
+from tdmpc_opt.configs import (
+    CollectConfig,
+    ConvertConfig,
+    DaggerConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ExportConfig,
+    QuantizeConfig,
+    ReportConfig,
+    TrainConfig,
+    device_of_work,
+)
+from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.evaluation.compare import Comparison, compare
+from tdmpc_opt.evaluation.evaluate import evaluate
+from tdmpc_opt.evaluation.score import Score
+from tdmpc_opt.export.export import export
+from tdmpc_opt.export.model_folder import save_folder
+from tdmpc_opt.files import alone, parse_json, replace_when_done
+from tdmpc_opt.pipeline.plan import (
+    NOISES,
+    PRESET,
+    SCORE_EPISODES,
+    SCORE_SEED,
+    TRIAL_EPISODES,
+    TRIAL_SEED,
+    Plan,
+    Teachers,
+    open_teachers,
+    recipe,
+    stored_plan,
+)
+from tdmpc_opt.progress import Progress, Silent, Stage
+from tdmpc_opt.report.page import write_report
+from tdmpc_opt.training.dagger import dagger
+from tdmpc_opt.training.loop import train
+
+INT8 = "policy-int8.onnx"
+PLANNER = "planner.onnx"
+ON_POLICY_SHARE = 0.3
+"""Share of each batch of the rounds that the student's own episodes give."""
+_RANGE_OF_ACTIONS = 2.0
+"""Tolerance of the int8 file: its own score is measured and reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Student:
+    """A distilled student and its scores from starts that no earlier stage used."""
+
+    folder: Path
+    """Model folder."""
+    teacher: Score
+    policy: Score
+    """Of the FP16 weights."""
+    int8: Score
+    """Of the exported int8 policy."""
+    lost: Comparison
+    """Student's policy less teacher, paired by start."""
+
+
+def distill(config: DistillConfig, progress: Progress | None = None) -> Student:
+    """Make a student of a teacher: collect, train, correct, quantise, export and score it.
+
+    The teacher acts by its policy or its planner, whichever is better on a few episodes of each
+    task. The student learns from clean and noisy episodes of the teacher (actions, rewards and
+    the returns of what followed), then in on-policy rounds at a falling learning rate. Nothing
+    is chosen by the starts that the reported scores use. The same call continues an interrupted
+    one, to the same result.
+
+    Args:
+        config: Teachers, budget and output.
+        progress: Takes the progress of each stage.
+
+    Returns:
+        The model folder and its scores. The folder holds FP16 weights, the int8 policy and the
+        planner as ONNX files, config, card, report and result files; data and runs are in its
+        folder `work`.
+
+    Raises:
+        TdmpcOptError: As `plan` and the stages raise.
+
+    Source:
+        TD-MPC2, arXiv:2310.16828; behaviour cloning and DAgger, arXiv:1011.0686.
+    """
+    progress = progress or Silent()
+    with alone(config.output / "work" / "plan.json"):
+        teachers = open_teachers(config)
+        decided = stored_plan(config, teachers, progress)
+        return _Pipeline(config, decided, teachers, progress).run()
+
+
+class _Pipeline:
+    """The stages, each in its folder below `work`."""
+
+    def __init__(
+        self, config: DistillConfig, decided: Plan, teachers: Teachers, progress: Progress
+    ) -> None:
+        self._config, self._plan, self._progress = config, decided, progress
+        self._teachers = teachers
+        self._work = config.output / "work"
+        self._tasks = ",".join(decided.tasks)
+        self._team = str(self._work / "teachers.json")
+
+    def run(self) -> Student:
+        """Run what is not done yet."""
+        planned = self._choose_labels()
+        self._collect()
+        model = train(
+            recipe(self._config, self._work / "trained", self._plan.updates),
+            self._stage("train"),
+        )
+        self._correct(model)
+        weights = self._compress()
+        scores = self._score(weights)
+        return self._write_folder(weights, scores, planned)
+
+    def _stage(self, name: str) -> Stage:
+        return Stage(self._progress, name)
+
+    def _choose_labels(self) -> list[str]:
+        """Assign the better of policy and planner to each task; return the planned tasks."""
+        policies = {name: assigned for name, (assigned, _) in self._teachers.items()}
+        plans = {
+            name: replace(policies[name], mode="planner", preset=PRESET)
+            for name in self._plan.planned
+        }
+        better: list[str] = []
+        if plans:
+            ways = {"policy": {name: policies[name] for name in plans}, "planner": plans}
+            means = {way: self._trial(way, chosen) for way, chosen in ways.items()}
+            better = [name for name in plans if means["planner"][name] > means["policy"][name]]
+        chosen = policies | {name: plans[name] for name in better}
+        write_assignment(Path(self._team), chosen)
+        return better
+
+    def _trial(self, way: str, policies: Mapping[str, Assigned]) -> dict[str, float]:
+        """Return the mean return by task of a few episodes."""
+        team = self._work / f"{way}.json"
+        write_assignment(team, policies)
+        found = self._evaluate(
+            str(team),
+            self._work / f"trial-{way}.json",
+            ",".join(policies),
+            TRIAL_SEED,
+            TRIAL_EPISODES,
+        )
+        records = found["tasks"].values()
+        means = [sum(record["returns"]) / len(record["returns"]) for record in records]
+        tables = [
+            source.tasks(name)
+            for name, (_, source) in self._teachers.items()
+            if name in policies
+        ]
+        by_name = dict(zip(found["tasks"], means, strict=True))
+        return {
+            name: by_name[table.names[0]] for name, table in zip(policies, tables, strict=True)
+        }
+
+    def _evaluate(
+        self, source: str, output: Path, tasks: str, seed: int, episodes: int
+    ) -> dict[str, Any]:
+        config = EvaluateConfig(
+            checkpoint=source,
+            tasks=tasks,
+            mode="policy",
+            output=output,
+            device=self._config.device,
+            workers=self._config.workers,
+            ray=self._config.ray,
+            seed=seed,
+            episodes=episodes,
+        )
+        return evaluate(config, self._stage(f"evaluate {output.stem}"))
+
+    def _collect(self) -> None:
+        for number, noise in enumerate(NOISES):
+            config = CollectConfig(
+                policy=self._team,
+                tasks=self._tasks,
+                noise=noise,
+                episodes=self._plan.episodes,
+                seed=number * 1000 + self._config.seed,
+                output=self._work / "data",
+                device=device_of_work(self._config.device, self._config.ray),
+                workers=self._config.workers,
+                ray=self._config.ray,
+            )
+            collect(config, self._stage(f"collect, noise {noise}"))
+
+    def _correct(self, model: Path) -> None:
+        """Train on in rounds in which the student drives and the teacher labels."""
+        updates = self._plan.rounds * self._plan.round_updates
+        shared = recipe(self._config, self._work / "corrected", updates)
+        values = {field.name: getattr(shared, field.name) for field in fields(TrainConfig)}
+        values |= {
+            "updates": self._plan.round_updates,
+            "rounds": self._plan.rounds,
+            "episodes": self._plan.round_episodes,
+            "on_policy_share": ON_POLICY_SHARE,
+            "start": str(model),
+            "teacher": self._team,
+            "tasks": self._tasks,
+            "workers": self._config.workers,
+            "ray": self._config.ray,
+        }
+        del values["on_policy"]  # follows from the output
+        config = DaggerConfig(**values)
+        dagger(config, self._progress)
+
+    def _compress(self) -> Path:
+        """Write the FP16 weights, and the int8 policy and the planner as ONNX files."""
+        output, weights = self._config.output, self._work / "student.safetensors"
+        model = str(self._work / "corrected" / "model.safetensors")
+        quantize(QuantizeConfig(checkpoint=model, output=weights))
+        int8 = ExportConfig(
+            checkpoint=str(weights),
+            output=output / INT8,
+            policy_only=True,
+            format="int8",
+            data=self._work / "data",
+            tolerance=_RANGE_OF_ACTIONS,
+        )
+        planner = replace(
+            int8,
+            output=output / PLANNER,
+            policy_only=False,
+            format="fp32",
+            preset=PRESET,
+            tolerance=None,
+        )
+        export(int8)
+        try:
+            export(planner)
+        except CheckpointError as error:
+            self._progress.warn(f"there is no {PLANNER}: {error}")
+        return weights
+
+    def _score(self, weights: Path) -> dict[str, Path]:
+        results = self._config.output / "results"
+        sources = {
+            "teacher": self._team,
+            "student": str(weights),
+            "student-int8": str(self._config.output / INT8),
+        }
+        for name, source in sources.items():
+            self._evaluate(
+                source, results / f"{name}.json", self._tasks, SCORE_SEED, SCORE_EPISODES
+            )
+        return {name: results / f"{name}.json" for name in sources}
+
+    def _write_folder(
+        self, weights: Path, results: Mapping[str, Path], planned: Sequence[str]
+    ) -> Student:
+        output = self._config.output
+        convert = ConvertConfig(
+            checkpoint=str(weights), output=output, results=(results["student"],)
+        )
+        save_folder(convert)
+        contents = {name: parse_json(path.read_bytes()) for name, path in results.items()}
+        lost = compare(results["teacher"], results["student"])
+        card = output / "README.md"
+        text = card.read_text(encoding="utf-8") + _card(contents, lost, planned)
+        with replace_when_done(card) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        curves = [self._work / name / "config.json" for name in ("trained", "corrected")]
+        write_report(
+            ReportConfig(results=(*results.values(), *curves), output=output / "report.html")
+        )
+        teacher, policy, int8 = (_score(content) for content in contents.values())
+        return Student(output, teacher, policy, int8, lost)
+
+
+def _score(content: Mapping[str, Any]) -> Score:
+    interval = content["score"]["ci95"]
+    return Score(content["score"]["mean"], interval and (interval[0], interval[1]))
+
+
+def _card(
+    contents: Mapping[str, Mapping[str, Any]], lost: Comparison, planned: Sequence[str]
+) -> str:
+    """Return the card's section on what the student lost."""
+    points_of = {
+        task: [f"{content['tasks'][task]['score']:.2f}" for content in contents.values()]
+        for task in lost.per_task
+    }
+    rows = [
+        " | ".join(
+            [f"| {task}", *points, f"{lost.per_task[task]:+.2f} |"],
+        )
+        for task, points in points_of.items()
+    ]
+    means = [f"{content['score']['mean']:.2f}" for content in contents.values()]
+    labels = (
+        f"its planner on {', '.join(planned)}, its policy elsewhere"
+        if planned
+        else "its policy"
+    )
+    lines = [
+        "",
+        "## Teacher and student",
+        "",
+        f"The teacher acted by {labels}. {SCORE_EPISODES} episodes a task from starts "
+        f"{SCORE_SEED:,} on, the same for all; the student acts by its policy.",
+        "",
+        "| task | teacher | student | student, int8 | student less teacher |",
+        "|---|---|---|---|---|",
+        *rows,
+        f"| mean | {' | '.join(means)} | {lost.difference} |",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,391 @@
+"""What a distillation will do: teachers, tasks, episodes, updates, and their duration here."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from tdmpc_opt.agents.agent import best_device
+from tdmpc_opt.agents.executor import choose_processes, choose_threads
+from tdmpc_opt.agents.policies import threads
+from tdmpc_opt.agents.sources import (
+    CheckpointSource,
+    PolicySource,
+    RandomSource,
+    open_source,
+    seconds_per_step,
+)
+from tdmpc_opt.agents.teachers import Assigned
+from tdmpc_opt.checkpoints.load import share_names
+from tdmpc_opt.configs import (
+    DistillConfig,
+    LossWeights,
+    TrainConfig,
+)
+from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.errors import (
+    InputError,
+    MissingDependencyError,
+    RunError,
+    UnknownTaskError,
+)
+from tdmpc_opt.evaluation.results import ResultFile
+from tdmpc_opt.files import alone, parse_json, require_same
+from tdmpc_opt.model.world_model import WorldModel
+from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.schema import TaskTable, model_config
+from tdmpc_opt.tasks import choose_tasks
+from tdmpc_opt.training.step import build_learner, train_step
+
+DEFAULT_UPDATES = 30_000
+NOISES = (0.0, 0.2, 0.5)
+"""Standard deviations of the noise of the teacher's episodes."""
+TRIAL_SEED = 500_000
+"""First environment seed of the episodes that compare the teacher's policy with its planner."""
+TRIAL_EPISODES = 3
+SCORE_SEED = 10_000
+"""First environment seed of the reported scores."""
+SCORE_EPISODES = 10
+PRESET = "realtime"
+"""Planner budget of the teacher's plans and of the exported planner."""
+WEIGHTS = LossWeights(behaviour=20.0, entropy=3e-3)
+BATCH = 128
+_MOST_FOR_PLANS = 2.0
+"""Times the duration without plans that labels by planning may make of the whole."""
+_MEASURED_UPDATES = 3
+_SECONDS_OF_EXPORTS = 60.0
+_NEEDED = {
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "jinja2": "report",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a distillation will do on this machine."""
+
+    tasks: tuple[str, ...]
+    """Names of the tasks, `MODULE:ID` for environments of the user's."""
+    planned: tuple[str, ...]
+    """Tasks on which the teacher's planner is compared with its policy."""
+    updates: int
+    """Gradient updates before the on-policy rounds."""
+    rounds: int
+    round_updates: int
+    """Gradient updates of each round."""
+    episodes: int
+    """Teacher's episodes per task and strength of noise."""
+    round_episodes: int
+    """Student's episodes per task and round."""
+    environment_steps: int
+    """Agent steps of all episodes, evaluation included."""
+    hours: float
+    """Expected duration, from speeds measured when the plan was made."""
+    disk_bytes: int
+    """Expected size of the output folder with its data."""
+
+    def __str__(self) -> str:
+        """Return the plan in two lines."""
+        updates = self.updates + self.rounds * self.round_updates
+        plans = f", planner tried on {len(self.planned)}" if self.planned else ""
+        return (
+            f"{len(self.tasks)} tasks{plans}; {self.environment_steps:,} environment steps; "
+            f"{updates:,} updates, {self.rounds * self.round_updates:,} of them in "
+            f"{self.rounds} on-policy rounds\nabout {self.hours:.2g} hours on this machine and "
+            f"{self.disk_bytes / 1e6:,.0f} MB of disk"
+        )
+
+
+def plan(config: DistillConfig, progress: Progress | None = None) -> Plan:
+    """Decide what `distill` will do, by a measurement of some seconds; a stored plan is kept.
+
+    Raises:
+        RunError: The folder belongs to another distillation, or another process works in it.
+        CheckpointError: A teacher that cannot be read.
+        UnknownTaskError: A task that no teacher has.
+        InputError: A teacher that has nothing to imitate, is not needed, or of the user's own
+            code that fails.
+        MissingDependencyError: A library that a later stage needs.
+    """
+    with alone(config.output / "work" / "plan.json"):
+        return stored_plan(config, open_teachers(config), progress or Silent())
+
+
+Teachers = dict[str, tuple[Assigned, PolicySource]]
+"""By task as the command line names it."""
+
+
+def open_teachers(config: DistillConfig) -> Teachers:
+    """Share the tasks out: each goes to the first teacher that has it."""
+    for library, extra in _NEEDED.items():
+        if find_spec(library) is None:
+            raise MissingDependencyError(
+                f'distill needs {library}: pip install "tdmpc-opt[{extra}]"'
+            )
+    files = [
+        text for text in config.teachers if isinstance(open_source(text), CheckpointSource)
+    ]
+    names = dict(zip(files, share_names(files, config.tasks), strict=True))
+    wanted = None
+    if config.tasks is not None and not any(names.values()):
+        wanted = [task.env or task.name for task in choose_tasks(config.tasks).tasks]
+    found: Teachers = {}
+    for text in config.teachers:
+        own = names.get(text)
+        source = open_source(text, names=own, device=config.device)
+        table = _tasks(source, own, wanted if len(config.teachers) > 1 else config.tasks)
+        source.require_labels(table)
+        new = [task for task in table.tasks if (task.env or task.name) not in found]
+        if not new:
+            raise InputError(
+                f"{text} is not used: the teachers before it have all of its tasks; leave it "
+                "out"
+            )
+        for task in new:
+            found[task.env or task.name] = Assigned(text, names=own), source
+    missing = [name for name in wanted or () if name not in found]
+    if missing:
+        raise UnknownTaskError(
+            f"no teacher has {', '.join(missing)}; name one that does, or other --tasks"
+        )
+    return found
+
+
+def _tasks(
+    source: PolicySource, names: str | None, wanted: str | list[str] | None
+) -> TaskTable:
+    """Return the tasks that a teacher has, of several teachers those that are wanted."""
+    if names is not None:
+        return source.tasks(names)
+    if isinstance(wanted, list):
+        wanted = ",".join(name for name in wanted if _has(source, name)) or wanted[0]
+    return source.tasks(wanted)
+
+
+def _has(source: PolicySource, task: str) -> bool:
+    try:
+        source.tasks(task)
+    except UnknownTaskError:
+        return False
+    return True
+
+
+def stored_plan(config: DistillConfig, teachers: Teachers, progress: Progress) -> Plan:
+    """Return the plan of the output folder; a folder without one gets one."""
+    path = config.output / "work" / "plan.json"
+    tables = {name: source.tasks(name) for name, (_, source) in teachers.items()}
+    identity = {
+        "teachers": {
+            name: source.identity(tables[name]) for name, (_, source) in teachers.items()
+        },
+        "size": config.size,
+        "hours": config.hours,
+        "updates": config.updates,
+        "seed": config.seed,
+    }
+    if path.exists():
+        try:
+            content = parse_json(path.read_bytes())
+            require_same(config.output, content["config"], identity, RunError)
+            stored: dict[str, Any] = content["plan"]
+            names = {key: tuple(stored[key]) for key in ("tasks", "planned")}
+            return Plan(**(stored | names))
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"{path} is damaged ({error!r}); choose another --output") from error
+    decided = _Speeds(config, teachers, tables, progress).plan()
+    ResultFile(path, "distillation", identity, RunError).write(plan=asdict(decided))
+    return decided
+
+
+class _Speeds:
+    """Speeds of this machine, measured in some seconds, and what they make of a budget."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        teachers: Teachers,
+        tables: Mapping[str, TaskTable],
+        progress: Progress,
+    ) -> None:
+        self._config = config
+        self._tables = tables
+        self._policy: dict[str, float] = {}
+        self._planner: dict[str, float] = {}
+        for number, (assigned, source) in enumerate(
+            {a.source: (a, s) for a, s in teachers.values()}.values()
+        ):
+            progress.update(number, len(teachers), f"measuring {assigned.source}")
+            own = [
+                name for name, (other, _) in teachers.items() if other.source == assigned.source
+            ]
+            task = tables[own[0]].tasks[0]
+            self._policy |= dict.fromkeys(own, seconds_per_step([source], task, SCORE_EPISODES))
+            if isinstance(source, CheckpointSource) and source.plans():
+                plans = replace(source, mode="planner", preset=PRESET)
+                self._planner |= dict.fromkeys(
+                    own, seconds_per_step([plans], task, SCORE_EPISODES)
+                )
+        self._workers = min(choose_processes(config.workers).count, len(teachers))
+        progress.update(len(teachers), len(teachers), "measuring updates")
+        tasks = TaskTable(tuple(table.tasks[0] for table in tables.values()))
+        self._update, self._student, self._parameters = _measure_student(config, tasks)
+
+    def plan(self) -> Plan:
+        """Return the plan for the budget.
+
+        Raises:
+            InputError: Fewer hours than the least distillation takes.
+        """
+        updates = self._config.updates or DEFAULT_UPDATES
+        if self._config.hours is not None:
+            updates = self._affordable(planned=False)
+        seconds = [self._seconds(updates, planned=planned) for planned in (False, True)]
+        planned = bool(self._planner) and seconds[1] <= _MOST_FOR_PLANS * seconds[0]
+        if planned and self._config.hours is not None:
+            updates = self._affordable(planned=True)
+        shape = _schedule(updates)
+        return Plan(
+            tasks=tuple(self._tables),
+            planned=tuple(self._planner) if planned else (),
+            **shape,
+            environment_steps=sum(
+                self._length(name)
+                * sum(_episodes(shape, planned=planned and name in self._planner))
+                for name in self._tables
+            ),
+            hours=self._seconds(updates, planned=planned) / 3600,
+            disk_bytes=self._disk(shape),
+        )
+
+    def _affordable(self, *, planned: bool) -> int:
+        """Return the most updates that the hours allow."""
+        limit = 3600 * (self._config.hours or 0)
+        least, most = 0, 10_000_000
+        while least < most:
+            middle = (least + most + 1) // 2
+            fits = self._seconds(middle, planned=planned) <= limit
+            least, most = (middle, most) if fits else (least, middle - 1)
+        if not least:
+            shortest = self._seconds(1, planned=planned) / 3600
+            raise InputError(
+                f"--hours {self._config.hours:g} is too short: episodes and exports alone take "
+                f"about {shortest:.2g} hours here"
+            )
+        return least
+
+    def _length(self, name: str) -> int:
+        return self._tables[name].tasks[0].episode_length
+
+    def _seconds(self, updates: int, *, planned: bool) -> float:
+        shape = _schedule(updates)
+        total = 0.0
+        for name in self._tables:
+            planner = self._planner.get(name) if planned else None
+            policy = self._policy[name]
+            label = max(policy, planner or 0.0)
+            taught, corrected, scored, tried = _episodes(shape, planned=planner is not None)
+            total += self._length(name) * (
+                taught * label
+                + corrected * (label + self._student)
+                + scored * (label + 2 * self._student) / 3
+                + tried * (policy + (planner or 0.0)) / 2
+            )
+        done = shape["updates"] + shape["rounds"] * shape["round_updates"]
+        return total / self._workers + done * self._update + _SECONDS_OF_EXPORTS
+
+    def _disk(self, shape: Mapping[str, int]) -> int:
+        rows = [table.tasks[0] for table in self._tables.values()]
+        numbers = max(task.obs_dim + 2 * task.action_dim + 1 for task in rows)
+        steps = sum(
+            sum(_episodes(shape, planned=False)[:2]) * task.episode_length for task in rows
+        )
+        # Two runs of two states: weights, target Qs and two moments; a student a round.
+        states = 2 * 2 * 4 + shape["rounds"] + 4
+        return 4 * (steps * numbers + states * self._parameters)
+
+
+def _schedule(updates: int) -> dict[str, int]:
+    """Return how a number of updates is divided, and the episodes for them."""
+    rounds = min(6, max(1, updates // 500))
+    each = max(1, updates // 2 // rounds)
+    return {
+        "updates": max(1, updates - rounds * each),
+        "rounds": rounds,
+        "round_updates": each,
+        "episodes": min(20, max(1, updates // 100)),
+        "round_episodes": min(4, max(1, updates // 500)),
+    }
+
+
+def _episodes(shape: Mapping[str, int], *, planned: bool) -> tuple[int, int, int, int]:
+    """Return the episodes of a task: teacher's, student's, of the scores, of the comparison."""
+    return (
+        len(NOISES) * shape["episodes"],
+        shape["rounds"] * shape["round_episodes"],
+        3 * SCORE_EPISODES,
+        2 * TRIAL_EPISODES if planned else 0,
+    )
+
+
+def _measure_student(config: DistillConfig, tasks: TaskTable) -> tuple[float, float, int]:
+    """Return the seconds of an update and of an action, and the number of weights."""
+    generator = torch.Generator().manual_seed(config.seed)
+    model = WorldModel(model_config(config.size, tasks), tasks, generator)
+    parameters = sum(value.numel() for value in model.parameters())
+    device = best_device(config.device)
+    settings = recipe(config, config.output / "unused", 1)
+    fabric = Fabric(accelerator=device.type, devices=1)
+    batch = _any_batch(tasks, settings.horizon, device)
+    with threads(choose_threads().count):
+        learner = build_learner(fabric, model, settings)
+        train_step(fabric, learner, batch, settings, labelled=batch)  # warms up
+        start = time.perf_counter()
+        for _ in range(_MEASURED_UPDATES):
+            train_step(fabric, learner, batch, settings, labelled=batch)
+        update = (time.perf_counter() - start) / _MEASURED_UPDATES
+    start = time.perf_counter()
+    with torch.no_grad(), threads(1):
+        obs, task = batch.obs[0, :1], batch.task[:1]
+        model.policy(model.encode(obs, task), task, batch.action[0, :1])
+    env = seconds_per_step([RandomSource(source="random")], tasks.tasks[0])
+    return update, env + time.perf_counter() - start, parameters
+
+
+def _any_batch(tasks: TaskTable, horizon: int, device: torch.device) -> Batch:
+    """Return zeros in the shape of a batch; an update takes as long with them."""
+    action = torch.zeros(horizon, BATCH, tasks.action_dim, device=device)
+    return Batch(
+        obs=torch.zeros(horizon + 1, BATCH, tasks.obs_dim, device=device),
+        action=action,
+        label=action,
+        reward=action[..., :1],
+        task=torch.zeros(BATCH, dtype=torch.int64, device=device),
+    )
+
+
+def recipe(config: DistillConfig, output: Path, updates: int) -> TrainConfig:
+    """Return the recipe of the student before its on-policy rounds."""
+    return TrainConfig(
+        data=config.output / "work" / "data",
+        output=output,
+        device=config.device,
+        seed=config.seed,
+        size=config.size,
+        updates=updates,
+        lr_zero_at=updates,
+        batch_size=BATCH,
+        behaviour_batch=BATCH,
+        weights=WEIGHTS,
+        lr=1e-3,
+        encoder_lr_scale=1.0,
+        td_lambda=1.0,
+    )
