@@ -16,7 +16,7 @@ import numpy as np
 from tdmpc_opt.agents.policies import Array, Policy, SimulatorPolicy, Stream
 from tdmpc_opt.agents.sources import Identity, PolicySource, open_source
 from tdmpc_opt.configs import Device, Mode
-from tdmpc_opt.errors import CheckpointError, InputError
+from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.files import parse_json, write_json
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.schema import MT30, TaskTable
@@ -188,11 +188,11 @@ class AssignedSource(PolicySource):
         """Return the source of one task's policy.
 
         Raises:
-            InputError: The file has none for the task.
+            UnknownTaskError: The file has none for the task.
         """
         policy = self._policies.get(task)
         if policy is None:
-            raise InputError(
+            raise UnknownTaskError(
                 f"{self.source} has no policy for {task}; it has some for "
                 f"{', '.join(self._policies)}"
             )

@@ -1,0 +1,57 @@
+"""Policies of a user's that tests name as teachers, sound ones and broken ones."""
+
+import numpy as np
+
+
+class Centre:
+    """Drives the point of `own_envs` to zero."""
+
+    def __init__(self, *, width=1, scale=1.0):
+        self.width, self.scale, self.started = width, scale, []
+
+    def start(self, task, streams):
+        self.started.append((task, len(streams)))
+
+    def act(self, obs):
+        assert self.started, "start comes first"
+        wanted = np.clip(-2 * obs[:, :1], -1, 1) * self.scale
+        return np.repeat(wanted, self.width, axis=1)
+
+
+class Still:
+    """Needs no task."""
+
+    def act(self, obs):
+        return np.zeros((len(obs), 1))
+
+
+class Failing(Still):
+    def act(self, obs):
+        raise KeyError("weights")
+
+
+def centre():
+    return Centre()
+
+
+def still():
+    return Still()
+
+
+def wide():
+    return Centre(width=2)
+
+
+def strong():
+    return Centre(scale=float("nan"))
+
+
+def failing():
+    return Failing()
+
+
+def nothing():
+    return None
+
+
+number = 3

@@ -1,0 +1,242 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdmpc_opt.agents.sources import open_source
+from tdmpc_opt.agents.teachers import Assigned, write_assignment
+from tdmpc_opt.cli import main
+from tdmpc_opt.configs import DistillConfig
+from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
+from tdmpc_opt.pipeline import distill as stages
+from tdmpc_opt.pipeline import plan as planning
+from tdmpc_opt.pipeline.distill import distill
+from tdmpc_opt.pipeline.plan import plan
+from tdmpc_opt.progress import Silent
+from tdmpc_opt.schema import MT30
+
+pytest.importorskip("dm_control")
+pytest.importorskip("onnxruntime")
+
+POINT = "own_envs:Point-v0"
+FILES = ("model.safetensors", "README.md", "work/corrected/students/round-1.safetensors")
+
+
+def _config(output: Path, **changes) -> DistillConfig:
+    values = {"teachers": ("own_policies:centre",), "tasks": POINT, "size": "0.3"}
+    values |= {"updates": 20, "workers": 1, "device": "cpu", "output": output}
+    return DistillConfig(**values | changes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("distilled") / "student"
+    distill(_config(folder))
+    return folder
+
+
+def test_a_policy_of_the_users_code_becomes_a_scored_student(whole):
+    student = distill(_config(whole))  # all is done: the same again
+    content = json.loads((whole / "results/student.json").read_text())
+    assert content["complete"]
+    assert content["tasks"]["Point-v0"]["seeds"] == list(range(10_000, 10_010))
+    assert student.policy.mean == content["score"]["mean"]
+    assert student.lost.difference.mean == pytest.approx(
+        student.policy.mean - student.teacher.mean
+    )
+    card = (whole / "README.md").read_text()
+    assert f"| Point-v0 | {student.teacher.mean:.2f} | {student.policy.mean:.2f} |" in card
+    assert "student less teacher" in card
+    assert (whole / "report.html").read_text().startswith("<!doctype html>")
+    data = EpisodeDataset.open(whole / "work/data")
+    episode = next(data.episodes(next(s for s in data.shards if "noise0.5" in s.name)))
+    assert np.abs(episode.label[1:] - np.clip(-2 * episode.obs[:-1, :1], -1, 1)).max() < 1e-6
+    assert np.abs(episode.label[1:] - episode.action[1:]).max() > 0.1
+
+
+def test_an_interrupted_distillation_goes_on_to_the_same_files(whole, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "student"
+    for stage in ("collect", "train", "dagger", "export", "evaluate", "save_folder"):
+        with monkeypatch.context() as patch:
+            patch.setattr(stages, stage, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                distill(_config(folder))
+    distill(_config(folder))
+    for name in FILES:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    # Exported files differ in the latency that they state, and in no action.
+    for name in ("teacher", "student", "student-int8"):
+        tasks = [
+            json.loads((path / f"results/{name}.json").read_text())["tasks"]["Point-v0"]
+            for path in (folder, whole)
+        ]
+        assert tasks[0]["returns"] == tasks[1]["returns"]
+
+
+def test_another_budget_or_teacher_is_another_distillation(whole, capsys):
+    words = ["distill", "own_policies:centre", "--tasks", POINT, "--size", "0.3"]
+    words += ["--workers", "1", "--output", str(whole)]
+    assert main([*words, "--updates", "21"]) == 1
+    assert "belongs to another run: existing run has updates=20" in capsys.readouterr().err
+    words[1] = "own_policies:still"
+    assert main([*words, "--updates", "20"]) == 1
+    assert "belongs to another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        ("own_policies:wide", r"returned actions of shape \[10, 2\]"),
+        ("own_policies:strong", "NaN or outside"),
+        ("own_policies:failing", "raised KeyError in act"),
+        ("own_policies:nothing", "without a method act"),
+        ("own_policies:number", "has no function number"),
+        ("own_policies:missing", "has no function missing"),
+        ("no_such_module:make", "cannot import no_such_module"),
+        ("random", "nothing to imitate"),
+        ("no-such-file.pt", "no-such-file.pt"),
+    ],
+)
+def test_teachers_that_cannot_teach_are_refused_in_one_line(teacher, said, tmp_path, capsys):
+    output = tmp_path / "student"
+    words = ["distill", teacher, "--tasks", POINT, "--updates", "2", "--output", str(output)]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("tdmpc-opt: ")
+    assert re.search(said, last)
+    assert not (output / "work/data").exists()
+
+
+def test_budgets_that_cannot_be_spent_are_refused(tmp_path):
+    for changes in ({"hours": 1.0}, {"updates": None, "hours": 0.0}, {"updates": 0}):
+        with pytest.raises(InputError):
+            _config(tmp_path, **changes)
+    with pytest.raises(InputError, match="too short"):
+        plan(_config(tmp_path, updates=None, hours=1e-4))
+    with pytest.raises(InputError, match="does not name its tasks"):
+        plan(_config(tmp_path, tasks=None))
+    with pytest.raises(InputError, match="own_policies:still is not used"):
+        plan(_config(tmp_path, teachers=("own_policies:centre", "own_policies:still")))
+
+
+def test_the_updates_of_a_plan_fill_the_hours(tmp_path):
+    small, large = (
+        plan(_config(tmp_path / str(hours), updates=None, hours=hours)) for hours in (0.1, 0.4)
+    )
+    assert 0.05 < small.hours <= 0.1
+    assert large.updates > 2 * small.updates
+    assert large.rounds * large.round_updates <= large.updates + 1
+
+
+def test_planning_is_left_out_where_it_costs_more_than_all_else(tmp_path, monkeypatch):
+    config = _config(tmp_path / "cheap", teachers=("mt30-1m",), tasks="cartpole-balance")
+    seconds = {"policy": 1e-3, "planner": 1e-3}
+    monkeypatch.setattr(
+        planning, "seconds_per_step", lambda sources, *_: seconds[sources[0].mode]
+    )
+    assert plan(config).planned == ("cartpole-balance",)
+    seconds["planner"] = 23.0
+    config = replace(config, output=tmp_path / "dear")
+    assert plan(config).planned == ()
+
+
+def test_the_better_of_policy_and_planner_labels_each_task(tmp_path, monkeypatch):
+    tasks = ("cartpole-balance", "pendulum-swingup")
+    config = _config(tmp_path, teachers=("mt30-1m",), tasks=",".join(tasks))
+    teachers = planning.open_teachers(config)
+    decided = planning.Plan(tasks, tasks, 1, 1, 1, 1, 1, 0, 0.0, 0)
+
+    def evaluate(config, progress):
+        planned = "planner" in config.output.stem
+        assert config.seed == 500_000
+        returns = {"cartpole-balance": 9.0 if planned else 10.0}
+        returns["pendulum-swingup"] = 8.0 if planned else 7.0
+        return {"tasks": {name: {"returns": [found]} for name, found in returns.items()}}
+
+    monkeypatch.setattr(stages, "evaluate", evaluate)
+    pipeline = stages._Pipeline(config, decided, teachers, Silent())
+    assert pipeline._choose_labels() == ["pendulum-swingup"]
+    labels = json.loads((tmp_path / "work/teachers.json").read_text())["tasks"]
+    assert {name: found["mode"] for name, found in labels.items()} == {
+        "cartpole-balance": "policy",
+        "pendulum-swingup": "planner",
+    }
+
+
+@pytest.mark.slow
+def test_the_bundled_student_teaches_a_smaller_one(tmp_path):
+    config = _config(
+        tmp_path, teachers=("mt30-1m",), tasks="pendulum-swingup,cartpole-balance", updates=20
+    )
+    student = distill(config)
+    assert student.teacher.mean > 80
+    assert set(student.lost.per_task) == {"pendulum-swingup", "cartpole-balance"}
+    assert (tmp_path / "planner.onnx").is_file()
+    assert distill(config) == student
+
+
+def test_each_task_of_an_assignment_is_driven_by_its_policy(tmp_path):
+    path = tmp_path / "policies.json"
+    tasks = MT30.subset(["cartpole-balance", "pendulum-swingup"])
+    first = {"cartpole-balance": Assigned("mt30-1m"), "pendulum-swingup": Assigned("plan")}
+    write_assignment(path, first)
+    source = open_source(str(path))
+    assert source.tasks(None) == tasks
+    before = source.identity(tasks)["sha256"]
+    policy = source.load(tasks)
+    policy.start("cartpole-balance", [(0,)])
+    own = open_source("mt30-1m").load(tasks)
+    own.start("cartpole-balance", [(0,)])
+    obs = np.full((1, 5), 0.1, np.float32)
+    assert np.array_equal(policy.act(obs), own.act(obs))
+    with pytest.raises(UnknownTaskError, match="no policy for walker-walk"):
+        source.tasks("walker-walk")
+    write_assignment(path, first | {"pendulum-swingup": Assigned("demo-teacher")})
+    assert open_source(str(path)).identity(tasks)["sha256"] != before
+    path.write_text("{}")
+    with pytest.raises(CheckpointError, match="does not assign policies"):
+        open_source(str(path)).tasks(None)
+
+
+SB3 = """
+import numpy as np
+from stable_baselines3 import PPO
+
+class Saved:
+    def __init__(self, path):
+        self.model = PPO.load(path, device="cpu")
+
+    def act(self, obs):
+        actions = self.model.predict(obs, deterministic=True)[0]
+        return 2 * (actions + 3) / 4 - 1  # from the environment's bounds to [-1, 1]
+
+def make():
+    return Saved("point.zip")
+"""
+
+
+def test_a_zip_of_stable_baselines_is_a_teacher(tmp_path, monkeypatch):
+    library = pytest.importorskip("stable_baselines3")
+    import gymnasium
+    import own_envs  # noqa: F401
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    env = gymnasium.make("Point-v0", disable_env_checker=True)
+    model = library.PPO("MlpPolicy", env, device="cpu", n_steps=16, batch_size=8)
+    model.save("point.zip")
+    (tmp_path / "sb3_teacher.py").write_text(SB3)
+    words = ["collect", "--policy", "sb3_teacher:make", "--tasks", POINT, "--workers", "1"]
+    assert main([*words, "--episodes", "2", "--output", "data"]) == 0
+    data = EpisodeDataset.open(Path("data"))
+    episode = next(data.episodes(data.shards[0]))
+    wanted = model.predict(episode.obs[:-1], deterministic=True)[0]
+    assert np.allclose(2 * (wanted + 3) / 4 - 1, episode.action[1:], atol=1e-5)
