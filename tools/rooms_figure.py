@@ -13,7 +13,7 @@ _ROW, _LEFT, _BOX, _WIDTH = 26, 40, 190, 860
 
 PURPOSES = {
     "cli": "arguments (tyro), printed output (rich), errors as one line",
-    "pipeline": "several stages in one call: the demo",
+    "pipeline": "from a teacher to a scored student in one call; the demo",
     "play": "the browser page and its server",
     "report": "tables, plots, HTML and films from result files; runs no agent",
     "server": "the policy server",

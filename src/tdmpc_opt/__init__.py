@@ -9,9 +9,67 @@ if TYPE_CHECKING:  # the heavy libraries load only inside the functions that nee
     import torch
 
     from tdmpc_opt.agents.agent import Agent
+    from tdmpc_opt.pipeline.distill import Student
+    from tdmpc_opt.schema import Size
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_agent", "load_pretrained", "make_env"]
+__all__ = ["__version__", "distill", "load_agent", "load_pretrained", "make_env"]
+
+
+def distill(
+    *teachers: str,
+    output: "str | Path",
+    tasks: str | None = None,
+    size: "Size" = "1",
+    hours: float | None = None,
+    updates: int | None = None,
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    workers: int = 0,
+    ray: str | None = None,
+) -> "Student":
+    """Make a small student of a teacher and score it: `tdmpc-opt distill`.
+
+    The same call continues an interrupted one. Scripts that call it need
+    `if __name__ == "__main__":`, because it starts worker processes.
+
+    Args:
+        teachers: Checkpoint files, zoo names, folders of experts, exported ONNX files, or
+            `MODULE:FACTORY` for a policy of your own.
+        output: Model folder to write; its data and runs are in `output/work`.
+        tasks: Names of tasks joined by commas; None takes all of the teachers.
+        size: Millions of parameters of the student.
+        hours: Time to spend on this machine.
+        updates: Gradient updates in all, in place of hours.
+        seed: Seeds the student's training and the starts of its data.
+        device: Where the networks compute.
+        workers: Processes that drive episodes; 0 takes one per free core.
+        ray: Address of a Ray cluster that drives episodes.
+
+    Returns:
+        The folder, and the scores of teacher and student from the same starts.
+
+    Raises:
+        TdmpcOptError: What `tdmpc-opt distill` reports as one line.
+    """
+    from pathlib import Path
+
+    from tdmpc_opt.configs import DistillConfig
+    from tdmpc_opt.pipeline.distill import distill as run
+
+    config = DistillConfig(
+        teachers=teachers,
+        output=Path(output),
+        tasks=tasks,
+        size=size,
+        hours=hours,
+        updates=updates,
+        seed=seed,
+        device=device,
+        workers=workers,
+        ray=ray,
+    )
+    return run(config)
 
 
 def make_env(

@@ -11,11 +11,12 @@ from tdmpc_opt.configs import DistillConfig, EvaluateConfig, LossWeights
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.results import ResultFile
+from tdmpc_opt.evaluation.score import Score
 from tdmpc_opt.files import alone
 from tdmpc_opt.pipeline.distill import distill
 from tdmpc_opt.pipeline.plan import SCORE_EPISODES, SCORE_SEED, WEIGHTS, plan, recipe
 from tdmpc_opt.progress import Progress, Silent, Stage
-from tdmpc_opt.report.plots import plot_curves, plot_scores
+from tdmpc_opt.report.charts import plot_curves, plot_scores
 from tdmpc_opt.training.loop import train
 
 TEACHER = "mt30-1m"
@@ -95,7 +96,7 @@ def _demo(folder: Path, progress: Progress, updates: int, tasks: str) -> list[De
         "no teacher": _losses(folder / "plain"),
         "cloned data": _losses(folder / "cloned"),
     }
-    plot_scores({row.name: (row.score, row.ci95) for row in rows}, folder / "scores.png")
+    plot_scores({row.name: Score(row.score, row.ci95) for row in rows}, folder / "scores.png")
     plot_curves(curves, "loss", folder / "curves.png")
     facts = {
         "teacher": describe(zoo.path(TEACHER)).sha256,
