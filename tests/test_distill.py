@@ -145,14 +145,16 @@ def test_planning_is_left_out_where_it_costs_more_than_all_else(tmp_path, monkey
     assert plan(config).planned == ("cartpole-balance",)
     seconds["planner"] = 23.0
     config = replace(config, output=tmp_path / "dear")
-    assert plan(config).planned == ()
+    dear = plan(config)
+    assert dear.planned == ()
+    assert "no labels by planning (23 s a state)" in str(dear)
 
 
 def test_the_better_of_policy_and_planner_labels_each_task(tmp_path, monkeypatch):
     tasks = ("cartpole-balance", "pendulum-swingup")
     config = _config(tmp_path, teachers=("mt30-1m",), tasks=",".join(tasks))
     teachers = planning.open_teachers(config)
-    decided = planning.Plan(tasks, tasks, 1, 1, 1, 1, 1, 0, 0.0, 0)
+    decided = planning.Plan(tasks, tasks, 1e-3, 1, 1, 1, 1, 1, 0, 0.0, 0)
 
     def evaluate(config, progress):
         planned = "planner" in config.output.stem

@@ -77,19 +77,47 @@ def test_each_result_file_says_where_it_comes_from(path):
     assert not re.search(r'"/(work|root|home|tmp)', path.read_text())
 
 
-def test_the_commands_of_the_readme_distil_a_teacher(tmp_path, monkeypatch):
-    """The five lines of shell with a smaller teacher and budget."""
+@pytest.fixture
+def short(monkeypatch):
+    """Distillations of one episode each."""
+    from tdmpc_opt.pipeline import demo, distill, plan
+
+    for module in (demo, distill, plan):
+        monkeypatch.setattr(module, "SCORE_EPISODES", 1)
+
+
+@pytest.mark.usefixtures("short")
+def test_the_command_of_the_readme_distils_a_teacher(tmp_path, monkeypatch):
+    """With a smaller teacher and budget."""
     from tdmpc_opt import cli, zoo
 
     block = README.split("## Distil your teacher")[1].split("```sh\n")[1].split("```")[0]
-    lines = [line.split()[1:] for line in block.strip().splitlines()]
-    assert len(lines) == 5
+    words = block.split()[1:]
+    assert len(block.strip().splitlines()) == 1
     monkeypatch.chdir(tmp_path)
     Path("teacher.pt").write_bytes(zoo.path("demo-teacher").read_bytes())
-    small = {"--episodes": "1", "--updates": "2"}
+    budget = words.index("--hours")
+    words[budget : budget + 2] = ["--updates", "2"]
+    small = ["--tasks", "cartpole-balance", "--size", "0.3", "--workers", "1"]
+    assert cli.main([*words, *small]) == 0
+    assert json.loads(Path("student/results/student-int8.json").read_text())["complete"]
+
+
+def test_the_stages_of_the_guide_distil_a_teacher(tmp_path, monkeypatch):
+    """The six lines of shell with a smaller teacher and budget."""
+    from tdmpc_opt import cli, zoo
+
+    guide = (ROOT / "docs/distil.md").read_text()
+    block = guide.split("## Stages")[1].split("```sh\n")[1].split("```")[0]
+    lines = [line.split()[1:] for line in block.strip().splitlines()]
+    assert len(lines) == 6
+    monkeypatch.chdir(tmp_path)
+    Path("teacher.pt").write_bytes(zoo.path("demo-teacher").read_bytes())
+    small = {"--episodes": "1", "--updates": "2", "--rounds": "1"}
     extra = {
         "collect": ["--tasks", "cartpole-balance", "--workers", "1"],
         "train": ["--batch-size", "8", "--size", "0.3"],
+        "dagger": ["--batch-size", "8", "--episodes", "1", "--workers", "1"],
         "evaluate": ["--episodes", "1", "--workers", "1"],
     }
     for words in lines:
@@ -97,14 +125,9 @@ def test_the_commands_of_the_readme_distil_a_teacher(tmp_path, monkeypatch):
         words = [small.get(before, word) for before, word in pairs] + extra.get(words[0], [])
         assert cli.main(words) == 0
     assert json.loads(Path("student.json").read_text())["complete"]
-    block = README.split("(DAgger):")[1].split("```sh\n")[1].split("```")[0]
-    words = block.replace("\\\n", "").split()[1:]
-    for option in ("--rounds", "--episodes", "--updates"):
-        words[words.index(option) + 1] = "1"
-    assert cli.main([*words, "--batch-size", "8", "--workers", "1"]) == 0
-    assert Path("runs/corrected/model.safetensors").is_file()
 
 
+@pytest.mark.usefixtures("short")
 def test_the_python_of_the_readme_distils_and_acts(tmp_path, monkeypatch):
     """The blocks with a smaller teacher and budget."""
     from tdmpc_opt import zoo
@@ -115,13 +138,8 @@ def test_the_python_of_the_readme_distils_and_acts(tmp_path, monkeypatch):
     assert len([line for line in distil.splitlines() if line and "import" not in line]) <= 10
     monkeypatch.chdir(tmp_path)
     Path("teacher.pt").write_bytes(zoo.path("demo-teacher").read_bytes())
-    for text, small in (
-        ("episodes=20,", 'episodes=1, workers=1, tasks="cartpole-balance",'),
-        ("updates=100_000,", 'updates=2, batch_size=8, size="0.3",'),
-        ('mode="policy",', 'mode="policy", episodes=1, workers=1,'),
-    ):
-        assert text in distil
-        distil = distil.replace(text, small)
-    exec(compile(distil, "README", "exec"), {"__name__": "__main__"})
-    assert json.loads(Path("score.json").read_text())["complete"]
-    exec(compile(act.replace("student.safetensors", "demo-teacher"), "README", "exec"), {})
+    small = 'updates=2, size="0.3", workers=1, tasks="cartpole-balance",'
+    assert "hours=4," in distil
+    exec(compile(distil.replace("hours=4,", small), "README", "exec"), {"__name__": "__main__"})
+    assert json.loads(Path("student/results/student.json").read_text())["complete"]
+    exec(compile(act.replace('"student"', '"demo-teacher"'), "README", "exec"), {})

@@ -38,7 +38,7 @@ from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.files import alone, parse_json, require_same
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.schema import TaskTable, model_config
+from tdmpc_opt.schema import Task, TaskTable, model_config
 from tdmpc_opt.tasks import choose_tasks
 from tdmpc_opt.training.step import build_learner, train_step
 
@@ -58,6 +58,8 @@ BATCH = 128
 _MOST_FOR_PLANS = 2.0
 """Times the duration without plans that labels by planning may make of the whole."""
 _MEASURED_UPDATES = 3
+_SLOW = 0.5
+"""Seconds of a step from which it is not measured in batches."""
 _SECONDS_OF_EXPORTS = 60.0
 _NEEDED = {
     "onnx": "export",
@@ -75,6 +77,8 @@ class Plan:
     """Names of the tasks, `MODULE:ID` for environments of the user's."""
     planned: tuple[str, ...]
     """Tasks on which the teacher's planner is compared with its policy."""
+    planner_seconds: float
+    """Duration of a label by planning, the longest of the teachers'; 0 where none can plan."""
     updates: int
     """Gradient updates before the on-policy rounds."""
     rounds: int
@@ -94,7 +98,11 @@ class Plan:
     def __str__(self) -> str:
         """Return the plan in two lines."""
         updates = self.updates + self.rounds * self.round_updates
-        plans = f", planner tried on {len(self.planned)}" if self.planned else ""
+        plans = ""
+        if self.planner_seconds:
+            cost = f"({self.planner_seconds:.2g} s a state)"
+            plans = f", planner tried as labeller on {len(self.planned)} {cost}"
+            plans = plans if self.planned else f", no labels by planning {cost}"
         return (
             f"{len(self.tasks)} tasks{plans}; {self.environment_steps:,} environment steps; "
             f"{updates:,} updates, {self.rounds * self.round_updates:,} of them in "
@@ -228,12 +236,10 @@ class _Speeds:
                 name for name, (other, _) in teachers.items() if other.source == assigned.source
             ]
             task = tables[own[0]].tasks[0]
-            self._policy |= dict.fromkeys(own, seconds_per_step([source], task, SCORE_EPISODES))
+            self._policy |= dict.fromkeys(own, _seconds_of(source, task))
             if isinstance(source, CheckpointSource) and source.plans():
                 plans = replace(source, mode="planner", preset=PRESET)
-                self._planner |= dict.fromkeys(
-                    own, seconds_per_step([plans], task, SCORE_EPISODES)
-                )
+                self._planner |= dict.fromkeys(own, _seconds_of(plans, task))
         self._workers = min(choose_processes(config.workers).count, len(teachers))
         progress.update(len(teachers), len(teachers), "measuring updates")
         tasks = TaskTable(tuple(table.tasks[0] for table in tables.values()))
@@ -256,6 +262,7 @@ class _Speeds:
         return Plan(
             tasks=tuple(self._tables),
             planned=tuple(self._planner) if planned else (),
+            planner_seconds=max(self._planner.values(), default=0.0),
             **shape,
             environment_steps=sum(
                 self._length(name)
@@ -311,6 +318,12 @@ class _Speeds:
         # Two runs of two states: weights, target Qs and two moments; a student a round.
         states = 2 * 2 * 4 + shape["rounds"] + 4
         return 4 * (steps * numbers + states * self._parameters)
+
+
+def _seconds_of(source: PolicySource, task: Task) -> float:
+    """Measure a step, in the batches that a collection drives unless that takes long."""
+    alone = seconds_per_step([source], task)
+    return alone if alone > _SLOW else seconds_per_step([source], task, SCORE_EPISODES)
 
 
 def _schedule(updates: int) -> dict[str, int]:
