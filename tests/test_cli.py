@@ -64,7 +64,7 @@ def test_help_names_every_command(run):
     assert status == 0
     for command in (
         *("tasks", "zoo", "inspect", "convert", "evaluate", "compare", "experts", "collect"),
-        *("data info", "train", "dagger", "quantize", "export", "demo"),
+        *("data info", "distill", "train", "dagger", "quantize", "export", "demo"),
         *("report", "video", "sensitivity", "bench", "tune-planner", "ablation"),
     ):
         assert command in out

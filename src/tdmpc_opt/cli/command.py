@@ -178,6 +178,7 @@ _NAMES = {
     "sources": "FILE",
     "results": "RESULT",
     "checkpoints": "CHECKPOINT",
+    "teachers": "TEACHER",
     "data": "DATASET",
 }
 """What the help calls positional arguments whose field has another name."""

@@ -89,7 +89,7 @@ COMMANDS = (
         configs.DistillConfig,
         _distill,
         "teacher.pt --hours 4 --output student",
-        ("teachers", "output", "tasks", "size", "hours", "updates"),
+        ("output", "tasks", "size", "hours", "updates"),
     ),
     Command(
         "train",
