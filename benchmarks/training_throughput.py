@@ -116,7 +116,7 @@ def _ours(
 
     def update() -> object:
         batch = draw()
-        labels = distillation.lesson(batch, learner.update) if distillation else None
+        labels = distillation.supervision(batch, learner.update) if distillation else None
         return train_step(fabric, learner, batch, settings, labels)
 
     return update

@@ -128,8 +128,8 @@ def _step(
     sampler: SliceSampler,
 ) -> dict[str, Tensor]:
     batch = sampler.sample()
-    lesson = found.lesson(batch, learner.update) if found else None
-    return train_step(fabric, learner, batch, config, lesson)
+    supervision = found.supervision(batch, learner.update) if found else None
+    return train_step(fabric, learner, batch, config, supervision)
 
 
 @pytest.mark.parametrize("name", TERMS)

@@ -62,8 +62,8 @@ from tdmpc_opt.report.page import sections
 from tdmpc_opt.report.read import read_result_files
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.training import run as runs
+from tdmpc_opt.training.batches import Draws
 from tdmpc_opt.training.dagger import _RoundsFile
-from tdmpc_opt.training.draws import Draws
 from tdmpc_opt.training.step import build_learner
 
 pytestmark = [

@@ -20,9 +20,14 @@ from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.schema import MT30, Task, TaskTable
 from tdmpc_opt.training.distillation import open_distillation
-from tdmpc_opt.training.expert_teacher import ExpertTeacher, load_experts
 from tdmpc_opt.training.step import build_learner, train_step
-from tdmpc_opt.training.teachers import Question, TeacherTargets, WorldModelTeacher
+from tdmpc_opt.training.teachers import (
+    ExpertTeacher,
+    Question,
+    TeacherTargets,
+    WorldModelTeacher,
+    load_experts,
+)
 from tdmpc_opt.training.terms import Distillation
 
 CPU = torch.device("cpu")
@@ -198,7 +203,7 @@ def test_a_teacher_never_drops_out_and_never_changes(make_model):
     learner = build_learner(fabric, student, config)
     first = _given(_ask(teacher, batch))
     for update in range(3):
-        train_step(fabric, learner, batch, config, distillation.lesson(batch, update))
+        train_step(fabric, learner, batch, config, distillation.supervision(batch, update))
     again = _given(_ask(teacher, batch))
     assert all(torch.equal(first[name], again[name]) for name in first)
     after = teacher.model.state_dict()
@@ -404,7 +409,7 @@ def test_the_reward_steps_reach_the_teachers(write, make_model):
     plain = _open(student, {"reward_kl": ON}, teacher=path)
     other = _open(student, {"reward_kl": ON}, teacher=path, reward_steps="all")
     for found, steps in ((plain, 1), (other, 3)):
-        assert len(found.lesson(batch, 0).targets.reward_logits) == steps
+        assert len(found.supervision(batch, 0).targets.reward_logits) == steps
 
 
 def test_teachers_that_cannot_answer_are_refused_in_one_line(write, make_model, tmp_path):
@@ -425,15 +430,15 @@ def test_teachers_that_cannot_answer_are_refused_in_one_line(write, make_model, 
             {"reward_mse": ON},
             {"teacher": both, "policy_teacher": experts},
             InputError,
-            "is never asked: give --terms.policy-mse",
+            "is not used: give --terms.policy-mse",
         ),
         (
             {"reward_mse": ON},
             {"teacher": both, "more_teachers": (half,)},
             InputError,
-            "half.safetensors is never asked",
+            "half.safetensors is not used",
         ),
-        ({"reward_mse": ON}, {"teacher": half}, UnknownTaskError, "no teacher knows cup-catch"),
+        ({"reward_mse": ON}, {"teacher": half}, UnknownTaskError, "no teacher has cup-catch"),
         (
             {"latent": ON},
             {"teacher": half, "more_teachers": (rest,)},

@@ -24,7 +24,7 @@ from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.training import terms
 from tdmpc_opt.training.objective import model_losses
 from tdmpc_opt.training.teachers import Question, TeacherTargets, WorldModelTeacher
-from tdmpc_opt.training.terms import Distillation, Lesson, model_terms, policy_terms
+from tdmpc_opt.training.terms import Distillation, Supervision, model_terms, policy_terms
 
 DECAY = torch.tensor([1.0, 0.5, 0.25, 0.125])
 BINS = torch.linspace(-10, 10, 101)
@@ -206,16 +206,16 @@ def projection() -> Dense:
     return layer
 
 
-def _lesson(
+def _supervision(
     model: WorldModel,
     teacher: WorldModel,
     batch: Batch,
     weights: dict[str, float],
     **kinds: bool,
-) -> Lesson:
+) -> Supervision:
     question = Question(frozenset(weights), **{"first_reward_only": False, **kinds})
     asked = WorldModelTeacher(from_model(teacher), model.tasks, question, torch.device("cpu"))
-    return Lesson(asked(batch.obs, batch.action, batch.task), weights)
+    return Supervision(asked(batch.obs, batch.action, batch.task), weights)
 
 
 def _rollout(model: WorldModel, batch: Batch):
@@ -239,8 +239,8 @@ def test_a_term_reaches_what_it_should_and_nothing_else(
     name, model, teacher, projection, source
 ):
     batch = _batch(model, source)
-    lesson = _lesson(model, teacher, batch, {name: 1.0})
-    losses = model_terms(model, _rollout(model, batch), batch, lesson, projection)
+    supervision = _supervision(model, teacher, batch, {name: 1.0})
+    losses = model_terms(model, _rollout(model, batch), batch, supervision, projection)
     assert losses.keys() == {name}
     assert float(losses[name].detach()) > 0
     losses[name].backward()
@@ -257,11 +257,14 @@ def test_a_term_reaches_what_it_should_and_nothing_else(
 @pytest.mark.parametrize("name", ["policy_mse", "policy_kl"])
 def test_the_policy_terms_say_the_same_to_model_and_policy(name, model, teacher, source):
     batch = _batch(model, source)
-    lesson, rollout = _lesson(model, teacher, batch, {name: 1.0}), _rollout(model, batch)
-    of_model = model_terms(model, rollout, batch, lesson, None)
+    supervision, rollout = (
+        _supervision(model, teacher, batch, {name: 1.0}),
+        _rollout(model, batch),
+    )
+    of_model = model_terms(model, rollout, batch, supervision, None)
     zs = rollout.zs.detach()
     output = model.policy(zs, batch.task, torch.zeros(*zs.shape[:-1], batch.action.shape[-1]))
-    of_policy = policy_terms(output, model.mask(batch.task), lesson, rollout.decay)
+    of_policy = policy_terms(output, model.mask(batch.task), supervision, rollout.decay)
     assert of_policy.keys() == of_model.keys()
     torch.testing.assert_close(of_policy[name], of_model[name])
 
@@ -273,12 +276,12 @@ def test_terms_of_a_student_that_equals_its_teacher_vanish_on_the_encoded_step(
     model = make_model()
     batch = _batch(model, source)
     weights = dict.fromkeys(set(TERMS) - {"latent", "value_kl"}, 1.0)
-    lesson, rollout = _lesson(model, model, batch, weights), _rollout(model, batch)
-    losses = model_terms(model, rollout, batch, lesson, None)
+    supervision, rollout = _supervision(model, model, batch, weights), _rollout(model, batch)
+    losses = model_terms(model, rollout, batch, supervision, None)
     assert all(loss > 1e-4 for loss in losses.values())
     one = torch.tensor([1.0, 0, 0, 0])
     first = type(rollout)(rollout.zs, rollout.reward_logits, rollout.q_logits, one)
-    losses = model_terms(model, first, batch, lesson, None)
+    losses = model_terms(model, first, batch, supervision, None)
     assert all(abs(loss) < 1e-6 for loss in losses.values())
 
 
@@ -291,7 +294,7 @@ def test_the_reward_terms_take_one_step_or_all(model, teacher, source):
             model,
             rollout,
             batch,
-            _lesson(model, teacher, batch, weights, first_reward_only=only),
+            _supervision(model, teacher, batch, weights, first_reward_only=only),
             None,
         )
         for only in (True, False)
@@ -315,23 +318,28 @@ def test_nothing_is_computed_or_asked_while_every_weight_is_zero(model, source):
     weights = DistillWeights(reward_mse=Schedule(1.0, 0.0, 2))
     distillation = Distillation(teachers, weights, None)
     batch = _batch(model, source)
-    lessons = [distillation.lesson(batch, update) for update in range(4)]
+    updates = [distillation.supervision(batch, update) for update in range(4)]
     assert len(asked) == 2
     found = [
-        model_terms(model, _rollout(model, batch), batch, lesson, None).keys()
-        for lesson in lessons
+        model_terms(model, _rollout(model, batch), batch, supervision, None).keys()
+        for supervision in updates
     ]
     assert found == [{"reward_mse"}, {"reward_mse"}, set(), set()]
-    assert [lesson.weights["reward_mse"] for lesson in lessons] == [1.0, 0.5, 0.0, 0.0]
+    assert [supervision.weights["reward_mse"] for supervision in updates] == [
+        1.0,
+        0.5,
+        0.0,
+        0.0,
+    ]
 
 
 def test_half_precision_leaves_the_terms_finite_and_close(model, teacher, projection, source):
     batch = _batch(model, source)
-    lesson = _lesson(model, teacher, batch, dict.fromkeys(TERMS, 1.0))
+    supervision = _supervision(model, teacher, batch, dict.fromkeys(TERMS, 1.0))
     with torch.no_grad():
-        exact = model_terms(model, _rollout(model, batch), batch, lesson, projection)
+        exact = model_terms(model, _rollout(model, batch), batch, supervision, projection)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        rough = model_terms(model, _rollout(model, batch), batch, lesson, projection)
+        rough = model_terms(model, _rollout(model, batch), batch, supervision, projection)
     for name, loss in exact.items():
         assert rough[name].dtype == torch.float32, name
         assert math.isclose(float(rough[name]), float(loss), rel_tol=0.1), name

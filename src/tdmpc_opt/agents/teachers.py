@@ -86,7 +86,7 @@ class UserPolicy:
 
     Args:
         text: Where it comes from, for messages.
-        policy: Has `act(obs)`, and `start(task, streams)` if it wants to know the task.
+        policy: Has `act(obs)`, and `start(task, streams)` if it needs the task.
         tasks: Those it may be asked to drive.
     """
 
@@ -175,8 +175,8 @@ class AssignedSource(PolicySource):
         for task in tasks.tasks:
             policy, key = self._policies[task.env or task.name], task.env or task.name
             identity = self.of(key).identity(TaskTable((task,)))
-            told = [task.name, identity["sha256"], policy.mode, policy.preset]
-            digest.update(json.dumps(told).encode())
+            stated = [task.name, identity["sha256"], policy.mode, policy.preset]
+            digest.update(json.dumps(stated).encode())
         return {"name": Path(self.source).name, "sha256": digest.hexdigest()}
 
     def require_labels(self, tasks: TaskTable) -> None:

@@ -1,37 +1,45 @@
 """Every knob of the project, as frozen dataclasses that need neither torch nor a simulator."""
 
-from tdmpc_opt.configs.bench import BenchConfig
-from tdmpc_opt.configs.collection import CollectConfig, DataInfoConfig, ExpertsConfig
-from tdmpc_opt.configs.common import (
-    COLLECTION_SEED,
-    Device,
-    EngineName,
-    Mode,
-    device_of_work,
-)
-from tdmpc_opt.configs.compression import QuantizeConfig, SensitivityConfig
-from tdmpc_opt.configs.dagger import DaggerConfig
-from tdmpc_opt.configs.datasets import DataExportConfig, DataImportConfig, DataVerifyConfig
-from tdmpc_opt.configs.distill_weights import TERMS, DistillWeights, Schedule
-from tdmpc_opt.configs.evaluation import AblationConfig, CompareConfig, EvaluateConfig
-from tdmpc_opt.configs.export import ExportConfig, ExportFormat, ExportTarget
-from tdmpc_opt.configs.files import (
+from tdmpc_opt.configs.common import COLLECTION_SEED, Device, EngineName, Mode, device_of_work
+from tdmpc_opt.configs.deploy import (
     ConvertConfig,
+    ExportConfig,
+    ExportFormat,
+    ExportTarget,
     InspectConfig,
+    QuantizeConfig,
+    SensitivityConfig,
+    ServeConfig,
     TasksConfig,
     ZooConfig,
 )
-from tdmpc_opt.configs.reports import ReportConfig, VideoConfig
-from tdmpc_opt.configs.serve import ServeConfig
-from tdmpc_opt.configs.show import PlayConfig
+from tdmpc_opt.configs.measure import (
+    AblationConfig,
+    BenchConfig,
+    CompareConfig,
+    EvaluateConfig,
+    PlayConfig,
+    ReportConfig,
+    TuneConfig,
+    VideoConfig,
+)
 from tdmpc_opt.configs.training import (
+    TERMS,
+    CollectConfig,
+    DaggerConfig,
+    DataExportConfig,
+    DataImportConfig,
+    DataInfoConfig,
+    DataVerifyConfig,
     DemoConfig,
     DistillConfig,
+    DistillWeights,
+    ExpertsConfig,
     FromTeacher,
     LossWeights,
+    Schedule,
     TrainConfig,
 )
-from tdmpc_opt.configs.tuning import TuneConfig
 
 __all__ = [
     "COLLECTION_SEED",

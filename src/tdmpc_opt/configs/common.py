@@ -90,7 +90,7 @@ class ToOutput:
     """What a command writes."""
 
     output: Annotated[Path, COST]
-    """File or folder to write, as the description of the command says. Where that can be
+    """File or folder to write, as the description of the command states. Where that can be
     resumed, the same command continues it."""
 
 
@@ -161,7 +161,7 @@ class ToPlot:
     """A chart that a command may draw."""
 
     plot: Path | None = None
-    """PNG of the chart; none draws it nowhere, or as the description of the command says."""
+    """PNG of the chart; none draws it nowhere, or as the description of the command states."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +204,6 @@ def device_of_work(device: Device, ray: str | None) -> Device:
     """
     if ray is not None and device in ("cuda", "mps"):
         raise InputError(
-            f"--ray shares CPUs alone, and --device {device} was asked for; leave one out"
+            f"--ray shares CPUs alone, and --device {device} is requested; leave one out"
         )
     return device if ray is None else "cpu"

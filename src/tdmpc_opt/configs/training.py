@@ -1,5 +1,6 @@
-"""Commands that train, with a teacher or without."""
+"""Commands that make data, train on it, and distil."""
 
+import math
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,15 +10,221 @@ from tdmpc_opt.configs.common import (
     LATER,
     POSITIONAL,
     UNRECORDED,
+    Acting,
     ByWorkers,
+    Labelled,
+    OfDataset,
     OnDevice,
     OnTasks,
     Seeded,
     ToOutput,
+    ToPlot,
 )
-from tdmpc_opt.configs.distill_weights import DistillWeights
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.schema import Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig(OnTasks, ToOutput, ByWorkers, Seeded):
+    """Train one single-task policy per task, by SAC or by imitating plans in the simulator.
+
+    The defaults learned most per hour of CPU of those tried (docs/mt30-student.md).
+    """
+
+    method: Literal["sac", "plan"] = "sac"
+    """`sac` learns from rewards; `plan` imitates planning with the simulator's own dynamics."""
+    steps: int = 1_000_000
+    """Agent steps per task, for `plan` the states that the planner labels."""
+    hidden: int = 128
+    """Width of the two hidden layers."""
+    envs: int = 64
+    """Episodes driven in step with each other; more of them cost less time per agent step."""
+    update_ratio: float = 0.25
+    """Gradient updates of SAC per agent step."""
+    warm_up: str | None = None
+    """Policy that drives the first episodes instead of random actions: a checkpoint or zoo
+    name, a folder of experts, or `plan`. Finds rewards that random actions do not."""
+    warm_up_task: str | None = None
+    """Task of the same body whose policy acts; none means the trained task itself."""
+    warm_up_episodes: int = 64
+    """Episodes that it drives, a multiple of `envs`."""
+    episodes: int = 10
+    """Episodes that measure the finished policy, from starts 500,000 on, which no reported
+    score uses."""
+    save_every: int = 100_000
+    """Agent steps between saved states; a killed run loses at most these."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that cannot be run."""
+        if min(self.steps, self.hidden, self.episodes, self.save_every, self.envs) < 1:
+            raise InputError("steps, hidden, episodes, save_every and envs must be at least 1")
+        updates = self.envs * self.update_ratio
+        if updates < 1 or updates != round(updates):
+            raise InputError(
+                f"envs * update_ratio must be a whole number of updates, got {updates:g}"
+            )
+        episodes = self.warm_up_episodes
+        if self.warm_up is not None and (episodes < self.envs or episodes % self.envs):
+            raise InputError(f"warm_up_episodes must be a multiple of envs ({self.envs})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig(OnTasks, Acting, ToOutput, OnDevice, ByWorkers, Labelled, Seeded):
+    """Roll out a policy into a dataset on disk, with labels to imitate."""
+
+    policy: str
+    """Checkpoint file or zoo name, a folder of experts, `random`, or `plan`: planning in the
+    simulator."""
+    episodes: int = 20
+    """Episodes per task."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts and noise that cannot be run."""
+        if self.episodes < 1 or self.seed < 0 or self.noise < 0:
+            raise InputError("episodes must be at least 1; seed and noise at least 0")
+        if self.preset is not None and self.mode == "policy":
+            raise InputError("a preset is what a plan may spend; it needs --mode planner")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfoConfig(OfDataset, ToPlot):
+    """Show what a dataset holds, and draw its returns."""
+
+    card: Path | None = None
+    """Markdown file that states sources, counts and returns; none writes none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataImportConfig(ToOutput):
+    """Turn official MT30 or MT80 shard files, or Minari datasets, into a dataset on disk.
+
+    The same call goes on where an interrupted one stopped.
+    """
+
+    sources: Annotated[tuple[Path, ...], POSITIONAL]
+    """Official shard files, or folders of Minari datasets; their content decides which."""
+    tasks: str | None = None
+    """Of shard files, task names joined by commas, to import no others; of Minari datasets, the
+    one task that their episodes are of, MODULE:ID for an environment of your own."""
+    on_bad: Literal["refuse", "skip"] = "refuse"
+    """What to do about a source that is truncated or foreign, or an episode with NaN: stop, or
+    name it and leave it out."""
+
+    def __post_init__(self) -> None:
+        """Refuse an import of nothing."""
+        if not self.sources:
+            raise InputError("name a shard file or a Minari folder at least")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataExportConfig(OfDataset, ToOutput):
+    """Write a dataset as official shard files, or as Minari datasets."""
+
+    format: Literal["official", "minari"] = "official"
+    """`official`: pickled TensorDicts like MT30 and MT80. `minari`: a dataset for each task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataVerifyConfig(OfDataset):
+    """Compare every file of a dataset with its stored checksum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A weight over the updates of a run: constant, or on a line and then constant."""
+
+    start: float
+    """Weight at the first update, at least 0."""
+    end: float | None = None
+    """Weight from update number `updates` on; None keeps `start`."""
+    updates: int = 0
+    """Updates that lead from `start` to `end`; 0 without an `end`."""
+
+    def __post_init__(self) -> None:
+        """Refuse weights that cannot be meant."""
+        for value in (self.start, self.end):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise InputError(f"a weight must be finite and at least 0, got {value}")
+        if (self.end is None) != (self.updates == 0) or self.updates < 0:
+            raise InputError(
+                f"a schedule needs an end and at least 1 update to get there, got end "
+                f"{self.end} after {self.updates} updates"
+            )
+
+    def at(self, update: int) -> float:
+        """Return the weight in force when `update` updates are done."""
+        if self.end is None:
+            return self.start
+        part = min(update / self.updates, 1.0)
+        return (1 - part) * self.start + part * self.end
+
+    @property
+    def is_zero(self) -> bool:
+        """True for a weight that is 0 all along."""
+        return not (self.start or self.end)
+
+    @classmethod
+    def parse(cls, text: str) -> "Schedule":
+        """Read `0.4` (constant) or `0.4:0@10000` (from 0.4 to 0 in 10,000 updates).
+
+        Raises:
+            InputError: Another text, or numbers that cannot be meant.
+        """
+        start, line, rest = text.partition(":")
+        end, _, updates = rest.partition("@")
+        try:
+            return cls(float(start), float(end), int(updates)) if line else cls(float(start))
+        except InputError:
+            raise
+        except ValueError:
+            raise InputError(
+                f"{text!r} is no weight; write a number, or START:END@UPDATES such as "
+                "0.4:0@10000"
+            ) from None
+
+    def __str__(self) -> str:
+        """Return the text that `parse` reads."""
+        return f"{self.start}" + ("" if self.end is None else f":{self.end}@{self.updates}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillWeights:
+    """Weights of the distillation terms; only the published one is on (arXiv:2507.01823).
+
+    Each is a number, or START:END@UPDATES: 0.4:0@10000 falls from 0.4 to 0 in 10,000 updates.
+    """
+
+    reward_mse: Schedule = Schedule(0.4)
+    """Weight d of the squared distance to the teacher's decoded reward."""
+    reward_kl: Schedule = Schedule(0.0)
+    """Weight of the divergence from the teacher's two-hot reward distribution."""
+    value_kl: Schedule = Schedule(0.0)
+    """Weight of the divergence of each Q from the mean of the teacher's Q distributions."""
+    policy_mse: Schedule = Schedule(0.0)
+    """Weight of the squared distance to the teacher's mean action. It trains the policy and,
+    through the latents, the encoder and the dynamics."""
+    policy_kl: Schedule = Schedule(0.0)
+    """Weight of the divergence from the teacher's policy; trains what `policy_mse` trains."""
+    latent: Schedule = Schedule(0.0)
+    """Weight of the divergence of a learned projection of the student's latents from the
+    teacher's latents."""
+
+    def at(self, update: int) -> dict[str, float]:
+        """Return the weights in force when `update` updates are done, by term.
+
+        Terms whose weight is 0 all along are left out.
+        """
+        schedules = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: schedule.at(update)
+            for name, schedule in schedules.items()
+            if not schedule.is_zero
+        }
+
+
+TERMS: tuple[str, ...] = tuple(field.name for field in fields(DistillWeights))
+"""Names of the distillation terms."""
+
 
 REMOVED: dict[str, object] = {
     "grad_clip": 20.0,
@@ -115,7 +322,7 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
     encoder_lr_scale: float = 0.3
     """Factor on the learning rate of the encoder."""
     td_lambda: Annotated[float, LATER] = 0.0
-    """How far TD targets look along a slice before they ask the target Qs: 0, as published, one
+    """How far TD targets look along a slice before they use the target Qs: 0, as published, one
     step; 1 to its end; between them a mixture (TD(lambda))."""
     start: str | None = None
     """Checkpoint whose weights the training starts from; none starts from random ones."""
@@ -200,7 +407,9 @@ class DistillConfig(OnTasks, ToOutput, OnDevice, ByWorkers, Seeded):
             raise InputError("name a teacher: a checkpoint, zoo name, folder or MODULE:FACTORY")
         if self.hours is not None and self.updates is not None:
             raise InputError("--hours and --updates both set the budget; leave one out")
-        if (self.updates or 1) < 1 or not (self.hours is None or self.hours > 0):
+        if (self.updates is not None and self.updates < 1) or not (
+            self.hours is None or self.hours > 0
+        ):
             raise InputError("updates must be at least 1, and hours above 0")
 
 
@@ -210,3 +419,43 @@ class DemoConfig:
 
     output: Path = Path("demo-output")
     """Folder for data, runs, result files and plots."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaggerConfig(TrainConfig, ByWorkers, Labelled):
+    """Correct a student where it goes itself, round by round (DAgger, arXiv:1011.0686).
+
+    Each round the student drives, the teacher labels the states on the way, and the training
+    continues with these episodes and the data.
+    """
+
+    teacher: str = field()
+    start: str = field()
+    """Checkpoint of the student to correct."""
+    rounds: Annotated[int, COST]
+    """Rounds in all, those before a resume included."""
+    updates: int
+    """Gradient updates of each round."""
+    weights: LossWeights = field(default_factory=lambda: LossWeights(behaviour=20.0))
+    """Weights of the objective; that of behaviour decides how much the labels count."""
+    episodes: int = 4
+    """Episodes per task and round."""
+    planner_episodes: Annotated[int, LATER] = 0
+    """Episodes per task and round that the student drives by planning: they teach its model
+    what plans get wrong, and its policy the way back."""
+    on_policy: Annotated[Path, COST] = field(init=False)
+    """The dataset that grows: `data` in the output folder."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that cannot be run."""
+        object.__setattr__(self, "on_policy", self.output / "data")
+        super().__post_init__()
+        if min(self.rounds, self.episodes) < 1 or min(self.noise, self.planner_episodes) < 0:
+            raise InputError(
+                "rounds and episodes must be at least 1; planner_episodes and noise at least 0"
+            )
+        if self.lr_zero_at is not None and self.lr_zero_at < self.rounds * self.updates:
+            raise InputError(
+                f"{self.rounds} rounds make {self.rounds * self.updates} updates, but the "
+                f"learning rate is zero from update {self.lr_zero_at} on"
+            )

@@ -17,7 +17,7 @@ from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.configs import TuneConfig
-from tdmpc_opt.configs.tuning import SEARCH_SEED, TUNING_SEED
+from tdmpc_opt.configs.measure import SEARCH_SEED, TUNING_SEED
 from tdmpc_opt.errors import CheckpointError, ResultError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
 from tdmpc_opt.evaluation.results import REMOVED_ENGINES, ResultFile

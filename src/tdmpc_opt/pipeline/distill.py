@@ -158,17 +158,9 @@ class _Pipeline:
             TRIAL_SEED,
             TRIAL_EPISODES,
         )
-        records = found["tasks"].values()
-        means = [sum(record["returns"]) / len(record["returns"]) for record in records]
-        tables = [
-            source.tasks(name)
-            for name, (_, source) in self._teachers.items()
-            if name in policies
-        ]
-        by_name = dict(zip(found["tasks"], means, strict=True))
-        return {
-            name: by_name[table.names[0]] for name, table in zip(policies, tables, strict=True)
-        }
+        names = {name: self._teachers[name][1].tasks(name).names[0] for name in policies}
+        returns = {name: found["tasks"][task]["returns"] for name, task in names.items()}
+        return {name: sum(row) / len(row) for name, row in returns.items()}
 
     def _evaluate(
         self, source: str, output: Path, tasks: str, seed: int, episodes: int

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tdmpc_opt.configs.export import ExportFormat
+from tdmpc_opt.configs.deploy import ExportFormat
 from tdmpc_opt.errors import InputError, MissingDependencyError
 from tdmpc_opt.runtime.onnx_file import OnnxFile, is_onnx, open_onnx
 from tdmpc_opt.schema import MT30

@@ -1,6 +1,6 @@
-"""On-policy correction: the student drives, the teacher labels, the training goes on.
+"""On-policy correction: the student acts, the teacher labels, the training continues.
 
-Source: DAgger, arXiv:1011.0686, with the student alone at the wheel in every round.
+Source: DAgger, arXiv:1011.0686, with the student alone acting in every round.
 """
 
 import json
@@ -65,15 +65,15 @@ def dagger(config: DaggerConfig, progress: Progress | None = None) -> list[Round
     round, and `rounds.json`.
 
     Returns:
-        What each round brought, as `rounds.json` says too.
+        What each round brought, as `rounds.json` states too.
 
     Raises:
         RunError: The folder holds another run, or a loss became NaN; or another process works
             in the folder.
         CheckpointError: Student or teacher cannot be read, or a checkpoint not be written.
-        UnknownTaskError: The teacher does not know a task of the student.
+        UnknownTaskError: The teacher does not have a task of the student.
         DataError: A dataset that is missing, damaged, foreign or holds NaN, or a full disk.
-        InputError: A labeller that cannot do what is asked.
+        InputError: A labeller without actions to imitate.
     """
     progress = progress or Silent()
     tasks, path = _refuse_early(config), config.output / "rounds.json"
@@ -205,7 +205,7 @@ class _RoundsFile:
 
     Args:
         path: JSON file; if it exists its rounds are kept.
-        identity: What is run and how; an existing file must hold the same.
+        identity: What is run and how; an existing file must state the same.
 
     Raises:
         RunError: The file is damaged, of another run, or cannot be written.

@@ -23,17 +23,18 @@ from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import WorldModel, bin_centres
 from tdmpc_opt.progress import Progress, Stage
 from tdmpc_opt.schema import TaskTable
-from tdmpc_opt.training.expert_teacher import ExpertTeacher, load_experts
 from tdmpc_opt.training.ranks import Ranks
 from tdmpc_opt.training.teacher_cache import TeacherCache
 from tdmpc_opt.training.teachers import (
     POLICY_TERMS,
     TWO_HOT_TERMS,
+    ExpertTeacher,
     Member,
     Panel,
     Question,
     Teacher,
     WorldModelTeacher,
+    load_experts,
 )
 from tdmpc_opt.training.terms import Distillation
 
@@ -58,8 +59,8 @@ def open_teachers(
 
     Raises:
         CheckpointError: A checkpoint or expert that cannot be read.
-        UnknownTaskError: No teacher knows a task of the student.
-        InputError: Teachers that cannot answer for a term with a weight, are never asked, or
+        UnknownTaskError: No teacher has a task of the student.
+        InputError: Teachers without an output that a term needs, that are not used, or
             whose rewards or values are far from the data's.
         RunError: The teacher cache cannot be written.
     """
@@ -96,7 +97,7 @@ def check_teachers(
     checked.
 
     Args:
-        distillation: The teachers and what is asked of them.
+        distillation: The teachers and their outputs that are used.
         batch: Slices of the data.
         student: Has the tasks and the bins.
         device: Where the teachers compute.
@@ -106,17 +107,17 @@ def check_teachers(
         InputError: Rewards or values that are not finite, or off by more than a factor of ten.
     """
     fields = (batch.obs, batch.action, batch.label, batch.reward, batch.task)
-    told = distillation.teachers(Batch(*(part.to(device) for part in fields)))
+    found = distillation.teachers(Batch(*(part.to(device) for part in fields)))
     bins = bin_centres(student.config).to(device)
-    rewards = told.reward
-    if told.reward_logits is not None:
-        rewards = two_hot.decode(told.reward_logits, bins).unsqueeze(-1)
+    rewards = found.reward
+    if found.reward_logits is not None:
+        rewards = two_hot.decode(found.reward_logits, bins).unsqueeze(-1)
     if rewards is not None:
         real = batch.reward[: len(rewards)].to(device)
         scale = max(_rms(real), _LEAST_REWARD)
         _judge("rewards", _rms(rewards - real) / scale, "differ from the data's by", progress)
-    if told.value_logits is not None:
-        values = two_hot.decode(told.value_logits, bins)
+    if found.value_logits is not None:
+        values = two_hot.decode(found.value_logits, bins)
         discounts = torch.from_numpy(student.tasks.discounts()).to(device)[
             batch.task.to(device)
         ]
@@ -156,8 +157,8 @@ def open_distillation(
 
     Raises:
         CheckpointError: A checkpoint or expert that cannot be read.
-        UnknownTaskError: No teacher knows a task of the student.
-        InputError: Teachers that cannot answer for a term with a weight, or are never asked.
+        UnknownTaskError: No teacher has a task of the student.
+        InputError: Teachers without an output that a term needs, or that are not used.
     """
     if not config.terms.at(0):
         return None
@@ -190,12 +191,12 @@ class _Source:
 
     name: str
     known: frozenset[str]
-    """Those of the student's tasks that it knows."""
+    """Those of the student's tasks that it has."""
     content: Checkpoint | Mapping[str, ExpertNetwork]
 
 
 class _Opener:
-    """Decides which teacher is asked for what, and builds them accordingly."""
+    """Decides which teacher is used for what, and builds them accordingly."""
 
     def __init__(self, config: TrainConfig, student: WorldModel, device: torch.device) -> None:
         self._config, self._student, self._device = config, student, device
@@ -203,7 +204,7 @@ class _Opener:
         self.latent = "latent" in self._terms
 
     def members(self) -> list[Member]:
-        """Return the teachers in the order in which they are heard."""
+        """Return the teachers in the order of preference."""
         members, expert_tasks = [], frozenset[str]()
         if self._config.policy_teacher is not None:
             first = self._policy_source(self._config.policy_teacher)
@@ -213,24 +214,24 @@ class _Opener:
             left = tasks - expert_tasks
             terms = self._terms if left else self._terms - POLICY_TERMS
             if terms:
-                heard = tasks if terms - POLICY_TERMS else left
-                members.append(self._member(source, terms, heard))
+                used = tasks if terms - POLICY_TERMS else left
+                members.append(self._member(source, terms, used))
         return members
 
     def _policy_source(self, name: str) -> _Source:
         if not self._terms & POLICY_TERMS:
             raise InputError(
-                f"the policy teacher {name} is never asked: give --terms.policy-mse or "
+                f"the policy teacher {name} is not used: give --terms.policy-mse or "
                 "--terms.policy-kl a weight, or leave it out"
             )
         source = self._read(name, self._config.tasks)
         if not source.known:
             tasks = ", ".join(self._student.tasks.names)
-            raise UnknownTaskError(f"the policy teacher {name} knows none of {tasks}")
+            raise UnknownTaskError(f"the policy teacher {name} has none of {tasks}")
         return source
 
     def _shares(self) -> list[tuple[_Source, frozenset[str]]]:
-        """Share the tasks out: each goes to the first teacher that knows it."""
+        """Share the tasks out: each goes to the first teacher that has it."""
         names = (self._config.teacher or "", *self._config.more_teachers)
         missing = frozenset(self._student.tasks.names)
         shares = []
@@ -242,19 +243,19 @@ class _Opener:
             missing -= source.known
         if missing:
             raise UnknownTaskError(
-                f"no teacher knows {', '.join(sorted(missing))}; asked were "
+                f"no teacher has {', '.join(sorted(missing))}; named were "
                 f"{', '.join(names)}: add one that does with --more-teachers, or leave these "
                 "tasks out of the data"
             )
         idle = [source.name for source, tasks in shares if not tasks]
         if idle:
             raise InputError(
-                f"{', '.join(idle)} is never asked: the teachers before it know all tasks of "
+                f"{', '.join(idle)} is not used: the teachers before it have all tasks of "
                 "the student; leave it out"
             )
         if self.latent and len(shares) > 1:
             raise InputError(
-                "the latent term takes one teacher that knows every task, since the latents of "
+                "the latent term takes one teacher that has every task, since the latents of "
                 "two have nothing in common; leave out --more-teachers or the weight"
             )
         return shares
@@ -272,8 +273,8 @@ class _Opener:
         return _Source(name, frozenset(known), checkpoint)
 
     def _member(self, source: _Source, terms: frozenset[str], tasks: frozenset[str]) -> Member:
-        answers = torch.tensor([name in tasks for name in self._student.tasks.names])
-        return Member(self._build(source, terms), answers.to(self._device))
+        mask = torch.tensor([name in tasks for name in self._student.tasks.names])
+        return Member(self._build(source, terms), mask.to(self._device))
 
     def _build(self, source: _Source, terms: frozenset[str]) -> Teacher:
         tasks, content = self._student.tasks, source.content
@@ -286,7 +287,7 @@ class _Opener:
         unknown = sorted(terms - {"policy_mse"})
         if unknown:
             raise InputError(
-                f"{source.name} is a folder of experts, which know mean actions alone and "
+                f"{source.name} is a folder of experts, which have mean actions alone and "
                 f"nothing for {', '.join(unknown)}: name a checkpoint, or set the weight to 0"
             )
         return ExpertTeacher(content, tasks, self._device)

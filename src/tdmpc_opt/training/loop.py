@@ -26,12 +26,10 @@ from tdmpc_opt.files import alone
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import model_config
+from tdmpc_opt.training.batches import Draws, FaultKeeper
 from tdmpc_opt.training.distillation import open_teachers
-from tdmpc_opt.training.draws import Draws
-from tdmpc_opt.training.faults import FaultKeeper
-from tdmpc_opt.training.metrics import MetricsWriter
 from tdmpc_opt.training.ranks import Ranks, join
-from tdmpc_opt.training.run import Run
+from tdmpc_opt.training.run import MetricsWriter, Run
 from tdmpc_opt.training.step import Learner, build_learner, train_step
 from tdmpc_opt.training.terms import Distillation
 
@@ -56,8 +54,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> Path:
         RunError: The folder holds another run, another process trains in it, or too many
             batches brought NaN or infinity.
         CheckpointError: A checkpoint or expert that cannot be read or written.
-        UnknownTaskError: No teacher knows a task of the student.
-        InputError: Teachers that cannot answer for a term with a weight, are never asked, or
+        UnknownTaskError: No teacher has a task of the student.
+        InputError: Teachers without an output that a term needs, that are not used, or
             whose rewards or values are far from the data's.
     """
     datasets, progress = open_data(config), progress or Silent()
@@ -187,8 +185,10 @@ def _loop(
                 drawn, more = _sample(draws, ranks)
                 batch = _to_device(fabric, drawn)
                 labelled = more and _to_device(fabric, more)
-                lesson = distillation.lesson(batch, learner.update) if distillation else None
-                terms = train_step(fabric, learner, batch, config, lesson, labelled)
+                supervision = (
+                    distillation.supervision(batch, learner.update) if distillation else None
+                )
+                terms = train_step(fabric, learner, batch, config, supervision, labelled)
             except NonFiniteError as error:
                 faults.skip(error, batch)
                 continue
@@ -260,8 +260,10 @@ class _Window:
         """Return the row, of the whole batch, and begin the next."""
         count = update - self._first
         if ranks.count > 1 and self._sums:
-            told = torch.stack([total.detach().cpu().double() for total in self._sums.values()])
-            self._sums = dict(zip(self._sums, ranks.mean(told), strict=True))
+            summed = torch.stack(
+                [total.detach().cpu().double() for total in self._sums.values()]
+            )
+            self._sums = dict(zip(self._sums, ranks.mean(summed), strict=True))
         means = {name: float(total) / count for name, total in self._sums.items()}
         seconds = time.perf_counter() - self._time
         self._start(update)

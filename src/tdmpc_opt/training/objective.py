@@ -37,7 +37,7 @@ class ModelLosses:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What a student says along the slices of a batch, with its graph."""
+    """Outputs of a student along the slices of a batch, with their graph."""
 
     zs: Float[Tensor, "rows batch latent"]
     """Latents z_0..z_H: the first encoded, the others predicted."""
@@ -163,7 +163,7 @@ def policy_losses(
     """Score the policy by the Q ensemble on latents of the rollout, and update the scale.
 
     Gradients reach the Q ensemble and the embedding as well; the caller steps the policy
-    network alone. The scale says who else has slices of the same batch.
+    network alone. The scale holds the ranks that share the batch.
 
     Returns:
         The losses, and the policy's output that they were computed from.
@@ -180,7 +180,7 @@ def policy_losses(
     scale.update(q[0].detach())
     per_step = (weights.entropy * output.log_prob - q / scale.value).mean(dim=(1, 2))
     objective = (_decay(RHO, len(zs), zs) * per_step).mean()
-    # Of what it does, noise included: of the mean alone, nothing would hold the noise down, and
+    # Of sampled actions: compared with the mean alone, nothing would limit the noise, and
     # both the TD targets and the planner's prior are drawn with it.
     behaviour = _action_distance(model, output.action[:-1], batch, RHO, scale.ranks)
     return PolicyLosses(objective, behaviour), output

@@ -91,13 +91,13 @@ class Ranks:
         return found
 
     def any(self, flag: bool) -> bool:
-        """Tell whether the flag is set on any rank."""
+        """Return whether the flag is set on any rank."""
         if self.count == 1:
             return flag
-        told = torch.tensor([float(flag)])
+        shared = torch.tensor([float(flag)])
         with _others_alive():
-            distributed.all_reduce(told, distributed.ReduceOp.MAX)
-        return bool(told[0])
+            distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        return bool(shared[0])
 
     def raise_together(self, error: NonFiniteError | None) -> None:
         """Raise on all ranks what any of them met; nothing where none met anything.
@@ -107,18 +107,18 @@ class Ranks:
         """
         if not self.any(error is not None):
             return
-        told = [text for text in self.gather(str(error) if error else None) if text]
-        raise NonFiniteError("; ".join(told)) from error
+        shared = [text for text in self.gather(str(error) if error else None) if text]
+        raise NonFiniteError("; ".join(shared)) from error
 
     def require_same(self, value: Any, what: str) -> None:
-        """Refuse to go on unless all ranks hold the same.
+        """Raise unless all ranks have the same value.
 
         Args:
             value: Made of JSON's kinds of values.
             what: Names it in the error.
 
         Raises:
-            RunError: A rank holds another value.
+            RunError: A rank has another value.
         """
         text = json.dumps(value, sort_keys=True, default=str)
         digests = self.gather(hashlib.sha256(text.encode()).hexdigest())
@@ -193,18 +193,18 @@ def _meet(backend: str) -> None:
 
 
 def _require_devices(device: torch.device) -> None:
-    asked = machine.local_world_size()
-    found = {"cuda": torch.cuda.device_count(), "cpu": asked}.get(device.type, 1)
-    if asked > found:
+    started = machine.local_world_size()
+    found = {"cuda": torch.cuda.device_count(), "cpu": started}.get(device.type, 1)
+    if started > found:
         raise InputError(
-            f"torchrun started {asked} processes here, for {found} {device.type} device"
+            f"torchrun started {started} processes here, for {found} {device.type} device"
             f"{'s' * (found != 1)}; set --nproc-per-node to that, or train with --device cpu"
         )
 
 
 @contextmanager
 def _others_alive() -> Iterator[None]:
-    """Say in one line what torch says of a connection that broke."""
+    """Report in one line that a connection broke."""
     try:
         yield
     except RuntimeError as error:

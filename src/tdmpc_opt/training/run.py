@@ -1,6 +1,8 @@
-"""A run on disk: its folder, what identifies it, and its exact state."""
+"""A run on disk: its folder, what identifies it, its exact state, and its learning curves."""
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from tdmpc_opt.agents.policies import expert_path
 from tdmpc_opt.agents.sources import CheckpointSource, ExpertSource, open_source
@@ -15,18 +18,23 @@ from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import resolve, sha256, share_names
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.torch_files import StateFolder
-from tdmpc_opt.configs import FromTeacher, TrainConfig
+from tdmpc_opt.configs import TERMS, FromTeacher, TrainConfig
 from tdmpc_opt.configs.common import cost_fields, recorded
 from tdmpc_opt.configs.training import REMOVED, REMOVED_COST
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import joint_tasks
-from tdmpc_opt.errors import CheckpointError, DataError, InputError, RunError
+from tdmpc_opt.errors import (
+    CheckpointError,
+    DataError,
+    InputError,
+    MissingDependencyError,
+    RunError,
+)
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.files import parse_json, remove_unfinished, require_same
+from tdmpc_opt.files import parse_json, remove_unfinished, replace_when_done, require_same
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.schema import TaskTable
-from tdmpc_opt.training.draws import Draws
-from tdmpc_opt.training.faults import require_finite_weights
+from tdmpc_opt.training.batches import Draws, require_finite_weights
 from tdmpc_opt.training.step import Learner
 
 _UNFIT = (
@@ -72,7 +80,7 @@ class Run:
     def save(self, learner: Learner, draws: Draws) -> None:
         """Write the weights that other commands read, then the exact state.
 
-        In this order a state never says more than the weights hold: a run killed between the
+        In this order a state is never newer than the weights: a run killed between the
         two repeats some updates. A rank that does not write does nothing.
 
         Raises:
@@ -104,7 +112,7 @@ class Run:
         """Go on where `save` was called last; a run without a state starts anew.
 
         Args:
-            learner: Set to what the state holds.
+            learner: Set to the content of the state.
             draws: Set to draw on from there.
             progress: Warned of a damaged state that the one before it stands in for.
 
@@ -217,3 +225,91 @@ def _require_same(path: Path, config: TrainConfig, asked: Mapping[str, Any]) -> 
         raise RunError(f"{path} is damaged; choose another --output or delete it") from error
     cost = {*cost_fields(type(config)), *REMOVED_COST}
     require_same(path.parent, found, asked, RunError, cost=cost, removed=REMOVED)
+
+
+COLUMNS = (
+    "update",
+    "loss",
+    "consistency",
+    "reward",
+    "value",
+    "policy",
+    "behaviour",
+    "grad_norm",
+    "policy_grad_norm",
+    "q_scale",
+    *(f"distill_{name}" for name in TERMS),
+    *(f"weight_{name}" for name in TERMS),
+    "updates_per_second",
+    "score",
+)
+"""A column without a value in a run, or in a row, is empty."""
+
+
+class MetricsWriter:
+    """Appends rows to the curves of a run.
+
+    Args:
+        folder: Run folder.
+        update: Updates that are done; later rows of an interrupted run are dropped.
+        wandb: Log to Weights & Biases as well.
+
+    Raises:
+        RunError: The curves cannot be read or written.
+        MissingDependencyError: wandb is requested and missing.
+    """
+
+    def __init__(self, folder: Path, update: int, *, wandb: bool = False) -> None:
+        self._path = folder / "metrics.csv"
+        try:
+            self._drop_rows_after(update)
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"cannot go on with {self._path}: {error}; delete it") from error
+        self._board = TensorBoardLogger(
+            folder, name="tensorboard", version="", purge_step=update
+        )
+        self._wandb = _wandb(folder) if wandb else None
+
+    def _drop_rows_after(self, update: int) -> None:
+        rows: list[dict[str, str]] = []
+        if self._path.exists():
+            with self._path.open(newline="") as file:
+                # A crash may have cut off the last row; its missing fields read as None.
+                found = [row for row in csv.DictReader(file) if None not in row.values()]
+            rows = [row for row in found if int(row["update"]) <= update]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        with replace_when_done(self._path) as temp:
+            temp.write_text(text.getvalue())
+
+    def write(self, row: Mapping[str, int | float]) -> None:
+        """Add one row; columns it lacks stay empty.
+
+        Raises:
+            RunError: The disk is full, or the folder went away.
+        """
+        try:
+            with self._path.open("a", newline="") as file:
+                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+        except OSError as error:
+            raise RunError(f"cannot write {self._path}: {error.strerror}") from error
+        values = {name: value for name, value in row.items() if name != "update"}
+        self._board.log_metrics(values, step=int(row["update"]))
+        if self._wandb is not None:
+            self._wandb.log(values, step=int(row["update"]))
+
+    def close(self) -> None:
+        """Flush the curves."""
+        self._board.finalize("success")
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _wandb(folder: Path) -> Any:
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("--wandb needs the package: pip install wandb") from error
+    return wandb.init(project="tdmpc-opt", name=folder.name, resume="allow", id=folder.name)

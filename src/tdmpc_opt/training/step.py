@@ -27,7 +27,7 @@ from tdmpc_opt.training.objective import (
     td_target,
 )
 from tdmpc_opt.training.ranks import ALONE, Ranks
-from tdmpc_opt.training.terms import Lesson, Losses, model_terms, policy_terms
+from tdmpc_opt.training.terms import Losses, Supervision, model_terms, policy_terms
 
 TAU = 0.01
 """Step of the target Qs and of the running value scale towards the newest."""
@@ -46,7 +46,7 @@ class _ModelObjective(nn.Module):
         self,
         batch: Batch,
         config: TrainConfig,
-        lesson: Lesson | None,
+        supervision: Supervision | None,
         labelled: Batch | None,
         generator: torch.Generator,
     ) -> "tuple[Tensor, ModelLosses, Rollout, Losses, _States | None]":
@@ -60,9 +60,9 @@ class _ModelObjective(nn.Module):
         losses, rollout = model_losses(model, batch, next_z, target, config.weights, ranks)
         total = losses.total(config.weights)
         distilled: Losses = {}
-        if lesson is not None:
-            distilled = model_terms(model, rollout, batch, lesson, self.projection)
-            total = total + lesson.total(distilled)
+        if supervision is not None:
+            distilled = model_terms(model, rollout, batch, supervision, self.projection)
+            total = total + supervision.total(distilled)
         states = None if labelled is None else _States.of(model, labelled)
         if states is not None:
             total = total + config.weights.behaviour * states.imitation(model, ranks)
@@ -81,7 +81,7 @@ class _PolicyObjective(nn.Module):
         batch: Batch,
         config: TrainConfig,
         rollout: Rollout,
-        lesson: Lesson | None,
+        supervision: Supervision | None,
         states: "_States | None",
         scale: RunningScale,
         generator: torch.Generator,
@@ -91,9 +91,11 @@ class _PolicyObjective(nn.Module):
         zs = rollout.zs.detach()
         losses, output = policy_losses(model, zs, batch, scale, weights, generator)
         total = losses.total(weights)
-        if lesson is not None:
+        if supervision is not None:
             mask = model.mask(batch.task)
-            total = total + lesson.total(policy_terms(output, mask, lesson, rollout.decay))
+            total = total + supervision.total(
+                policy_terms(output, mask, supervision, rollout.decay)
+            )
         if states is not None:
             behaviour = states.detached().imitation(model, self._ranks)
             total = total + weights.behaviour * behaviour
@@ -195,7 +197,7 @@ def train_step(
     learner: Learner,
     batch: Batch,
     config: TrainConfig,
-    lesson: Lesson | None = None,
+    supervision: Supervision | None = None,
     labelled: Batch | None = None,
 ) -> dict[str, Tensor]:
     """Update the model, then its policy, then the target Qs.
@@ -207,7 +209,7 @@ def train_step(
         learner: Changed in place.
         batch: Slices of the horizon's length, on the model's device.
         config: Weights and rates.
-        lesson: What teachers say of the batch; None trains without.
+        supervision: Outputs of teachers for the batch; None trains without.
         labelled: Further slices, for the behaviour term alone.
 
     Returns:
@@ -228,13 +230,13 @@ def train_step(
         torch.manual_seed(int(seed.generate_state(1)[0]))
     with fabric.autocast():
         total, losses, rollout, distilled, states = learner.model_objective(
-            batch, config, lesson, labelled, learner.generator
+            batch, config, supervision, labelled, learner.generator
         )
     norm = _descend(fabric, learner, learner.model_optimizer, total)
     # Before the policy's update: the public code shortens rows at each look-up.
     model.renormalize_task_embedding()
     policy, policy_norm = _update_policy(
-        fabric, learner, batch, config, rollout, lesson, states
+        fabric, learner, batch, config, rollout, supervision, states
     )
     _move_targets(model)
     learner.update += 1
@@ -248,13 +250,13 @@ def train_step(
         "grad_norm": norm,
         "policy_grad_norm": policy_norm,
         "q_scale": learner.scale.value,
-        **_columns(lesson, distilled),
+        **_columns(supervision, distilled),
     }
 
 
 @dataclass(frozen=True, slots=True)
 class _States:
-    """Labelled states beside the rollout, each encoded."""
+    """Labelled states in addition to the rollout, each encoded."""
 
     zs: Tensor
     batch: Batch
@@ -276,7 +278,7 @@ def _update_policy(
     batch: Batch,
     config: TrainConfig,
     rollout: Rollout,
-    lesson: Lesson | None,
+    supervision: Supervision | None,
     states: _States | None,
 ) -> tuple[PolicyLosses, Tensor]:
     """Step the policy alone; return its losses and the norm of its gradient."""
@@ -284,7 +286,7 @@ def _update_policy(
     with _only(learner.model, learner.model.policy_head):
         with fabric.autocast():
             total, losses = learner.policy_objective(
-                batch, config, rollout, lesson, states, learner.scale, learner.generator
+                batch, config, rollout, supervision, states, learner.scale, learner.generator
             )
         try:
             norm = _descend(fabric, learner, learner.policy_optimizer, total)
@@ -308,8 +310,8 @@ def _set_rates(learner: Learner, config: TrainConfig) -> None:
     learner.policy_optimizer.param_groups[0]["lr"] = lr
 
 
-def _columns(lesson: Lesson | None, losses: Losses) -> dict[str, Tensor]:
-    weights = lesson.weights if lesson is not None else {}
+def _columns(supervision: Supervision | None, losses: Losses) -> dict[str, Tensor]:
+    weights = supervision.weights if supervision is not None else {}
     return {
         **{f"distill_{name}": loss.detach() for name, loss in losses.items()},
         **{

@@ -1,4 +1,4 @@
-"""What teachers say of a dataset, kept on disk for the runs that ask the same of the same data.
+"""Outputs of teachers for a dataset, stored for later runs with the same teachers and data.
 
 Targets depend on the teachers, an observation and an action, and not on the slice they are in.
 So each shard of the data has a file for each kind of target, with a row per row of the shard.
@@ -33,7 +33,7 @@ from tdmpc_opt.training.teachers import TeacherTargets
 
 SCHEMA = 1
 ROWS = 2048
-"""Rows that the teachers are asked about at once, rounded to whole episodes."""
+"""Rows that the teachers compute at once, rounded to whole episodes."""
 
 _FIELDS = {
     "reward_mse": ("reward",),
@@ -60,7 +60,7 @@ class _CachedShard:
 
 
 class TeacherCache:
-    """Answers for teachers, of batches that a sampler drew from these datasets.
+    """Returns stored outputs for batches that a sampler drew from these datasets.
 
     Args:
         config: Names the teachers, the terms that need them, and the folder of the cache.
@@ -98,7 +98,7 @@ class TeacherCache:
         progress: Progress,
         ranks: Ranks = ALONE,
     ) -> None:
-        """Ask the teachers about every shard that is not kept yet; it may be stopped any time.
+        """Compute the outputs for every shard without stored ones; it may be stopped any time.
 
         Ranks share the shards.
 
@@ -123,7 +123,7 @@ class TeacherCache:
             self._maps.append(maps)
 
     def __call__(self, batch: Batch) -> TeacherTargets:
-        """Return what the teachers said of the batch's rows, in float32 on its device."""
+        """Return the teachers' outputs for the batch's rows, in float32 on its device."""
         assert batch.row is not None, "a sampler must have drawn the batch"
         rows = batch.row.numpy()
         shard = np.searchsorted(self._starts, rows[0], side="right") - 1
@@ -204,7 +204,7 @@ def _padded(values: NDArray[np.float32], width: int) -> Tensor:
 
 
 def _teachers(config: TrainConfig, tasks: TaskTable) -> dict[str, Any]:
-    """Return all that targets depend on beside the data."""
+    """Return all that targets depend on except the data."""
     sources = [config.teacher or "", *config.more_teachers]
     policy = config.policy_teacher
     return {

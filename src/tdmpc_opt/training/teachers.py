@@ -1,16 +1,21 @@
-"""What frozen teachers say of a student's batch, for the distillation terms to compare with."""
+"""Outputs of frozen teachers for a student's batch, which the distillation terms compare."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from tdmpc_opt.agents.policies import ExpertNetwork, expert_path
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import WorldModel, bin_centres
@@ -24,7 +29,7 @@ TWO_HOT_TERMS = frozenset({"reward_kl", "value_kl"})
 
 @dataclass(frozen=True, slots=True)
 class TeacherTargets:
-    """What teachers say along the real observations of a batch; None where no term asked.
+    """Outputs of teachers along the real observations of a batch; None where no term needs it.
 
     In float32, and padded to the student's widths but for the latents. Policies and latents
     have a row per observation, values and rewards one per transition; where the reward terms
@@ -51,10 +56,10 @@ Teacher = Callable[[Tensor, Tensor, Tensor], TeacherTargets]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a teacher is asked for."""
+    """Outputs of a teacher that are used."""
 
     terms: frozenset[str]
-    """Names of the distillation terms that need its answer."""
+    """Names of the distillation terms that use the teacher."""
     first_reward_only: bool
     """Whether the reward terms compare the first step alone."""
 
@@ -64,8 +69,8 @@ class WorldModelTeacher:
 
     Args:
         checkpoint: The teacher's weights.
-        tasks: The student's tasks; it must not be asked about those the teacher does not know.
-        question: What to answer.
+        tasks: The student's tasks; only those that the teacher has may occur.
+        question: Outputs to compute.
         device: Where it computes.
 
     Raises:
@@ -99,7 +104,7 @@ class WorldModelTeacher:
         action: Float[Tensor, "horizon batch action"],
         task: Int[Tensor, " batch"],
     ) -> TeacherTargets:
-        """Answer the question for a batch of the student's."""
+        """Compute the outputs for a batch of the student's."""
         terms, model = self._question.terms, self.model
         ids = self._ids[task]
         action = _fit(action, self.config.action_dim).to(model.dtype)
@@ -176,14 +181,14 @@ class Member:
 
     teacher: Teacher
     answers: Bool[Tensor, " tasks"]
-    """Which of the student's tasks it is asked about."""
+    """Which of the student's tasks it is used for."""
 
 
 class Panel:
     """Several teachers that share the rows of a batch by task.
 
     Args:
-        members: Where two answer the same for the same task, the one named first is heard.
+        members: Where two give the same output for a task, that of the first one named is used.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -191,8 +196,8 @@ class Panel:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherTargets:
-        """Return what the members say of a batch."""
-        if len(self.members) == 1:  # it knows every task: no rows to pick, no wait for a GPU
+        """Return the members' outputs for a batch."""
+        if len(self.members) == 1:  # it has every task: no rows to pick, no wait for a GPU
             return self.members[0].teacher(batch.obs, batch.action, batch.task)
         found: dict[str, Tensor] = {}
         for member in reversed(self.members):
@@ -211,3 +216,91 @@ def _put(part: TeacherTargets, rows: Tensor, found: dict[str, Tensor], batch: in
         if values is not None:
             empty = values.new_zeros(len(values), batch, values.shape[-1])
             found.setdefault(field.name, empty)[:, rows] = values
+
+
+def load_experts(folder: Path, tasks: TaskTable) -> dict[str, ExpertNetwork]:
+    """Read the experts that a folder has for some of these tasks, by task.
+
+    Raises:
+        CheckpointError: None for any of the tasks, a damaged one, or one for other sizes than
+            its task's.
+    """
+    experts = {
+        name: ExpertNetwork.of_task(folder, name)
+        for name in tasks.names
+        if expert_path(folder, name).is_file()
+    }
+    if not experts:
+        raise CheckpointError(
+            f"{folder} holds no expert for any of {', '.join(tasks.names)}; name a checkpoint, "
+            "or make experts with tdmpc-opt experts"
+        )
+    for name, expert in experts.items():
+        task = tasks[name]
+        if (expert.obs_dim, expert.action_dim) != (task.obs_dim, task.action_dim):
+            raise CheckpointError(
+                f"{expert_path(folder, name)} takes {expert.obs_dim} observations and gives "
+                f"{expert.action_dim} actions; {name} has {task.obs_dim} and {task.action_dim}"
+            )
+    if len({len(expert.weights) for expert in experts.values()}) > 1:
+        raise CheckpointError(f"{folder} holds experts with different numbers of layers")
+    return experts
+
+
+class ExpertTeacher:
+    """Experts of several tasks as one stack of layers: a batched product per layer.
+
+    Args:
+        experts: At least one, by task, of equally many layers.
+        tasks: The student's tasks; only those with an expert may occur.
+        device: Where they compute.
+    """
+
+    def __init__(
+        self, experts: Mapping[str, ExpertNetwork], tasks: TaskTable, device: torch.device
+    ) -> None:
+        networks = list(experts.values())
+        self._layers = [
+            (
+                _stack([network.weights[index] for network in networks]).to(device),
+                _stack([network.biases[index] for network in networks]).to(device),
+            )
+            for index in range(len(networks[0].weights))
+        ]
+        order = list(experts)
+        rows = [order.index(name) if name in experts else -1 for name in tasks.names]
+        self._expert = torch.tensor(rows, device=device)
+        self._obs_dim = self._layers[0][0].shape[-1]
+        self._action_dim = tasks.action_dim
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        obs: Float[Tensor, "rows batch obs"],
+        action: Float[Tensor, "horizon batch action"],
+        task: Int[Tensor, " batch"],
+    ) -> TeacherTargets:
+        """Return the experts' mean actions before tanh."""
+        expert = self._expert[task]
+        count = len(self._layers[0][0])
+        # Slices of one expert lie side by side in its part of `x`, as `place` says.
+        place = functional.one_hot(expert, count).cumsum(0).gather(1, expert[:, None])[:, 0] - 1
+        x = obs.new_zeros(count, int(place.max()) + 1, len(obs), self._obs_dim)
+        x[expert, place] = obs[..., : self._obs_dim].transpose(0, 1)
+        shape, x = x.shape[:-1], x.flatten(1, 2)
+        for index, (weight, bias) in enumerate(self._layers):
+            x = torch.relu(x) if index else x
+            x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+        location = x.unflatten(1, shape[1:])[expert, place].transpose(0, 1)
+        spare = self._action_dim - location.shape[-1]
+        return TeacherTargets(policy_location=functional.pad(location, (0, spare)))
+
+
+def _stack(arrays: Sequence[NDArray[np.floating]]) -> Tensor:
+    """Stack arrays padded with zeros to one size; relu(0) = 0 adds nothing further on."""
+    shape = np.max([array.shape for array in arrays], axis=0)
+    padded = [
+        np.pad(array, [(0, most - size) for most, size in zip(shape, array.shape, strict=True)])
+        for array in arrays
+    ]
+    return torch.from_numpy(np.stack(padded))

@@ -1,6 +1,6 @@
-"""The distillation terms: how far a student is from what its teachers say, as pure functions.
+"""The distillation terms: distances of a student from its teachers, as pure functions.
 
-Each takes what the student says at some steps of its rollout, what the teacher says at the same
+Each takes the student's output at some steps of its rollout, the teacher's at the same
 steps of the real episode, and rho^t for at least as many steps; each returns a scalar.
 """
 
@@ -24,8 +24,8 @@ Losses = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """What the teachers say of one batch, and how much each term counts in this update."""
+class Supervision:
+    """Outputs of the teachers for one batch, and the weight of each term in this update."""
 
     targets: TeacherTargets | None
     """None where every weight is 0 in this update."""
@@ -42,13 +42,13 @@ class Distillation:
     """How a student learns from its teachers."""
 
     teachers: Callable[[Batch], TeacherTargets]
-    """What they say of a batch, without gradients."""
+    """Their outputs for a batch, without gradients."""
     weights: DistillWeights
     projection: Dense | None
     """Trained with the student and thrown away: from its latents to the teacher's."""
 
-    def lesson(self, batch: Batch, update: int) -> Lesson:
-        """Ask the teachers about a batch; nobody is asked while every weight is 0.
+    def supervision(self, batch: Batch, update: int) -> Supervision:
+        """Return the teachers' outputs for a batch; none while every weight is 0.
 
         Args:
             batch: On the teachers' device.
@@ -56,22 +56,26 @@ class Distillation:
         """
         weights = self.weights.at(update)
         targets = self.teachers(batch) if any(weights.values()) else None
-        return Lesson(targets, weights)
+        return Supervision(targets, weights)
 
 
 def model_terms(
-    model: WorldModel, rollout: Rollout, batch: Batch, lesson: Lesson, projection: Dense | None
+    model: WorldModel,
+    rollout: Rollout,
+    batch: Batch,
+    supervision: Supervision,
+    projection: Dense | None,
 ) -> Losses:
     """Return the terms that train the model: all that have a weight.
 
     Args:
         model: The student in training.
-        rollout: What it says along the batch.
-        batch: What the teachers were asked about.
-        lesson: What they say.
+        rollout: Its outputs along the batch.
+        batch: The slices.
+        supervision: The teachers' outputs.
         projection: Maps the student's latents to the teacher's; only `latent` needs it.
     """
-    targets, weights, decay = lesson.targets, lesson.weights, rollout.decay
+    targets, weights, decay = supervision.targets, supervision.weights, rollout.decay
     losses: Losses = {}
     if targets is None:
         return losses
@@ -89,7 +93,7 @@ def model_terms(
     if "policy_mse" in weights or "policy_kl" in weights:
         still = rollout.zs.new_zeros(*rollout.zs.shape[:-1], batch.action.shape[-1])
         output = model.policy(rollout.zs, batch.task, still)
-        losses |= policy_terms(output, model.mask(batch.task), lesson, decay)
+        losses |= policy_terms(output, model.mask(batch.task), supervision, decay)
     if "latent" in weights:
         assert projection is not None, "the latent term needs a projection"
         own = projection(rollout.zs)
@@ -100,25 +104,25 @@ def model_terms(
 def policy_terms(
     output: PolicyOutput,
     mask: Float[Tensor, "batch action"],
-    lesson: Lesson,
+    supervision: Supervision,
     decay: Float[Tensor, " rows"],
 ) -> Losses:
     """Return the terms that train the policy, those of them that have a weight.
 
     Args:
-        output: What the student's policy says along the rollout.
+        output: Output of the student's policy along the rollout.
         mask: 1 for real action dimensions.
-        lesson: What the teachers say.
+        supervision: The teachers' outputs.
         decay: rho^t.
     """
-    targets = lesson.targets
+    targets = supervision.targets
     losses: Losses = {}
     if targets is None:
         return losses
-    if "policy_mse" in lesson.weights:
+    if "policy_mse" in supervision.weights:
         goal = _given(targets.policy_location)
         losses["policy_mse"] = policy_mse(output.action, goal, mask, decay)
-    if "policy_kl" in lesson.weights:
+    if "policy_kl" in supervision.weights:
         goals = _given(targets.policy_location), _given(targets.policy_log_std)
         own = output.location, output.log_std
         losses["policy_kl"] = policy_kl(own, goals, mask, decay)
@@ -179,7 +183,7 @@ def policy_mse(
     """Return the squared distance to mean actions in [-1, 1], per real action dimension.
 
     Args:
-        student: Actions after tanh; sampled, so that the distance holds down their noise too.
+        student: Actions after tanh; sampled, so that the distance limits their noise too.
         teacher_location: Means before tanh.
         mask: 1 for real action dimensions.
         decay: rho^t.
@@ -265,5 +269,5 @@ def _over_steps(
 
 
 def _given(target: Tensor | None) -> Tensor:
-    assert target is not None, "the teachers were not asked for a term that has a weight"
+    assert target is not None, "the teachers computed nothing for a term that has a weight"
     return target

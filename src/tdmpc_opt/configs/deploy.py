@@ -1,0 +1,172 @@
+"""Commands that look at checkpoints, rewrite, compress, export and serve them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tdmpc_opt.configs.common import (
+    POSITIONAL,
+    ByWorkers,
+    OfCheckpoint,
+    OfPart,
+    OnTasks,
+    ToOutput,
+    ToPlot,
+    WithObservations,
+)
+from tdmpc_opt.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksConfig(OnTasks):
+    """List the tasks with their ids and sizes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooConfig:
+    """List the bundled checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(OfCheckpoint, OnTasks):
+    """Show a file's sizes, tasks and parameters, and what the numbers of its tasks are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(OfCheckpoint, OnTasks, ToOutput):
+    """Rewrite a checkpoint as safetensors of this project, or as a model folder."""
+
+    results: tuple[Path, ...] = ()
+    """Results of `tdmpc-opt evaluate` on this checkpoint, for the model card."""
+    license: str = "unknown"
+    """Licence of the weights for the model card, by its id on the hub, such as mit."""
+
+    def __post_init__(self) -> None:
+        """Refuse a card's facts where there is no card."""
+        if self.is_file and (self.results or self.license != "unknown"):
+            raise InputError("results and license belong to the card of a model folder")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the output is a file and not a folder."""
+        return self.output.suffix == ".safetensors"
+
+
+Format = Literal["fp32", "fp16", "bf16", "int8", "int4", "mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
+    """Write a smaller file of the same agent, without target Qs."""
+
+    format: Format = "fp16"
+    """Number format of the stored weights. `int8` and `int4` keep what is small or sensitive in
+    more bits; `mixed` chooses each layer's by measurement."""
+    budget_bytes: int | None = None
+    """With mixed: length of the file that must not be exceeded."""
+    max_action_error: float | None = None
+    """With mixed: root mean square change of the policy's actions that is allowed, in action
+    units (their range is 2); the smallest such file is written."""
+    max_value_error: float = 0.02
+    """With max_action_error: 1 less the correlation of planned values that is allowed."""
+    distill_updates: int = 0
+    """With a dataset: updates that train the rounded weights to act and plan as the original
+    does; kept where they bring the file closer to it. 300 to 1000 are worth it for int4."""
+
+    def __post_init__(self) -> None:
+        """Refuse options that the format has no use for, and mixed without its own."""
+        limits = [name for name in ("budget_bytes", "max_action_error") if self._given(name)]
+        if self.format == "mixed" and (self.data is None or len(limits) != 1):
+            raise InputError(
+                "format mixed needs --data, a dataset to measure on, and either --budget-bytes "
+                "or --max-action-error"
+            )
+        if self.format != "mixed" and limits:
+            raise InputError(
+                f"--{limits[0].replace('_', '-')} is for format mixed, not {self.format}"
+            )
+        if self.data is not None and self.format in ("fp32", "fp16", "bf16"):
+            raise InputError(f"format {self.format} needs no data; leave out --data")
+        if any(getattr(self, name) <= 0 for name in limits) or self.max_value_error <= 0:
+            raise InputError("budgets and errors that are allowed must be above 0")
+        if self.distill_updates < 0 or (self.distill_updates and self.data is None):
+            raise InputError("--distill-updates must be at least 0, and learn on a --data")
+
+    def _given(self, name: str) -> bool:
+        return getattr(self, name) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityConfig(OfCheckpoint, ToOutput, ToPlot, ByWorkers):
+    """Measure what each layer's rounding alone does to actions and planned values."""
+
+    data: Path
+    """Dataset of real observations, from `tdmpc-opt collect`."""
+    policy_only: bool = False
+    """Measure encoder and policy alone."""
+    episodes: int = 0
+    """Episodes per task that score the policy for each layer and format; 0 scores none."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that cannot be run."""
+        if self.episodes < 0 or self.workers < 0:
+            raise InputError("episodes and workers must be at least 0")
+
+
+ExportTarget = Literal["onnx", "executorch", "c"]
+ExportFormat = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
+    """Write the policy or the whole planner for an engine, once it acts as torch does."""
+
+    target: ExportTarget = "onnx"
+    """Kind of file: ONNX, which OpenVINO reads too, ExecuTorch's .pte, or C99 source, for which
+    the output is a folder."""
+    format: ExportFormat = "fp32"
+    """fp16 halves the file and computes in fp32; int8 computes the large products in int8."""
+    preset: str | None = None
+    """Planner budget by name; none means the full published budget."""
+    result: Path | None = None
+    """`tdmpc-opt evaluate` result of this checkpoint, whose score the file is to state."""
+    opset: int = 18
+    """Operator set of an ONNX file, 18 to 20. 18 runs in onnxruntime from 1.15 on."""
+    ir_version: int = 8
+    """Version of an ONNX file's own format, 8 to 10. 8 runs in onnxruntime from 1.15 on."""
+    tolerance: float | None = None
+    """Largest difference from torch's actions that is written; of planned, fp16 and int8 ones
+    9 of 10 have to keep it. None means for fp32 1e-4, or thrice the error of torch's own fp32
+    where that is more (plans: 0.005); for fp16 0.02 (plans: 0.2); for int8 0.3 (plans: 1.0)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no file can be."""
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise InputError(f"tolerance must be above 0, got {self.tolerance}")
+        if not (18 <= self.opset <= 20 and 8 <= self.ir_version <= 10):
+            raise InputError(
+                f"opset must be in 18..20 and ir_version in 8..10, got {self.opset} and "
+                f"{self.ir_version}"
+            )
+        if self.target != "onnx" and not self.policy_only:
+            raise InputError(f"{self.target} files hold the policy; add --policy-only")
+        if self.policy_only and self.preset is not None:
+            raise InputError("a policy has no planner preset; leave out one of the two options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Serve an agent over the openpi WebSocket protocol, without torch."""
+
+    checkpoint: Annotated[Path, POSITIONAL]
+    """ONNX file of `tdmpc-opt export`, or safetensors checkpoint, of which the policy acts."""
+    host: str = "127.0.0.1"
+    """Address to listen at: this machine alone. 0.0.0.0 lets everyone in the network act."""
+    port: int = 8000
+    """Port; 0 takes any free one."""
+    threads: int = 1
+    """Threads of one action."""
+    max_clients: int = 8
+    """Connections at a time."""
+    max_message_kb: int = 1024
+    """Longest message in kilobytes; a longer one ends its connection."""

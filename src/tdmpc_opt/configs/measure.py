@@ -1,0 +1,195 @@
+"""Commands that measure agents and show what was measured."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tdmpc_opt.configs.common import (
+    COLLECTION_SEED,
+    POSITIONAL,
+    Acting,
+    ByWorkers,
+    Device,
+    EngineName,
+    Mode,
+    OfCheckpoint,
+    OfResults,
+    OnDevice,
+    OnTasks,
+    Seeded,
+    ToOutput,
+    ToPlot,
+)
+from tdmpc_opt.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(OfCheckpoint, OnTasks, Acting, ToOutput, OnDevice, ByWorkers, Seeded):
+    """Score a policy on real tasks and write a result file."""
+
+    episodes: int = 10
+    """Episodes per task."""
+    replan_every: int | None = None
+    """Actions executed of each plan before the next is made, up to the planner's horizon; none
+    leaves it to the preset."""
+    engine: EngineName = "auto"
+    """What computes the planner: auto takes ONNX Runtime where it is installed and the agent is
+    on the CPU, eager takes torch."""
+    noise: bool = False
+    """Keep exploration noise on, as the published scores did."""
+
+    @property
+    def chosen_mode(self) -> Mode:
+        """How the agent acts: as requested, or as the options of the planner imply."""
+        plans = self.preset or self.replan_every or self.engine != "auto"
+        return self.mode or ("planner" if plans else "policy")
+
+    def __post_init__(self) -> None:
+        """Refuse seeds that data collection may have seen."""
+        if self.episodes < 1 or self.seed < 0:
+            raise InputError("`episodes` must be at least 1 and `seed` at least 0")
+        if self.seed + self.episodes > COLLECTION_SEED:
+            raise InputError(
+                f"evaluation seeds stay below {COLLECTION_SEED:,}, where those of data "
+                f"collection begin; got {self.seed} + {self.episodes} episodes"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(OfResults):
+    """Show the paired difference B - A of two result files, A and B, with its interval."""
+
+    def __post_init__(self) -> None:
+        """Refuse another number of files."""
+        if len(self.results) != 2:
+            raise InputError(f"compare takes two result files, got {len(self.results)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationConfig(OfResults, ToPlot):
+    """Show what training runs of equal budget scored, grouped by what they differ in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Time policies against each other, in turns, each in a process of its own."""
+
+    sources: Annotated[tuple[str, ...], POSITIONAL]
+    """Checkpoint files, zoo names, and exported files. A file of the policy alone runs as on a
+    device, without torch."""
+    preset: tuple[str, ...] = ("full",)
+    """`full`, `balanced`, `realtime`, `policy`, or others that a checkpoint holds."""
+    engine: tuple[EngineName, ...] = ("auto",)
+    """What computes the plans of checkpoints: auto takes ONNX Runtime where it is installed,
+    eager takes torch."""
+    task: str | None = None
+    """Task to act in; none means the first one of the first source."""
+    batch: tuple[int, ...] = (1, 8, 64)
+    """Observations that are acted on at once."""
+    threads: int = 1
+    """Threads of each process."""
+    rounds: int = 10
+    """Turns of each policy at each batch size."""
+    seconds: float = 0.5
+    """Length of a turn; it holds one action at least."""
+    device: Device = "cpu"
+    """Where the networks of checkpoints run."""
+    output: Path | None = None
+    """Result file (JSON); none writes none."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be timed."""
+        if not (self.sources and self.preset and self.engine and self.batch):
+            raise InputError("name at least one source, preset, engine and batch")
+        if min(self.batch) < 1 or self.threads < 1 or self.rounds < 1:
+            raise InputError("batch, threads and rounds must be at least 1")
+        if not self.seconds > 0:
+            raise InputError(f"seconds must be above 0, got {self.seconds}")
+
+
+SEARCH_SEED = 0
+"""Seeds the search of budgets."""
+TUNING_SEED = 900_000
+"""First environment seed of tuning: far from those that evaluations begin with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(OfCheckpoint, OnTasks, ToOutput, ByWorkers):
+    """Search planner budgets for score against latency, and make presets of the best."""
+
+    episodes: int = 3
+    """Episodes per task and budget; all budgets meet the same ones."""
+    trials: int = 40
+    """Budgets to score in all, those that are done included."""
+    max_samples: int = 512
+    """Most action sequences per iteration; scoring a large budget takes long."""
+    max_iterations: int = 6
+    """Most refinements per plan."""
+    score_full: bool = True
+    """Score the preset `full` too. It takes longer than all cheap ones together."""
+    realtime_ms: float = 10.0
+    """The preset `realtime` is the best budget that plans within this time."""
+    balanced_ms: float = 30.0
+    """The preset `balanced` is the best budget that plans within this time."""
+    engine: EngineName = "eager"
+    """What computes the plans: torch, or with auto ONNX Runtime where it is installed, which
+    first traces a graph for each budget (about 15 s)."""
+    store: Path | None = None
+    """Checkpoint to write, with the presets in it; it may be the one that was read."""
+
+    def __post_init__(self) -> None:
+        """Refuse searches that cannot be run."""
+        if not 1 <= self.episodes <= COLLECTION_SEED - TUNING_SEED:
+            raise InputError(f"episodes must be in 1..{COLLECTION_SEED - TUNING_SEED:,}")
+        if self.trials < 1:
+            raise InputError("trials must be at least 1")
+        if self.max_samples < 32 or self.max_iterations < 1:
+            raise InputError("max_samples must be at least 32 and max_iterations at least 1")
+        if not 0 < self.realtime_ms <= self.balanced_ms:
+            raise InputError("realtime_ms must be above 0 and at most balanced_ms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(OfResults):
+    """Make one self-contained HTML page out of result files."""
+
+    output: Path = Path("report.html")
+    """Page to write; it opens from disk and needs no network."""
+    figures: Path | None = None
+    """Folder for every chart as PNG and SVG; none writes none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig(OfCheckpoint, OnTasks, Acting):
+    """Film an agent, alone or beside another; or draw a contact sheet of its tasks."""
+
+    against_mode: Mode | None = None
+    """How the other agent acts; none means as the first."""
+    against: str | None = None
+    """Another such agent, shown to the right in the same episodes."""
+    output: Path | None = None
+    """Film to write: FILE.mp4 or FILE.gif, one task after the other."""
+    sheet: Path | None = None
+    """PNG to write with one picture of each task, half an episode after its start."""
+    seconds: float | None = 10.0
+    """Simulated seconds of each task; none films whole episodes."""
+
+    def __post_init__(self) -> None:
+        """Refuse what gives no picture."""
+        if self.output is None and self.sheet is None:
+            raise InputError("name a film with --output or a contact sheet with --sheet")
+        if self.output is not None and self.output.suffix.lower() not in (".mp4", ".gif"):
+            raise InputError(f"a film's name ends in .mp4 or .gif; got {self.output.name}")
+        if self.seconds is not None and self.seconds <= 0:
+            raise InputError(f"seconds must be above 0, got {self.seconds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayConfig:
+    """Serve a page on this machine where agents act live and can be pushed around."""
+
+    checkpoints: Annotated[tuple[str, ...], POSITIONAL] = ()
+    """Checkpoint files of any known layout, zoo names, or files of `tdmpc-opt export`, to offer
+    beside the bundled agent."""
+    port: int = 8707
+    """Port of 127.0.0.1; 0 takes any free one."""
