@@ -459,7 +459,7 @@ def test_teachers_that_cannot_answer_are_refused_in_one_line(write, make_model, 
                 "policy_teacher": write("walker", "walker-walk")[0],
             },
             UnknownTaskError,
-            "walker.safetensors knows none of cartpole-balance, cup-catch",
+            "walker.safetensors has none of cartpole-balance, cup-catch",
         ),
         ({"policy_mse": ON}, {"teacher": "none"}, CheckpointError, "neither a file nor"),
     ):
