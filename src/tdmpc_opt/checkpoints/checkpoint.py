@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -67,7 +68,7 @@ class Checkpoint:
 
     @property
     def contracts(self) -> Contracts:
-        """What is known of the numbers of the tasks.
+        """Names and units of the numbers of the tasks.
 
         Raises:
             CheckpointError: The file's own record of them is damaged.
@@ -92,7 +93,8 @@ class Checkpoint:
         }
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+@lru_cache(maxsize=8)
+def expected_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """Return the shape of each tensor of a world model, target Qs included."""
     tasks = TaskTable((Task(UNNAMED, config.obs_dim, config.action_dim),))
     state = WorldModel.outline(config, tasks).state_dict()

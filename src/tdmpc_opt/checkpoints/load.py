@@ -258,7 +258,7 @@ class CheckpointSummary:
     extra: dict[str, str]
     """Further facts that the file has, such as its source."""
     contracts: Contracts
-    """What is documented of the numbers of the tasks."""
+    """Names and units of the numbers of the tasks."""
 
 
 def describe(path_or_name: str | Path, tasks: str | None = None) -> CheckpointSummary:

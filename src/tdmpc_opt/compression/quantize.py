@@ -89,10 +89,12 @@ def quantize(config: QuantizeConfig, progress: Progress | None = None) -> Quanti
     part = replace(with_origin(checkpoint, source), tensors=checkpoint.without_targets())
     if config.policy_only:
         part = policy_only(part)
-        contracts = with_own_contracts(checkpoint.contracts, checkpoint.tasks, config.tasks)
-        part = replace(part, extra=part.extra | {CONTRACT: contracts_to_json(contracts)})
     if config.task is not None:
         part = one_task(part, config.task)
+    if config.policy_only:
+        contracts = with_own_contracts(checkpoint.contracts, part.tasks, config.tasks)
+        own = {name: contracts[name] for name in part.tasks.names if name in contracts}
+        part = replace(part, extra=part.extra | {CONTRACT: contracts_to_json(own)})
     report = QuantizeReport(
         source=source,
         output=config.output,
