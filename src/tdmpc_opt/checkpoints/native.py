@@ -15,6 +15,7 @@ from tdmpc_opt.checkpoints.checkpoint import Checkpoint, validate
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.files import parse_json, replace_when_done, sort_metadata
 from tdmpc_opt.model.quantized import QuantizedWeight
+from tdmpc_opt.runtime.contract import CONTRACT
 from tdmpc_opt.runtime.weights import FORMAT, SCHEMA, check_schema
 from tdmpc_opt.schema import ModelConfig, TaskTable, from_record
 
@@ -39,8 +40,10 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
         "schema": str(SCHEMA if quantized else 1),
         "config": json.dumps(asdict(checkpoint.config)),
         "tasks": json.dumps(checkpoint.tasks.to_json()),
-        "extra": json.dumps(checkpoint.extra),
+        "extra": json.dumps({k: v for k, v in checkpoint.extra.items() if k != CONTRACT}),
     }
+    if CONTRACT in checkpoint.extra:  # within the other facts each of its quotes has 4 bytes
+        metadata[CONTRACT] = checkpoint.extra[CONTRACT]
     tensors = dict(checkpoint.tensors)
     if quantized:
         layout = {
@@ -99,7 +102,8 @@ def read_native(path: Path, *, check_values: bool = True) -> Checkpoint:
     try:
         listed = _json(metadata, "quantized", dict) if "quantized" in metadata else {}
         quantized = {name: _quantized(name, entry, tensors) for name, entry in listed.items()}
-        extra = _json(metadata, "extra", dict)
+        own = {key: metadata[key] for key in (CONTRACT,) if key in metadata}
+        extra = _json(metadata, "extra", dict) | own
         checkpoint = Checkpoint(
             _config(_json(metadata, "config", dict)),
             _tasks(_json(metadata, "tasks", list)),

@@ -122,7 +122,7 @@ def read_weights(path: Path) -> Weights:
             if name.startswith(_READ)
         }
         tensors |= {name: _array(entry) for name, entry in entries.items()}
-        contracts = contracts_of(tasks, parse_json(metadata.get("extra", "{}")).get(CONTRACT))
+        contracts = contracts_of(tasks, metadata.get(CONTRACT))
         widths = config["latent_dim"], config["simnorm_dim"]
         weights = Weights(tensors, tasks, *widths, contracts)
         check_weights(weights)
