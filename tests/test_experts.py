@@ -17,6 +17,7 @@ from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
 from tdmpc_opt.experts import train as experts
 from tdmpc_opt.experts.learner import WARM_UP_SEED, warm_up
+from tdmpc_opt.experts.state import Progress
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.environment import make_env
@@ -303,6 +304,15 @@ def _trained(config: ExpertsConfig) -> dict[str, Any]:
     assert worker.exitcode == 0
     record: dict[str, Any] = json.loads((config.output / f"{config.tasks}.json").read_text())
     return record
+
+
+def test_the_record_has_a_mean_return_for_each_batch_of_episodes(tmp_path: Path) -> None:
+    curve = [(1000, 1.0), (1000, 3.0), (2000, 5.0), (2000, 6.0)]
+    progress = Progress(identity={"task": "pendulum-swingup"}, step=2000, curve=curve)
+    task = MT30["pendulum-swingup"]
+    experts._finish(_network(), task, _config(tmp_path), progress, Silent())
+    record = json.loads((tmp_path / "pendulum-swingup.json").read_text())
+    assert record["learning_curve"] == [[1000, 2.0], [2000, 5.5]]
 
 
 @pytest.mark.slow

@@ -209,7 +209,7 @@ def _finish(
     file = ResultFile(_record_path(config, network.task), "expert", progress.identity, RunError)
     file.write(
         steps=progress.step,
-        learning_curve=progress.curve,
+        learning_curve=_mean_curve(progress.curve),
         returns=returns,
         final_seed=FINAL_SEED,
         seconds=round(progress.seconds, 1),
