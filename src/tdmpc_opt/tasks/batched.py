@@ -74,15 +74,14 @@ class BatchedPhysics:
     Args:
         model: Compiled model, its sensors included.
         substeps: Physics steps in a control step.
-        threads: Threads that step; 0 steps on the calling thread.
     """
 
-    def __init__(self, model: mujoco.MjModel, substeps: int, threads: int = 0) -> None:
+    def __init__(self, model: mujoco.MjModel, substeps: int) -> None:
         self.model = model
         self.substeps = substeps
         self.state_size = mujoco.mj_stateSize(model, _STATE.value)
-        self._data = [mujoco.MjData(model) for _ in range(max(threads, 1))]
-        self._rollout = rollout.Rollout(nthread=threads)
+        self._data = mujoco.MjData(model)
+        self._rollout = rollout.Rollout(nthread=0)  # on the calling thread
         self.slices = {
             model.sensor(index).name: slice(
                 model.sensor_adr[index], model.sensor_adr[index] + model.sensor_dim[index]
@@ -257,7 +256,7 @@ def offers_batches(task: Task) -> bool:
         env.close()
 
 
-def own_batched_task(task: Task, threads: int = 0) -> BatchedTask:
+def own_batched_task(task: Task) -> BatchedTask:
     """Return a user's task on batches of states, after a check against its environment's steps.
 
     The environment has, in addition to Gymnasium's methods, the attributes `model`
@@ -270,7 +269,6 @@ def own_batched_task(task: Task, threads: int = 0) -> BatchedTask:
 
     Args:
         task: What `own_task` returned.
-        threads: Threads that step; 0 steps on the calling thread.
 
     Raises:
         InputError: Something is missing, or batches differ from the environment's own steps.
@@ -292,7 +290,7 @@ def own_batched_task(task: Task, threads: int = 0) -> BatchedTask:
 
     batched = BatchedTask(
         task,
-        BatchedPhysics(inner.model, int(inner.frame_skip), threads),
+        BatchedPhysics(inner.model, int(inner.frame_skip)),
         reward=inner.batched_reward,
         observe=inner.batched_observation,
         read=_read,

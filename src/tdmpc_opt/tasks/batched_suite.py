@@ -31,11 +31,11 @@ from tdmpc_opt.tasks.environment import ACTION_REPEAT, DMControlEnv
 _XBODY, _BODY = mujoco.mjtObj.mjOBJ_XBODY, mujoco.mjtObj.mjOBJ_BODY
 _GEOM, _SITE = mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SITE
 _POSITION = mujoco.mjtSensor.mjSENS_FRAMEPOS
-_X, _Y, _Z = (
-    mujoco.mjtSensor.mjSENS_FRAMEXAXIS,
-    mujoco.mjtSensor.mjSENS_FRAMEYAXIS,
-    mujoco.mjtSensor.mjSENS_FRAMEZAXIS,
-)
+_AXES = {
+    "x": mujoco.mjtSensor.mjSENS_FRAMEXAXIS,
+    "y": mujoco.mjtSensor.mjSENS_FRAMEYAXIS,
+    "z": mujoco.mjtSensor.mjSENS_FRAMEZAXIS,
+}
 _FISH_RADII = 0.04 + 0.005  # of the target and the mouth, metres
 _FINGER_RADII = {"finger-turn-easy": 0.07, "finger-turn-hard": 0.03}
 _REACHER_RADII = {
@@ -55,8 +55,7 @@ def _position(of: str, frame: mujoco.mjtObj = _XBODY) -> Sensor:
 
 
 def _axis(of: str, axis: str, frame: mujoco.mjtObj = _XBODY) -> Sensor:
-    kind = {"x": _X, "y": _Y, "z": _Z}[axis]
-    return Sensor(name=f"{of}.{axis}", kind=kind, frame=frame, of=of)
+    return Sensor(name=f"{of}.{axis}", kind=_AXES[axis], frame=frame, of=of)
 
 
 def _speed(batch: Batch) -> Array:
@@ -346,12 +345,11 @@ _REWARDS: dict[str, Measure] = {
 }
 
 
-def suite_task(name: str, threads: int = 0) -> BatchedTask:
+def suite_task(name: str) -> BatchedTask:
     """Return a task of MT30 on batches of states.
 
     Args:
         name: Task of MT30.
-        threads: Threads that step; 0 steps on the calling thread.
 
     Raises:
         UnknownTaskError: No such task.
@@ -367,7 +365,7 @@ def suite_task(name: str, threads: int = 0) -> BatchedTask:
         observe = partial(_observe_finger_turn, radius=radius)
     return BatchedTask(
         task,
-        BatchedPhysics(_compile(env, domain), substeps, threads),
+        BatchedPhysics(_compile(env, domain), substeps),
         reward=_REWARDS[name],
         observe=observe,
         read=partial(_read, target=domain.target),
