@@ -9,7 +9,7 @@ import torch
 from tdmpc_opt.agents.agent import Agent, load_agent
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.planning import planner
+from tdmpc_opt.planning import mppi
 from tdmpc_opt.planning.planner import EagerEngine
 from tdmpc_opt.schema import PlannerBudget
 
@@ -46,13 +46,13 @@ def timed(model: WorldModel, monkeypatch):
 
     def make(*costs_ms: float) -> tuple[Agent, Clock]:
         clock = Clock([cost / 1000 for cost in costs_ms])
-        refine = planner.refine
+        refine = mppi.refine
 
         def slow(*arguments):
             clock.iterate()
             return refine(*arguments)
 
-        monkeypatch.setattr(planner, "refine", slow)
+        monkeypatch.setattr(mppi, "refine", slow)
         return Agent(model, budget=SIX, clock=clock), clock
 
     return make
@@ -278,13 +278,13 @@ def test_agents_are_loaded_with_a_budget_of_their_own(checkpoint_file):
 def starts(monkeypatch) -> list[torch.Tensor]:
     """The mean and standard deviation that each plan's first iteration begins with."""
     begun: list[torch.Tensor] = []
-    refine = planner.refine
+    refine = mppi.refine
 
     def recording(networks, budget, problem, mean, std, noise):
         begun.append(torch.stack([mean, std]))
         return refine(networks, budget, problem, mean, std, noise)
 
-    monkeypatch.setattr(planner, "refine", recording)
+    monkeypatch.setattr(mppi, "refine", recording)
     return begun
 
 

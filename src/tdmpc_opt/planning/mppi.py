@@ -284,7 +284,30 @@ def plan(
     problem = prepare(networks, z, task, noise.prior)
     mean = torch.cat([previous_mean[1:], torch.zeros_like(previous_mean[:1])])
     std = torch.full_like(mean, budget.max_std)
-    for index in range(len(noise.samples)):
+    return run_rounds(networks, budget, problem, mean, std, noise, range(len(noise.samples)))
+
+
+def run_rounds(
+    networks: FoldedModel,
+    budget: PlannerBudget,
+    problem: Problem,
+    mean: Float[Tensor, "horizon batch action"],
+    std: Float[Tensor, "horizon batch action"],
+    noise: PlanNoise,
+    rounds: range,
+) -> Plan:
+    """Refine a distribution in some rounds of a plan, at least one, and draw an elite's action.
+
+    Args:
+        networks: World model in eval mode, folded.
+        budget: Sizes of the search.
+        problem: What the iterations share.
+        mean: Mean of the distribution.
+        std: Its standard deviation.
+        noise: All random numbers of the plan.
+        rounds: Numbers of the rounds.
+    """
+    for index in rounds:
         result = refine(networks, budget, problem, mean, std, noise.round(index))
         mean, std = result.mean, result.std
     return Plan(mean, std, draw_elite(result.first, result.weights, noise.pick))

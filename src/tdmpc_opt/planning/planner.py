@@ -12,14 +12,7 @@ from torch import Tensor
 
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.planning.mppi import (
-    PlanNoise,
-    draw_elite,
-    draw_noise,
-    iterations,
-    prepare,
-    refine,
-)
+from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, iterations, prepare, run_rounds
 from tdmpc_opt.runtime.contract import check_action
 from tdmpc_opt.runtime.plan_state import DeadlineTimer, PlanState, Refine
 from tdmpc_opt.schema import ModelConfig, PlannerBudget
@@ -89,14 +82,11 @@ class EagerEngine(Engine):
         def run(
             rounds: range, mean: NDArray[Any], std: NDArray[Any]
         ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-            means, stds = torch.from_numpy(mean).to(obs), torch.from_numpy(std).to(obs)
-            for index in rounds:
-                result = refine(
-                    self._networks, self.budget, problem, means, stds, noise.round(index)
-                )
-                means, stds = result.mean, result.std
-            action = draw_elite(result.first, result.weights, noise.pick)
-            return _array(action), _array(means), _array(stds)
+            start, spread = (torch.from_numpy(part).to(obs) for part in (mean, std))
+            plan = run_rounds(
+                self._networks, self.budget, problem, start, spread, noise, rounds
+            )
+            return _array(plan.action), _array(plan.mean), _array(plan.std)
 
         return run
 
