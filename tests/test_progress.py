@@ -1,6 +1,74 @@
+import re
+
+import pytest
+
 from tdmpc_opt.cli import output
 from tdmpc_opt.cli.output import ConsoleProgress
+from tdmpc_opt.configs import (
+    BenchConfig,
+    CollectConfig,
+    EvaluateConfig,
+    ExpertsConfig,
+    QuantizeConfig,
+    SensitivityConfig,
+    TuneConfig,
+)
 from tdmpc_opt.progress import Stage
+
+
+class _FirstReportError(Exception):
+    """Ends a command at its first report."""
+
+
+class _Ending:
+    def update(self, done: int, total: int, text: str) -> None:
+        raise _FirstReportError(f"{done} of {total} {text}")
+
+    def warn(self, text: str) -> None:
+        """A warning is no report of progress."""
+
+
+def _commands(checkpoint, data, output):
+    from tdmpc_opt.agents.collect import collect
+    from tdmpc_opt.compression.quantize import quantize
+    from tdmpc_opt.compression.sensitivity import sensitivity
+    from tdmpc_opt.evaluation.bench import bench
+    from tdmpc_opt.evaluation.evaluate import evaluate
+    from tdmpc_opt.evaluation.tune import tune
+    from tdmpc_opt.experts.train import train_experts
+
+    agent = {"checkpoint": str(checkpoint), "output": output}
+    tasks = {"tasks": "pendulum-swingup", "output": output, "workers": 1}
+    mixed = {"format": "mixed", "budget_bytes": 10_000_000, "data": data}
+    return {
+        "tune-planner": (tune, TuneConfig(**agent, workers=1)),
+        "sensitivity": (sensitivity, SensitivityConfig(**agent, data=data)),
+        "sensitivity with scores": (
+            sensitivity,
+            SensitivityConfig(**agent, data=data, episodes=1, workers=1),
+        ),
+        "quantize": (quantize, QuantizeConfig(**agent, **mixed)),
+        "experts": (train_experts, ExpertsConfig(**tasks, method="plan")),
+        "bench": (bench, BenchConfig(sources=(str(checkpoint),))),
+        "evaluate": (evaluate, EvaluateConfig(checkpoint="random", **tasks)),
+        "collect": (collect, CollectConfig(policy="random", **tasks)),
+    }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("tune-planner", "sensitivity", "sensitivity with scores", "quantize", "experts"),
+        *("bench", "evaluate", "collect"),
+    ],
+)
+def test_a_long_command_estimates_its_time_before_it_starts(
+    command, checkpoint_file, dataset_dir, tmp_path
+):
+    function, config = _commands(checkpoint_file, dataset_dir, tmp_path / "out")[command]
+    with pytest.raises(_FirstReportError, match=r"^0 of \d+ ") as first:
+        function(config, _Ending())
+    assert re.search(r"about \d+ min|less than a minute", str(first.value))
 
 
 def test_a_log_file_gets_lines_with_the_time_left(capsys, monkeypatch):

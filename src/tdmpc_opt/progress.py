@@ -26,6 +26,12 @@ class Silent:
         warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
+def expected(seconds: float) -> str:
+    """Return how long work takes as the end of a report."""
+    minutes = seconds / 60
+    return f", about {minutes:.0f} min" if minutes >= 1 else ", less than a minute"
+
+
 class Stage:
     """One of several stages of the work; its name starts each report.
 

@@ -39,6 +39,7 @@ from tdmpc_opt.files import parse_json
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, find_preset
+from tdmpc_opt.progress import expected
 from tdmpc_opt.runtime.agent import load as load_for_device
 from tdmpc_opt.runtime.onnx_file import is_onnx
 from tdmpc_opt.schema import MT30, UNNAMED, PlannerBudget, Task, TaskTable
@@ -172,19 +173,29 @@ def open_source(
 def estimate(
     sources: Sequence[PolicySource], episodes: Mapping[Task, int], workers: int
 ) -> str:
-    """Return how long episodes take, estimated from one step of the first task, as a note.
+    """Return how long episodes take as the end of a report; empty where Ray decides.
 
     Args:
         sources: The policies that act or label in each step.
         episodes: How many of each task.
-        workers: Processes that share the tasks; 0 where Ray decides, which gives no note.
+        workers: Processes that share the tasks; 0 where Ray decides.
     """
-    if not episodes or not workers:
-        return ""
+    return expected(seconds_of(sources, episodes, workers)) if episodes and workers else ""
+
+
+def seconds_of(
+    sources: Sequence[PolicySource], episodes: Mapping[Task, int], workers: int
+) -> float:
+    """Return how long episodes take, in seconds, estimated from one step of the first task.
+
+    Args:
+        sources: The policies that act or label in each step.
+        episodes: How many of each task.
+        workers: Processes that share the tasks.
+    """
     seconds = seconds_per_step(sources, next(iter(episodes)))
     steps = sum(each.episode_length * count for each, count in episodes.items())
-    minutes = seconds * steps / min(workers, len(episodes)) / 60
-    return f", about {minutes:.0f} min" if minutes >= 1 else ", less than a minute"
+    return seconds * steps / min(workers, len(episodes))
 
 
 def seconds_per_step(sources: Sequence[PolicySource], task: Task, episodes: int = 1) -> float:

@@ -10,11 +10,8 @@ from tdmpc_opt.cli.output import ConsoleProgress, console, table_of
 def _quantize(config: configs.QuantizeConfig) -> None:
     from tdmpc_opt.compression.quantize import quantize
 
-    if config.distill_updates:
-        with ConsoleProgress("distil") as progress:
-            report = quantize(config, progress)
-    else:
-        report = quantize(config)
+    with ConsoleProgress("quantize") as progress:
+        report = quantize(config, progress)
     if report.max_error is not None:
         cost = f", largest rounding {report.max_error:.1e}"
     elif report.action_error is not None:

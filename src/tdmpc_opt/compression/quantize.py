@@ -73,7 +73,7 @@ def quantize(config: QuantizeConfig, progress: Progress | None = None) -> Quanti
 
     Args:
         config: What to write and where.
-        progress: Takes reports of the distillation.
+        progress: Takes reports of measuring and of the distillation.
 
     Raises:
         UnknownTaskError: A task that the agent does not have.
@@ -129,7 +129,7 @@ def _integers(
     teacher = build(part, policy_will_do=True)
     reference = Reference(teacher, held_out)
     if config.format == "mixed":
-        small = _mixed(config, part, (used, held_out), reference)
+        small = _mixed(config, part, (used, held_out), reference, progress)
     else:
         small = to_integers(part, _recipe(config, part), used)
     errors = before = _errors(small, reference)
@@ -162,15 +162,16 @@ def _mixed(
     part: Checkpoint,
     observations: tuple[Observations, Observations],
     reference: Reference,
+    progress: Progress,
 ) -> Checkpoint:
     """Return the agent with the mix of formats that the config requests."""
     used = observations[0]
     if config.budget_bytes is not None:
         room = config.budget_bytes - _overhead_bytes(part)
         refuse_too_little(part, room)  # before minutes of measuring
-        formats = most_accurate(list(measure(part, *observations)), room)
+        formats = most_accurate(list(measure(part, *observations, progress)), room)
         return to_integers(part, formats, used)
-    rows = list(measure(part, *observations))
+    rows = list(measure(part, *observations, progress))
     assert config.max_action_error is not None, "the config has one of the two"
     limits = aims = (config.max_action_error, config.max_value_error)
     for _ in range(_TRIES):  # errors of layers add up only roughly: what misses is tightened

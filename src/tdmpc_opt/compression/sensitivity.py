@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from tdmpc_opt.agents.executor import choose_processes
+from tdmpc_opt.agents.sources import open_source, seconds_of
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.checkpoints.native import write_native
@@ -33,11 +36,14 @@ from tdmpc_opt.errors import InputError
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.model.quantized import IntFormat
-from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.progress import Progress, Silent, expected
 
 KIND = "sensitivity"
 INTEGERS: tuple[IntFormat, ...] = ("int8", "int4")
 FORMATS: tuple[LayerFormat, ...] = ("fp16", "int8", "int4")
+
+
+_POLICY_LAYERS = ("encoder.", "policy_head.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,11 @@ class SensitivityRow:
 
 
 def measure(
-    checkpoint: Checkpoint, used: Observations, held_out: Observations
+    checkpoint: Checkpoint,
+    used: Observations,
+    held_out: Observations,
+    progress: Progress,
+    score_seconds: float = 0.0,
 ) -> Iterator[SensitivityRow]:
     """Yield the error of each layer in each format.
 
@@ -69,11 +79,18 @@ def measure(
         checkpoint: An agent in floating point, without target Qs.
         used: Observations to calibrate with.
         held_out: Observations to measure with.
+        progress: Shows the finished rows, and an estimate of the time before them.
+        score_seconds: What the caller spends on all rows, for the estimate.
     """
     original = build(checkpoint, policy_will_do=True)
+    start = time.perf_counter()
     reference = Reference(original, held_out)
     changed = copy.deepcopy(original)
     shapes = layers(checkpoint)
+    total = len(shapes) * len(FORMATS)
+    seconds = total * (time.perf_counter() - start) + score_seconds
+    progress.update(0, total, f"{len(shapes)} layers{expected(seconds)}")
+    done = 0
     for name, pair, seen in layers_at_work(original, changed, used):
         kept = copy.deepcopy(pair[1].state_dict())
         for kind in FORMATS:
@@ -88,6 +105,8 @@ def measure(
                 action_error=reference.action_error(changed).rms,
                 value_error=reference.value_error(changed),
             )
+            done += 1
+            progress.update(done, total, f"{name} {kind}")
         pair[1].load_state_dict(kept)
 
 
@@ -143,11 +162,9 @@ def sensitivity(config: SensitivityConfig, progress: Progress | None = None) -> 
     compact = compact_embedding(small)
     used, held_out = read_observations(config.data, small.tasks)
     rows: list[SensitivityRow] = []
-    total = len(layers(compact)) * len(FORMATS)
-    for row in measure(compact, used, held_out):
+    for row in measure(compact, used, held_out, progress, _score_seconds(compact, config)):
         score = _score(compact, row, used, config) if config.episodes else None
         rows.append(replace(row, score=score))
-        progress.update(len(rows), total, f"{row.layer} {row.format}")
     settings = {
         "checkpoint": {"name": source.name, "sha256": sha256(source)},
         "policy_only": config.policy_only,
@@ -163,11 +180,21 @@ def sensitivity(config: SensitivityConfig, progress: Progress | None = None) -> 
     )
 
 
+def _score_seconds(checkpoint: Checkpoint, config: SensitivityConfig) -> float:
+    """Return how long the scores take, in seconds, as far as this machine decides it."""
+    if not config.episodes or config.ray:
+        return 0.0
+    scored = sum(name.startswith(_POLICY_LAYERS) for name in layers(checkpoint)) * len(FORMATS)
+    policy = open_source(config.checkpoint, mode="policy", device="cpu")
+    episodes = dict.fromkeys(policy.tasks(None).tasks, config.episodes * scored)
+    return seconds_of([policy], episodes, choose_processes(config.workers).count)
+
+
 def _score(
     checkpoint: Checkpoint, row: SensitivityRow, used: Observations, config: SensitivityConfig
 ) -> float | None:
     """Return the policy's score with this layer rounded; None for layers of the world model."""
-    if not row.layer.startswith(("encoder.", "policy_head.")):
+    if not row.layer.startswith(_POLICY_LAYERS):
         return None
     policy = policy_only(checkpoint)
     formats: Mapping[str, LayerFormat] = {

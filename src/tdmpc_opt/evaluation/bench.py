@@ -29,7 +29,7 @@ from tdmpc_opt.errors import (
     UnknownTaskError,
 )
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.progress import Progress, Silent, expected
 from tdmpc_opt.schema import MT30
 
 _POLICY_PARTS = {"encoder", "policy_head", "task_embedding"}
@@ -216,6 +216,8 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, An
             f"({free.reason}): times will vary, and --threads {free.count} or a quiet machine "
             "measures better"
         )
+    turns = _turns(config, len(found))
+    progress.update(0, turns, f"{len(found)} policies{expected(turns * config.seconds)}")
     with workers(found) as started:
         task = _task(config, found, started)
         obs_dim = started[0].facts["tasks"][task]
@@ -236,6 +238,10 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, An
     return ResultFile(config.output, "bench", settings).write(
         reference=found[0].name, candidates=records, **_load_average()
     )
+
+
+def _turns(config: BenchConfig, policies: int) -> int:
+    return config.rounds * len(config.batch) * policies
 
 
 def _task(config: BenchConfig, found: Sequence[Candidate], started: Sequence[Worker]) -> str:
@@ -283,7 +289,7 @@ class _Race:
     def run(self, progress: Progress) -> list[dict[int, Times]]:
         """Return the times of each policy by those batch sizes that it can do."""
         times: list[dict[int, Times]] = [{} for _ in self.started]
-        done, total = 0, self.config.rounds * len(self.config.batch) * len(self.started)
+        done, total = 0, _turns(self.config, len(self.started))
         for batch in self.config.batch:
             refused: set[int] = set()
             for turn in range(self.config.rounds):

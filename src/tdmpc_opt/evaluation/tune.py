@@ -10,9 +10,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tdmpc_opt.agents.agent import Agent
-from tdmpc_opt.agents.executor import run_parallel
+from tdmpc_opt.agents.executor import choose_processes, run_parallel
 from tdmpc_opt.agents.policies import Array, one_thread, torch_generator
-from tdmpc_opt.agents.sources import CheckpointSource
+from tdmpc_opt.agents.sources import CheckpointSource, estimate
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
@@ -35,6 +35,9 @@ Parameters = dict[str, Any]
 FEWEST = 32
 """Sequences sampled per iteration, those of the policy prior not counted."""
 
+_LONGEST = 5
+"""Most steps that a plan looks ahead."""
+
 _PUBLISHED: Parameters = {
     "horizon": 3,
     "iterations": 6,
@@ -56,7 +59,7 @@ def suggest(trial: optuna.Trial, max_samples: int, max_iterations: int) -> Plann
     """Let the search draw a budget."""
     return budget_of(
         {
-            "horizon": trial.suggest_int("horizon", 2, 5),
+            "horizon": trial.suggest_int("horizon", 2, _LONGEST),
             "iterations": trial.suggest_int("iterations", 1, max_iterations),
             "samples": trial.suggest_int("samples", FEWEST, max_samples, log=True),
             "prior_share": trial.suggest_float("prior_share", 0.0, 1.0),
@@ -99,6 +102,11 @@ def budget_of(drawn: Mapping[str, Any]) -> PlannerBudget:
         prior_penalty=drawn["prior_penalty"] if prior else 0.0,
         prior_hold=drawn["prior_hold"] if prior else 0.0,
     )
+
+
+def _largest(max_samples: int, max_iterations: int) -> Parameters:
+    """Return the sizes of the budget that takes longest."""
+    return {"horizon": _LONGEST, "iterations": max_iterations, "samples": max_samples}
 
 
 def starts(max_samples: int, max_iterations: int) -> list[Parameters]:
@@ -287,10 +295,11 @@ class _Search:
 
     def run(self, progress: Progress) -> Iterator[None]:
         """Score budgets until there are as many as asked for, and pause after each."""
+        left = self.config.trials - len(_done(self.study))
+        progress.update(self.config.trials - left, self.config.trials, self._expected(left))
         full = self._agent(PlannerBudget())
         for _ in iter(lambda: len(_done(self.study)) >= self.config.trials, True):
             done = len(_done(self.study))
-            progress.update(done, self.config.trials, "")
             # A search that goes on must not draw again what it drew before it was stopped.
             seed = SEARCH_SEED + len(self.study.trials)
             self.study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
@@ -303,6 +312,18 @@ class _Search:
             yield
         if self.config.score_full:
             self._score_full()
+
+    def _expected(self, budgets: int) -> str:
+        """Return how long the search takes at most, judged by the largest budget."""
+        config = self.config
+        workers = choose_processes(config.workers)
+        if config.ray:
+            return f"{budgets} budgets"
+        largest = budget_of(_PUBLISHED | _largest(config.max_samples, config.max_iterations))
+        policy = replace(self.policy, preset=largest, choose_engine=eager_engine)
+        episodes = dict.fromkeys(self.tasks.tasks, config.episodes * max(budgets, 1))
+        time_left = estimate([policy], episodes, workers.count)
+        return f"{budgets} budgets; processes: {workers}{time_left} if all were the largest"
 
     def _score_full(self) -> None:
         """Score the preset `full`, unless a search that goes on scored the same one before."""

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.agents.executor import run_parallel
+from tdmpc_opt.agents.executor import choose_processes, run_parallel
 from tdmpc_opt.agents.policies import ExpertNetwork, expert_path
+from tdmpc_opt.agents.sources import estimate, open_source
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
 from tdmpc_opt.evaluation.results import ResultFile
@@ -43,6 +44,7 @@ FINAL_SEED = 500_000
 """First environment seed of the episodes that measure a finished policy; reported scores use
 others."""
 
+_FIRST_REPORT_SECONDS = 2.0
 _REPORT_SECONDS = 30.0
 _ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
@@ -82,12 +84,27 @@ def train_experts(config: ExpertsConfig, reports: Reports | None = None) -> None
             reports.update(config.steps, config.steps, text)
         else:
             waiting.append(task)
+    if waiting:
+        reports.update(0, len(tasks), _expected(config, waiting))
     work = partial(train_expert, config, reports=reports)
     with ExitStack() as held:
         for task in waiting:  # another process may train other tasks into the same folder
             held.enter_context(alone(_record_path(config, task.name)))
         for _ in run_parallel(work, waiting, config.workers, config.ray):
             pass  # each worker writes its own files
+
+
+def _expected(config: ExpertsConfig, tasks: list[Task]) -> str:
+    """Return what is to do, and for planning how long it takes; SAC's workers report that."""
+    text = f"experts finished, {len(tasks)} to train with {config.steps:,} steps each"
+    if config.ray:
+        return text
+    workers = choose_processes(config.workers)
+    text += f"; processes: {workers}"
+    if config.method == "sac":
+        return f"{text}; the time left follows after seconds"
+    episodes = {task: -(-config.steps // task.episode_length) for task in tasks}
+    return text + estimate([open_source("plan")], episodes, workers.count)
 
 
 def train_expert(
@@ -163,12 +180,27 @@ def _learn(
     """Train by whole episodes, so that a resumed run never continues half of one."""
     early = int(EARLY_FRACTION * config.steps)
     half_trained = expert_path(config.output / "early", task.name)
-    started, start, reported = time.monotonic(), progress.step, time.monotonic()
-    spent = progress.seconds
+    started, start, spent = time.monotonic(), progress.step, progress.seconds
+    due = started + _FIRST_REPORT_SECONDS
+
+    def watch(_: object, __: object) -> bool:
+        """Report now and then; one call of `learn` takes minutes."""
+        nonlocal due
+        now = time.monotonic()
+        if now >= due:
+            due = now + _REPORT_SECONDS
+            step = model.num_timesteps
+            speed = (step - start) / (now - started)
+            reports.update(step, config.steps, _report(config, task.name, progress, speed))
+        return True
+
     while progress.step < config.steps:
         before = progress.step
         model.learn(
-            task.episode_length * config.envs, reset_num_timesteps=False, log_interval=None
+            task.episode_length * config.envs,
+            callback=watch,
+            reset_num_timesteps=False,
+            log_interval=None,
         )
         progress.step = model.num_timesteps
         progress.seconds = spent + time.monotonic() - started
@@ -178,11 +210,6 @@ def _learn(
             read_network(model, task.name, progress.step).save(half_trained)
         if before // config.save_every < progress.step // config.save_every:
             save_state(_state_path(config, task.name), model, progress)
-        if time.monotonic() - reported > _REPORT_SECONDS:
-            reported = time.monotonic()
-            speed = (progress.step - start) / (reported - started)
-            text = _report(config, task.name, progress, speed)
-            reports.update(progress.step, config.steps, text)
 
 
 def _report(config: ExpertsConfig, task: str, progress: Progress, speed: float) -> str:
