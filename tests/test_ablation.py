@@ -9,6 +9,8 @@ import pytest
 from tdmpc_opt.cli import main
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.ablation import ablation, score_over_seeds
+from tdmpc_opt.evaluation.compare import compare
+from tdmpc_opt.evaluation.score import MEAN_RETURN
 
 TRAINING: dict[str, Any] = {
     "data": {"name": "data", "sha256": "d1"},
@@ -43,6 +45,31 @@ def _write(
     path = folder / f"{name}.json"
     path.write_text(json.dumps(content))
     return path
+
+
+def test_folders_count_as_the_results_in_them(tmp_path: Path) -> None:
+    paths = [_write(tmp_path, name, [100.0, 200.0], TRAINING | {"lr": name}) for name in "ab"]
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "run"}))
+    assert ablation([tmp_path]) == ablation(paths)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ResultError, match="contains no result of tdmpc-opt evaluate"):
+        ablation([empty])
+    with pytest.raises(ResultError, match=r"several results, a\.json and b\.json"):
+        compare(tmp_path, paths[0])
+    paths[1].unlink()
+    assert compare(tmp_path, paths[0]).difference.mean == 0
+
+
+def test_own_tasks_are_compared_by_their_returns(tmp_path: Path) -> None:
+    path = _write(tmp_path, "a", [-20.0, -40.0], TRAINING)
+    content = json.loads(path.read_text())
+    content["tasks"] = {"Point-v0": content["tasks"]["cup-catch"]}
+    content["config"]["tasks"] = ["Point-v0"]
+    path.write_text(json.dumps(content))
+    (row,) = ablation([path])
+    assert (row.score.mean, row.unit) == (-30.0, MEAN_RETURN)
+    assert compare(path, path).unit == MEAN_RETURN
 
 
 def test_runs_are_grouped_by_what_they_differ_in(tmp_path: Path) -> None:
@@ -142,6 +169,6 @@ def test_the_command_prints_and_draws_the_rows(
     picture = tmp_path / "ablation.png"
     assert main(["ablation", *map(str, paths), "--plot", str(picture)]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"no teacher +│ +1 │ 15.00 │ \[10.00, 20.00\]", out)
-    assert re.search(r"teacher.safetensors +│ +1 │ 40.00", out)
+    assert re.search(r"no teacher +│ +1 │ +15.00 │ \[10.00, 20.00\]", out)
+    assert re.search(r"teacher.safetensors +│ +1 │ +40.00", out)
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -359,7 +359,7 @@ def test_a_missing_or_unwritable_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write"):
         evaluate(_config(tmp_path / "file" / "r.json", tasks="pendulum-swingup", episodes=1))
-    with pytest.raises(ResultError, match="cannot read"):
+    with pytest.raises(ResultError, match="is a folder; name a file"):
         evaluate(_config(tmp_path))
 
 
@@ -397,6 +397,9 @@ def test_worker_processes_do_not_change_the_result(tmp_path, checkpoint_file):
     assert _returns(one) == _returns(two)
 
 
+X, Y = "walker-walk", "cup-catch"
+
+
 def _result(path: Path, tasks: dict[str, dict[int, float]]) -> Path:
     records = {
         name: {"returns": list(values.values()), "seeds": list(values)}
@@ -407,10 +410,10 @@ def _result(path: Path, tasks: dict[str, dict[int, float]]) -> Path:
 
 
 def test_the_difference_is_b_minus_a_paired_on_task_and_seed(tmp_path):
-    a = _result(tmp_path / "a.json", {"x": {0: 100.0, 1: 300.0, 2: 900.0}, "y": {0: 50.0}})
-    b = _result(tmp_path / "b.json", {"y": {0: 250.0}, "x": {1: 340.0, 0: 120.0, 7: 0.0}})
+    a = _result(tmp_path / "a.json", {X: {0: 100.0, 1: 300.0, 2: 900.0}, Y: {0: 50.0}})
+    b = _result(tmp_path / "b.json", {Y: {0: 250.0}, X: {1: 340.0, 0: 120.0, 7: 0.0}})
     result = compare(a, b)
-    assert result.per_task == pytest.approx({"x": 3.0, "y": 20.0})
+    assert result.per_task == pytest.approx({X: 3.0, Y: 20.0})
     assert result.difference.mean == pytest.approx(11.5)
     assert result.difference.ci95 is None
     assert result.episodes == 3
@@ -420,8 +423,8 @@ def test_the_difference_is_b_minus_a_paired_on_task_and_seed(tmp_path):
 def test_a_constant_difference_has_a_narrow_interval(tmp_path, rng):
     first = dict(enumerate(rng.uniform(0, 1000, 6).tolist()))
     second = {seed: value + 50 for seed, value in first.items()}
-    a = _result(tmp_path / "a.json", {"x": first})
-    b = _result(tmp_path / "b.json", {"x": second})
+    a = _result(tmp_path / "a.json", {X: first})
+    b = _result(tmp_path / "b.json", {X: second})
     assert compare(a, b).difference.ci95 == pytest.approx((5, 5))
     assert compare(a, a).difference.mean == 0
 

@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import re
 import sys
 from pathlib import Path
 
@@ -120,9 +121,15 @@ def test_an_own_task_goes_from_collection_to_evaluation(tmp_path, capsys):
     assert f"--tasks {POINT}" in capsys.readouterr().err
     assert cli.main([*words, "--tasks", POINT]) == 0
     out = capsys.readouterr().out
-    assert "mean return / 10" in out
-    assert "normalized score" not in out
     content = json.loads(score.read_text())
+    mean = np.mean(content["tasks"]["Point-v0"]["returns"])
+    assert re.search(rf"mean return {mean:.2f} \[-?\d", out)
+    assert "score" not in out.replace("score.json", "")
+    for words in (["compare", str(score), str(score)], ["ablation", str(score.parent / "run")]):
+        cli.main(words)
+    shown = capsys.readouterr()
+    assert "(return) over 2 episodes" in shown.out
+    assert "write one with: tdmpc-opt evaluate" in shown.err
     assert content["config"]["environments"] == {"Point-v0": POINT}
     assert len(content["tasks"]["Point-v0"]["returns"]) == 2
 

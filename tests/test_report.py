@@ -100,7 +100,8 @@ def test_the_page_shows_every_score_as_its_file_has_it(full_report):
 def test_charts_are_text_and_follow_the_theme(full_report):
     _, html = full_report
     svg = html[html.index('<svg class="broad"') :].split("</svg>")[0]
-    assert "released-1m-policy</text>" in svg
+    assert "released-1m-policy (10 episodes a task)</text>" in svg
+    assert "released-1m-planner-noise (1 episode a task)</text>" in svg
     assert "var(--series-0)" in svg
     assert "#0072b2" not in svg
     assert "prefers-color-scheme: dark" in html
@@ -196,6 +197,51 @@ def test_a_run_and_its_rounds_are_drawn_from_their_folders(tmp_path):
         ("my-run", "normalized score", [(2, 30.5)]),
         ("my-run", "normalized score", [(5, 12)]),
     ]
+
+
+def test_losses_of_different_objectives_have_panels_and_a_note(tmp_path):
+    runs = {"plain": 0.0, "again": 0.0, "taught": 0.4}
+    for name, weight in runs.items():
+        (tmp_path / name).mkdir()
+        config = {"weights": {"reward": 0.1}, "terms": {"reward_mse": weight}}
+        _write(tmp_path / name / "config.json", {"kind": "run", "config": config})
+        (tmp_path / name / "metrics.csv").write_text("update,loss,score\n1,2.0,\n2,1.0,\n")
+    html = _report(tmp_path, *(tmp_path / name for name in runs))
+    section = html[html.index('<section id="curves">') :].split("</section>")[0]
+    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td>", section)
+    assert rows == [
+        ("loss, objective 1", "plain"),
+        ("loss, objective 1", "again"),
+        ("loss, objective 2", "taught"),
+    ]
+    assert "1: reward 0.1; 2: reward 0.1, reward_mse 0.4" in section
+    html = _report(tmp_path, tmp_path / "plain", tmp_path / "again")
+    assert "objective" not in html[html.index('<section id="curves">') :].split("</section>")[0]
+
+
+def test_agents_of_fewer_episodes_are_marked(tmp_path):
+    content = _content()
+    for record in content["tasks"].values():
+        record |= {name: record[name][:5] for name in ("returns", "seeds")}
+    few, many = (
+        _write(tmp_path / "few.json", content),
+        _write(tmp_path / "many.json", _content()),
+    )
+    html = _report(tmp_path, few, many)
+    assert "few (5 episodes a task)</text>" in html
+    assert "many (10 episodes a task)</text>" in html
+    assert "episodes a task)" not in _report(tmp_path, many)
+
+
+def test_own_tasks_are_reported_by_their_returns(tmp_path):
+    content = _content()
+    tasks = content["config"]["tasks"] = ["Point-v0"]
+    content["tasks"] = {tasks[0]: {"returns": [-3.0, -5.0], "seeds": [0, 1]}}
+    html = _report(tmp_path, _write(tmp_path / "own.json", content))
+    scores = html[html.index('<section id="scores">') :].split("</section>")[0]
+    assert "<td>own</td><td>-4.00</td><td>-5.00 to -3.00</td>" in scores
+    assert "mean return (line: 95% interval)" in scores
+    assert "normalized score (line" not in scores
 
 
 def test_tasks_whose_names_begin_alike_have_panels_of_their_own(tmp_path):

@@ -10,6 +10,13 @@ from tdmpc_opt.cli.output import ConsoleProgress, console, table_of
 def _evaluate(config: configs.EvaluateConfig) -> None:
     from tdmpc_opt.agents.sources import CheckpointSource, open_source
     from tdmpc_opt.evaluation.evaluate import evaluate
+    from tdmpc_opt.evaluation.score import (
+        MEAN_RETURN,
+        NORMALIZED,
+        normalized_score,
+        stored_score,
+        unit_of,
+    )
     from tdmpc_opt.export.engine import engine_choice
 
     full = config.chosen_mode == "planner" and config.preset in (None, "full")
@@ -21,33 +28,38 @@ def _evaluate(config: configs.EvaluateConfig) -> None:
         )
     with ConsoleProgress("evaluate") as progress:
         content = evaluate(config, progress, engine_choice(config.engine))
-    table = table_of(str(config.output), "task", "score", "mean return", "episodes")
+    unit = unit_of(content["tasks"])
+    points = ("score",) if unit is NORMALIZED else ()
+    columns = ("task", *points, "mean return", "95% CI", "episodes")
+    table = table_of(str(config.output), *columns)
     for name, record in content["tasks"].items():
-        mean = sum(record["returns"]) / len(record["returns"])
-        table.add_row(name, f"{mean / 10:.2f}", f"{mean:.1f}", str(len(record["returns"])))
-    score = content["score"]
-    interval = score["ci95"]
-    shown = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else " (one episode: no CI)"
+        returns = MEAN_RETURN.shown(normalized_score({name: record["returns"]}))
+        cells = [f"{record['score']:.2f}"] if points else []
+        cells += [f"{returns.mean:.1f}", _interval(returns.ci95), str(len(record["returns"]))]
+        table.add_row(name, *cells)
+    score = unit.shown(stored_score(content["score"]))
     terminal = console()
     terminal.print(table)
-    own = "environments" in content["config"]  # whose returns have any scale
-    what = "mean return / 10" if own else "normalized score"
-    terminal.print(f"{what} {score['mean']:.2f}{shown}", highlight=False)
+    single = "" if score.ci95 else " (one episode: no CI)"
+    terminal.print(f"{unit.name} {score}{single}", highlight=False, markup=False)
 
 
 def _compare(config: configs.CompareConfig) -> None:
     from tdmpc_opt.evaluation.compare import compare
+    from tdmpc_opt.evaluation.score import NORMALIZED
 
     first, second = config.results
     result = compare(first, second)
-    table = table_of(f"{second.name} - {first.name}", "task", "points")
+    measure = "points" if result.unit is NORMALIZED else "return"
+    table = table_of(f"{second.name} - {first.name}", "task", measure)
     for name, points in result.per_task.items():
         table.add_row(name, f"{points:+.2f}")
     terminal = console()
     terminal.print(table)
     terminal.print(
-        f"paired difference {result.difference} points over {result.episodes} episodes",
+        f"paired difference {result.difference} ({measure}) over {result.episodes} episodes",
         highlight=False,
+        markup=False,
     )
 
 
@@ -56,7 +68,8 @@ def _ablation(config: configs.AblationConfig) -> None:
     from tdmpc_opt.report.charts import plot_scores
 
     rows = ablation(config.results)
-    table = table_of("Ablation at equal budget", "run", "seeds", "score", "95% CI")
+    unit = rows[0].unit
+    table = table_of("Ablation at equal budget", "run", "seeds", unit.name, "95% CI")
     for row in rows:
         interval = row.score.ci95
         shown = f"[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "-"
@@ -64,38 +77,41 @@ def _ablation(config: configs.AblationConfig) -> None:
     terminal = console()
     terminal.print(table)
     if config.plot is not None:
-        plot_scores({row.label: row.score for row in rows}, config.plot)
+        plot_scores({row.label: row.score for row in rows}, config.plot, unit)
         terminal.print(f"plot: {config.plot}")
 
 
 def _tune(config: configs.TuneConfig) -> None:
+    from tdmpc_opt.evaluation.score import stored_score, unit_of
     from tdmpc_opt.evaluation.tune import tune
     from tdmpc_opt.export.engine import engine_choice
     from tdmpc_opt.report.charts import plot_front
 
     with ConsoleProgress("tune-planner") as progress:
         content = tune(config, progress, engine_choice(config.engine))
-    table = table_of("Pareto front", "budget", "ms", "Hz", "score", "95% CI", "preset")
+    unit = unit_of(content["config"]["tasks"])
+    columns = ("budget", "ms", "Hz", unit.name, "95% CI", "preset")
+    table = table_of("Pareto front", *columns)
     names: dict[str, list[str]] = {}
     for name, preset in content["presets"].items():
         names.setdefault(str(preset["budget"]), []).append(name)
     for trial in content["trials"]:
         chosen = ", ".join(names.get(str(trial["budget"]), []))
         if trial["on_front"] or chosen:
-            ms, score = trial["latency_ms"], trial["score"]
+            ms, score = trial["latency_ms"], unit.shown(stored_score(trial["score"]))
             table.add_row(
                 _shown(trial["budget"]),
                 f"{ms:.1f}",
                 f"{1000 / ms:.0f}",
-                f"{score['mean']:.1f}",
-                _interval(score["ci95"]),
+                f"{score.mean:.1f}",
+                _interval(score.ci95),
                 chosen,
             )
     terminal = console()
     terminal.print(table)
     if content["full"]:
-        full = content["full"]
-        line = f"full budget: score {full['mean']:.1f} {_interval(full['ci95'])}"
+        full = unit.shown(stored_score(content["full"]))
+        line = f"full budget: {unit.name} {full.mean:.1f} {_interval(full.ci95)}"
         terminal.print(line, highlight=False, markup=False)
     plot_front(content, config.output / "front.png")
     terminal.print(f"plot: {config.output / 'front.png'}")

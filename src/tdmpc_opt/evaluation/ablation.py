@@ -13,8 +13,8 @@ from tdmpc_opt.configs import FromTeacher, TrainConfig
 from tdmpc_opt.configs.common import cost_fields
 from tdmpc_opt.configs.training import REMOVED, REMOVED_COST
 from tdmpc_opt.errors import ResultError
-from tdmpc_opt.evaluation.results import read_evaluation
-from tdmpc_opt.evaluation.score import RESAMPLES, RETURN_PER_POINT, Score
+from tdmpc_opt.evaluation.results import evaluations, read_evaluation
+from tdmpc_opt.evaluation.score import RESAMPLES, RETURN_PER_POINT, Score, Unit, unit_of
 from tdmpc_opt.files import without_removed
 
 # What must be alike in all runs, or their scores say nothing about the rest.
@@ -35,7 +35,9 @@ class AblationRow:
     seeds: tuple[int, ...]
     """Training seeds."""
     score: Score
-    """Mean over seeds; its interval resamples seeds and, within each, episodes."""
+    """Mean over seeds in the unit; its interval resamples seeds and, within each, episodes."""
+    unit: Unit
+    """Points of MT30's score, or returns of own tasks."""
 
     @property
     def label(self) -> str:
@@ -47,10 +49,14 @@ class AblationRow:
 def ablation(paths: Sequence[Path]) -> list[AblationRow]:
     """Group result files by what their training differed in, in the order of the files.
 
+    Args:
+        paths: Result files, or folders of them.
+
     Raises:
         ResultError: A file that cannot be read, of an unfinished evaluation, of an agent that
             does not say how it was trained, or of another budget than the first one's.
     """
+    paths = evaluations(paths)
     try:
         return _rows(paths)
     except ResultError:
@@ -103,7 +109,9 @@ def _row(settings: dict[str, str], members: Sequence[Mapping[str, Any]]) -> Abla
             f"{sorted(seeds)}); name each once"
         )
     returns = [[task["returns"] for task in member["tasks"].values()] for member in members]
-    return AblationRow(settings, seeds, score_over_seeds(np.array(returns, np.float64)))
+    unit = unit_of(members[0]["tasks"])
+    score = score_over_seeds(np.array(returns, np.float64))
+    return AblationRow(settings, seeds, unit.shown(score), unit)
 
 
 def score_over_seeds(returns: NDArray[np.float64]) -> Score:

@@ -7,16 +7,18 @@ from typing import Any
 
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import read_evaluation
-from tdmpc_opt.evaluation.score import Score, normalized_score
+from tdmpc_opt.evaluation.score import Score, Unit, normalized_score, task_score, unit_of
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Difference B - A in points, over the episodes that both results hold."""
+    """Difference B - A over the episodes that both results contain."""
 
     difference: Score
     per_task: dict[str, float]
     episodes: int
+    unit: Unit
+    """Unit of the differences: points of MT30's score, or returns of own tasks."""
 
 
 def compare(first: Path, second: Path) -> Comparison:
@@ -36,10 +38,12 @@ def compare(first: Path, second: Path) -> Comparison:
         if not shared:
             raise ResultError(f"no episode seed of {task} is in both files")
         pairs[task] = [b[task][seed] - a[task][seed] for seed in shared]
+    unit = unit_of(pairs)
     return Comparison(
-        difference=normalized_score(pairs),
-        per_task={task: sum(values) / len(values) / 10 for task, values in pairs.items()},
+        difference=unit.shown(normalized_score(pairs)),
+        per_task={task: unit.per_point * task_score(values) for task, values in pairs.items()},
         episodes=sum(len(values) for values in pairs.values()),
+        unit=unit,
     )
 
 

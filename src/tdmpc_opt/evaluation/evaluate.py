@@ -16,7 +16,7 @@ from tdmpc_opt.agents.sources import (
 from tdmpc_opt.configs import EvaluateConfig, device_of_work
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
-from tdmpc_opt.evaluation.score import task_score
+from tdmpc_opt.evaluation.score import task_score, unit_of
 from tdmpc_opt.files import alone
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.progress import Progress, Silent
@@ -90,10 +90,11 @@ def _evaluate(
     workers = choose_processes(config.workers, config.ray)
     steps = {item.task: item.episodes - item.first for item in work}
     expected = estimate([policy], steps, workers.count)
+    unit = unit_of(tasks.names)
     progress.update(result.finished, len(tasks), f"processes: {workers}{expected}")
     for item, record in run_parallel(evaluate_task, work, workers.count, config.ray):
         result.add(item.task.name, record)
-        note = f"{item.task.name} {record['score']:.1f}"
+        note = f"{item.task.name} {unit.per_point * record['score']:.1f}"
         progress.update(result.finished, len(tasks), note)
     if not result.tasks:
         raise ResultError("nothing was evaluated")

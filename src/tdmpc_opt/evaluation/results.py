@@ -1,7 +1,7 @@
 """Result files: JSON that carries scores, configuration, versions and machine."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,8 @@ class EvaluationFile:
         self._config = dict(config)
         self._training = training
         self.tasks: dict[str, dict[str, Any]] = {}
+        if path.is_dir():
+            raise ResultError(f"{path} is a folder; name a file for the result")
         _require_writable(path)
         if path.exists():
             found = read_evaluation(path)
@@ -167,11 +169,11 @@ def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]
     require_same(path, found, asked, ResultError, cost=cost)
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """Read an evaluation's result file.
+def read_result(path: Path) -> dict[str, Any]:
+    """Read a result file of any kind; what is no JSON object is read as an empty one.
 
     Raises:
-        ResultError: The file is missing, damaged or of another kind.
+        ResultError: The file is missing or is no JSON.
     """
     try:
         content = parse_json(path.read_bytes())
@@ -179,7 +181,47 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         raise ResultError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise ResultError(f"{path} is no JSON ({error}); delete or repair it") from error
-    if not isinstance(content, dict) or content.get("kind") != KIND:
+    return content if isinstance(content, dict) else {}
+
+
+def evaluations(paths: Sequence[Path]) -> list[Path]:
+    """Return result files of evaluations, with those in a folder in place of the folder.
+
+    Raises:
+        ResultError: A folder without any, or a file in it that cannot be read.
+    """
+    found: list[Path] = []
+    for path in paths:
+        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if path.is_dir():
+            files = [file for file in files if read_result(file).get("kind") == KIND]
+        if not files:
+            raise ResultError(
+                f"{path} contains no result of tdmpc-opt evaluate; write one with: tdmpc-opt "
+                f"evaluate {path} --output {path / 'score.json'}"
+            )
+        found += files
+    return found
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Read an evaluation's result file.
+
+    Args:
+        path: The file, or a folder that contains one such file.
+
+    Raises:
+        ResultError: The file is missing, damaged or of another kind, or the folder contains
+            none or several.
+    """
+    path, *others = evaluations([path])
+    if others:
+        raise ResultError(
+            f"{path.parent} contains several results, {path.name} and {others[0].name} among "
+            "them; name one"
+        )
+    content = read_result(path)
+    if content.get("kind") != KIND:
         raise ResultError(f"{path} is not a result of tdmpc-opt evaluate")
     tasks = content.get("tasks")
     if not isinstance(tasks, dict) or not isinstance(content.get("config"), dict):

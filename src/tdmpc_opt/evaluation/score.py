@@ -1,4 +1,4 @@
-"""The normalised score and its uncertainty.
+"""Scores with their uncertainty: MT30's normalised score, and returns of users' own tasks.
 
 A task's score is its mean return over 10; the normalised score is the plain mean over tasks
 (0..100). Intervals resample the episodes within each task and keep the tasks fixed.
@@ -7,12 +7,15 @@ Source: TD-MPC2, arXiv:2310.16828, section 4; stratified bootstrap as recommende
 arXiv:2108.13264.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
+
+from tdmpc_opt.schema import MT30
 
 RETURN_PER_POINT = 10.0
 RESAMPLES = 9999
@@ -30,6 +33,43 @@ class Score:
         if self.ci95 is None:
             return f"{self.mean:.2f}"
         return f"{self.mean:.2f} [{self.ci95[0]:.2f}, {self.ci95[1]:.2f}]"
+
+
+def stored_score(record: Mapping[str, Any]) -> Score:
+    """Return the score that a result file states as `mean` and `ci95`."""
+    interval = record["ci95"]
+    low_high = None if interval is None else (float(interval[0]), float(interval[1]))
+    return Score(float(record["mean"]), low_high)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The unit in which scores are shown; result files state points."""
+
+    name: str
+    per_point: float
+
+    def shown(self, score: Score) -> Score:
+        """Return a score of points in this unit."""
+        factor, interval = self.per_point, score.ci95
+        low_high = None if interval is None else (factor * interval[0], factor * interval[1])
+        return Score(factor * score.mean, low_high)
+
+
+NORMALIZED = Unit("normalized score", 1.0)
+MEAN_RETURN = Unit("mean return", RETURN_PER_POINT)
+
+
+def unit_of(tasks: Iterable[str]) -> Unit:
+    """Return the unit for scores of tasks.
+
+    Points are defined for MT30, whose returns are 0 to 1000. Those of other environments have
+    any scale, so that theirs are shown as they are.
+
+    Args:
+        tasks: Names of the tasks.
+    """
+    return NORMALIZED if set(tasks) <= set(MT30.names) else MEAN_RETURN
 
 
 def task_score(returns: Sequence[float]) -> float:

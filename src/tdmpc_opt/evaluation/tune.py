@@ -21,7 +21,7 @@ from tdmpc_opt.configs.measure import SEARCH_SEED, TUNING_SEED
 from tdmpc_opt.errors import CheckpointError, ResultError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
 from tdmpc_opt.evaluation.results import REMOVED_ENGINES, ResultFile
-from tdmpc_opt.evaluation.score import Score, normalized_score
+from tdmpc_opt.evaluation.score import Score, normalized_score, unit_of
 from tdmpc_opt.files import alone, require_same
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, storable
@@ -307,7 +307,8 @@ class _Search:
             budget = suggest(trial, self.config.max_samples, self.config.max_iterations)
             score, share = self._measure(trial, budget, full)
             self.study.tell(trial, (score, share))
-            note = f"{score:.1f} at {100 * share:.1f}% of the full budget's time"
+            shown = unit_of(self.tasks.names).per_point * score
+            note = f"{shown:.1f} at {100 * share:.1f}% of the full budget's time"
             progress.update(done + 1, self.config.trials, note)
             yield
         if self.config.score_full:

@@ -9,6 +9,7 @@ from typing import Any
 import tdmpc_opt
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import read_evaluation
+from tdmpc_opt.evaluation.score import stored_score, unit_of
 from tdmpc_opt.planning.mppi import iterations
 from tdmpc_opt.runtime.contract import CONTRACT, Contracts, contracts_to_json
 from tdmpc_opt.runtime.onnx_file import FORMAT, SCHEMA
@@ -86,9 +87,12 @@ def measured_score(path: Path, sha256: str) -> dict[str, Any]:
         )
     if not content.get("complete"):
         raise ResultError(f"{path} is unfinished; run the same tdmpc-opt evaluate again")
+    unit = unit_of(content["tasks"])
+    score = unit.shown(stored_score(content["score"]))
     return {
-        "mean": content["score"]["mean"],
-        "ci95": content["score"]["ci95"],
+        "mean": score.mean,
+        "ci95": score.ci95,
+        "unit": unit.name,
         "tasks": len(content["tasks"]),
         "episodes": config.get("episodes"),
         "mode": config.get("mode"),

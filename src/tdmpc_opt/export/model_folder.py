@@ -20,6 +20,7 @@ from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.configs import ConvertConfig
 from tdmpc_opt.errors import CheckpointError, ResultError, printable
 from tdmpc_opt.evaluation.results import read_evaluation
+from tdmpc_opt.evaluation.score import stored_score, unit_of
 from tdmpc_opt.files import parse_json, replace_when_done
 from tdmpc_opt.runtime.weights import MODEL_FILE, SCHEMA
 from tdmpc_opt.schema import MT30
@@ -130,15 +131,15 @@ def _tasks(result: Mapping[str, Any]) -> str:
 
 
 def _entry(result: Mapping[str, Any]) -> dict[str, Any]:
-    acting = result["config"].get("mode") or "policy"
+    acting, unit = result["config"].get("mode") or "policy", unit_of(result["tasks"])
     return {
         "task": {"type": "reinforcement-learning", "name": "continuous control"},
         "dataset": {"type": "environment", "name": _tasks(result)},
         "metrics": [
             {
-                "type": "normalized_score",
-                "name": f"normalized score, {acting}",
-                "value": round(result["score"]["mean"], 2),
+                "type": unit.name.replace(" ", "_"),
+                "name": f"{unit.name}, {acting}",
+                "value": round(unit.per_point * result["score"]["mean"], 2),
             }
         ],
     }
@@ -149,21 +150,23 @@ def _results(results: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     rows = []
     for result in results:
-        interval = result["score"]["ci95"]
-        shown = f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "-"
+        unit = unit_of(result["tasks"])
+        score = unit.shown(stored_score(result["score"]))
+        shown = f"{score.ci95[0]:.2f} to {score.ci95[1]:.2f}" if score.ci95 else "-"
         config, versions = result["config"], result["versions"]
         rows.append(
-            f"| {_tasks(result)} | {config['mode']} | {result['score']['mean']:.2f} | {shown} "
+            f"| {_tasks(result)} | {config['mode']} | {score.mean:.2f} | {unit.name} | {shown} "
             f"| {config['episodes']} | {versions['tdmpc_opt']} |"
         )
     return [
         "",
         "## Results",
         "",
-        "Normalized score: mean episode return over 10, averaged over tasks.",
+        "Normalized score: mean episode return over 10, averaged over the tasks of MT30. Other",
+        "tasks show their mean return.",
         "",
-        "| tasks | acting by | score | 95% interval | episodes a task | tdmpc-opt |",
-        "|---|---|---|---|---|---|",
+        "| tasks | acting by | score | unit | 95% interval | episodes a task | tdmpc-opt |",
+        "|---|---|---|---|---|---|---|",
         *rows,
     ]
 

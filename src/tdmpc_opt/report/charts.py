@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from matplotlib.transforms import Affine2DBase, ScaledTranslation
 
 from tdmpc_opt.errors import ResultError
-from tdmpc_opt.evaluation.score import Score
+from tdmpc_opt.evaluation.score import NORMALIZED, Score, Unit, stored_score, unit_of
 from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.report.read import Curve
 
@@ -123,10 +123,12 @@ class Point:
     name: str
     cost: float
     score: float
+    unit: Unit = NORMALIZED
+    """Of the score."""
 
 
-def score_chart(scores: Mapping[str, Score]) -> Callable[[float], Figure]:
-    """Return a chart of normalised scores, 0 to 100, as bars with their 95% intervals."""
+def score_chart(scores: Mapping[str, Score], unit: Unit) -> Callable[[float], Figure]:
+    """Return a chart of scores, in the unit, as bars with their 95% intervals."""
 
     def draw(width: float) -> Figure:
         figure, axis = _single(width, 2 * _ROW * len(scores) + 0.75)
@@ -142,18 +144,21 @@ def score_chart(scores: Mapping[str, Score]) -> Callable[[float], Figure]:
                 "fontsize": 8.5,
             }
             axis.annotate(f"{score.mean:.1f}", (edge, y), (4, 0), **place)
-        _score_axis(axis)
+        _score_axis(axis, unit)
         axis.set_ylim(len(scores) - 0.45, -0.5)
         return figure
 
     return draw
 
 
-def task_chart(scores: Mapping[str, Mapping[str, Score]]) -> Callable[[float], Figure]:
+def task_chart(
+    scores: Mapping[str, Mapping[str, Score]], unit: Unit
+) -> Callable[[float], Figure]:
     """Return a chart of each task's score by agent: task by task, the agents' bars together.
 
     Args:
         scores: Score by agent and task; at most `AGENTS` agents, of the same tasks.
+        unit: Unit of the scores.
     """
     tasks = list(next(iter(scores.values())))
 
@@ -176,7 +181,7 @@ def task_chart(scores: Mapping[str, Mapping[str, Score]]) -> Callable[[float], F
             axis.barh(y, means, 0.56, linewidth=0, **look)
             _intervals(axis, [found[task] for task in tasks], y)
         axis.set_ylim(len(tasks) * step - 0.2, -0.7)
-        _score_axis(axis)
+        _score_axis(axis, unit)
         _legend(figure, list(scores), width)
         return figure
 
@@ -235,13 +240,16 @@ def _draw_panel(axis: Axes, title: str, curves: Sequence[Curve], inches: Affine2
     axis.legend(frameon=False, fontsize=8, handlelength=3.2, **place)
 
 
-def cost_chart(points: Sequence[Point], label: str, unit: str) -> Callable[[float], Figure]:
+def cost_chart(
+    points: Sequence[Point], label: str, unit: str, score: str
+) -> Callable[[float], Figure]:
     """Return a chart of score over cost on a logarithmic axis, with the Pareto front.
 
     Args:
         points: Agents; those on the front have no other that costs less and scores more.
         label: What the cost is.
         unit: Its unit, which takes prefixes such as k.
+        score: What the score is.
     """
     ordered = sorted(points, key=lambda point: (point.cost, -point.score))
     front = pareto_front(ordered)
@@ -272,7 +280,7 @@ def cost_chart(points: Sequence[Point], label: str, unit: str) -> Callable[[floa
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.margins(x=0.12, y=0.15)
         axis.set_xlabel(label)
-        axis.set_ylabel("normalized score")
+        axis.set_ylabel(score)
         axis.grid()
         figure.legend(loc="outside lower left", frameon=False, fontsize=8.5)
         return figure
@@ -296,15 +304,15 @@ def _single(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axis
 
 
-def _score_axis(axis: Axes) -> None:
+def _score_axis(axis: Axes, unit: Unit) -> None:
     """Lay out an axis of scores whose rows carry their names themselves."""
     low, high = axis.get_xlim()
-    axis.set_xlim(min(0.0, low), max(107.0, high))
+    axis.set_xlim(min(0.0, low), max(107.0 if unit is NORMALIZED else 0.0, high))
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     axis.axvline(0, color=INK, linewidth=0.7)
     axis.grid(axis="x", color=GRID)
-    axis.set_xlabel("normalized score (line: 95% interval)", fontsize=8.5)
+    axis.set_xlabel(f"{unit.name} (line: 95% interval)", fontsize=8.5)
 
 
 def _intervals(axis: Axes, scores: Sequence[Score], y: Sequence[float]) -> None:
@@ -337,23 +345,24 @@ def _legend(figure: Figure, names: Sequence[str], width: float) -> None:
     )
 
 
-def plot_scores(scores: Mapping[str, Score], path: Path) -> None:
-    """Draw normalised scores of several agents as bars with their 95% intervals.
+def plot_scores(scores: Mapping[str, Score], path: Path, unit: Unit = NORMALIZED) -> None:
+    """Draw scores of several agents as bars with their 95% intervals.
 
     Args:
-        scores: Score of each agent, drawn from top to bottom.
+        scores: Score of each agent in the unit, drawn from top to bottom.
         path: PNG to write.
+        unit: Unit of the scores.
 
     Raises:
         ResultError: A file that cannot be written.
     """
-    save_picture(score_chart(scores), path)
+    save_picture(score_chart(scores, unit), path)
 
 
 def plot_curves(
     curves: Mapping[str, Sequence[tuple[float, float]]], label: str, path: Path
 ) -> None:
-    """Draw learning curves over updates.
+    """Draw learning curves over updates, a panel for each: losses of two objectives differ.
 
     Args:
         curves: Points (update, value) of each run.
@@ -363,11 +372,11 @@ def plot_curves(
     Raises:
         ResultError: A file that cannot be written.
     """
-    lines = [
-        Curve(name, "Training", label, "gradient updates", label, points)
+    panels = {
+        name: [Curve(name, "Training", label, "gradient updates", label, points)]
         for name, points in curves.items()
-    ]
-    save_picture(curve_chart({"": lines}), path)
+    }
+    save_picture(curve_chart(panels), path)
 
 
 def plot_sensitivity(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -426,25 +435,26 @@ def plot_front(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         ResultError: A file that cannot be written.
     """
+    unit = unit_of(content["config"]["tasks"])
 
     def draw(width: float) -> Figure:
         figure, axis = _single(width, 4.0)
+        points = []
         for trial in content["trials"]:
-            ms, score = trial["latency_ms"], trial["score"]
+            ms, score = trial["latency_ms"], unit.shown(stored_score(trial["score"]))
             color = SERIES[1 if trial["on_front"] else 0].color
-            if score["ci95"]:
-                axis.plot([ms, ms], score["ci95"], color=color, alpha=0.4, linewidth=1)
-            axis.plot(ms, score["mean"], "o", color=color, markersize=5)
-        front = [trial for trial in content["trials"] if trial["on_front"]]
-        points = [(trial["latency_ms"], trial["score"]["mean"]) for trial in front]
+            if score.ci95:
+                axis.plot([ms, ms], score.ci95, color=color, alpha=0.4, linewidth=1)
+            axis.plot(ms, score.mean, "o", color=color, markersize=5)
+            points += [(ms, score.mean)] if trial["on_front"] else []
         line: dict[str, Any] = {"color": SERIES[1].color, "label": "Pareto front"}
         axis.step(*zip(*points, strict=True), where="post", **line)
         if content["full"]:
-            full = content["full"]["mean"]
+            full = unit.per_point * content["full"]["mean"]
             axis.axhline(full, color="gray", linestyle=":", label="full budget")
         axis.set_xscale("log")
         axis.set_xlabel("ms per action (processor time, one thread)")
-        axis.set_ylabel("score on the tuning episodes (line: 95% interval)")
+        axis.set_ylabel(f"{unit.name} of the tuning episodes (line: 95% interval)")
         axis.legend(frameon=False)
         return figure
 

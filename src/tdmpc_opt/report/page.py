@@ -16,7 +16,7 @@ import tdmpc_opt
 from tdmpc_opt.configs import ReportConfig
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.ablation import ablation, equal_budgets
-from tdmpc_opt.evaluation.score import Score, normalized_score
+from tdmpc_opt.evaluation.score import NORMALIZED, Score, Unit, normalized_score
 from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.report.charts import (
     AGENTS,
@@ -101,14 +101,17 @@ def _scores(results: ResultSet) -> Section:
     figures = []
     for number, (tasks, members) in enumerate(by_tasks(results.evaluated).items(), 1):
         members = sorted(members, key=lambda member: -member.score.mean)
-        scores = {member.source.name: member.score for member in members}
+        unit, names = members[0].unit, _labels(members)
+        scores = {name: member.score for name, member in zip(names, members, strict=True)}
         rows = [
             [member.source.name, *_score_cells(member.score), _episodes(member), member.about]
             for member in members
         ]
-        table = Table(("agent", "score", "95% interval", "episodes a task", "what"), rows)
-        chart = _score_figure(f"scores-{number}", _title(tasks), scores, table)
-        figures.append(chart)
+        columns = ("agent", unit.name, "95% interval", "episodes a task", "what")
+        title = _title(tasks)
+        figures.append(
+            _score_figure(f"scores-{number}", title, scores, Table(columns, rows), unit)
+        )
     for number, (source, lines) in enumerate(results.demos, 1):
         lines = sorted(lines, key=lambda line: -line.score.mean)
         scores = {line.name: line.score for line in lines}
@@ -122,24 +125,41 @@ def _scores(results: ResultSet) -> Section:
         ]
         table = Table(("agent", "score", "95% interval", "bytes"), rows)
         title = f"Demo ({source.name})"
-        figures.append(_score_figure(f"demo-{number}", title, scores, table))
+        figures.append(_score_figure(f"demo-{number}", title, scores, table, NORMALIZED))
     text = (
-        "Normalized score: mean episode return over 10, averaged over tasks. The line is the "
-        "95% interval of a bootstrap over episodes, with the tasks kept fixed; an agent of one "
-        "episode a task has none. Scores of different tasks do not compare."
+        "Normalized score of MT30's tasks: mean episode return over 10, averaged over tasks; "
+        "other tasks show their mean return. The line is the 95% interval of a bootstrap over "
+        "episodes, with the tasks kept fixed; an agent of one episode a task has none. Scores "
+        "of different tasks do not compare. Where the numbers of episodes differ, each agent "
+        "shows its own: intervals of fewer episodes are wider, and tdmpc-opt compare pairs the "
+        "common ones."
     )
     return Section("scores", "Scores", text, figures)
 
 
-def _score_figure(name: str, title: str, scores: Mapping[str, Score], table: Table) -> Figure:
+def _score_figure(
+    name: str, title: str, scores: Mapping[str, Score], table: Table, unit: Unit
+) -> Figure:
     best = max(scores, key=lambda agent: scores[agent].mean)
     summary = f"{len(scores)} agents; highest is {best} with {scores[best]}"
-    return Figure(Chart(name, title, summary, score_chart(scores)), table)
+    return Figure(Chart(name, title, summary, score_chart(scores, unit)), table)
 
 
 def _score_cells(score: Score) -> tuple[str, str]:
     interval = f"{score.ci95[0]:.2f} to {score.ci95[1]:.2f}" if score.ci95 else "-"
     return f"{score.mean:.2f}", interval
+
+
+def _labels(members: Sequence[Evaluated]) -> list[str]:
+    """Name agents by file, and by episodes a task where these are not all the same."""
+    counts = [_episodes(member) for member in members]
+    several = len(set(counts)) > 1
+    return [
+        f"{member.source.name} ({count} episode{'' if count == '1' else 's'} a task)"
+        if several
+        else member.source.name
+        for member, count in zip(members, counts, strict=True)
+    ]
 
 
 def _episodes(result: Evaluated) -> str:
@@ -154,23 +174,26 @@ def _tasks(results: ResultSet) -> Section:
         for start in range(0, len(members), AGENTS):
             part = members[start : start + AGENTS]
             figures.append(_task_figure(f"tasks-{len(figures) + 1}", tasks, part))
-    text = "Each task's mean episode return over 10, with the 95% interval of its episodes."
+    text = (
+        "Each task's mean episode return, over 10 for the tasks of MT30, with the 95% "
+        "interval of its episodes."
+    )
     return Section("tasks", "Task by task", text, figures)
 
 
 def _task_figure(name: str, tasks: Sequence[str], members: Sequence[Evaluated]) -> Figure:
     order = [task for task in MT30.names if task in tasks]
     order += [task for task in members[0].tasks if task not in order]
+    unit, names = members[0].unit, _labels(members)
     scores = {
-        member.source.name: {
-            task: normalized_score({task: member.returns[task]}) for task in order
+        name: {
+            task: unit.shown(normalized_score({task: member.returns[task]})) for task in order
         }
-        for member in members
+        for name, member in zip(names, members, strict=True)
     }
     rows = [[task, *(str(found[task]) for found in scores.values())] for task in order]
-    names = [member.source.name for member in members]
     summary = f"Scores of {', '.join(names)} on each of {len(order)} tasks"
-    chart = Chart(name, _title(tasks), summary, task_chart(scores))
+    chart = Chart(name, _title(tasks), summary, task_chart(scores, unit))
     return Figure(chart, Table(("task", *names), rows))
 
 
@@ -181,13 +204,13 @@ def _costs(results: ResultSet) -> Section:
     for row in results.benched:
         for member in results.evaluated:
             if row.checkpoint.is_that_of(member.checkpoint):
-                group, score = _title(member.tasks), member.score.mean
-                name = f"{member.source.name}: {row.name}"
-                _add(sized, group, name, row.size_bytes, score)
-                _add(timed, group, name, row.latency_s, score)
+                group, name = _title(member.tasks), f"{member.source.name}: {row.name}"
+                for points, cost in ((sized, row.size_bytes), (timed, row.latency_s)):
+                    _add(points, group, name, cost, (member.score.mean, member.unit))
     for source, lines in results.demos:
         for line in lines:
-            _add(sized, f"Demo ({source.name})", line.name, line.size_bytes, line.score.mean)
+            score = (line.score.mean, NORMALIZED)
+            _add(sized, f"Demo ({source.name})", line.name, line.size_bytes, score)
     figures = [
         *_cost_figures("size", "bytes on disk", sized),
         *_cost_figures("latency", "median time of an action", timed),
@@ -200,10 +223,14 @@ def _costs(results: ResultSet) -> Section:
 
 
 def _add(
-    groups: dict[str, list[Point]], group: str, name: str, cost: float | None, score: float
+    groups: dict[str, list[Point]],
+    group: str,
+    name: str,
+    cost: float | None,
+    score: tuple[float, Unit],
 ) -> None:
     if cost is not None:
-        groups.setdefault(group, []).append(Point(name, cost, score))
+        groups.setdefault(group, []).append(Point(name, cost, *score))
 
 
 def _cost_figures(name: str, label: str, groups: Mapping[str, list[Point]]) -> list[Figure]:
@@ -220,9 +247,10 @@ def _cost_figures(name: str, label: str, groups: Mapping[str, list[Point]]) -> l
             for point in sorted(points, key=lambda point: point.cost)
         ]
         summary = f"Score over {label} of {len(points)} agents, {len(front)} on the front"
-        draw = cost_chart(points, label, "B" if name == "size" else "s")
+        draw = cost_chart(points, label, "B" if name == "size" else "s", points[0].unit.name)
         chart = Chart(f"{name}-{number}", f"{title}: {label}", summary, draw)
-        figures.append(Figure(chart, Table(("agent", label, "score", "on the front"), rows)))
+        columns = ("agent", label, points[0].unit.name, "on the front")
+        figures.append(Figure(chart, Table(columns, rows)))
     return figures
 
 
@@ -235,9 +263,10 @@ def _ablations(results: ResultSet) -> Section:
             continue
         scores = {row.label: row.score for row in rows}
         cells = [[row.label, str(len(row.seeds)), *_score_cells(row.score)] for row in rows]
-        table = Table(("run", "seeds", "score", "95% interval"), cells)
+        unit = rows[0].unit
+        table = Table(("run", "seeds", unit.name, "95% interval"), cells)
         name = f"ablation-{len(figures) + 1}"
-        figures.append(_score_figure(name, f"{len(paths)} runs", scores, table))
+        figures.append(_score_figure(name, f"{len(paths)} runs", scores, table, unit))
     text = (
         "Runs on the same data with as many updates and the same evaluation, named by what "
         "they differ in. Intervals resample training seeds and, within each, episodes."
@@ -247,13 +276,19 @@ def _ablations(results: ResultSet) -> Section:
 
 def _curves(results: ResultSet) -> Section:
     charts: dict[str, dict[str, list[Curve]]] = {}
+    objectives = list(
+        dict.fromkeys(each.objective for each in results.curves if each.objective)
+    )
     for curve in results.curves:
         panels = charts.setdefault(curve.chart, {})
-        same = [name for name in panels if re.sub(r" \(\d+\)$", "", name) == curve.panel]
+        panel = curve.panel
+        if curve.objective and len(objectives) > 1:
+            panel += f", objective {objectives.index(curve.objective) + 1}"
+        same = [name for name in panels if re.sub(r" \(\d+\)$", "", name) == panel]
         if same and len(panels[same[-1]]) < AGENTS:
             panels[same[-1]].append(curve)
-        else:  # a further panel, for no more can be told apart
-            panels[curve.panel + (f" ({len(same) + 1})" if same else "")] = [curve]
+        else:  # a further panel, for more curves cannot be distinguished
+            panels[panel + (f" ({len(same) + 1})" if same else "")] = [curve]
     figures = []
     for title, panels in charts.items():
         rows = [
@@ -265,7 +300,12 @@ def _curves(results: ResultSet) -> Section:
         summary = f"{len(rows)} curves: {', '.join(panels)}"
         chart = Chart(f"curves-{title.lower()}", title, summary, curve_chart(panels))
         figures.append(Figure(chart, table))
-    return Section("curves", "Learning curves", "", figures)
+    listed = "; ".join(f"{number}: {each}" for number, each in enumerate(objectives, 1))
+    text = (
+        "Losses of different objectives do not compare and have panels of their own. "
+        f"Objectives by their weights: {listed}."
+    )
+    return Section("curves", "Learning curves", text if len(objectives) > 1 else "", figures)
 
 
 _PHONE = 3.5  # inches

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc_opt.errors import ResultError
-from tdmpc_opt.evaluation.results import read_evaluation
-from tdmpc_opt.evaluation.score import Score, normalized_score
-from tdmpc_opt.files import parse_json
+from tdmpc_opt.evaluation.results import read_evaluation, read_result
+from tdmpc_opt.evaluation.score import Score, Unit, normalized_score, stored_score, unit_of
 
 _SMOOTHED = 8  # episodes that one point of an expert's curve is the mean of
 
@@ -59,6 +58,8 @@ class Evaluated:
     about: str
     """Checkpoint, mode and noise in words."""
     score: Score
+    """In the unit of its tasks."""
+    unit: Unit
     returns: Mapping[str, Sequence[float]]
     """Episode returns by task."""
     trained: bool
@@ -92,6 +93,8 @@ class Curve:
     x_label: str
     y_label: str
     points: Sequence[tuple[float, float]]
+    objective: str = ""
+    """Of a loss, the weights that it sums with; losses of others do not compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +124,18 @@ class ResultSet:
 def read_result_files(paths: Sequence[Path]) -> ResultSet:
     """Read result files; those of unknown kinds and unfinished ones are named as skipped.
 
+    Args:
+        paths: Result files, or folders of them.
+
     Raises:
         ResultError: A file that cannot be read, is no JSON, or is damaged.
     """
     results = ResultSet()
+    found = [sorted(path.glob("*.json")) if path.is_dir() else [path] for path in paths]
+    paths = [path for files in found for path in files]
     names = _names(paths)
     for path in paths:
-        content = _json(path)
+        content = read_result(path)
         kind = content.get("kind")
         if not isinstance(kind, str) or kind not in _READERS:
             results.skipped.append((path, f"unknown kind {kind!r}" if kind else "has no kind"))
@@ -159,16 +167,6 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = parse_json(path.read_bytes())
-    except OSError as error:
-        raise ResultError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ResultError(f"{path} is no JSON ({error}); delete or repair it") from error
-    return content if isinstance(content, dict) else {}
-
-
 def _evaluation(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
     content = read_evaluation(source.path)  # checks every record
     config, tasks = content["config"], content["tasks"]
@@ -178,6 +176,7 @@ def _evaluation(results: ResultSet, source: Source, content: Mapping[str, Any]) 
         return
     results.sources.append(source)
     returns = {name: record["returns"] for name, record in tasks.items()}
+    unit = unit_of(returns)
     results.evaluated.append(
         Evaluated(
             source,
@@ -185,7 +184,8 @@ def _evaluation(results: ResultSet, source: Source, content: Mapping[str, Any]) 
                 **config["checkpoint"], mode=config.get("mode"), budget=config.get("budget")
             ),
             _about(config),
-            normalized_score(returns),
+            unit.shown(normalized_score(returns)),
+            unit,
             returns,
             isinstance(content.get("training"), dict),
         )
@@ -221,17 +221,13 @@ def _demo(results: ResultSet, source: Source, content: Mapping[str, Any]) -> Non
     rows = [
         DemoScore(
             str(row["name"]),
-            Score(float(row["score"]), _interval(row["ci95"])),
+            stored_score({"mean": row["score"], "ci95": row["ci95"]}),
             float(row["size_bytes"]) or None,
         )
         for row in content["rows"]
     ]
     results.sources.append(source)
     results.demos.append((source, rows))
-
-
-def _interval(values: Sequence[float] | None) -> tuple[float, float] | None:
-    return None if values is None else (float(values[0]), float(values[1]))
 
 
 def _dagger(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
@@ -264,11 +260,22 @@ def _run(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None
     results.sources.append(source)
     loss = [(float(row["update"]), float(row["loss"])) for row in rows if row["loss"]]
     results.curves.append(
-        Curve(source.name, "Training", "loss", "gradient updates", "loss", loss)
+        Curve(
+            *(source.name, "Training", "loss", "gradient updates", "loss", loss),
+            objective=_objective(content["config"]),
+        )
     )
     score = [(float(row["update"]), float(row["score"])) for row in rows if row.get("score")]
     if score:
         results.curves.append(_score_curve(source, score))
+
+
+def _objective(config: Mapping[str, Any]) -> str:
+    """Return what the loss of a run sums, and how far its TD targets look."""
+    weights = {**(config.get("weights") or {}), **(config.get("terms") or {})}
+    parts = [f"{name} {weight}" for name, weight in weights.items() if weight]
+    looks = config.get("td_lambda")
+    return ", ".join(parts + ([f"td_lambda {looks}"] if looks else []))
 
 
 def _bench(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
