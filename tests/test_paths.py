@@ -8,6 +8,7 @@ import pytest
 from tdmpc_opt import cli, zoo
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native
+from tdmpc_opt.errors import InputError
 from tdmpc_opt.files import _READ, _WRITTEN
 
 
@@ -87,6 +88,67 @@ def test_every_command_that_writes_refuses_its_inputs(
     ]
     kept = data / "dataset.json" if "D" in "".join(words[-1:]) else teacher
     _refused(list(found), kept, capsys)
+
+
+def _functions():
+    """The Python functions that write, each with a config whose output is its input T."""
+    from tdmpc_opt.agents.collect import collect
+    from tdmpc_opt.checkpoints.load import convert
+    from tdmpc_opt.compression.quantize import quantize
+    from tdmpc_opt.compression.sensitivity import sensitivity
+    from tdmpc_opt.data.exchange import export_data, import_data
+    from tdmpc_opt.evaluation.bench import bench
+    from tdmpc_opt.evaluation.evaluate import evaluate
+    from tdmpc_opt.evaluation.tune import tune
+    from tdmpc_opt.export.export import export
+    from tdmpc_opt.export.model_folder import save_folder
+    from tdmpc_opt.pipeline.distill import distill
+    from tdmpc_opt.pipeline.plan import plan
+    from tdmpc_opt.report.film import video
+    from tdmpc_opt.report.page import write_report
+    from tdmpc_opt.training.dagger import dagger
+    from tdmpc_opt.training.loop import train
+
+    return {
+        distill: ["distill", "T", "--output", "T"],
+        plan: ["distill", "T", "--output", "T"],
+        collect: ["collect", "--policy", "T", "--output", "T"],
+        convert: ["convert", "T", "--output", "T"],
+        quantize: ["quantize", "T", "--output", "T"],
+        sensitivity: ["sensitivity", "T", "--data", "T", "--output", "T"],
+        export_data: ["data export", "T", "--output", "T"],
+        import_data: ["data import", "T", "--output", "T"],
+        bench: ["bench", "T", "--output", "T"],
+        evaluate: ["evaluate", "T", "--output", "T"],
+        tune: ["tune-planner", "T", "--output", "T"],
+        export: ["export", "T", "--output", "T"],
+        save_folder: ["convert", "T", "--output", "T"],
+        video: ["video", "T", "--sheet", "T"],
+        write_report: ["report", "T", "--output", "T"],
+        train: ["train", "--data", "T", "--updates", "1", "--output", "T"],
+        dagger: [
+            *("dagger", "--data", "T", "--teacher", "T", "--start", "T", "--rounds", "1"),
+            *("--updates", "1", "--output", "T"),
+        ],
+    }
+
+
+def test_the_python_functions_refuse_their_inputs_too(teacher):
+    before = teacher.read_bytes()
+    for function, words in _functions().items():
+        name, *rest = [str(teacher) if word == "T" else word for word in words]
+        with pytest.raises(InputError, match="would overwrite"):
+            function(cli._parse([*name.split(), *rest]))
+        assert teacher.read_bytes() == before
+
+
+def test_every_command_that_writes_has_a_function_that_refuses():
+    tested = {words[0] for words in _functions().values()}
+    others = {"demo", "experts"}  # which read no files but their own
+    others |= {"data info", "ablation"}  # whose functions write nothing; the command refuses
+    for name, command in cli._COMMANDS.items():
+        if {field.name for field in fields(command.config)} & {*_WRITTEN}:
+            assert name in tested | others, name
 
 
 def test_a_bundled_checkpoint_is_an_input_too(tmp_path, capsys):

@@ -10,7 +10,7 @@ from tdmpc_opt.agents.policies import RandomPolicy, one_thread, rollout
 from tdmpc_opt.agents.sources import Identity, PolicySource, estimate, open_source
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
-from tdmpc_opt.files import alone
+from tdmpc_opt.files import alone, refuse_overwrite
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import MT30, Task, TaskTable, seed_number
 
@@ -53,6 +53,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
         DAgger, arXiv:1011.0686, for labels in states that a student visits; DART,
         arXiv:1703.09327, for an expert's own labels under noise.
     """
+    refuse_overwrite(config)
     progress = progress or Silent()
     device = device_of_work(config.device, config.ray)
     policy = open_source(

@@ -14,6 +14,7 @@ from tdmpc_opt.checkpoints.public import read_public
 from tdmpc_opt.checkpoints.torch_files import ZIP_MAGIC
 from tdmpc_opt.configs import ConvertConfig
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
+from tdmpc_opt.files import refuse_overwrite
 from tdmpc_opt.files import sha256 as sha256
 from tdmpc_opt.runtime.contract import CONTRACT, Contracts
 from tdmpc_opt.runtime.onnx_file import is_onnx
@@ -215,6 +216,7 @@ def convert(config: ConvertConfig) -> "CheckpointSummary":
         UnknownTaskError: Task names that do not match those of the source.
         InputError: Names of tasks of other sizes.
     """
+    refuse_overwrite(config)
     source = resolve(config.checkpoint)
     checkpoint = read_checkpoint(source, tasks=config.tasks)
     write_native(config.output, with_origin(checkpoint, source))

@@ -12,7 +12,6 @@ from tdmpc_opt.cli import data, deploy, files, measure, training
 from tdmpc_opt.cli.command import UsageError, overview, parse
 from tdmpc_opt.cli.output import console
 from tdmpc_opt.errors import InputError, TdmpcOptError, printable
-from tdmpc_opt.files import refuse_overwrite
 
 _GROUPS = {
     "Train": training.COMMANDS,
@@ -59,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(
                 "torchrun can start train alone; call the other commands without it"
             )
-        refuse_overwrite(config)
         _RUNS[type(config)](config)
     except TdmpcOptError as error:
         status = _fail(str(error))

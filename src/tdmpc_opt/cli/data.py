@@ -4,6 +4,7 @@ from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import ConsoleProgress, Lines, console, table_of
 from tdmpc_opt.errors import DataError
+from tdmpc_opt.files import refuse_overwrite
 
 
 def _experts(config: configs.ExpertsConfig) -> None:
@@ -25,6 +26,7 @@ def _data_info(config: configs.DataInfoConfig) -> None:
     from tdmpc_opt.data.reports import summarize
     from tdmpc_opt.report.dataset import plot_returns, write_dataset_card
 
+    refuse_overwrite(config)
     dataset = EpisodeDataset.open(config.data)
     dataset.check()
     table = table_of(

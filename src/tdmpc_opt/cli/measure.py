@@ -5,6 +5,7 @@ from typing import Any
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import ConsoleProgress, console, table_of
+from tdmpc_opt.files import refuse_overwrite
 
 
 def _evaluate(config: configs.EvaluateConfig) -> None:
@@ -67,6 +68,7 @@ def _ablation(config: configs.AblationConfig) -> None:
     from tdmpc_opt.evaluation.ablation import ablation
     from tdmpc_opt.report.charts import plot_scores
 
+    refuse_overwrite(config)
     rows = ablation(config.results)
     unit = rows[0].unit
     table = table_of("Ablation at equal budget", "run", "seeds", unit.name, "95% CI")

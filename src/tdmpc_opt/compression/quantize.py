@@ -31,6 +31,7 @@ from tdmpc_opt.compression.sensitivity import (
 )
 from tdmpc_opt.configs import QuantizeConfig
 from tdmpc_opt.errors import InputError
+from tdmpc_opt.files import refuse_overwrite
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.runtime.contract import CONTRACT, contracts_to_json
 from tdmpc_opt.tasks import with_own_contracts
@@ -82,10 +83,11 @@ def quantize(config: QuantizeConfig, progress: Progress | None = None) -> Quanti
         DataError: No dataset where one is named, or none of the agent's tasks in it.
         InputError: A budget below the size of every mix of formats.
     """
+    refuse_overwrite(config)
     source = resolve(config.checkpoint)
     checkpoint = read_checkpoint(source, tasks=config.tasks)
     refuse_quantized(checkpoint, source)
-    source_bytes = source.stat().st_size  # before writing: the output may be the same file
+    source_bytes = source.stat().st_size
     part = replace(with_origin(checkpoint, source), tensors=checkpoint.without_targets())
     if config.policy_only:
         part = policy_only(part)

@@ -35,6 +35,7 @@ from tdmpc_opt.configs import EvaluateConfig, SensitivityConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.results import ResultFile
+from tdmpc_opt.files import refuse_overwrite
 from tdmpc_opt.model.quantized import IntFormat
 from tdmpc_opt.progress import Progress, Silent, expected
 
@@ -152,6 +153,7 @@ def sensitivity(config: SensitivityConfig, progress: Progress | None = None) -> 
         DataError: No dataset, or none of the agent's tasks in it.
         ResultError: A file that cannot be written.
     """
+    refuse_overwrite(config)
     progress = progress or Silent()
     source = resolve(config.checkpoint)
     checkpoint = read_checkpoint(source)

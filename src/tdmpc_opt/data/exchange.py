@@ -5,7 +5,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.official import export_official, import_official
 from tdmpc_opt.data.reports import ImportReport
 from tdmpc_opt.errors import DataError
-from tdmpc_opt.files import alone
+from tdmpc_opt.files import alone, refuse_overwrite
 from tdmpc_opt.progress import Progress, Silent
 
 
@@ -27,6 +27,7 @@ def import_data(config: DataImportConfig, progress: Progress | None = None) -> I
         MissingDependencyError: A Minari dataset, but no Minari.
         RunError: Another process imports into the same folder.
     """
+    refuse_overwrite(config)
     progress, report = progress or Silent(), ImportReport()
     skip_bad = config.on_bad == "skip"
     folders = [path for path in config.sources if path.is_dir()]
@@ -66,6 +67,7 @@ def export_data(config: DataExportConfig, progress: Progress | None = None) -> l
             written.
         MissingDependencyError: The format is Minari's, which is not installed.
     """
+    refuse_overwrite(config)
     progress, dataset = progress or Silent(), EpisodeDataset.open(config.data)
     if not len(dataset):
         raise DataError(f"{config.data} holds no episodes to export")

@@ -29,6 +29,7 @@ from tdmpc_opt.errors import (
     UnknownTaskError,
 )
 from tdmpc_opt.evaluation.results import ResultFile
+from tdmpc_opt.files import refuse_overwrite
 from tdmpc_opt.progress import Progress, Silent, expected
 from tdmpc_opt.schema import MT30
 
@@ -207,6 +208,7 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, An
         RunError: A process died.
         ResultError: The result file cannot be written.
     """
+    refuse_overwrite(config)
     progress = progress or Silent()
     found = candidates(config)
     free = choose_processes()

@@ -17,7 +17,7 @@ from tdmpc_opt.configs import EvaluateConfig, device_of_work
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
 from tdmpc_opt.evaluation.score import task_score, unit_of
-from tdmpc_opt.files import alone
+from tdmpc_opt.files import alone, refuse_overwrite
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import Task, TaskTable, seed_number
@@ -61,6 +61,7 @@ def evaluate(
         ResultError: An output that belongs to another evaluation or cannot be written.
         RunError: Another process evaluates into the same file.
     """
+    refuse_overwrite(config)
     progress = progress or Silent()
     device = device_of_work(config.device, config.ray)
     policy = open_source(

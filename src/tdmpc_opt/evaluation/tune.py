@@ -22,7 +22,7 @@ from tdmpc_opt.errors import CheckpointError, ResultError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
 from tdmpc_opt.evaluation.results import REMOVED_ENGINES, ResultFile
 from tdmpc_opt.evaluation.score import Score, normalized_score, unit_of
-from tdmpc_opt.files import alone, require_same
+from tdmpc_opt.files import alone, refuse_overwrite, require_same
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, storable
 from tdmpc_opt.progress import Progress, Silent
@@ -230,6 +230,7 @@ def tune(
         RunError: Another process searches in the folder.
         UnknownTaskError: A task that the agent does not know.
     """
+    refuse_overwrite(config)
     progress = progress or Silent()
     policy = CheckpointSource(
         source=config.checkpoint,

@@ -30,7 +30,7 @@ from tdmpc_opt.experts.state import (
     restore_model,
     save_state,
 )
-from tdmpc_opt.files import alone, parse_json, require_same
+from tdmpc_opt.files import alone, parse_json, refuse_overwrite, require_same
 from tdmpc_opt.progress import Progress as Reports
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30, Task, TaskTable
@@ -70,6 +70,7 @@ def train_experts(config: ExpertsConfig, reports: Reports | None = None) -> None
         RunError: The folder has results of another config, or a damaged state; or another
             process trains one of the tasks there.
     """
+    refuse_overwrite(config)
     if config.method == "sac" and importlib.util.find_spec("sbx") is None:
         raise MissingDependencyError(
             "training experts needs sbx-rl, which is not installed; run: "

@@ -15,7 +15,7 @@ from tdmpc_opt.errors import CheckpointError, InputError
 from tdmpc_opt.export.metadata import Facts, measured_score
 from tdmpc_opt.export.parity import Parity, observations, planner_parity, policy_parity
 from tdmpc_opt.export.targets import make_artifact
-from tdmpc_opt.files import replace_when_done
+from tdmpc_opt.files import refuse_overwrite, replace_when_done
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime.onnx_file import open_onnx
 from tdmpc_opt.schema import PlannerBudget
@@ -66,6 +66,7 @@ def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportR
         DataError, ResultError: A dataset or result file that does not fit.
         MissingDependencyError: A library that the target or the simulator needs.
     """
+    refuse_overwrite(config)
     start = time.perf_counter()
     source = resolve(config.checkpoint)
     read = read_checkpoint(source, tasks=config.tasks)

@@ -21,7 +21,7 @@ from tdmpc_opt.configs import ConvertConfig
 from tdmpc_opt.errors import CheckpointError, ResultError, printable
 from tdmpc_opt.evaluation.results import read_evaluation
 from tdmpc_opt.evaluation.score import stored_score, unit_of
-from tdmpc_opt.files import parse_json, replace_when_done
+from tdmpc_opt.files import parse_json, refuse_overwrite, replace_when_done
 from tdmpc_opt.runtime.weights import MODEL_FILE, SCHEMA
 from tdmpc_opt.schema import MT30
 
@@ -37,6 +37,7 @@ def save_folder(config: ConvertConfig) -> CheckpointSummary:
         CheckpointError: A source that cannot be read, or a folder that cannot be written.
         ResultError: A result file that is damaged, unfinished or of another checkpoint.
     """
+    refuse_overwrite(config)
     source = resolve(config.checkpoint)
     results = [_result(path, sha256(source)) for path in config.results]
     checkpoint = with_origin(read_checkpoint(source, tasks=config.tasks), source)

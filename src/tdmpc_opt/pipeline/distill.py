@@ -30,7 +30,7 @@ from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.score import Score
 from tdmpc_opt.export.export import export
 from tdmpc_opt.export.model_folder import save_folder
-from tdmpc_opt.files import alone, parse_json, replace_when_done
+from tdmpc_opt.files import alone, parse_json, refuse_overwrite, replace_when_done
 from tdmpc_opt.pipeline.plan import (
     NOISES,
     PRESET,
@@ -96,6 +96,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> Student:
     Source:
         TD-MPC2, arXiv:2310.16828; behaviour cloning and DAgger, arXiv:1011.0686.
     """
+    refuse_overwrite(config)
     progress = progress or Silent()
     with alone(config.output / "work" / "plan.json"):
         teachers = open_teachers(config)

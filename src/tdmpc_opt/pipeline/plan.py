@@ -35,7 +35,7 @@ from tdmpc_opt.errors import (
     UnknownTaskError,
 )
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.files import alone, parse_json, require_same
+from tdmpc_opt.files import alone, parse_json, refuse_overwrite, require_same
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import Task, TaskTable, model_config
@@ -122,6 +122,7 @@ def plan(config: DistillConfig, progress: Progress | None = None) -> Plan:
             code that fails.
         MissingDependencyError: A library that a later stage needs.
     """
+    refuse_overwrite(config)
     with alone(config.output / "work" / "plan.json"):
         return stored_plan(config, open_teachers(config), progress or Silent())
 

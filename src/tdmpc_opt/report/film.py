@@ -17,7 +17,7 @@ from tdmpc_opt.agents.policies import Policy, one_thread
 from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
 from tdmpc_opt.configs import VideoConfig
 from tdmpc_opt.errors import RunError
-from tdmpc_opt.files import replace_when_done
+from tdmpc_opt.files import refuse_overwrite, replace_when_done
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import Task, TaskTable, seed_number
 from tdmpc_opt.tasks.environment import make_env
@@ -95,6 +95,7 @@ def video(config: VideoConfig, progress: Progress | None = None) -> list[Path]:
         MissingDependencyError: No off-screen OpenGL on this machine, or a library is missing.
         RunError: A file that cannot be written.
     """
+    refuse_overwrite(config)
     progress = progress or Silent()
     sources = _sources(config)
     tasks = sources[0].tasks(config.tasks)

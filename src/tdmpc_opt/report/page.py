@@ -17,7 +17,7 @@ from tdmpc_opt.configs import ReportConfig
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.ablation import ablation, equal_budgets
 from tdmpc_opt.evaluation.score import NORMALIZED, Score, Unit, normalized_score
-from tdmpc_opt.files import replace_when_done
+from tdmpc_opt.files import refuse_overwrite, replace_when_done
 from tdmpc_opt.report.charts import (
     AGENTS,
     BROAD,
@@ -332,6 +332,7 @@ def write_report(config: ReportConfig) -> ReportSummary:
         ResultError: A file that cannot be read or is damaged, none that has something to
             show, or an output that cannot be written.
     """
+    refuse_overwrite(config)
     results = read_result_files(config.results)
     parts = sections(results)
     if not parts:

@@ -26,7 +26,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.files import alone, parse_json, replace_when_done, require_same
+from tdmpc_opt.files import alone, parse_json, refuse_overwrite, replace_when_done, require_same
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.loop import train
@@ -75,6 +75,7 @@ def dagger(config: DaggerConfig, progress: Progress | None = None) -> list[Round
         DataError: A dataset that is missing, damaged, foreign or holds NaN, or a full disk.
         InputError: A labeller without actions to imitate.
     """
+    refuse_overwrite(config)
     progress = progress or Silent()
     tasks, path = _refuse_early(config), config.output / "rounds.json"
     with alone(path):

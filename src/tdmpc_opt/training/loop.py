@@ -22,7 +22,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, joint_tasks
 from tdmpc_opt.errors import NonFiniteError, RunError
 from tdmpc_opt.evaluation.score import normalized_score
-from tdmpc_opt.files import alone
+from tdmpc_opt.files import alone, refuse_overwrite
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import model_config
@@ -58,6 +58,7 @@ def train(config: TrainConfig, progress: Progress | None = None) -> Path:
         InputError: Teachers without an output that a term needs, that are not used, or
             whose rewards or values are far from the data's.
     """
+    refuse_overwrite(config)
     datasets, progress = open_data(config), progress or Silent()
     _refuse_own_tasks(config, datasets)
     # The projection of the latent term is not used where a schedule sets all weights to 0.
