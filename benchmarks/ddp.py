@@ -51,7 +51,7 @@ CONTENDERS = {"1 x 1 threads": (1, 1), "1 x 2 threads": (1, 2), "2 x 1 threads":
 
 
 def main(config: Config) -> None:
-    """Train in turns, write the result file and print what it says."""
+    """Train in turns, write the result file and print its content."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         synthetic_dataset(folder / "data", config.tasks, episodes=2)

@@ -553,7 +553,8 @@ def test_data_of_other_tasks_is_refused(make_model, dataset_dir, tmp_path):
 
     path = tmp_path / "walker.safetensors"
     write_native(path, from_model(make_model(MT30.subset(["walker-walk"]))))
-    config = QuantizeConfig(checkpoint=str(path), output=path, format="int8", data=dataset_dir)
+    small = tmp_path / "small.safetensors"
+    config = QuantizeConfig(checkpoint=str(path), output=small, format="int8", data=dataset_dir)
     with pytest.raises(DataError, match=r"no observations of this agent's tasks .walker-walk"):
         quantize(config)
 

@@ -40,7 +40,7 @@ def test_collect_train_distill_quantize_evaluate_and_compare(tmp_path, capsys):
     _run("data", "info", data)
 
     shown = capsys.readouterr().out
-    assert "now holds 4 episodes" in shown
+    assert "now contains 4 episodes" in shown
     assert "paired difference" in shown
     with (student / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import tdmpc_opt
+from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
@@ -18,7 +19,7 @@ from tdmpc_opt.errors import CheckpointError, InputError, ResultError
 from tdmpc_opt.evaluation import tune as search
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.score import Score
-from tdmpc_opt.evaluation.tune import Trial, budget_of, choose, starts, tune
+from tdmpc_opt.evaluation.tune import Trial, budget_of, choose, cost_of, starts, tune
 from tdmpc_opt.planning.presets import PRESETS, Preset, find_preset, storable, stored
 from tdmpc_opt.schema import PlannerBudget
 
@@ -150,6 +151,16 @@ def test_a_killed_search_goes_on_and_stores_presets(
     assert len(calls) == 5
 
 
+def test_the_cost_of_plans_is_measured_in_own_tasks(make_model):
+    from tdmpc_opt.tasks import choose_tasks
+
+    tasks = choose_tasks("own_envs:Point-v0")
+    small = PlannerBudget(samples=40, elites=8, iterations=1)
+    agent = Agent(make_model(tasks, task_dim=0), budget=small)
+    full = Agent(make_model(tasks, task_dim=0), budget=PlannerBudget())
+    assert 0 < cost_of(agent, full, tasks.tasks[0]).share < 1
+
+
 def test_an_agent_that_cannot_plan_is_not_tuned(make_model, tmp_path, capsys):
     from tdmpc_opt.schema import MT30
 
@@ -158,5 +169,5 @@ def test_an_agent_that_cannot_plan_is_not_tuned(make_model, tmp_path, capsys):
     path = tmp_path / "policy.safetensors"
     write_native(path, from_model(model))
     assert main(["tune-planner", str(path), "--output", str(tmp_path / "o")]) == 1
-    assert "holds a policy alone and cannot plan" in capsys.readouterr().err
+    assert "contains a policy alone and cannot plan" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

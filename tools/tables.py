@@ -19,6 +19,7 @@ import numpy as np
 from tdmpc_opt import zoo
 from tdmpc_opt.evaluation.ablation import ablation as ablation_rows
 from tdmpc_opt.evaluation.compare import compare
+from tdmpc_opt.evaluation.score import stored_score
 from tdmpc_opt.planning.presets import PRESETS
 from tdmpc_opt.schema import MT30, PlannerBudget
 
@@ -100,8 +101,8 @@ def demo() -> str:
     older = DEMO_ROWS if any(row["name"] == "student without teacher" for row in found) else {}
     for row in found:
         counts = (_bytes(row["parameters"]), _bytes(row["size_bytes"]))
-        name = older.get(row["name"], row["name"])
-        rows.append((name, _interval(row["score"], row["ci95"]), *counts))
+        score = {"mean": row["score"], "ci95": row["ci95"]}
+        rows.append((older.get(row["name"], row["name"]), _score({"score": score}), *counts))
     return _table("agent, score, parameters, bytes", rows)
 
 
@@ -276,8 +277,7 @@ def ablation() -> str:
         files = [
             RESULTS / f"ablation/{how}-{row}-{seed}.json" for row in rows for seed in range(3)
         ]
-        found = ablation_rows(files)
-        columns.append([_interval(row.score.mean, list(row.score.ci95 or ())) for row in found])
+        columns.append([str(row.score) for row in ablation_rows(files)])
     return _table(
         "terms, policy, planner `realtime`",
         zip(rows.values(), *columns, strict=True),
@@ -651,11 +651,7 @@ def _mean(content: Json) -> float:
 
 
 def _score(content: Json) -> str:
-    return _interval(content["score"]["mean"], content["score"]["ci95"])
-
-
-def _interval(mean: float, interval: list[float] | None) -> str:
-    return f"{mean:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+    return str(stored_score(content["score"]))
 
 
 def _bytes(count: int | None) -> str:

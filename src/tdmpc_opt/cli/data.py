@@ -18,7 +18,7 @@ def _collect(config: configs.CollectConfig) -> None:
 
     with ConsoleProgress("collect") as progress:
         dataset = collect(config, progress)
-    console().print(f"{config.output} now holds {len(dataset):,} episodes")
+    console().print(f"{config.output} now contains {len(dataset):,} episodes")
 
 
 def _data_info(config: configs.DataInfoConfig) -> None:

@@ -30,11 +30,11 @@ def _quantize(config: configs.QuantizeConfig) -> None:
 
 
 def _distilled(before: tuple[float, float | None] | None, *, kept: bool) -> str:
-    """Say what the distillation brought, where there was one."""
+    """Return how far the distillation reduced the errors, where there was one."""
     if before is None:
         return ""
     if not kept:
-        return "; distilling brought it no closer and was dropped"
+        return "; distilling did not reduce the error and was dropped"
     action, value = before
     shown = f"{action:.4f}" if value is None else f"{action:.4f} and {1 - value:.4f}"
     return f"; before distilling {shown}"
@@ -80,10 +80,14 @@ def _sensitivity(config: configs.SensitivityConfig) -> None:
 def _export(config: configs.ExportConfig) -> None:
     from tdmpc_opt.export.export import export
 
+    terminal = console()
+    terminal.print(
+        "exporting and comparing with torch; the bundled student takes about 20 s",
+        highlight=False,
+    )
     report = export(config)
     parity = report.parity
     what = "policy" if report.preset is None else f"planner, preset {report.preset}"
-    terminal = console()
     terminal.print(
         f"{report.source.name}: {report.source_bytes:,} bytes -> {report.output} ({what}, "
         f"{report.format}): {report.output_bytes:,} bytes, {parity.act_ms:.2f} ms an action "

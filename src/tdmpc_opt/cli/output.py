@@ -109,5 +109,5 @@ class ConsoleProgress:
         sys.stderr.flush()
 
     def warn(self, text: str) -> None:
-        """Show the fault on a line of its own, above the bar if there is one."""
+        """Show the fault on a separate line, above the bar if there is one."""
         self._console.print(f"tdmpc-opt: warning: {text}", highlight=False, soft_wrap=True)

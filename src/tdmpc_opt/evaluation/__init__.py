@@ -1,1 +1,1 @@
-"""Scores of a policy on real tasks, their intervals, and the result files that hold them."""
+"""Measurements of policies: scores, latency, planner search, and the result files."""

@@ -118,7 +118,7 @@ class Worker:
     """A process that times one candidate.
 
     Args:
-        candidate: What it holds.
+        candidate: The policy to time.
 
     Raises:
         InputError: The candidate cannot be loaded or cannot run so.
@@ -371,5 +371,5 @@ def _speedup(own: list[list[float]], reference: list[list[float]] | None) -> flo
 
 
 def _load_average() -> dict[str, float]:
-    """Return what ran beside, where the system says: 0 to 1 is a quiet machine."""
+    """Return the load of the machine, where the system states it; 0 to 1 is a quiet one."""
     return {"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}

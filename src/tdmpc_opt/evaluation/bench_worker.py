@@ -98,9 +98,9 @@ def _time(act: Act, task: str | None, steps: Array, turn: dict[str, Any]) -> dic
 
 
 def peak_rss_bytes() -> int | None:
-    """Return the most memory that this process has held; None where the system does not say.
+    """Return the peak memory of this process in bytes; None where the system does not state it.
 
-    Not `getrusage` on Linux: there it counts what the parent held when it started this process.
+    Not `getrusage` on Linux: there it includes what the parent used when it started this one.
     """
     status = Path("/proc/self/status")
     if status.is_file():

@@ -31,7 +31,7 @@ def compare(first: Path, second: Path) -> Comparison:
     a, b = (_returns(read_evaluation(path)) for path in (first, second))
     if a.keys() != b.keys():
         only = sorted(a.keys() ^ b.keys())
-        raise ResultError(f"the files hold different tasks; only one of them has: {only}")
+        raise ResultError(f"the files contain different tasks; only one of them has: {only}")
     pairs: dict[str, list[float]] = {}
     for task in a:
         shared = sorted(a[task].keys() & b[task].keys())

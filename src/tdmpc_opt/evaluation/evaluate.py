@@ -25,7 +25,7 @@ from tdmpc_opt.schema import Task, TaskTable, seed_number
 
 @dataclass(frozen=True)
 class TaskWork:
-    """One task with all its episodes: the unit of work, alike in every process."""
+    """One task with all its episodes: the unit of work of a process."""
 
     policy: PolicySource
     task: Task

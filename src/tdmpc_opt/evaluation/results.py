@@ -67,9 +67,9 @@ class EvaluationFile:
 
     Args:
         path: File to write; if it exists its finished tasks are kept.
-        config: What is evaluated and how; an existing file must hold the same, or fewer
+        config: What is evaluated and how; an existing file must state the same, or fewer
             episodes of it.
-        training: How the agent was trained, if it says so.
+        training: How the agent was trained, if that is known.
 
     Raises:
         ResultError: The existing file is damaged or of another configuration.

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from tdmpc_opt.files import alone, refuse_overwrite, require_same
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, storable
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.schema import UNNAMED, PlannerBudget, TaskTable
+from tdmpc_opt.schema import UNNAMED, PlannerBudget, Task, TaskTable
 from tdmpc_opt.tasks.environment import make_env
 
 Parameters = dict[str, Any]
@@ -56,7 +56,7 @@ _PUBLISHED: Parameters = {
 
 
 def suggest(trial: optuna.Trial, max_samples: int, max_iterations: int) -> PlannerBudget:
-    """Let the search draw a budget."""
+    """Return a budget whose parts the search draws."""
     return budget_of(
         {
             "horizon": trial.suggest_int("horizon", 2, _LONGEST),
@@ -148,46 +148,43 @@ class Cost:
     """The latter in milliseconds: processor time, so that other programs count little."""
 
 
-def cost_of(agent: Agent, full: Agent, task: str) -> Cost:
-    """Let the agent drive an episode for a while, and the full planner look on in between.
+def cost_of(agent: Agent, full: Agent, task: Task) -> Cost:
+    """Time the agent's actions in an episode, and in between those of the full planner.
 
     Args:
-        agent: Who is measured.
+        agent: The agent to measure.
         full: The same world model with the published budget.
-        task: Task name.
+        task: What they act in; one of an agent that does not name its tasks is its only one.
     """
+
+    def timed(acting: Agent) -> Callable[[Array], tuple[Array, float]]:
+        name = None if acting.tasks.names == (UNNAMED,) else task.name
+        generator = torch_generator((0,))
+
+        def act(obs: Array) -> tuple[Array, float]:
+            start = time.process_time()
+            action = acting.act(obs, name, generator=generator)
+            return action, time.process_time() - start
+
+        return act
+
     shares, full_ms = [], []
     with one_thread():
-        driver, onlooker = _Timed(agent, task), _Timed(full, task)
+        act, act_full = timed(agent), timed(full)
         env = make_env(task, TUNING_SEED)
         obs, _ = env.reset()
         for turn in range(_TURNS_THAT_WARM + _TURNS):
             own = []
             for _ in range(_ACTIONS):
-                action, seconds = driver.act(obs)
+                action, seconds = act(obs)
                 own.append(seconds)
                 obs = env.step(action)[0]
-            _, seconds = onlooker.act(obs)
+            _, seconds = act_full(obs)
             if turn >= _TURNS_THAT_WARM:
                 shares.append(statistics.mean(own) / seconds)
                 full_ms.append(1000 * seconds)
         env.close()
     return Cost(statistics.median(shares), min(full_ms))
-
-
-class _Timed:
-    """An agent in one episode."""
-
-    def __init__(self, agent: Agent, task: str) -> None:
-        self._agent = agent
-        self._task = None if agent.tasks.names == (UNNAMED,) else task
-        self._generator = torch_generator((0,))
-
-    def act(self, obs: Array) -> tuple[Array, float]:
-        """Return the action and the seconds of processor time that it took."""
-        start = time.process_time()
-        action = self._agent.act(obs, self._task, generator=self._generator)
-        return action, time.process_time() - start
 
 
 _RETURNS, _BUDGET, _FULL_MS = "returns", "budget", "full_ms"
@@ -226,7 +223,7 @@ def tune(
 
     Raises:
         CheckpointError: A checkpoint that cannot be read or written, or cannot plan.
-        ResultError: The folder holds another search.
+        ResultError: The folder contains another search.
         RunError: Another process searches in the folder.
         UnknownTaskError: A task that the agent does not know.
     """
@@ -241,7 +238,7 @@ def tune(
     tasks = policy.tasks(config.tasks)
     checkpoint = read_checkpoint(config.checkpoint, tasks=config.tasks)
     if not checkpoint.has_world_model:
-        raise CheckpointError(f"{config.checkpoint} holds a policy alone and cannot plan")
+        raise CheckpointError(f"{config.checkpoint} contains a policy alone and cannot plan")
     identity = {
         "checkpoint": policy.identity(tasks),
         "tasks": list(tasks.names),
@@ -341,7 +338,7 @@ class _Search:
     def _measure(
         self, trial: optuna.Trial, budget: PlannerBudget, full: Agent
     ) -> tuple[float, float]:
-        cost = cost_of(self._agent(budget), full, self.tasks.names[0])
+        cost = cost_of(self._agent(budget), full, self.tasks.tasks[0])
         returns = self._returns(budget)
         trial.set_user_attr(_RETURNS, returns)
         trial.set_user_attr(_BUDGET, asdict(budget))

@@ -75,7 +75,7 @@ def _check_libraries(needed: Mapping[str, str], what: str) -> None:
 
 
 def _entry(source: str, name: str, site: Path) -> dict[str, Any]:
-    """Put an agent's files into the site, and return what the list says of it."""
+    """Put an agent's files into the site, and return its entry of the list."""
     folder = site / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     if is_onnx(Path(source)):

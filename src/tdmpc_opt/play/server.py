@@ -17,9 +17,9 @@ from tdmpc_opt.play.agents import LIST, write_agents
 
 HOST = "127.0.0.1"
 BUNDLE = Path(__file__).parent / "static"
-"""The built page; `make web` writes it. Files ending in .gz are served as what they hold."""
+"""The built page; `make web` writes it. Files ending in .gz are served unpacked."""
 
-# The system's own table may lack these or hold others, and browsers insist.
+# The system's table may lack these or have others, and browsers need them.
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -48,7 +48,7 @@ class PlayServer(ThreadingHTTPServer):
 
     Raises:
         InputError: A port that is taken, forbidden or none.
-        MissingDependencyError: No folder holds the built page.
+        MissingDependencyError: No folder contains the built page.
     """
 
     daemon_threads = True

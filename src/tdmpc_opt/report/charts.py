@@ -29,7 +29,7 @@ GRID = "#dddddd"
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """What tells one agent from the others, with and without colour."""
+    """How one agent is drawn, so that it differs from others with and without colour."""
 
     color: str
     """On a light page and on paper."""
@@ -94,7 +94,7 @@ def themed(svg: str) -> str:
 
 
 AGENTS = len(SERIES)
-"""Agents that one chart can tell apart."""
+"""Agents that one chart can show distinctly."""
 
 BROAD = 7.2
 """Inches: a page of paper, and the column of text on a desk."""
@@ -106,7 +106,7 @@ _LEGEND_BELOW = 0.42  # inches from an axis to its legend: ticks and label stand
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart and what it says to those who do not see it."""
+    """A chart with its summary for readers who do not see it."""
 
     name: str
     """File stem, unique in a report."""

@@ -211,6 +211,7 @@ def _reported(
     shots: Iterator[Shot], progress: Progress, total: int, what: str
 ) -> Iterator[Shot]:
     done, task = -1, ""
+    progress.update(0, total, f"{what}: starting the process that draws")
     for shot in shots:
         if shot.task != task:
             done, task = done + 1, shot.task

@@ -336,10 +336,10 @@ def write_report(config: ReportConfig) -> ReportSummary:
     results = read_result_files(config.results)
     parts = sections(results)
     if not parts:
-        told = "; ".join(f"{path}: {reason}" for path, reason in results.skipped)
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in results.skipped)
         raise ResultError(
-            f"nothing to report ({told or 'no file has scores or curves'}); name result files "
-            "such as tdmpc-opt evaluate writes"
+            f"nothing to report ({reasons or 'no file has scores or curves'}); name result "
+            "files such as tdmpc-opt evaluate writes"
         )
     environment = Environment(
         loader=PackageLoader("tdmpc_opt.report"),

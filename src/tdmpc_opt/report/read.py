@@ -27,17 +27,17 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """How results of one agent find each other."""
+    """What identifies an agent in results of different kinds."""
 
     name: str | None
     sha256: str | None
     mode: str | None = None
-    """`policy` or `planner`; None where it makes no difference or is not said."""
+    """`policy` or `planner`; None where it makes no difference or is not known."""
     budget: Mapping[str, Any] | None = None
     """What one plan may spend."""
 
     def is_that_of(self, other: "Checkpoint") -> bool:
-        """Tell whether both are the same agent: by content, or by name if one has no hash."""
+        """Return whether both are the same agent: by content, or by name if one has no hash."""
         if None not in (self.mode, other.mode) and self.mode != other.mode:
             return False
         if self.budget and other.budget:  # older files lack what then had but one value
@@ -63,7 +63,7 @@ class Evaluated:
     returns: Mapping[str, Sequence[float]]
     """Episode returns by task."""
     trained: bool
-    """Whether the file says how the agent was trained."""
+    """Whether the file states how the agent was trained."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class Benched:
 
 @dataclass(slots=True)
 class ResultSet:
-    """All that a report is made of."""
+    """The content of a report."""
 
     sources: list[Source] = field(default_factory=list)
     evaluated: list[Evaluated] = field(default_factory=list)
@@ -155,7 +155,7 @@ _FACTS = ("config", "training", "versions", "machine")
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Call each file by its stem, or by its folder too where stems repeat or say nothing."""
+    """Name each file by its stem, or by its folder where stems repeat or are those of runs."""
     stems = [path.stem for path in paths]
     names = {}
     for path, stem in zip(paths, stems, strict=True):
@@ -294,7 +294,7 @@ def _bench(results: ResultSet, source: Source, content: Mapping[str, Any]) -> No
 
 
 def _formats(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
-    """Read size and latency of each number format; its score is in a file of its own."""
+    """Read size and latency of each number format; its score is in another file."""
     results.sources.append(source)
     for row in content["rows"]:
         mode = "policy" if row["how"] == "policy" else "planner"

@@ -14,7 +14,7 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class ZooEntry:
-    """What a bundled checkpoint holds."""
+    """Facts of a bundled checkpoint."""
 
     name: str
     parameters: int
@@ -43,7 +43,7 @@ def path(name: str) -> Path:
 
 
 def entries() -> list[ZooEntry]:
-    """Return what each bundled checkpoint holds, read from the files' headers without torch."""
+    """Return facts of each bundled checkpoint, read from the files' headers without torch."""
     found = []
     for name in names():
         file = path(name)
