@@ -206,7 +206,7 @@ def test_damaged_results_are_refused(tmp_path: Path, name: str) -> None:
     [
         ({"save_every": 0}, "at least 1"),
         ({"update_ratio": 0.3}, "whole number of updates, got 0.6"),
-        ({"warm_up": "experts", "warm_up_episodes": 5}, r"multiple of envs \(2\)"),
+        ({"warm_up": "experts", "warm_up_episodes": 5}, r"multiple of `envs` \(2\)"),
     ],
 )
 def test_counts_that_cannot_be_run_are_refused(

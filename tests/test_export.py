@@ -445,7 +445,7 @@ def test_mistakes_are_found_before_the_work(tmp_path):
         ExportConfig(checkpoint="x", output=tmp_path / "x.pte", target="executorch")
     with pytest.raises(InputError, match="a policy has no planner preset"):
         ExportConfig(checkpoint="x", output=tmp_path / "x", policy_only=True, preset="full")
-    with pytest.raises(InputError, match="tolerance must be above 0"):
+    with pytest.raises(InputError, match="`tolerance` must be above 0"):
         ExportConfig(checkpoint="x", output=tmp_path / "x", tolerance=0.0)
     config = ExportConfig(
         checkpoint="demo-teacher", output=tmp_path / "x", result=tmp_path / "none.json"

@@ -375,7 +375,7 @@ def test_on_policy_data_gives_its_share_of_each_batch(config, tmp_path):
     ],
 )
 def test_data_that_cannot_be_mixed_as_asked_is_refused(config, changes):
-    with pytest.raises(InputError, match=r"on_policy_share is from|name a dataset"):
+    with pytest.raises(InputError, match=r"on_policy_share` is from|name a dataset"):
         replace(config, **changes)
 
 

@@ -44,7 +44,7 @@ class ConvertConfig(OfCheckpoint, OnTasks, ToOutput):
     def __post_init__(self) -> None:
         """Refuse a card's facts where there is no card."""
         if self.is_file and (self.results or self.license != "unknown"):
-            raise InputError("results and license belong to the card of a model folder")
+            raise InputError("`results` and `license` belong to the card of a model folder")
 
     @property
     def is_file(self) -> bool:
@@ -88,7 +88,9 @@ class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
         if self.data is not None and self.format in ("fp32", "fp16", "bf16"):
             raise InputError(f"format {self.format} needs no data; leave out --data")
         if any(getattr(self, name) <= 0 for name in limits) or self.max_value_error <= 0:
-            raise InputError("budgets and errors that are allowed must be above 0")
+            raise InputError(
+                "`budget_bytes`, `max_action_error` and `max_value_error` must be above 0"
+            )
         if self.distill_updates < 0 or (self.distill_updates and self.data is None):
             raise InputError("--distill-updates must be at least 0, and learn on a --data")
 
@@ -110,7 +112,7 @@ class SensitivityConfig(OfCheckpoint, ToOutput, ToPlot, ByWorkers):
     def __post_init__(self) -> None:
         """Refuse counts that cannot be run."""
         if self.episodes < 0 or self.workers < 0:
-            raise InputError("episodes and workers must be at least 0")
+            raise InputError("`episodes` and `workers` must be at least 0")
 
 
 ExportTarget = Literal["onnx", "executorch", "c"]
@@ -142,16 +144,18 @@ class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
     def __post_init__(self) -> None:
         """Refuse what no file can be."""
         if self.tolerance is not None and not self.tolerance > 0:
-            raise InputError(f"tolerance must be above 0, got {self.tolerance}")
+            raise InputError(f"`tolerance` must be above 0, got {self.tolerance}")
         if not (18 <= self.opset <= 20 and 8 <= self.ir_version <= 10):
             raise InputError(
-                f"opset must be in 18..20 and ir_version in 8..10, got {self.opset} and "
+                f"`opset` must be in 18..20 and `ir_version` in 8..10, got {self.opset} and "
                 f"{self.ir_version}"
             )
         if self.target != "onnx" and not self.policy_only:
             raise InputError(f"{self.target} files hold the policy; add --policy-only")
         if self.policy_only and self.preset is not None:
-            raise InputError("a policy has no planner preset; leave out one of the two options")
+            raise InputError(
+                "a policy has no planner preset; leave out --policy-only or --preset"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

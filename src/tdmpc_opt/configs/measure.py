@@ -50,7 +50,7 @@ class EvaluateConfig(OfCheckpoint, OnTasks, Acting, ToOutput, OnDevice, ByWorker
             raise InputError("`episodes` must be at least 1 and `seed` at least 0")
         if self.seed + self.episodes > COLLECTION_SEED:
             raise InputError(
-                f"evaluation seeds stay below {COLLECTION_SEED:,}, where those of data "
+                f"`seed` + `episodes` stays below {COLLECTION_SEED:,}, where the seeds of data "
                 f"collection begin; got {self.seed} + {self.episodes} episodes"
             )
 
@@ -100,11 +100,13 @@ class BenchConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be timed."""
         if not (self.sources and self.preset and self.engine and self.batch):
-            raise InputError("name at least one source, preset, engine and batch")
+            raise InputError(
+                "name at least one file, and one value of `preset`, `engine` and `batch`"
+            )
         if min(self.batch) < 1 or self.threads < 1 or self.rounds < 1:
-            raise InputError("batch, threads and rounds must be at least 1")
+            raise InputError("`batch`, `threads` and `rounds` must be at least 1")
         if not self.seconds > 0:
-            raise InputError(f"seconds must be above 0, got {self.seconds}")
+            raise InputError(f"`seconds` must be above 0, got {self.seconds}")
 
 
 SEARCH_SEED = 0
@@ -140,13 +142,15 @@ class TuneConfig(OfCheckpoint, OnTasks, ToOutput, ByWorkers):
     def __post_init__(self) -> None:
         """Refuse searches that cannot be run."""
         if not 1 <= self.episodes <= COLLECTION_SEED - TUNING_SEED:
-            raise InputError(f"episodes must be in 1..{COLLECTION_SEED - TUNING_SEED:,}")
+            raise InputError(f"`episodes` must be in 1..{COLLECTION_SEED - TUNING_SEED:,}")
         if self.trials < 1:
-            raise InputError("trials must be at least 1")
+            raise InputError("`trials` must be at least 1")
         if self.max_samples < 32 or self.max_iterations < 1:
-            raise InputError("max_samples must be at least 32 and max_iterations at least 1")
+            raise InputError(
+                "`max_samples` must be at least 32 and `max_iterations` at least 1"
+            )
         if not 0 < self.realtime_ms <= self.balanced_ms:
-            raise InputError("realtime_ms must be above 0 and at most balanced_ms")
+            raise InputError("`realtime_ms` must be above 0 and at most `balanced_ms`")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,9 +183,9 @@ class VideoConfig(OfCheckpoint, OnTasks, Acting):
         if self.output is None and self.sheet is None:
             raise InputError("name a film with --output or a contact sheet with --sheet")
         if self.output is not None and self.output.suffix.lower() not in (".mp4", ".gif"):
-            raise InputError(f"a film's name ends in .mp4 or .gif; got {self.output.name}")
+            raise InputError(f"`output`, a film, ends in .mp4 or .gif; got {self.output.name}")
         if self.seconds is not None and self.seconds <= 0:
-            raise InputError(f"seconds must be above 0, got {self.seconds}")
+            raise InputError(f"`seconds` must be above 0, got {self.seconds}")
 
 
 @dataclass(frozen=True, kw_only=True)

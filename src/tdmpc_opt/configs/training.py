@@ -57,15 +57,17 @@ class ExpertsConfig(OnTasks, ToOutput, ByWorkers, Seeded):
     def __post_init__(self) -> None:
         """Refuse counts that cannot be run."""
         if min(self.steps, self.hidden, self.episodes, self.save_every, self.envs) < 1:
-            raise InputError("steps, hidden, episodes, save_every and envs must be at least 1")
+            raise InputError(
+                "`steps`, `hidden`, `episodes`, `save_every` and `envs` must be at least 1"
+            )
         updates = self.envs * self.update_ratio
         if updates < 1 or updates != round(updates):
             raise InputError(
-                f"envs * update_ratio must be a whole number of updates, got {updates:g}"
+                f"`envs` * `update_ratio` must be a whole number of updates, got {updates:g}"
             )
         episodes = self.warm_up_episodes
         if self.warm_up is not None and (episodes < self.envs or episodes % self.envs):
-            raise InputError(f"warm_up_episodes must be a multiple of envs ({self.envs})")
+            raise InputError(f"`warm_up_episodes` must be a multiple of `envs` ({self.envs})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +83,9 @@ class CollectConfig(OnTasks, Acting, ToOutput, OnDevice, ByWorkers, Labelled, Se
     def __post_init__(self) -> None:
         """Refuse counts and noise that cannot be run."""
         if self.episodes < 1 or self.seed < 0 or self.noise < 0:
-            raise InputError("episodes must be at least 1; seed and noise at least 0")
+            raise InputError("`episodes` must be at least 1; `seed` and `noise` at least 0")
         if self.preset is not None and self.mode == "policy":
-            raise InputError("a preset is what a plan may spend; it needs --mode planner")
+            raise InputError("`preset` is the budget of a plan and needs --mode planner")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,23 +359,23 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
             raise InputError(f"--{idle[0].replace('_', '-')} needs a --teacher")
         share = self.on_policy_share
         if share is not None and (self.on_policy is None or not 0 <= share <= 1):
-            raise InputError("on_policy_share is from 0 to 1, and needs --on-policy")
+            raise InputError("`on_policy_share` is from 0 to 1, and needs --on-policy")
         if self.lr_zero_at is not None and self.lr_zero_at < self.updates:
             raise InputError(
-                f"the learning rate is zero at update {self.lr_zero_at}, so that none of the "
-                f"{self.updates} updates beyond it would change anything"
+                f"`lr_zero_at` is {self.lr_zero_at}: of the {self.updates} `updates` those "
+                "beyond it would change nothing"
             )
         if self.behaviour_batch < 0 or (self.behaviour_batch and not self.weights.behaviour):
             raise InputError(
-                "behaviour_batch is at least 0, and needs a weight of behaviour to count"
+                "`behaviour_batch` is at least 0, and needs a weight of --weights.behaviour"
             )
         if not 0 <= self.td_lambda <= 1:
-            raise InputError(f"td_lambda is from 0 to 1, got {self.td_lambda}")
+            raise InputError(f"`td_lambda` is from 0 to 1, got {self.td_lambda}")
         counts = (self.updates, self.batch_size, self.horizon, self.log_every, self.save_every)
         if min(*counts, self.keep) < 1 or min(self.max_skipped, self.threads) < 0:
             raise InputError(
-                "updates, batch_size, horizon, log_every, save_every and keep must be at least "
-                "1, max_skipped and threads at least 0"
+                "`updates`, `batch_size`, `horizon`, `log_every`, `save_every` and `keep` must "
+                "be at least 1, `max_skipped` and `threads` at least 0"
             )
 
 
@@ -410,7 +412,7 @@ class DistillConfig(OnTasks, ToOutput, OnDevice, ByWorkers, Seeded):
         if (self.updates is not None and self.updates < 1) or not (
             self.hours is None or self.hours > 0
         ):
-            raise InputError("updates must be at least 1, and hours above 0")
+            raise InputError("`updates` must be at least 1, and `hours` above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -452,10 +454,11 @@ class DaggerConfig(TrainConfig, ByWorkers, Labelled):
         super().__post_init__()
         if min(self.rounds, self.episodes) < 1 or min(self.noise, self.planner_episodes) < 0:
             raise InputError(
-                "rounds and episodes must be at least 1; planner_episodes and noise at least 0"
+                "`rounds` and `episodes` must be at least 1; `planner_episodes` and `noise` at "
+                "least 0"
             )
         if self.lr_zero_at is not None and self.lr_zero_at < self.rounds * self.updates:
             raise InputError(
                 f"{self.rounds} rounds make {self.rounds * self.updates} updates, but the "
-                f"learning rate is zero from update {self.lr_zero_at} on"
+                f"learning rate is zero from `lr_zero_at` {self.lr_zero_at} on"
             )
