@@ -8,8 +8,7 @@ import pytest
 
 from tdmpc_opt.cli import main
 from tdmpc_opt.errors import ResultError
-from tdmpc_opt.evaluation.ablation import ablation, score_over_seeds
-from tdmpc_opt.evaluation.compare import compare
+from tdmpc_opt.evaluation.compare import ablation, compare, score_over_seeds
 from tdmpc_opt.evaluation.score import MEAN_RETURN
 
 TRAINING: dict[str, Any] = {
@@ -120,7 +119,7 @@ def test_nested_settings_that_differ_are_named(tmp_path: Path) -> None:
         ({"updates": 200}, {}, "another budget than .*a.json: its updates is 200, not 100"),
         ({"data": {"name": "data", "sha256": "d2"}}, {}, "its data is .*d2"),
         ({}, {"mode": "planner"}, "its mode is planner, not None"),
-        ({"output": "x"}, {}, "two result files hold the same training run"),
+        ({"output": "x"}, {}, "two result files are of the same training run"),
     ],
 )
 def test_unequal_or_repeated_runs_are_refused(
@@ -135,7 +134,7 @@ def test_unequal_or_repeated_runs_are_refused(
 
 
 def test_agents_of_unknown_training_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ResultError, match="does not say how its agent was trained"):
+    with pytest.raises(ResultError, match="does not state how its agent was trained"):
         ablation([_write(tmp_path, "a", [1, 2], None)])
 
 

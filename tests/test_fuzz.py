@@ -196,7 +196,7 @@ def only_read(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("tdmpc_opt.machine.versions", dict)
     patch.setattr("tdmpc_opt.machine.facts", dict)
     patch.setattr("tdmpc_opt.evaluation.score.RESAMPLES", 20)
-    patch.setattr("tdmpc_opt.evaluation.ablation.RESAMPLES", 20)
+    patch.setattr("tdmpc_opt.evaluation.compare.RESAMPLES", 20)
 
 
 @pytest.fixture(autouse=True)

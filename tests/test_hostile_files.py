@@ -15,7 +15,7 @@ from tdmpc_opt import cli, runtime, zoo
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.torch_files import TorchFileError, load_outline, load_whole
 from tdmpc_opt.errors import CheckpointError, ResultError, RunError, TdmpcOptError
-from tdmpc_opt.evaluation.ablation import ablation
+from tdmpc_opt.evaluation.compare import ablation
 from tdmpc_opt.experts.state import read_progress
 from tdmpc_opt.files import parse_json
 from tdmpc_opt.report.page import sections

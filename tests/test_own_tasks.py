@@ -128,7 +128,7 @@ def test_an_own_task_goes_from_collection_to_evaluation(tmp_path, capsys):
     for words in (["compare", str(score), str(score)], ["ablation", str(score.parent / "run")]):
         cli.main(words)
     shown = capsys.readouterr()
-    assert "(return) over 2 episodes" in shown.out
+    assert "in return over 2 episodes" in shown.out
     assert "write one with: tdmpc-opt evaluate" in shown.err
     assert content["config"]["environments"] == {"Point-v0": POINT}
     assert len(content["tasks"]["Point-v0"]["returns"]) == 2

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tdmpc_opt import zoo
-from tdmpc_opt.evaluation.ablation import ablation as ablation_rows
+from tdmpc_opt.evaluation.compare import ablation as ablation_rows
 from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.evaluation.score import stored_score
 from tdmpc_opt.planning.presets import PRESETS

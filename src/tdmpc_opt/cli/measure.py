@@ -51,21 +51,21 @@ def _compare(config: configs.CompareConfig) -> None:
 
     first, second = config.results
     result = compare(first, second)
-    measure = "points" if result.unit is NORMALIZED else "return"
+    measure = "points" if result.unit is NORMALIZED else "in return"
     table = table_of(f"{second.name} - {first.name}", "task", measure)
     for name, points in result.per_task.items():
         table.add_row(name, f"{points:+.2f}")
     terminal = console()
     terminal.print(table)
     terminal.print(
-        f"paired difference {result.difference} ({measure}) over {result.episodes} episodes",
+        f"paired difference {result.difference} {measure} over {result.episodes} episodes",
         highlight=False,
         markup=False,
     )
 
 
 def _ablation(config: configs.AblationConfig) -> None:
-    from tdmpc_opt.evaluation.ablation import ablation
+    from tdmpc_opt.evaluation.compare import ablation
     from tdmpc_opt.report.charts import plot_scores
 
     refuse_overwrite(config)

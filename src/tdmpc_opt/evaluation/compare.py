@@ -1,13 +1,37 @@
-"""Paired comparison of two evaluations."""
+"""Comparisons of evaluations: of two in pairs, and of training runs at equal budget."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tdmpc_opt.configs import FromTeacher, TrainConfig
+from tdmpc_opt.configs.common import cost_fields
+from tdmpc_opt.configs.training import REMOVED, REMOVED_COST
 from tdmpc_opt.errors import ResultError
-from tdmpc_opt.evaluation.results import read_evaluation
-from tdmpc_opt.evaluation.score import Score, Unit, normalized_score, task_score, unit_of
+from tdmpc_opt.evaluation.results import evaluations, read_evaluation, refuse_damaged
+from tdmpc_opt.evaluation.score import (
+    RESAMPLES,
+    RETURN_PER_POINT,
+    Score,
+    Unit,
+    normalized_score,
+    task_score,
+    unit_of,
+)
+from tdmpc_opt.files import without_removed
+
+# What must be the same in all runs, or their scores do not show the effect of the rest.
+_TRAINING_BUDGET = ("data", "updates", "batch_size", "horizon", "size", "start")
+_EVALUATION = ("tasks", "episodes", "seed", "mode", "budget", "noise")
+# What differs between runs without meaning anything for their comparison.
+_FREE = {"seed", *cost_fields(TrainConfig), *REMOVED_COST}
+# Options of a teacher at their defaults, which runs without one lack.
+_LEFT_ALONE = {field.name: str(field.default) for field in fields(FromTeacher)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +76,157 @@ def _returns(content: Mapping[str, Any]) -> dict[str, dict[int, float]]:
         task: dict(zip(record["seeds"], record["returns"], strict=True))
         for task, record in content["tasks"].items()
     }
+
+
+@dataclass(frozen=True, slots=True)
+class AblationRow:
+    """Runs that differ in their seed alone."""
+
+    settings: dict[str, str]
+    """Those settings that are not the same in all rows."""
+    seeds: tuple[int, ...]
+    """Training seeds."""
+    score: Score
+    """Mean over seeds in the unit; its interval resamples seeds and, within each, episodes."""
+    unit: Unit
+    """Points of MT30's score, or returns of own tasks."""
+
+    @property
+    def label(self) -> str:
+        """The settings as one line."""
+        settings = (f"{name} {value}" for name, value in self.settings.items())
+        return ", ".join(settings) or "no teacher"
+
+
+def ablation(paths: Sequence[Path]) -> list[AblationRow]:
+    """Group result files by what their training differed in, in the order of the files.
+
+    Args:
+        paths: Result files, or folders of them.
+
+    Raises:
+        ResultError: A file that cannot be read, of an unfinished evaluation, of an agent that
+            does not state how it was trained, or of another budget than the first one's.
+    """
+    paths = evaluations(paths)
+    with refuse_damaged(f"{', '.join(map(str, paths))}: cannot be compared"):
+        return _rows(paths)
+
+
+def _rows(paths: Sequence[Path]) -> list[AblationRow]:
+    contents = [_read(path) for path in paths]
+    for path, content in zip(paths, contents, strict=True):
+        _require_equal_budget(paths[0], contents[0], path, content)
+    flat = [_flatten(content["training"]) for content in contents]
+    varied = [name for name in _names(flat) if len({row.get(name) for row in flat}) > 1]
+    groups: dict[tuple[tuple[str, str], ...], list[dict[str, Any]]] = {}
+    for content, settings in zip(contents, flat, strict=True):
+        key = tuple((name, settings[name]) for name in varied if name in settings)
+        groups.setdefault(key, []).append(content)
+    return [_row(dict(key), members) for key, members in groups.items()]
+
+
+def equal_budgets(paths: Sequence[Path]) -> list[list[Path]]:
+    """Sort result files into sets that `ablation` takes, in the order of the files.
+
+    Of several results of one training run, such as a student's and its quantized copy's, the
+    first counts.
+
+    Raises:
+        ResultError: A file that `ablation` cannot read.
+    """
+    sets: dict[str, dict[str, Path]] = {}
+    for path in paths:
+        content = _read(path)
+        run = json.dumps(content["training"], sort_keys=True)
+        budget = [
+            content[part].get(name)
+            for part, names in (("training", _TRAINING_BUDGET), ("config", _EVALUATION))
+            for name in names
+        ]
+        sets.setdefault(json.dumps(budget, sort_keys=True), {}).setdefault(run, path)
+    return [list(runs.values()) for runs in sets.values()]
+
+
+def _row(settings: dict[str, str], members: Sequence[Mapping[str, Any]]) -> AblationRow:
+    seeds = tuple(member["training"]["seed"] for member in members)
+    if len(set(seeds)) < len(seeds):
+        raise ResultError(
+            f"two result files are of the same training run ({settings or 'no teacher'}, seeds "
+            f"{sorted(seeds)}); name each once"
+        )
+    returns = [[task["returns"] for task in member["tasks"].values()] for member in members]
+    unit = unit_of(members[0]["tasks"])
+    score = score_over_seeds(np.array(returns, np.float64))
+    return AblationRow(settings, seeds, unit.shown(score), unit)
+
+
+def score_over_seeds(returns: NDArray[np.float64]) -> Score:
+    """Return the normalised score of several training seeds with its interval.
+
+    A seed is drawn for all tasks at once, for they were trained together; then episodes are
+    drawn within each task.
+
+    Args:
+        returns: Episode returns [seeds, tasks, episodes].
+
+    Source:
+        Hierarchical form of the stratified bootstrap of arXiv:2108.13264.
+    """
+    points = returns / RETURN_PER_POINT
+    seeds, tasks, episodes = points.shape
+    mean = float(points.mean())
+    if seeds == 1 and episodes == 1:
+        return Score(mean, None)
+    rng = np.random.default_rng(0)
+    drawn = np.empty(RESAMPLES)
+    for index in range(RESAMPLES):
+        chosen = points[rng.integers(seeds, size=seeds)]
+        picks = rng.integers(episodes, size=(seeds, tasks, episodes))
+        drawn[index] = np.take_along_axis(chosen, picks, axis=2).mean()
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Score(mean, (float(low), float(high)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = read_evaluation(path)
+    if not content.get("complete"):
+        raise ResultError(f"{path} is not complete; finish it with the command that began it")
+    training = content.get("training")
+    if not isinstance(training, dict):
+        raise ResultError(
+            f"{path} does not state how its agent was trained; evaluate the model.safetensors "
+            "of a run of tdmpc-opt train"
+        )
+    return content | {"training": without_removed(training, REMOVED)}
+
+
+def _require_equal_budget(
+    first: Path, wanted: Mapping[str, Any], path: Path, found: Mapping[str, Any]
+) -> None:
+    for part, names in (("training", _TRAINING_BUDGET), ("config", _EVALUATION)):
+        for name in names:
+            a, b = wanted[part].get(name), found[part].get(name)
+            if a != b:
+                raise ResultError(
+                    f"{path} has another budget than {first}: its {name} is {b}, not {a}"
+                )
+
+
+def _names(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the settings by dotted name; files go by their name."""
+    flat: dict[str, str] = {}
+    for name, value in settings.items():
+        if name in _FREE or value is None:
+            continue
+        if isinstance(value, Mapping) and "sha256" in value:
+            flat[prefix + name] = str(value["name"])
+        elif isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        elif prefix or str(value) != _LEFT_ALONE.get(name):
+            flat[prefix + name] = str(value)
+    return flat

@@ -1,7 +1,8 @@
 """Result files: JSON that carries scores, configuration, versions and machine."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,24 @@ def read_result(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ResultError(f"{path} is no JSON ({error}); delete or repair it") from error
     return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def refuse_damaged(what: str) -> Iterator[None]:
+    """Refuse values in result files that the block cannot use.
+
+    Args:
+        what: The files, and what cannot be done with them.
+
+    Raises:
+        ResultError: In place of the errors that such values cause.
+    """
+    try:
+        yield
+    except ResultError:
+        raise  # it is a ValueError, which is caught below
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ResultError(f"{what} ({error!r}); make them anew") from error
 
 
 def evaluations(paths: Sequence[Path]) -> list[Path]:

@@ -15,7 +15,8 @@ from matplotlib import rc_context
 import tdmpc_opt
 from tdmpc_opt.configs import ReportConfig
 from tdmpc_opt.errors import ResultError
-from tdmpc_opt.evaluation.ablation import ablation, equal_budgets
+from tdmpc_opt.evaluation.compare import ablation, equal_budgets
+from tdmpc_opt.evaluation.results import refuse_damaged
 from tdmpc_opt.evaluation.score import NORMALIZED, Score, Unit, normalized_score
 from tdmpc_opt.files import refuse_overwrite, replace_when_done
 from tdmpc_opt.report.charts import (
@@ -71,14 +72,9 @@ def sections(results: ResultSet) -> list[Section]:
     Raises:
         ResultError: Values that cannot be shown, such as a curve without a point.
     """
-    parts = (_scores, _tasks, _costs, _ablations, _curves)
-    try:
-        found = [part(results) for part in parts]
-    except ResultError:
-        raise  # it is a ValueError, which is caught below
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        names = ", ".join(source.name for source in results.sources)
-        raise ResultError(f"{names}: cannot be shown ({error!r}); make them anew") from error
+    names = ", ".join(source.name for source in results.sources)
+    with refuse_damaged(f"{names}: cannot be shown"):
+        found = [part(results) for part in (_scores, _tasks, _costs, _ablations, _curves)]
     return [section for section in found if section.figures]
 
 

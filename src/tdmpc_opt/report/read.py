@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tdmpc_opt.errors import ResultError
-from tdmpc_opt.evaluation.results import read_evaluation, read_result
+from tdmpc_opt.evaluation.results import read_evaluation, read_result, refuse_damaged
 from tdmpc_opt.evaluation.score import Score, Unit, normalized_score, stored_score, unit_of
 
 _SMOOTHED = 8  # episodes that one point of an expert's curve is the mean of
@@ -141,13 +140,9 @@ def read_result_files(paths: Sequence[Path]) -> ResultSet:
             results.skipped.append((path, f"unknown kind {kind!r}" if kind else "has no kind"))
             continue
         facts = {key: content[key] for key in _FACTS if content.get(key)}
-        source = Source(names[path], path, str(kind), facts)
-        try:
-            _READERS[str(kind)](results, source, content)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            if isinstance(error, ResultError):
-                raise
-            raise ResultError(f"{path} is damaged ({error!r}); make it anew") from error
+        source = Source(names[path], path, kind, facts)
+        with refuse_damaged(f"{path} is damaged"):
+            _READERS[kind](results, source, content)
     return results
 
 
