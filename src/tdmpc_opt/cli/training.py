@@ -54,9 +54,10 @@ def _distill(config: configs.DistillConfig) -> None:
     with ConsoleProgress("distill") as progress:
         terminal.print(str(plan(config, progress)), highlight=False)
         student = distill(config, progress)
-    table = table_of(str(config.output), "task", "student less teacher, points")
-    for name, points in student.lost.per_task.items():
-        table.add_row(name, f"{points:+.2f}")
+    difference = f"student less teacher, {student.lost.unit.name}"
+    table = table_of(str(config.output), "task", difference)
+    for name, less in student.lost.per_task.items():
+        table.add_row(name, f"{less:+.2f}")
     terminal.print(table)
     terminal.print(
         f"teacher {student.teacher}, student {student.policy}, its int8 policy {student.int8}; "

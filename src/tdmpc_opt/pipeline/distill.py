@@ -27,7 +27,7 @@ from tdmpc_opt.configs import (
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.evaluation.compare import Comparison, compare
 from tdmpc_opt.evaluation.evaluate import evaluate
-from tdmpc_opt.evaluation.score import Score
+from tdmpc_opt.evaluation.score import Score, stored_score
 from tdmpc_opt.export.export import export
 from tdmpc_opt.export.model_folder import save_folder
 from tdmpc_opt.files import alone, parse_json, refuse_overwrite, replace_when_done
@@ -69,7 +69,7 @@ class Student:
     int8: Score
     """Of the exported int8 policy."""
     lost: Comparison
-    """Student's policy less teacher, paired by start."""
+    """Student's policy less teacher, paired by start; scores are in its unit."""
 
 
 def distill(config: DistillConfig, progress: Progress | None = None) -> Student:
@@ -276,30 +276,23 @@ class _Pipeline:
         write_report(
             ReportConfig(results=(*results.values(), *curves), output=output / "report.html")
         )
-        teacher, policy, int8 = (_score(content) for content in contents.values())
+        teacher, policy, int8 = (
+            lost.unit.shown(stored_score(content["score"])) for content in contents.values()
+        )
         return Student(output, teacher, policy, int8, lost)
-
-
-def _score(content: Mapping[str, Any]) -> Score:
-    interval = content["score"]["ci95"]
-    return Score(content["score"]["mean"], interval and (interval[0], interval[1]))
 
 
 def _card(
     contents: Mapping[str, Mapping[str, Any]], lost: Comparison, planned: Sequence[str]
 ) -> str:
     """Return the card's section on what the student lost."""
-    points_of = {
-        task: [f"{content['tasks'][task]['score']:.2f}" for content in contents.values()]
-        for task in lost.per_task
-    }
-    rows = [
-        " | ".join(
-            [f"| {task}", *points, f"{lost.per_task[task]:+.2f} |"],
-        )
-        for task, points in points_of.items()
-    ]
-    means = [f"{content['score']['mean']:.2f}" for content in contents.values()]
+    factor = lost.unit.per_point
+    rows = []
+    for task, difference in lost.per_task.items():
+        found = [factor * content["tasks"][task]["score"] for content in contents.values()]
+        cells = (f"{value:.2f}" for value in found)
+        rows.append(f"| {task} | {' | '.join(cells)} | {difference:+.2f} |")
+    means = [f"{factor * content['score']['mean']:.2f}" for content in contents.values()]
     labels = (
         f"its planner on {', '.join(planned)}, its policy elsewhere"
         if planned
@@ -310,7 +303,8 @@ def _card(
         "## Teacher and student",
         "",
         f"The teacher acted by {labels}. {SCORE_EPISODES} episodes a task from starts "
-        f"{SCORE_SEED:,} on, the same for all; the student acts by its policy.",
+        f"{SCORE_SEED:,} on, the same for all; the student acts by its policy. The numbers are "
+        f"{lost.unit.name}s.",
         "",
         "| task | teacher | student | student, int8 | student less teacher |",
         "|---|---|---|---|---|",
