@@ -21,6 +21,7 @@ from tdmpc_opt.experts.state import Progress
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.environment import make_env
+from tdmpc_opt.tasks.own import own_task
 
 EXPERTS = Path(__file__).parents[1] / "experts"
 
@@ -272,10 +273,16 @@ def test_warm_up_shows_a_planning_policy_the_environments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = _Watching()
-    monkeypatch.setattr(SimulatorSource, "load", lambda self: policy)
+    monkeypatch.setattr(SimulatorSource, "load", lambda self, tasks: policy)
     config = _config(tmp_path, warm_up="plan", warm_up_episodes=2)
     assert warm_up(_Buffer(), config, MT30["pendulum-swingup"]) == 1000
     assert policy.states == [2] * 500
+
+
+def test_random_actions_warm_up_the_expert_of_an_own_task(tmp_path: Path) -> None:
+    task = own_task("own_envs:Slider-v0")
+    config = _config(tmp_path, warm_up="random", warm_up_episodes=2)
+    assert warm_up(_Buffer(), config, task) == 2 * task.episode_length
 
 
 @pytest.mark.usefixtures("_sbx_present")

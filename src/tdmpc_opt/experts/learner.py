@@ -1,6 +1,7 @@
 """The library's learner for one expert: how it is built, warmed up and read out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from tdmpc_opt.agents.policies import Array, ExpertNetwork, Policy, Stream, rollout
 from tdmpc_opt.agents.sources import PolicySource, open_source
 from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
-from tdmpc_opt.schema import Task, seed_number
+from tdmpc_opt.schema import Task, TaskTable, seed_number
 from tdmpc_opt.tasks.batched import offers_batches
 from tdmpc_opt.tasks.environment import make_env
 
@@ -68,23 +69,23 @@ def build_learner(config: ExpertsConfig, task: Task, first_episode: int) -> Any:
 
 
 def warm_up_source(config: ExpertsConfig, task: str) -> tuple[PolicySource, str] | None:
-    """Return the policy that drives the first episodes and the task it believes to be in."""
+    """Return the source of the first episodes' policy and the task that it is asked for."""
     if config.warm_up is None:
         return None
     return open_source(config.warm_up, noise=True), config.warm_up_task or task
 
 
 def warm_up(model: Any, config: ExpertsConfig, task: Task) -> int:
-    """Fill the replay buffer with episodes that another policy drives, and return their steps.
+    """Fill the replay buffer with episodes of another policy, and return their number of steps.
 
-    What pays only after a long way is found sooner by a policy that knows part of it: that of
-    a related task of the same body, or a half-good one.
+    Where random actions rarely reach any reward, episodes of a weak policy, of a related task's
+    expert or of planning in the simulator show the learner states with reward from the start.
     """
     found = warm_up_source(config, task.name)
     if found is None:
         return 0
     source, known_as = found
-    policy = source.load()
+    policy = source.load(TaskTable((replace(task, name=known_as),)))
     if known_as != task.name:
         policy = _KnownAs(policy, known_as)
     steps = 0
@@ -108,7 +109,7 @@ def warm_up(model: Any, config: ExpertsConfig, task: Task) -> int:
 
 
 class _KnownAs:
-    """A policy that takes every task for one of its own."""
+    """A policy that is asked for one task, whatever the task of the episodes is called."""
 
     def __init__(self, policy: Policy, task: str) -> None:
         self._policy = policy
@@ -122,7 +123,7 @@ class _KnownAs:
 
 
 def read_network(model: Any, task: str, step: int) -> ExpertNetwork:
-    """Return the deterministic policy that the model has learnt so far."""
+    """Return the deterministic policy of the model's present weights."""
     params = model.policy.actor_state.params
     params = params.get("params", params)
     # Flax numbers the layers in order; the last one is the log std beside the mean.
