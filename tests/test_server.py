@@ -23,6 +23,7 @@ from websockets.sync.client import connect
 from tdmpc_opt import zoo
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.runtime import load
+from tdmpc_opt.schema import PlannerBudget
 from tdmpc_opt.server.server import PolicyServer, pack, unpack
 
 TASK = "walker-walk"
@@ -271,6 +272,52 @@ def test_the_command_serves_without_torch_and_stops_by_a_signal(which, tmp_path)
     assert run.returncode == 0
     assert "stopped after 1 answers and 0 errors" in out
     assert not err
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory, checkpoint_file) -> Path:
+    """A planner of which one plan serves for two actions."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    from tdmpc_opt.configs import ExportConfig
+    from tdmpc_opt.export.export import export
+
+    path = tmp_path_factory.mktemp("planner") / "planner.onnx"
+    sizes = {"horizon": 3, "iterations": 2, "samples": 24, "policy_samples": 4, "elites": 6}
+    budget = PlannerBudget(**sizes, replan_every=2)
+    export(ExportConfig(checkpoint=str(checkpoint_file), output=path), budget)
+    return path
+
+
+def test_clients_drive_a_planner_each_with_its_own_plan(planner, monkeypatch):
+    """Two clients in turn get what an agent alone gives each of them."""
+    from tdmpc_opt import make_env
+
+    seeded = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda: seeded(0))
+    task = "cartpole-balance"
+    alone = [load(planner), load(planner)]
+    envs = [make_env(task, seed) for seed in (1, 2)]
+    rows = [env.reset()[0] for env in envs]
+    with (
+        _serving(planner) as (_, address),
+        connect(f"ws://{address}") as first,
+        connect(f"ws://{address}") as second,
+    ):
+        for client in (first, second):
+            facts = unpack(client.recv(timeout=10))
+            assert (facts["kind"], facts["actions_per_answer"]) == ("planner", 2)
+        for _ in range(5):
+            for number, client in enumerate((first, second)):
+                actions = _ask(client, observation=rows[number], task=task)["actions"]
+                agent = alone[number]
+                wanted = [agent.act(rows[number], task) for _ in range(2)]
+                np.testing.assert_array_equal(actions, wanted)
+                for action in actions:
+                    rows[number] = envs[number].step(action)[0]
+        late = _ask(first, observation=rows[0], task=task, deadline_ms=1e-3)
+        assert late["actions"].shape == (2, 1)
+        assert np.abs(rows[0] - rows[1]).max() > 0
 
 
 _CLIENT = """

@@ -21,6 +21,7 @@ from tdmpc_opt.evaluation.compare import ablation as ablation_rows
 from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.evaluation.score import stored_score
 from tdmpc_opt.planning.presets import PRESETS
+from tdmpc_opt.runtime.contract import by_contract, contracts_of
 from tdmpc_opt.schema import MT30, PlannerBudget
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,7 @@ COMMANDS = {
     "bench-training": "python benchmarks/training_throughput.py",
     "formats-mt30-1m": "python benchmarks/formats.py --checkpoint FILE --name mt30-1m "
     "--data DATA",
+    "onnxruntime-versions": "python benchmarks/onnxruntime_versions.py",
     "mutation": "python tools/mutation.py results/mutation.json",
     # Scripts that were removed after their file was written.
     "demo": "git show 94c1e6f:src/tdmpc_opt/demo.py",
@@ -602,6 +604,33 @@ def _preset(config: Json) -> str | None:
         for name, preset in PRESETS.items()
         if all(getattr(preset.budget, size) == getattr(budget, size) for size in sizes)
     )
+
+
+def contracts() -> str:
+    """Return what the numbers of the 30 tasks are."""
+    head = "tasks and rate, numbers, names, unit, range"
+    rows = []
+    for found, names in by_contract(contracts_of(MT30)).items():
+        title = f"{', '.join(names)}: {found.rate}"
+        for cells in found.rows():
+            rows.append((title, *cells[:3], cells[3] or "-"))
+            title = ""
+    return _table(head, rows)
+
+
+def onnxruntime_versions() -> str:
+    """Return which versions of onnxruntime run the exported files."""
+    releases = _read("onnxruntime-versions")["releases"]
+    files = list(releases[0]["files"])
+    rows = [
+        (each["onnxruntime"], each["numpy"], *(_ran(each["files"][name]) for name in files))
+        for each in releases
+    ]
+    return _table(["onnxruntime", "numpy", *(name.replace(",", "") for name in files)], rows)
+
+
+def _ran(found: Json) -> str:
+    return found["error"] if "error" in found else f"{found['largest_difference']:.0e}"
 
 
 def _table(head: str | Iterable[str], rows: Iterable[Iterable[object]]) -> str:
