@@ -132,29 +132,19 @@ def test_the_source_names_no_path_of_this_machine(two_tasks):
 
 
 def test_a_task_with_an_odd_name_makes_plain_c(tmp_path, make_model):
-    from tdmpc_opt.checkpoints.checkpoint import from_model
-    from tdmpc_opt.checkpoints.native import write_native
     from tdmpc_opt.export.c_source import CPolicy
-    from tdmpc_opt.export.metadata import Facts
+    from tdmpc_opt.runtime.contract import Block, Contract
     from tdmpc_opt.schema import Task, TaskTable
 
     tasks = TaskTable((Task('3"*/\\é', 4, 2),))
-    model = make_model(tasks)
-    path = tmp_path / "odd.safetensors"
-    write_native(path, from_model(model))
-    facts = Facts(
-        source=path,
-        sha256="0" * 64,
-        config=model.config,
-        tasks=tasks,
-        contracts={},
-        number_format="fp32",
-        preset=None,
-        budget=None,
-        score=None,
+    odd = Block("*/ int", tuple("ab"), "°", -1.0)
+    contracts = {tasks.names[0]: Contract((odd, odd), (odd,), None)}
+    policy = CPolicy(
+        make_model(tasks), contracts, tmp_path / "odd.safetensors", 'a "*/ b', quantize=False
     )
-    policy = CPolicy(model, facts, quantize=False)
-    assert "policy_3.c" in policy.files({})
+    files = policy.files({})
+    assert "policy_3.c" in files
+    assert b"observation 2-3: __ int: a, b; unit _, in [-1, inf]" in files["policy_3.h"]
 
 
 def test_a_machine_without_a_compiler_is_named(tmp_path, checkpoint_file, monkeypatch):

@@ -49,6 +49,12 @@ def replace_when_done(path: Path) -> Iterator[Path]:
         raise
 
 
+FORMAT = "tdmpc-opt"
+"""Mark of this project's files in their metadata."""
+CHECKPOINT_SCHEMA = 2
+"""Newest schema of checkpoints, that of quantised weights; others keep schema 1. A reader for
+each released one stays."""
+
 _WRITTEN = ("output", "figures", "plot", "card", "sheet", "teacher_cache")
 """Options that name a file or folder to write. `store` may be the checkpoint that was read, for
 it only gains presets."""
@@ -223,6 +229,30 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def check_schema(path: Path, metadata: Mapping[str, str], newest: int, foreign: str) -> None:
+    """Refuse a file of another program, and one of a schema that this version does not know.
+
+    Args:
+        path: The file.
+        metadata: What it states about itself.
+        newest: Newest schema of its kind that is known here.
+        foreign: What is wrong with a file of another program, and what to do.
+
+    Raises:
+        CheckpointError: The message names the file.
+    """
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is {foreign}")
+    schema = metadata.get("schema", "")
+    if not (schema.isascii() and schema.isdigit() and len(schema) < 10 and int(schema)):
+        raise CheckpointError(f"{path} is damaged: its schema number is {schema[:20]!r}")
+    if int(schema) > newest:
+        raise CheckpointError(
+            f"{path} was written by a newer version (its schema is {schema}, the newest known "
+            f"here {newest}); upgrade {FORMAT}"
+        )
 
 
 def sha256(path: Path) -> str:

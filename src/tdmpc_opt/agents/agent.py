@@ -25,7 +25,6 @@ from tdmpc_opt.planning.planner import (
 )
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime.contract import (
-    Fallback,
     OnInvalid,
     check_action,
     check_observation,
@@ -34,14 +33,14 @@ from tdmpc_opt.runtime.contract import (
     numbers,
     task_id,
 )
-from tdmpc_opt.runtime.plan_state import Clock, DeadlineTimer, OneCallAtATime, check_deadline
+from tdmpc_opt.runtime.plan_state import Clock, ControlLoop, OneCallAtATime, check_deadline
 from tdmpc_opt.schema import PlannerBudget
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 TaskArgument = str | int | np.integer | Sequence[int] | np.ndarray | Tensor | None
 
 
-class Agent:
+class Agent(ControlLoop):
     """Acts for one or many rows at once, in planner or policy mode.
 
     Threads may share an agent in policy mode: calls leave nothing behind. A planner's plans and
@@ -76,13 +75,11 @@ class Agent:
             raise InputError(
                 "this agent has only encoder and policy and cannot plan; use the policy mode"
             )
+        super().__init__(world_model.tasks, clock)
         self.world_model = world_model
-        self.tasks = world_model.tasks
         self.mode = mode
         self.budget = budget or PlannerBudget()
-        self._timer = DeadlineTimer(clock)
         self._one_call = OneCallAtATime()
-        self._fallback = Fallback(self.tasks)
         self._planner: Planner | None = None
         if mode == "planner":
             self._planner = Planner(world_model, self.budget, self._timer, engine)
@@ -91,26 +88,6 @@ class Agent:
     def engine(self) -> str | None:
         """Name of what computes plans; None where the policy acts."""
         return self._planner.engine if self._planner else None
-
-    @property
-    def deadlines(self) -> int:
-        """Number of actions that had a deadline."""
-        return self._timer.acts
-
-    @property
-    def deadline_misses(self) -> int:
-        """Number of those actions that came after their deadline."""
-        return self._timer.misses
-
-    @property
-    def invalid(self) -> int:
-        """Number of calls that `on_invalid` answered."""
-        return self._fallback.count
-
-    @property
-    def iterations(self) -> int | None:
-        """Iterations of the newest plan, which a deadline may have cut; None without a plan."""
-        return self._planner.iterations if self._planner else None
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Forget the plans of all rows, or of these, and the last actions, before an episode.

@@ -13,10 +13,17 @@ from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, validate
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.files import parse_json, replace_when_done, sort_metadata
+from tdmpc_opt.files import (
+    CHECKPOINT_SCHEMA,
+    FORMAT,
+    check_schema,
+    parse_json,
+    replace_when_done,
+    sort_metadata,
+)
 from tdmpc_opt.model.quantized import QuantizedWeight
 from tdmpc_opt.runtime.contract import CONTRACT
-from tdmpc_opt.runtime.weights import FORMAT, SCHEMA, check_schema
+from tdmpc_opt.runtime.numpy_policy import FOREIGN
 from tdmpc_opt.schema import ModelConfig, TaskTable, from_record
 
 
@@ -37,7 +44,7 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
     quantized = checkpoint.quantized
     metadata = {
         "format": FORMAT,
-        "schema": str(SCHEMA if quantized else 1),
+        "schema": str(CHECKPOINT_SCHEMA if quantized else 1),
         "config": json.dumps(asdict(checkpoint.config)),
         "tasks": json.dumps(checkpoint.tasks.to_json()),
         "extra": json.dumps({k: v for k, v in checkpoint.extra.items() if k != CONTRACT}),
@@ -95,7 +102,7 @@ def read_native(path: Path, *, check_values: bool = True) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            check_schema(path, metadata)
+            check_schema(path, metadata, CHECKPOINT_SCHEMA, FOREIGN)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from error

@@ -23,10 +23,10 @@ import tdmpc_opt
 from tdmpc_opt.errors import CheckpointError, MissingDependencyError
 from tdmpc_opt.export.formats import in_integers
 from tdmpc_opt.export.graphs import traced
-from tdmpc_opt.export.metadata import Facts
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.runtime.contract import by_contract
+from tdmpc_opt.runtime.contract import Contracts, by_contract
+from tdmpc_opt.schema import TaskTable
 
 Array = NDArray[np.float32]
 
@@ -39,7 +39,9 @@ class CPolicy:
 
     Args:
         model: World model in eval mode, or its encoder and policy alone.
-        facts: What the source says about itself.
+        contracts: What is known of the numbers of its tasks.
+        checkpoint: File that it was read from, whose name a policy of several tasks gets.
+        origin: What the source states about its origin.
         quantize: Compute the large products in int8.
 
     Raises:
@@ -47,15 +49,25 @@ class CPolicy:
         CheckpointError: The generated source does not compile.
     """
 
-    def __init__(self, model: WorldModel, facts: Facts, *, quantize: bool) -> None:
+    def __init__(
+        self,
+        model: WorldModel,
+        contracts: Contracts,
+        checkpoint: Path,
+        origin: str,
+        *,
+        quantize: bool,
+    ) -> None:
         if importlib.util.find_spec("emx_onnx_cgen") is None:
             raise MissingDependencyError(
                 'target c needs emx-onnx-cgen: pip install "tdmpc-opt[c]"'
             )
-        self._tasks, self._prefix = facts.tasks, c_name(facts)
+        self._tasks = tasks = model.tasks
+        self._prefix = _c_name(tasks.names[0] if len(tasks) == 1 else checkpoint.stem)
         network, stack_bytes = _network(_fixed_graph(model, quantize=quantize))
         takes_task = model.task_embedding is not None
-        values = _values(facts, self._prefix, stack_bytes, takes_task=takes_task)
+        values = _values(tasks, contracts, self._prefix, stack_bytes, takes_task=takes_task)
+        values["source"] = _ascii(origin)
         made = {
             f"{self._prefix}.h": _filled("policy.h", values),
             f"{self._prefix}.c": network + _filled("policy.c", values),
@@ -107,9 +119,8 @@ class CPolicy:
         return act
 
 
-def c_name(facts: Facts) -> str:
-    """Return the prefix of functions and files: of the task, or of the checkpoint."""
-    name = facts.tasks.names[0] if len(facts.tasks) == 1 else facts.source.stem
+def _c_name(name: str) -> str:
+    """Return the prefix of functions and files for a task or a checkpoint of this name."""
     plain = re.sub(r"[^0-9a-z]+", "_", name.lower()).strip("_")
     return plain if plain[:1].isalpha() else f"policy_{plain}".strip("_")
 
@@ -119,20 +130,21 @@ def _filled(name: str, values: Mapping[str, str]) -> str:
     return Template(template.read_text(encoding="utf-8")).substitute(values)
 
 
-def _values(facts: Facts, prefix: str, stack_bytes: int, *, takes_task: bool) -> dict[str, str]:
-    tasks = facts.tasks
+def _values(
+    tasks: TaskTable, contracts: Contracts, prefix: str, stack_bytes: int, *, takes_task: bool
+) -> dict[str, str]:
+    """Return what the templates' places are filled with."""
     widths = [(task.obs_dim, task.action_dim) for task in tasks.tasks]
+    found = [contracts.get(name) for name in tasks.names]
+    rates = [(each.rate_hz if each else None) or 0.0 for each in found]
     call = "network(padded, ids, found);" if takes_task else "network(padded, found);"
     ids = "const int64_t ids[1] = {task};\n    " if takes_task else ""
     return {
         "title": _ascii(f"{len(tasks)} tasks" if len(tasks) > 1 else tasks.names[0]),
         "version": tdmpc_opt.__version__,
-        "source": _ascii(
-            f"{facts.source.name} (SHA-256 {facts.sha256[:16]}), {facts.number_format}"
-        ),
         "stack_bytes": str(stack_bytes + 4 * (tasks.obs_dim + tasks.action_dim) + 128),
-        "contract": _contract_lines(facts),
-        "rates": ", ".join(f"{_rate(facts, name):g}" for name in tasks.names),
+        "contract": _contract_lines(contracts),
+        "rates": ", ".join(f"{rate:g}" for rate in rates),
         "prefix": prefix,
         "upper": prefix.upper(),
         "tasks": str(len(tasks)),
@@ -145,16 +157,10 @@ def _values(facts: Facts, prefix: str, stack_bytes: int, *, takes_task: bool) ->
     }
 
 
-def _rate(facts: Facts, task: str) -> float:
-    """Return the actions a second of a task, 0 where they are not known."""
-    found = facts.contracts.get(task)
-    return found.rate_hz or 0.0 if found else 0.0
-
-
-def _contract_lines(facts: Facts) -> str:
+def _contract_lines(contracts: Contracts) -> str:
     """Return comment lines about the numbers of the tasks, in their order."""
     lines = []
-    for found, names in by_contract(facts.contracts).items():
+    for found, names in by_contract(contracts).items():
         lines.append(f"{', '.join(names)}: {found.rate}")
         for numbers, named, unit, bounds in found.rows():
             lines.append(f"  {numbers}: {named}; unit {unit}{f', in {bounds}' * bool(bounds)}")

@@ -1,30 +1,78 @@
-"""`tdmpc-opt export`: trace, compare with torch, and write only what acts alike."""
+"""`tdmpc-opt export`: trace, compare with torch on real observations, write what agrees.
+
+Policies are compared with torch in fp64. In fp32 torch itself errs: a trained policy's steep
+outputs magnify what rounding does to them, by up to a thousand times in the released student.
+"""
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.compression.extract import one_task, policy_only
 from tdmpc_opt.configs import ExportConfig
-from tdmpc_opt.errors import CheckpointError, InputError
-from tdmpc_opt.export.metadata import Facts, measured_score
-from tdmpc_opt.export.parity import Parity, observations, planner_parity, policy_parity
-from tdmpc_opt.export.targets import make_artifact
+from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.errors import CheckpointError, DataError, InputError, ResultError
+from tdmpc_opt.evaluation.results import read_evaluation
+from tdmpc_opt.export.targets import Facts, make_artifact
+from tdmpc_opt.evaluation.score import stored_score, unit_of
 from tdmpc_opt.files import refuse_overwrite, replace_when_done
+from tdmpc_opt.model.fold import FoldedModel
+from tdmpc_opt.model.world_model import WorldModel
+from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime.onnx_file import open_onnx
-from tdmpc_opt.schema import PlannerBudget
+from tdmpc_opt.schema import MT30, PlannerBudget, TaskTable
 from tdmpc_opt.tasks import with_own_contracts
 
+Array = NDArray[np.float32]
+Run = Callable[[dict[str, NDArray[Any]]], dict[str, Array]]
+"""Runs a graph: inputs by name to outputs by name."""
+
+Observations = dict[str, NDArray[np.float32]]
+"""By task name, [n, obs] of the task's own width."""
+
+_STEPS = 40
+_NOISE = 0.5
+"""Standard deviation of the noise on the driving policy's actions."""
+_PLANNED_ROWS = 32
+"""Observations that are planned from, over all tasks: each takes a plan of torch."""
+_SHARE = 0.9
+"""Of plans, and of actions in fp16 and int8, this share has to keep the tolerance. Two samples
+whose values tie may swap places among the elites, and what follows from there differs; an
+action that switches between -1 and 1 may switch a little earlier or later."""
 _TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.3}
 _TOLERANCE_OF_PLANS = {"fp32": 5e-3, "fp16": 0.2, "int8": 1.0}
 _OF_TORCH_ITSELF = 3.0
 """Times the error of torch's own fp32 that a policy may err, where that is the larger."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How actions compare with those of torch."""
+
+    max_error: float
+    """Largest difference of an action."""
+    judged_error: float
+    """What has to keep the tolerance: the same, or what 9 of 10 observations stay below."""
+    cosine: float
+    """Mean cosine of the angle between the two actions of an observation."""
+    torch_error: float
+    """Largest difference of torch itself in fp32; 0 for plans, whose reference it is."""
+    rows: int
+    """Observations."""
+    tasks: int
+    """Tasks they come from."""
+    act_ms: float
+    """Median milliseconds of one action of the exported file here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +202,201 @@ def _too_far(config: ExportConfig, parity: Parity, tolerance: float) -> str:
         f"{parity.judged_error:.1e} (mean cosine {parity.cosine:.6f}), more than the tolerance "
         f"{tolerance:.1e}; take another --format, or allow more with --tolerance"
     )
+
+
+def measured_score(path: Path, sha256: str) -> dict[str, Any]:
+    """Return what a result file says of a checkpoint.
+
+    Raises:
+        ResultError: The file is missing or damaged, is of another checkpoint, or unfinished.
+    """
+    content = read_evaluation(path)
+    config = content["config"]
+    found = config.get("checkpoint", {})
+    if found.get("sha256") != sha256:
+        raise ResultError(
+            f"{path} is a result of another checkpoint ({found.get('name')}); name one of this"
+        )
+    if not content.get("complete"):
+        raise ResultError(f"{path} is unfinished; run the same tdmpc-opt evaluate again")
+    unit = unit_of(content["tasks"])
+    score = unit.shown(stored_score(content["score"]))
+    return {
+        "mean": score.mean,
+        "ci95": score.ci95,
+        "unit": unit.name,
+        "tasks": len(content["tasks"]),
+        "episodes": config.get("episodes"),
+        "mode": config.get("mode"),
+    }
+
+
+def policy_parity(
+    run: Run, agent: Agent, single: Agent, observations: Observations, *, exact: bool
+) -> Parity:
+    """Compare mean actions.
+
+    Args:
+        run: Runs the exported graph.
+        agent: In policy mode and fp64.
+        single: The same in fp32.
+        observations: What to act on.
+        exact: Judge the largest error.
+    """
+    pairs, own = [], 0.0
+    for name, obs in observations.items():
+        width = agent.tasks[name].action_dim
+        wanted = agent.act(obs, name)
+        # One by one, as a device acts.
+        found = [run(graph_inputs(agent, name, row[None]))["action"] for row in obs]
+        pairs.append((wanted, np.concatenate(found)[:, :width]))
+        own = max(own, float(np.abs(single.act(obs, name) - wanted).max()))
+    errors = np.concatenate([np.abs(a - b).max(1) for a, b in pairs])
+    cosines = np.concatenate([_cosines(a, b) for a, b in pairs])
+    largest = float(errors.max())
+    judged = largest if exact else float(np.quantile(errors, _SHARE))
+    name, obs = next(iter(observations.items()))
+    act_ms = _milliseconds(run, [graph_inputs(agent, name, row[None]) for row in obs])
+    cosine = float(cosines.mean())
+    return Parity(largest, judged, cosine, own, len(errors), len(pairs), act_ms)
+
+
+def planner_parity(
+    run: Run, agent: Agent, budget: PlannerBudget, observations: Observations
+) -> Parity:
+    """Compare the means of whole plans, one observation at a time.
+
+    Args:
+        run: Runs the exported graph.
+        agent: In fp32; its world model plans.
+        budget: Sizes of the search.
+        observations: What to plan from; a few of each task are taken.
+    """
+    model = agent.world_model
+    networks = FoldedModel(model)
+    each = max(1, _PLANNED_ROWS // len(observations))
+    source = torch.Generator().manual_seed(0)
+    errors, cosines, asked = [], [], []
+    for name, obs in observations.items():
+        index = agent.tasks.index(name)
+        for row in obs[np.linspace(0, len(obs) - 1, each).astype(int)]:
+            noise = draw_noise(model, budget, [source])
+            inputs = graph_inputs(agent, name, row[None]) | _noise_inputs(noise, budget)
+            asked.append(inputs)
+            found = run(inputs)["new_mean"]
+            wanted = _plan(model, networks, budget, torch.from_numpy(row), index, noise)
+            errors.append(float(np.abs(found - wanted).max()))
+            cosines.append(float(_cosines(found.reshape(1, -1), wanted.reshape(1, -1))[0]))
+    judged = float(np.quantile(errors, _SHARE))
+    cosine, act_ms = float(np.mean(cosines)), _milliseconds(run, asked[:8])
+    return Parity(max(errors), judged, cosine, 0.0, len(errors), len(observations), act_ms)
+
+
+def graph_inputs(agent: Agent, task: str, obs: Array) -> dict[str, NDArray[Any]]:
+    """Return the graph's inputs for observations [B, obs] of a task."""
+    if len(agent.tasks) == 1:
+        return {"obs": obs}
+    return {"obs": obs, "task": np.full(len(obs), agent.tasks.index(task))}
+
+
+def _plan(
+    model: WorldModel,
+    networks: FoldedModel,
+    budget: PlannerBudget,
+    row: torch.Tensor,
+    task: int,
+    noise: PlanNoise,
+) -> Array:
+    obs = torch.nn.functional.pad(row, (0, model.config.obs_dim - len(row))).unsqueeze(0)
+    ids = torch.tensor([task])
+    previous = torch.zeros(budget.horizon, 1, model.config.action_dim)
+    with torch.inference_mode():
+        result = plan(networks, model.encode(obs, ids), ids, previous, noise, budget)
+    mean: Array = result.mean.numpy()
+    return mean
+
+
+def _noise_inputs(noise: PlanNoise, budget: PlannerBudget) -> dict[str, NDArray[Any]]:
+    start = torch.zeros(budget.horizon, 1, noise.prior.shape[-1])
+    named = {
+        "prior": noise.prior,
+        "samples": noise.samples,
+        "value": noise.value,
+        "heads": noise.heads[..., 0],
+        "pick": noise.pick,
+        "mean": start,
+        "std": torch.full_like(start, budget.max_std),
+    }
+    return {name: np.ascontiguousarray(value.numpy()) for name, value in named.items()}
+
+
+def _milliseconds(run: Run, inputs: list[dict[str, NDArray[Any]]]) -> float:
+    """Return the median time of an action."""
+    times = []
+    for one in inputs:
+        start = time.perf_counter()
+        run(one)
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times))
+
+
+def _cosines(a: Array, b: Array) -> NDArray[np.float64]:
+    """Return the cosine of the angle of each pair of rows."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    cosines: NDArray[np.float64] = (x * y).sum(1) / np.maximum(lengths, 1e-30)
+    return cosines
+
+
+def observations(agent: Agent, data: Path | None) -> Observations:
+    """Return observations of each task of an agent that has any.
+
+    Args:
+        agent: In policy mode; it drives the simulator where there is no dataset.
+        data: Dataset to take them from; None drives the simulator.
+
+    Raises:
+        DataError: A dataset that cannot be read, or holds none of the tasks.
+        InputError: Tasks that have no simulator here, and no dataset.
+        MissingDependencyError: The simulator is not installed.
+    """
+    found = dict(_driven(agent) if data is None else _stored(agent.tasks, data))
+    if found:
+        return found
+    if data is None:
+        raise InputError(
+            "the check needs observations, and there is no simulator of this agent's tasks; "
+            "name a dataset with --data"
+        )
+    raise DataError(f"{data} holds no episode of this agent's tasks; name another dataset")
+
+
+def _stored(tasks: TaskTable, data: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    dataset = EpisodeDataset.open(data)
+    for name in tasks.names:
+        episodes = [
+            episode.obs
+            for shard in dataset.shards
+            if shard.task == name
+            for episode in dataset.episodes(shard)
+        ]
+        if episodes and episodes[0].shape[1] == tasks[name].obs_dim:
+            rows = np.concatenate(episodes)
+            yield name, rows[np.linspace(0, len(rows) - 1, _STEPS).astype(int)]
+
+
+def _driven(agent: Agent) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    from tdmpc_opt.tasks.environment import make_env
+
+    rng = np.random.default_rng(0)
+    for name in agent.tasks.names:
+        if name not in MT30.names or MT30[name] != agent.tasks[name]:
+            continue
+        env = make_env(name, 0)
+        rows = [env.reset()[0]]
+        while len(rows) < _STEPS:
+            action = agent.act(rows[-1], name)
+            noisy = action + _NOISE * rng.standard_normal(action.shape)
+            rows.append(env.step(np.clip(noisy, -1, 1).astype(np.float32))[0])
+        env.close()
+        yield name, np.stack(rows)

@@ -21,8 +21,13 @@ from tdmpc_opt.configs import ConvertConfig
 from tdmpc_opt.errors import CheckpointError, ResultError, printable
 from tdmpc_opt.evaluation.results import read_evaluation
 from tdmpc_opt.evaluation.score import stored_score, unit_of
-from tdmpc_opt.files import parse_json, refuse_overwrite, replace_when_done
-from tdmpc_opt.runtime.weights import MODEL_FILE, SCHEMA
+from tdmpc_opt.files import (
+    CHECKPOINT_SCHEMA,
+    parse_json,
+    refuse_overwrite,
+    replace_when_done,
+)
+from tdmpc_opt.runtime.numpy_policy import MODEL_FILE
 from tdmpc_opt.schema import MT30
 
 _TAGS = ("reinforcement-learning", "world-model", "tdmpc2", "robotics", "continuous-control")
@@ -46,7 +51,7 @@ def save_folder(config: ConvertConfig) -> CheckpointSummary:
     described = {
         "library_name": "tdmpc-opt",
         "model_type": "tdmpc2",
-        "schema": SCHEMA,
+        "schema": CHECKPOINT_SCHEMA,
         "model": asdict(summary.config),
         "tasks": checkpoint.tasks.to_json(),
     }

@@ -1,8 +1,11 @@
-"""Kinds of files: for each, what runs it here and what its bytes are."""
+"""Kinds of files: what each says about itself, what runs it here, and its bytes."""
 
+import importlib.util
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +15,78 @@ import torch
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+import tdmpc_opt
 from tdmpc_opt.configs import ExportConfig
-from tdmpc_opt.errors import InputError
+from tdmpc_opt.errors import InputError, MissingDependencyError
 from tdmpc_opt.export.c_source import CPolicy
-from tdmpc_opt.export.executorch import ExecutorchPolicy
 from tdmpc_opt.export.formats import halved
 from tdmpc_opt.export.graphs import planner_graph, policy_graph
-from tdmpc_opt.export.metadata import Facts, metadata
+from tdmpc_opt.files import FORMAT
+from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.schema import PlannerBudget
+from tdmpc_opt.planning.mppi import iterations
+from tdmpc_opt.runtime.contract import CONTRACT, Contracts, contracts_to_json
+from tdmpc_opt.runtime.onnx_file import SCHEMA
+from tdmpc_opt.schema import ModelConfig, PlannerBudget, PlanRules, TaskTable
 
 Array = NDArray[np.float32]
+Inputs = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Where a file comes from, and what it holds."""
+
+    source: Path
+    """Checkpoint it was made from."""
+    sha256: str
+    """SHA-256 of the checkpoint."""
+    config: ModelConfig
+    """Widths of the exported agent."""
+    tasks: TaskTable
+    """Its tasks."""
+    contracts: Contracts
+    """What is known of their numbers."""
+    number_format: str
+    """Number format of the weights."""
+    preset: str | None
+    """Name of the planner's budget; None for the policy alone."""
+    budget: PlannerBudget | None
+    """The planner's budget; None for the policy alone."""
+    score: Mapping[str, Any] | None
+    """Measured score of the checkpoint."""
+
+
+def metadata(facts: Facts, check: Mapping[str, Any]) -> dict[str, str]:
+    """Return the entries of a file's metadata, by name.
+
+    Args:
+        facts: What the file holds.
+        check: How its actions compare with torch's.
+    """
+    entries = {
+        "format": FORMAT,
+        "schema": str(SCHEMA),
+        "version": tdmpc_opt.__version__,
+        "kind": "policy" if facts.budget is None else "planner",
+        "tasks": json.dumps(facts.tasks.to_json()),
+        CONTRACT: contracts_to_json(facts.contracts),
+        "number_format": facts.number_format,
+        "source": facts.source.name,
+        "source_sha256": facts.sha256,
+        "check": json.dumps(check),
+    }
+    if facts.score is not None:
+        entries["score"] = json.dumps(facts.score)
+    if facts.budget is not None:
+        sizes = {rule.name: getattr(facts.budget, rule.name) for rule in fields(PlanRules)}
+        plan = sizes | {
+            "preset": facts.preset,
+            "rounds": iterations(facts.budget, facts.config.action_dim),
+            "num_q": facts.config.num_q,
+        }
+        entries["plan"] = json.dumps(plan)
+    return entries
 
 
 @dataclass(frozen=True)
@@ -57,7 +121,9 @@ def make_artifact(config: ExportConfig, model: WorldModel, facts: Facts) -> Arti
     if config.target == "c":
         if config.format == "fp16":
             raise InputError("C has no portable fp16; take --format fp32 or int8")
-        source = CPolicy(model, facts, quantize=config.format == "int8")
+        origin = f"{facts.source.name} (SHA-256 {facts.sha256[:16]}), {facts.number_format}"
+        quantize = config.format == "int8"
+        source = CPolicy(model, facts.contracts, facts.source, origin, quantize=quantize)
         return Artifact(source.run, source.files)
     graph = _graph(config, model, facts.budget)
     return Artifact(runner(graph.SerializeToString()), partial(_with_facts, graph, facts))
@@ -105,3 +171,64 @@ def _with_facts(
     onnx.helper.set_model_props(graph, metadata(facts, check))
     graph.producer_name = "tdmpc-opt"
     return {"": graph.SerializeToString(deterministic=True)}
+
+
+class ExecutorchPolicy:
+    """A program whose `forward` maps padded `obs` [1, obs] and `task` [1] to actions.
+
+    Method `metadata` returns what the file says of itself as JSON.
+
+    Args:
+        model: World model in eval mode, or its encoder and policy alone.
+        facts: What the file is to say of itself.
+
+    Raises:
+        MissingDependencyError: ExecuTorch is not installed.
+    """
+
+    def __init__(self, model: WorldModel, facts: Facts) -> None:
+        if importlib.util.find_spec("executorch") is None:
+            raise MissingDependencyError(
+                'target executorch needs executorch: pip install "tdmpc-opt[executorch]"'
+            )
+        self._facts, self._width = facts, model.config.obs_dim
+        self._names = ["obs"] if model.task_embedding is None else ["obs", "task"]
+        zeros = {
+            "obs": torch.zeros(1, model.config.obs_dim),
+            "task": torch.zeros(1, dtype=torch.int64),
+        }
+        self._network = FoldedModel(model, centred=True).eval()
+        self._example = tuple(zeros[name] for name in self._names)
+        from executorch.runtime import Runtime
+
+        # The method reads from the program, and that from the bytes: both have to live on.
+        self._loaded = self.content({})
+        self._read = Runtime.get().load_program(self._loaded)
+        self._method = self._read.load_method("forward")
+
+    def content(self, check: Mapping[str, Any]) -> bytes:
+        """Return the file's bytes, with what the check found in it."""
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        says = json.dumps(metadata(self._facts, check))
+        with torch.no_grad():
+            program = torch.export.export(self._network, self._example)
+        lowered = to_edge_transform_and_lower(  # it changes the program it is given
+            program,
+            partitioner=[XnnpackPartitioner()],
+            constant_methods={"metadata": says},
+        )
+        content: bytes = lowered.to_executorch().buffer
+        return content
+
+    def run(self, inputs: Inputs) -> dict[str, Array]:
+        """Run the program row by row."""
+        short = self._width - inputs["obs"].shape[1]
+        padded = inputs | {"obs": np.pad(inputs["obs"], ((0, 0), (0, short)))}
+        columns = [torch.from_numpy(padded[name]) for name in self._names]
+        rows = [
+            self._method.execute([column[i : i + 1] for column in columns])[0].numpy().copy()
+            for i in range(len(columns[0]))
+        ]
+        return {"action": np.concatenate(rows)}

@@ -103,8 +103,7 @@ def _exported(checkpoint: str, name: str, folder: Path) -> list[Path]:
     from tdmpc_opt.checkpoints.checkpoint import build
     from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
     from tdmpc_opt.configs import ExportConfig
-    from tdmpc_opt.export.metadata import Facts
-    from tdmpc_opt.export.targets import make_artifact
+    from tdmpc_opt.export.targets import Facts, make_artifact
     from tdmpc_opt.planning.presets import find_preset
 
     read = read_checkpoint(checkpoint)

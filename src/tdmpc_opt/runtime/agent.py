@@ -14,7 +14,6 @@ from tdmpc_opt.errors import InputError, NonFiniteError, ObservationError
 from tdmpc_opt.runtime.contract import (
     Contract,
     Contracts,
-    Fallback,
     OnInvalid,
     check_action,
     check_observation,
@@ -23,7 +22,7 @@ from tdmpc_opt.runtime.contract import (
     numbers,
     task_id,
 )
-from tdmpc_opt.runtime.numpy_policy import NumpyPolicy
+from tdmpc_opt.runtime.numpy_policy import MODEL_FILE, NumpyPolicy, Weights, read_weights
 from tdmpc_opt.runtime.onnx_file import (
     FilePlan,
     OnnxFile,
@@ -34,13 +33,13 @@ from tdmpc_opt.runtime.onnx_file import (
 )
 from tdmpc_opt.runtime.plan_state import (
     Clock,
+    ControlLoop,
     DeadlineTimer,
     OneCallAtATime,
     PlanState,
     Refine,
     check_deadline,
 )
-from tdmpc_opt.runtime.weights import MODEL_FILE, Weights, read_weights
 from tdmpc_opt.schema import TaskTable
 
 Array = NDArray[np.float32]
@@ -56,7 +55,7 @@ actions [B, action], padded or not."""
 OUTPUTS = ["action", "new_mean", "new_std"]
 
 
-class Agent:
+class Agent(ControlLoop):
     """The policy, or the planner, of one file.
 
     Threads may share an agent whose policy acts: calls leave nothing behind. A planner's plan
@@ -72,6 +71,8 @@ class Agent:
         clock: Monotonic time in seconds, by which deadlines are kept.
     """
 
+    _planner: "OnnxPlanner | None"
+
     def __init__(
         self,
         tasks: TaskTable,
@@ -79,12 +80,10 @@ class Agent:
         make: Callable[[DeadlineTimer], Act],
         clock: Clock,
     ) -> None:
-        self.tasks = tasks
+        super().__init__(tasks, clock)
         self._contracts, self._make, self._clock = contracts, make, clock
-        self._timer = DeadlineTimer(clock)
         self._act = act = make(self._timer)
         self._planner = act if isinstance(act, OnnxPlanner) else None
-        self._fallback = Fallback(tasks)
         self._generator: np.random.Generator | None = None
         self._indices: dict[str | int | None, int] = {}  # of the tasks acted in so far
 
@@ -92,26 +91,6 @@ class Agent:
     def plan(self) -> FilePlan | None:
         """What the planner searches with; None where the policy acts."""
         return self._planner.sizes if self._planner else None
-
-    @property
-    def deadlines(self) -> int:
-        """Number of actions that had a deadline."""
-        return self._timer.acts
-
-    @property
-    def deadline_misses(self) -> int:
-        """Number of those actions that came after their deadline."""
-        return self._timer.misses
-
-    @property
-    def invalid(self) -> int:
-        """Number of calls that `on_invalid` answered."""
-        return self._fallback.count
-
-    @property
-    def iterations(self) -> int | None:
-        """Iterations of the newest plan, which a deadline may have cut; None without a plan."""
-        return self._planner.iterations if self._planner else None
 
     def contract(self, task: str | int | None = None) -> Contract | None:
         """Return what the numbers of a task are: names, units, ranges and rate.

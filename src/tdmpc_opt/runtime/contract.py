@@ -273,58 +273,6 @@ _ROUNDING = 1e-3
 """By how much a tanh may exceed 1 in some engine's arithmetic."""
 
 
-class Fallback:
-    """The answers of one control loop to observations that cannot be used.
-
-    Args:
-        tasks: The agent's tasks.
-    """
-
-    def __init__(self, tasks: TaskTable) -> None:
-        self.count = 0
-        """Observations that were answered with `hold` or `zero`."""
-        self._tasks = tasks
-        self._last: dict[int | None, NDArray[np.floating]] = {}
-
-    def forget(self) -> None:
-        """Forget the last actions, before a new episode."""
-        self._last.clear()
-
-    def keep(self, task: int | None, action: NDArray[np.floating]) -> None:
-        """Remember a valid action of a task, or of several where that is None."""
-        self._last[task] = action.copy()
-
-    def answer(self, on_invalid: OnInvalid, obs: Any, task: int | None) -> NDArray[np.floating]:
-        """Return the action in place of that for an invalid observation.
-
-        Args:
-            on_invalid: `hold` or `zero`.
-            obs: The observation, of any kind and shape.
-            task: Its task, or None for several.
-
-        Returns:
-            The last action of the task, or zeros: [B, action] for an observation [B, obs], and
-            [action] for any other. `hold` gives zeros before the first action.
-        """
-        self.count += 1
-        rows = _rows(obs)
-        last = self._last.get(task)
-        if on_invalid == "hold" and last is not None and rows in (None, last.shape[:-1]):
-            return last.copy()
-        table = self._tasks
-        width = table.action_dim if task is None else table.tasks[task].action_dim
-        return np.zeros((*(rows or ()), width), np.float32)
-
-
-def _rows(obs: Any) -> tuple[int, ...] | None:
-    """Return the leading shape of observations, () or (B,); None where they have another."""
-    try:
-        shape = np.shape(obs)
-    except ValueError:  # nested sequences of unequal lengths
-        return None
-    return tuple(shape[:-1]) if len(shape) in (1, 2) and 0 not in shape[:-1] else None
-
-
 def check_on_invalid(on_invalid: object) -> None:
     """Refuse an answer to invalid observations that is none.
 

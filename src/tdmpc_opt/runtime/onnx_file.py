@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
-from tdmpc_opt.files import parse_json
+from tdmpc_opt.files import check_schema, parse_json
 from tdmpc_opt.runtime.contract import CONTRACT, Contracts, contracts_of
 from tdmpc_opt.schema import PlanRules, TaskTable
 
-FORMAT = "tdmpc-opt"
-"""Mark of this project's files in their metadata."""
 SCHEMA = 1
 """Newest schema of ONNX files; a reader for each released one stays."""
 
@@ -216,18 +214,8 @@ def _metadata(path: Path, session: Any) -> dict[str, str]:
         metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is an ONNX file of another program; write one with tdmpc-opt export"
-        )
-    schema = metadata.get("schema", "")
-    if not (schema.isascii() and schema.isdigit() and len(schema) < 10):
-        raise CheckpointError(f"{path} is damaged: its schema number is {schema[:20]!r}")
-    if int(schema) > SCHEMA:
-        raise CheckpointError(
-            f"{path} was written by a newer version (its schema is {schema}, the newest known "
-            f"here {SCHEMA}); upgrade {FORMAT}"
-        )
+    foreign = "an ONNX file of another program; write one with tdmpc-opt export"
+    check_schema(path, metadata, SCHEMA, foreign)
     return metadata
 
 

@@ -1,19 +1,20 @@
-"""The planner's state between actions, for the torch agent and the device runtime.
+"""The state of a control loop between actions, for the torch agent and the device runtime.
 
 A plan is reused for several actions, the next starts from it, and a deadline or convergence
-ends its rounds early.
+ends its rounds early. The last action answers an observation that cannot be used.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tdmpc_opt.errors import BusyError, InputError, NonFiniteError
-from tdmpc_opt.schema import PlanRules
+from tdmpc_opt.runtime.contract import OnInvalid
+from tdmpc_opt.schema import PlanRules, TaskTable
 
 Array = NDArray[Any]
 Refine = Callable[[range, Array, Array], tuple[Array, Array, Array]]
@@ -95,6 +96,100 @@ class DeadlineTimer:
     def end_part(self, started: float) -> None:
         """Record the duration of the part that started then."""
         self._costs.append(self._clock() - started)
+
+
+class Fallback:
+    """The answers of one control loop to observations that cannot be used.
+
+    Args:
+        tasks: The agent's tasks.
+    """
+
+    def __init__(self, tasks: TaskTable) -> None:
+        self.count = 0
+        """Observations that were answered with `hold` or `zero`."""
+        self._tasks = tasks
+        self._last: dict[int | None, NDArray[np.floating]] = {}
+
+    def forget(self) -> None:
+        """Forget the last actions, before a new episode."""
+        self._last.clear()
+
+    def keep(self, task: int | None, action: NDArray[np.floating]) -> None:
+        """Remember a valid action of a task, or of several where that is None."""
+        self._last[task] = action.copy()
+
+    def answer(self, on_invalid: OnInvalid, obs: Any, task: int | None) -> NDArray[np.floating]:
+        """Return the action in place of that for an invalid observation.
+
+        Args:
+            on_invalid: `hold` or `zero`.
+            obs: The observation, of any kind and shape.
+            task: Its task, or None for several.
+
+        Returns:
+            The last action of the task, or zeros: [B, action] for an observation [B, obs], and
+            [action] for any other. `hold` gives zeros before the first action.
+        """
+        self.count += 1
+        rows = _rows(obs)
+        last = self._last.get(task)
+        if on_invalid == "hold" and last is not None and rows in (None, last.shape[:-1]):
+            return last.copy()
+        table = self._tasks
+        width = table.action_dim if task is None else table.tasks[task].action_dim
+        return np.zeros((*(rows or ()), width), np.float32)
+
+
+def _rows(obs: Any) -> tuple[int, ...] | None:
+    """Return the leading shape of observations, () or (B,); None where they have another."""
+    try:
+        shape = np.shape(obs)
+    except ValueError:  # nested sequences of unequal lengths
+        return None
+    return tuple(shape[:-1]) if len(shape) in (1, 2) and 0 not in shape[:-1] else None
+
+
+class Planning(Protocol):
+    """A planner, here or on a device."""
+
+    iterations: int | None
+    """Iterations of the newest plan; None before the first."""
+
+
+class ControlLoop:
+    """What the agents here and on a device keep and count from one call to the next.
+
+    Args:
+        tasks: The agent's tasks.
+        clock: Monotonic time in seconds, by which deadlines are kept.
+    """
+
+    _planner: Planning | None
+
+    def __init__(self, tasks: TaskTable, clock: Clock) -> None:
+        self.tasks = tasks
+        self._timer, self._fallback = DeadlineTimer(clock), Fallback(tasks)
+
+    @property
+    def deadlines(self) -> int:
+        """Number of actions that had a deadline."""
+        return self._timer.acts
+
+    @property
+    def deadline_misses(self) -> int:
+        """Number of those actions that came after their deadline."""
+        return self._timer.misses
+
+    @property
+    def invalid(self) -> int:
+        """Number of calls that `on_invalid` answered."""
+        return self._fallback.count
+
+    @property
+    def iterations(self) -> int | None:
+        """Iterations of the newest plan, which a deadline may have cut; None without a plan."""
+        return self._planner.iterations if self._planner else None
 
 
 class OneCallAtATime:
