@@ -144,7 +144,7 @@ def test_a_task_with_an_odd_name_makes_plain_c(tmp_path, make_model):
     )
     files = policy.files({})
     assert "policy_3.c" in files
-    assert b"observation 2-3: __ int: a, b; unit _, in [-1, inf]" in files["policy_3.h"]
+    assert b"observation 2-3: _/ int: a, b; unit _, in [-1, inf]" in files["policy_3.h"]
 
 
 def test_a_machine_without_a_compiler_is_named(tmp_path, checkpoint_file, monkeypatch):

@@ -30,6 +30,7 @@ Json = dict[str, Any]
 
 COMMANDS = {
     "bench-action-latency": "python benchmarks/action_latency.py --checkpoint FILE",
+    "bench-device-latency": "taskset -c 0 python benchmarks/device_latency.py",
     "bench-ddp": "python benchmarks/ddp.py",
     "bench-distill": "python benchmarks/training_throughput.py --teacher 48 "
     "--output results/bench-distill.json",

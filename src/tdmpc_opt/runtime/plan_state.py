@@ -52,6 +52,7 @@ class DeadlineTimer:
         self.misses = 0
         """Those of them that came too late."""
         self._clock = clock
+        self._used = False  # asking this is cheaper than asking for the thread's deadline
         self._thread = threading.local()
         self._counting = threading.Lock()
         self._costs: deque[float] = deque(maxlen=8)
@@ -64,11 +65,12 @@ class DeadlineTimer:
     @property
     def limited(self) -> bool:
         """Whether this action has a deadline."""
-        return self._end < float("inf")
+        return self._used and self._end < float("inf")
 
     def begin(self, deadline_ms: float | None) -> None:
         """Start the time of one action; None sets no limit."""
         if deadline_ms is not None:
+            self._used = True
             self._thread.end = self._clock() + deadline_ms / 1000
         elif self.limited:
             self._thread.end = float("inf")
@@ -286,16 +288,19 @@ class PlanState:
                     "the plan holds NaN or infinity: the network overflows on this "
                     "observation, or its file is damaged; check the sensors and the file"
                 )
-            action, mean, std = (
-                np.where(wide[:, None], new, old)
-                for new, old in zip(found, (action, mean, std), strict=True)
-            )
+            if not wide.all():  # plans that have converged stay as they are
+                found = tuple(
+                    np.where(wide[:, None], new, old)
+                    for new, old in zip(found, (action, mean, std), strict=True)
+                )
+            action, mean, std = found
             if rules.converged_std > 0:
                 spread = (std * mask).sum((0, 2)) / (len(std) * mask.sum(-1))
                 wide = spread >= rules.converged_std
             done += at_once
-        first = mean[0] if rules.mean_action else action
-        self._sequence[:, due] = np.concatenate([first[None], mean[1:]])
+        self._sequence[:, due] = mean
+        if not rules.mean_action:
+            self._sequence[0, due] = action
         self._std[:, due] = std
         for row in due:
             self._executed[row] = 0
