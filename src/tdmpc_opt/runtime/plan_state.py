@@ -288,12 +288,13 @@ class PlanState:
                     "the plan holds NaN or infinity: the network overflows on this "
                     "observation, or its file is damaged; check the sensors and the file"
                 )
-            if not wide.all():  # plans that have converged stay as they are
-                found = tuple(
+            if wide.all():
+                action, mean, std = found
+            else:  # plans that have converged stay as they are
+                action, mean, std = (
                     np.where(wide[:, None], new, old)
                     for new, old in zip(found, (action, mean, std), strict=True)
                 )
-            action, mean, std = found
             if rules.converged_std > 0:
                 spread = (std * mask).sum((0, 2)) / (len(std) * mask.sum(-1))
                 wide = spread >= rules.converged_std
