@@ -599,7 +599,7 @@ def test_a_plan_of_nan_is_an_error_and_not_gone_on_from(planner, tmp_path):
     path = _with_constant(planner[0], tmp_path / "nan.onnx", "new_mean", np.nan)
     agent, obs = load(path), _observations("cartpole-balance")
     for _ in range(2):
-        with pytest.raises(NonFiniteError, match="the plan holds NaN or infinity"):
+        with pytest.raises(NonFiniteError, match="the plan contains NaN or infinity"):
             agent.act(obs[0], "cartpole-balance")
 
 

@@ -2,8 +2,8 @@
 //
 //   policy FILE.onnx [TASK_ID]
 //
-// A file of one task (tdmpc-opt export --policy-only --task NAME) needs no id. A line holds the
-// numbers of one observation, separated by spaces; the answer holds the actions in [-1, 1],
+// A file of one task (tdmpc-opt export --policy-only --task NAME) needs no id. A line has the
+// numbers of one observation, separated by spaces; the answer has the actions in [-1, 1],
 // padded to the widest task's where the file has several. To a line that cannot be acted on, such
 // as one with a NaN of a sensor, the answer is `error: ` and the reason, and the next line is read.
 
@@ -38,8 +38,8 @@ class Policy {
     }
     const bool several = session_.GetInputCount() == 2;
     if (several != (task != nullptr)) {
-      throw std::runtime_error(several ? "this file holds several tasks; name an id"
-                                       : "this file holds one task; leave out the id");
+      throw std::runtime_error(several ? "this file has several tasks; name an id"
+                                       : "this file has one task; leave out the id");
     }
     if (several) task_ = {std::atoll(task)};
   }

@@ -194,7 +194,7 @@ class Agent(ControlLoop):
             found = numbers(obs)
             obs = torch.from_numpy(np.array(found, found.dtype.newbyteorder("=")))
         if obs.is_complex():
-            raise ObservationError("the observation holds complex numbers; give real ones")
+            raise ObservationError("the observation contains complex numbers; give real ones")
         rows = obs.to(model.bins.device, model.dtype)
         single = rows.ndim == 1
         one = task if isinstance(task, int) else None

@@ -205,7 +205,7 @@ def _too_far(config: ExportConfig, parity: Parity, tolerance: float) -> str:
 
 
 def measured_score(path: Path, sha256: str) -> dict[str, Any]:
-    """Return what a result file says of a checkpoint.
+    """Return what a result file states about a checkpoint.
 
     Raises:
         ResultError: The file is missing or damaged, is of another checkpoint, or unfinished.
@@ -356,7 +356,7 @@ def observations(agent: Agent, data: Path | None) -> Observations:
         data: Dataset to take them from; None drives the simulator.
 
     Raises:
-        DataError: A dataset that cannot be read, or holds none of the tasks.
+        DataError: A dataset that cannot be read, or has none of the tasks.
         InputError: Tasks that have no simulator here, and no dataset.
         MissingDependencyError: The simulator is not installed.
     """
@@ -368,7 +368,7 @@ def observations(agent: Agent, data: Path | None) -> Observations:
             "the check needs observations, and there is no simulator of this agent's tasks; "
             "name a dataset with --data"
         )
-    raise DataError(f"{data} holds no episode of this agent's tasks; name another dataset")
+    raise DataError(f"{data} has no episode of this agent's tasks; name another dataset")
 
 
 def _stored(tasks: TaskTable, data: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:

@@ -36,7 +36,7 @@ _LONGEST = 20_000
 
 
 def save_folder(config: ConvertConfig) -> CheckpointSummary:
-    """Write the same weights, bit for bit, as a model folder, and return what it holds.
+    """Write the same weights, bit for bit, as a model folder, and return what it contains.
 
     Raises:
         CheckpointError: A source that cannot be read, or a folder that cannot be written.
@@ -88,7 +88,7 @@ def card(
 
     Args:
         name: What the model is called.
-        summary: What its file holds.
+        summary: What its file contains.
         license_id: Licence by its id on the hub, such as `mit`.
         results: Contents of evaluation files.
     """

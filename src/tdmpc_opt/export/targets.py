@@ -1,4 +1,4 @@
-"""Kinds of files: what each says about itself, what runs it here, and its bytes."""
+"""Kinds of files: what each states about itself, what runs it here, and its bytes."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ Inputs = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Where a file comes from, and what it holds."""
+    """Where a file comes from, and what it contains."""
 
     source: Path
     """Checkpoint it was made from."""
@@ -61,7 +61,7 @@ def metadata(facts: Facts, check: Mapping[str, Any]) -> dict[str, str]:
     """Return the entries of a file's metadata, by name.
 
     Args:
-        facts: What the file holds.
+        facts: What the file contains.
         check: How its actions compare with torch's.
     """
     entries = {
@@ -176,11 +176,11 @@ def _with_facts(
 class ExecutorchPolicy:
     """A program whose `forward` maps padded `obs` [1, obs] and `task` [1] to actions.
 
-    Method `metadata` returns what the file says of itself as JSON.
+    Method `metadata` returns the metadata of the file as JSON.
 
     Args:
         model: World model in eval mode, or its encoder and policy alone.
-        facts: What the file is to say of itself.
+        facts: What the metadata states.
 
     Raises:
         MissingDependencyError: ExecuTorch is not installed.
@@ -211,13 +211,13 @@ class ExecutorchPolicy:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        says = json.dumps(metadata(self._facts, check))
+        text = json.dumps(metadata(self._facts, check))
         with torch.no_grad():
             program = torch.export.export(self._network, self._example)
         lowered = to_edge_transform_and_lower(  # it changes the program it is given
             program,
             partitioner=[XnnpackPartitioner()],
-            constant_methods={"metadata": says},
+            constant_methods={"metadata": text},
         )
         content: bytes = lowered.to_executorch().buffer
         return content

@@ -23,7 +23,7 @@ FOREIGN = (
 """What is wrong with a safetensors file without this project's metadata."""
 _DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 _READ = ("encoder.", "policy_head.", "task_embedding.")
-_LENGTH = 8  # bytes of a safetensors file that hold the length of its header
+_LENGTH = 8  # bytes of a safetensors file for the length of its header
 
 
 INT4_ZERO = 8
@@ -42,7 +42,7 @@ def int4_halves(codes: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Integers:
-    """A weight in integers, as the file holds it and `model.quantized` describes."""
+    """A weight in integers, as the file stores it and `model.quantized` describes."""
 
     codes: NDArray[np.integer[Any]]
     """One code per weight, or two of 4 bits."""
@@ -73,7 +73,7 @@ class Integers:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """What a policy's file holds."""
+    """What a policy's file contains."""
 
     tensors: dict[str, NDArray[np.float32] | Integers]
     """Encoder, policy and task embedding by name; other networks are not read."""
@@ -132,7 +132,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def check_weights(weights: Weights) -> None:
-    """Check that each layer is there, fits the one before it, and holds finite numbers.
+    """Check that each layer is there, fits the one before it, and has finite numbers.
 
     Raises:
         ValueError: The message names the first fault.
@@ -159,7 +159,7 @@ def check_weights(weights: Weights) -> None:
     for name, tensor in weights.tensors.items():
         values = tensor.scale if isinstance(tensor, Integers) else tensor
         if not np.isfinite(values).all():
-            raise ValueError(f"{name} holds NaN or infinity")
+            raise ValueError(f"{name} contains NaN or infinity")
 
 
 def _expected(
@@ -221,9 +221,8 @@ class NumpyPolicy:
 
     The embedding's share of each first layer is part of its bias, and padding is left out, so
     that an action costs what the task's own network costs. Weights are float32 whatever the
-    file holds: numpy multiplies integers slower than it would turn them to floats, and that
-    takes longer than the product. A call writes to arrays of its own alone, so that threads
-    may share a policy.
+    file stores: numpy multiplies integers slower than floats, and converting them takes longer
+    than the product. A call writes to new arrays alone, so that threads may share a policy.
 
     Args:
         weights: The agent.

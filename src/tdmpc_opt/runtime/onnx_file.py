@@ -42,7 +42,7 @@ class OnnxFile:
     tasks: TaskTable
     """Tasks in the order of their ids."""
     plan: FilePlan | None
-    """None where the file holds the policy alone."""
+    """None where the file has the policy alone."""
     number_format: str
     """Number format of the weights."""
     contracts: Contracts
@@ -135,7 +135,7 @@ def _plan(found: dict[str, Any]) -> FilePlan:
     counts = (*sizes, plan.replan_every, plan.num_q)
     spreads = (plan.min_std, plan.max_std, plan.warm_mean, plan.warm_std, plan.converged_std)
     if type(plan.preset) is not str or type(plan.mean_action) is not bool:
-        raise ValueError("its plan has no name, or does not say how it acts")
+        raise ValueError("its plan has no name, or no rule for its action")
     if not all(type(count) is int and 0 <= count < _MOST for count in counts):
         raise ValueError(f"a plan of {plan}")
     if not all(type(spread) in (int, float) and 0 <= spread < _MOST for spread in spreads):

@@ -40,7 +40,7 @@ def check_deadline(deadline_ms: float | None) -> None:
 class DeadlineTimer:
     """Measures parts of the work and predicts whether another would end after the deadline.
 
-    Each thread has the deadline of its own action; the counts are those of all threads.
+    Each thread has the deadline of its action; the counts are those of all threads.
 
     Args:
         clock: Monotonic clock.
@@ -285,7 +285,7 @@ class PlanState:
                 timer.end_part(started)
             if not all(np.isfinite(values).all() for values in found):
                 raise NonFiniteError(
-                    "the plan holds NaN or infinity: the network overflows on this "
+                    "the plan contains NaN or infinity: the network overflows on this "
                     "observation, or its file is damaged; check the sensors and the file"
                 )
             if wide.all():

@@ -243,7 +243,7 @@ class _Conversation:
 
 
 def _stop_by_signals(stop: "asyncio.Future[None]") -> None:
-    """Let SIGINT and SIGTERM end the server, where this thread may say so."""
+    """Let SIGINT and SIGTERM end the server, where this thread may handle signals."""
     loop = asyncio.get_running_loop()
 
     def end() -> None:
