@@ -22,8 +22,8 @@ from tdmpc_opt.configs import ExportConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, DataError, InputError, ResultError
 from tdmpc_opt.evaluation.results import read_evaluation
-from tdmpc_opt.export.targets import Facts, make_artifact
 from tdmpc_opt.evaluation.score import stored_score, unit_of
+from tdmpc_opt.export.targets import Facts, make_artifact
 from tdmpc_opt.files import refuse_overwrite, replace_when_done
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
