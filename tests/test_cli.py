@@ -266,6 +266,9 @@ def test_dagger_shows_its_rounds(run, dataset_dir, checkpoint_file, tmp_path):
     assert record["config"]["weights"]["behaviour"] == 5
     student = tmp_path / "out" / "model.safetensors"
     assert f"wrote {student}" in out.replace("\n", "")
+    _, out, _ = run(*command, "--weights.behaviour", "5")
+    assert "wrote" not in out
+    assert "has its 1 rounds already" in out.replace("\n", "")
     assert read_checkpoint(student).extra["updates"] == "2"
 
 

@@ -16,6 +16,7 @@ root=$(git rev-parse --show-toplevel)
 python=${PYTHON:-$root/.venv/bin/python}
 work=$(mktemp -d)
 trap 'git -C "$root" worktree remove --force "$work/old" || true; rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
 git -C "$root" worktree add --quiet --detach "$work/old" "$commit"
 export OMP_NUM_THREADS=1
 
@@ -33,7 +34,7 @@ if grep -q -- "--teacher " "$work/log"; then new_distill=train; fi
 
 run new collect --policy demo-teacher --tasks walker-stand,cartpole-balance --episodes 2 \
   --workers 1 --output "$work/data"
-training="--data $work/data --size 1 --batch-size 64 --updates 60 --log-every 20 --device cpu"
+training="--data $work/data --size 1 --batch-size 64 --updates 30 --log-every 10 --device cpu"
 
 round=1
 while [ "$round" -le "$rounds" ]; do
@@ -47,7 +48,7 @@ while [ "$round" -le "$rounds" ]; do
     # shellcheck disable=SC2086
     eval "distill=\$${side}_distill"
     run "$side" "$distill" --teacher demo-teacher $training --output "$out-distill"
-    run "$side" evaluate mt30-1m --mode policy --tasks walker-walk,cup-catch --episodes 10 \
+    run "$side" evaluate mt30-1m --mode policy --tasks walker-walk --episodes 10 \
       --workers 1 --device cpu --output "$out-evaluate.json"
     run "$side" bench mt30-1m --preset full balanced realtime policy --engine eager \
       --task walker-walk --batch 1 --rounds 2 --seconds 1 --output "$out-bench.json"

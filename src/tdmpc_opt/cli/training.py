@@ -13,9 +13,10 @@ def _written(config: configs.TrainConfig) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-def _tell(path: Path, before: int | None, config: configs.TrainConfig) -> None:
+def _report(path: Path, before: int | None, config: configs.TrainConfig, budget: str) -> None:
+    """Print what was written, or that the run was finished before."""
     if _written(config) == before:
-        console().print(f"{path} has its {config.updates:,} updates already; nothing to do")
+        console().print(f"{path} has its {budget} already; nothing to do")
     else:
         console().print(f"wrote {path}")
 
@@ -26,12 +27,13 @@ def _train(config: configs.TrainConfig) -> None:
     before = _written(config)
     with ConsoleProgress("train") as progress:
         path = train(config, progress)
-    _tell(path, before, config)
+    _report(path, before, config, f"{config.updates:,} updates")
 
 
 def _dagger(config: configs.DaggerConfig) -> None:
     from tdmpc_opt.training.dagger import dagger
 
+    before = _written(config)
     with ConsoleProgress("dagger") as progress:
         rounds = dagger(config, progress)
     columns = ("round", "updates", "episodes", "mean return on the way")
@@ -41,9 +43,9 @@ def _dagger(config: configs.DaggerConfig) -> None:
         table.add_row(
             *(str(row.round), f"{row.updates:,}", f"{row.episodes:,}", f"{mean:.1f}"),
         )
-    terminal = console()
-    terminal.print(table)
-    terminal.print(f"wrote {config.output / 'model.safetensors'}")
+    console().print(table)
+    path = config.output / "model.safetensors"
+    _report(path, before, config, f"{config.rounds:,} rounds")
 
 
 def _distill(config: configs.DistillConfig) -> None:
