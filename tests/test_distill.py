@@ -5,13 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from public_layouts import layout_c
 
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.agents.teachers import Assigned, write_assignment
+from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import DistillConfig
+from tdmpc_opt.configs import DistillConfig, ExportConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
+from tdmpc_opt.export.export import export
 from tdmpc_opt.pipeline import distill as stages
 from tdmpc_opt.pipeline import plan as planning
 from tdmpc_opt.pipeline.distill import distill
@@ -208,6 +212,43 @@ def test_each_task_of_an_assignment_is_driven_by_its_policy(tmp_path):
     path.write_text("{}")
     with pytest.raises(CheckpointError, match="does not assign policies"):
         open_source(str(path)).tasks(None)
+
+
+def test_every_kind_of_teacher_opens(
+    checkpoint_file, public_file, two_experts, make_model, tmp_path
+):
+    pendulum, cartpole = "pendulum-swingup", "cartpole-balance"
+    alone = []
+    for name in (cartpole, pendulum):  # public single-task files do not name their task
+        tasks = MT30.subset([name])
+        model = make_model(tasks, task_dim=0, num_bins=101, mlp_dim=32, enc_dim=32)
+        alone.append(tmp_path / f"{name}.pt")
+        torch.save({"model": layout_c(from_model(model).tensors)}, alone[-1])
+    policy, own = tmp_path / "policy.onnx", tmp_path / "own.json"
+    export(ExportConfig(checkpoint=str(checkpoint_file), policy_only=True, output=policy))
+    write_assignment(own, {pendulum: Assigned("plan"), cartpole: Assigned("mt30-1m")})
+    both = {pendulum, cartpole}
+    for teachers, tasks, expected in (
+        (["mt30-1m"], None, {*MT30.names}),
+        ([checkpoint_file], None, both),
+        ([public_file], cartpole, {cartpole}),
+        (alone, f"{cartpole},{pendulum}", both),
+        ([two_experts], None, {cartpole, "cup-catch"}),
+        ([policy], None, both),
+        (["plan"], pendulum, {pendulum}),
+        (["own_policies:centre"], POINT, {POINT}),
+        ([own], None, both),
+        ([two_experts, checkpoint_file], None, {*both, "cup-catch"}),
+        ([two_experts, checkpoint_file], f"{pendulum},cup-catch", {pendulum, "cup-catch"}),
+    ):
+        config = _config(tmp_path / "student", teachers=tuple(map(str, teachers)), tasks=tasks)
+        assert planning.open_teachers(config).keys() == expected
+    mixed = _config(tmp_path / "student", teachers=(str(two_experts), str(checkpoint_file)))
+    found = planning.open_teachers(replace(mixed, tasks=None))
+    assert found[cartpole][0].source == str(two_experts)
+    assert found[pendulum][0].source == str(checkpoint_file)
+    with pytest.raises(UnknownTaskError, match="no teacher has walker-walk"):
+        planning.open_teachers(replace(mixed, tasks=f"{cartpole},{pendulum},walker-walk"))
 
 
 SB3 = """
