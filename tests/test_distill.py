@@ -165,8 +165,8 @@ def test_the_better_of_policy_and_planner_labels_each_task(tmp_path, monkeypatch
     def evaluate(config, progress):
         planned = "planner" in config.output.stem
         assert config.seed == 500_000
-        returns = {"cartpole-balance": 9.0 if planned else 10.0}
-        returns["pendulum-swingup"] = 8.0 if planned else 7.0
+        returns = {"cartpole-balance": 905.0 if planned else 900.0}  # within the noise
+        returns["pendulum-swingup"] = 800.0 if planned else 700.0
         return {"tasks": {name: {"returns": [found]} for name, found in returns.items()}}
 
     monkeypatch.setattr(stages, "evaluate", evaluate)

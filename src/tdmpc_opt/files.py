@@ -309,6 +309,25 @@ def without_removed(found: Mapping[str, Any], removed: Mapping[str, object]) -> 
     return kept
 
 
+@contextmanager
+def repairable(path: Path, error: type[TdmpcOptError]) -> Iterator[None]:
+    """Turn what the content of a damaged record raises into one line.
+
+    Args:
+        path: File that is read in the block.
+        error: Class of the error to raise.
+
+    Raises:
+        TdmpcOptError: Of class `error`; the file cannot be read, or lacks what is expected.
+    """
+    try:
+        yield
+    except (OSError, LookupError, TypeError, ValueError) as fault:
+        raise error(
+            f"{path} is damaged ({fault!r}); choose another --output or delete it"
+        ) from fault
+
+
 def require_same(
     path: Path,
     found: Mapping[str, Any],

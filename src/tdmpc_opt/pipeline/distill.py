@@ -53,6 +53,8 @@ INT8 = "policy-int8.onnx"
 PLANNER = "planner.onnx"
 ON_POLICY_SHARE = 0.3
 """Share of each batch of the rounds that the student's own episodes give."""
+LEAST_GAIN = 20.0
+"""Return by which plans must exceed the policy to label a task: few episodes resolve no less."""
 _RANGE_OF_ACTIONS = 2.0
 """Tolerance of the int8 file: its own score is measured and reported."""
 
@@ -143,7 +145,8 @@ class _Pipeline:
         if plans:
             ways = {"policy": {name: policies[name] for name in plans}, "planner": plans}
             means = {way: self._trial(way, chosen) for way, chosen in ways.items()}
-            better = [name for name in plans if means["planner"][name] > means["policy"][name]]
+            gains = {name: means["planner"][name] - means["policy"][name] for name in plans}
+            better = [name for name, gain in gains.items() if gain > LEAST_GAIN]
         chosen = policies | {name: plans[name] for name in better}
         write_assignment(Path(self._team), chosen)
         return better

@@ -35,7 +35,7 @@ from tdmpc_opt.errors import (
     UnknownTaskError,
 )
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.files import alone, parse_json, refuse_overwrite, require_same
+from tdmpc_opt.files import alone, parse_json, refuse_overwrite, repairable, require_same
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import Task, TaskTable, model_config
@@ -200,16 +200,13 @@ def stored_plan(config: DistillConfig, teachers: Teachers, progress: Progress) -
         "seed": config.seed,
     }
     if path.exists():
-        try:
+        with repairable(path, RunError):
             content = parse_json(path.read_bytes())
-            require_same(config.output, content["config"], identity, RunError)
             stored: dict[str, Any] = content["plan"]
             names = {key: tuple(stored[key]) for key in ("tasks", "planned")}
-            return Plan(**(stored | names))
-        except (OSError, LookupError, TypeError, ValueError) as error:
-            if isinstance(error, RunError):
-                raise
-            raise RunError(f"{path} is damaged ({error!r}); choose another --output") from error
+            known, found = Plan(**(stored | names)), dict(content["config"])
+        require_same(config.output, found, identity, RunError)
+        return known
     decided = _Speeds(config, teachers, tables, progress).plan()
     ResultFile(path, "distillation", identity, RunError).write(plan=asdict(decided))
     return decided

@@ -26,7 +26,14 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.files import alone, parse_json, refuse_overwrite, replace_when_done, require_same
+from tdmpc_opt.files import (
+    alone,
+    parse_json,
+    refuse_overwrite,
+    repairable,
+    replace_when_done,
+    require_same,
+)
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.loop import train
@@ -226,16 +233,12 @@ class _RoundsFile:
         self._write()
 
     def _read(self) -> None:
-        try:
+        with repairable(self._path, RunError):
             content = parse_json(self._path.read_bytes())
             found = dict(content["config"])
             # Older versions could score the student after each round.
             rows = [{k: v for k, v in row.items() if k != "score"} for row in content["rounds"]]
             self.rounds = [Round(**row) for row in rows]
-        except (OSError, LookupError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{self._path} is damaged ({error!r}); choose another --output or delete it"
-            ) from error
         cost = {*cost_fields(DaggerConfig), *REMOVED_COST}
         folder = self._path.parent
         require_same(folder, found, self._identity, RunError, cost=cost, removed=REMOVED)

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -230,15 +231,8 @@ def _sample(draws: Draws, ranks: Ranks) -> tuple[Batch, Batch | None]:
 
 
 def _to_device(fabric: Fabric, batch: Batch) -> Batch:
-    move = fabric.to_device
-    return Batch(
-        obs=move(batch.obs),
-        action=move(batch.action),
-        label=move(batch.label),
-        reward=move(batch.reward),
-        task=move(batch.task),
-        row=batch.row,
-    )
+    names = ("obs", "action", "label", "reward", "task")  # the rows' numbers stay on the CPU
+    return replace(batch, **{name: fabric.to_device(getattr(batch, name)) for name in names})
 
 
 class _Window:

@@ -31,7 +31,13 @@ from tdmpc_opt.errors import (
     RunError,
 )
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.files import parse_json, remove_unfinished, replace_when_done, require_same
+from tdmpc_opt.files import (
+    parse_json,
+    remove_unfinished,
+    repairable,
+    replace_when_done,
+    require_same,
+)
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.batches import Draws, require_finite_weights
@@ -219,10 +225,8 @@ def source_identity(source: str, tasks: TaskTable) -> dict[str, str | None]:
 
 
 def _require_same(path: Path, config: TrainConfig, asked: Mapping[str, Any]) -> None:
-    try:
+    with repairable(path, RunError):
         found = dict(parse_json(path.read_bytes())["config"])
-    except (LookupError, TypeError, ValueError) as error:
-        raise RunError(f"{path} is damaged; choose another --output or delete it") from error
     cost = {*cost_fields(type(config)), *REMOVED_COST}
     require_same(path.parent, found, asked, RunError, cost=cost, removed=REMOVED)
 
