@@ -198,6 +198,10 @@ def seconds_of(
     return seconds * steps / min(workers, len(episodes))
 
 
+_MEASURED_STEPS = 21
+_MEASURED_SECONDS = 2.0
+
+
 def seconds_per_step(sources: Sequence[PolicySource], task: Task, episodes: int = 1) -> float:
     """Measure one step of a task on one thread: the environment, and an action of each source.
 
@@ -215,14 +219,19 @@ def seconds_per_step(sources: Sequence[PolicySource], task: Task, episodes: int 
             policy.start(task.name, [(number,) for number in range(episodes)])
             if isinstance(policy, SimulatorPolicy):
                 policy.watch([env] * episodes)
-        for _ in range(2):  # what is built at the first action does not count
+        seconds, begin = list[float](), time.perf_counter()
+        most = min(_MEASURED_STEPS, task.episode_length)
+        # Several, since other work on this machine may interrupt one.
+        while len(seconds) < 2 or (
+            len(seconds) < most and time.perf_counter() - begin < _MEASURED_SECONDS
+        ):
             start = time.perf_counter()
             actions = [policy.act(obs) for policy in policies]
             acted = time.perf_counter()
             env.step(actions[0][0])
-            seconds = (acted - start) / episodes + time.perf_counter() - acted
+            seconds.append((acted - start) / episodes + time.perf_counter() - acted)
     env.close()
-    return seconds
+    return sum(seconds[1:]) / (len(seconds) - 1)  # what the first action builds does not count
 
 
 def is_expert_folder(source: str) -> bool:

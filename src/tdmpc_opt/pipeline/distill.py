@@ -54,7 +54,7 @@ PLANNER = "planner.onnx"
 ON_POLICY_SHARE = 0.3
 """Share of each batch of the rounds that the student's own episodes give."""
 LEAST_GAIN = 20.0
-"""Return by which plans must exceed the policy to label a task: few episodes resolve no less."""
+"""Return by which plans must exceed the policy to label a task; few episodes show no less."""
 _RANGE_OF_ACTIONS = 2.0
 """Tolerance of the int8 file: its own score is measured and reported."""
 
