@@ -1,28 +1,14 @@
-"""Collect episodes of the bundled teacher and distil a student of a fifth of its size."""
+"""Distil the bundled teacher into a student of a fifth of its size, on one task."""
 
-from pathlib import Path
+import tdmpc_opt
 
-from tdmpc_opt.agents.collect import collect
-from tdmpc_opt.checkpoints.load import describe
-from tdmpc_opt.configs import CollectConfig, LossWeights, TrainConfig
-from tdmpc_opt.training.loop import train
-
-OUTPUT = Path("example-output")
-TASK = "cartpole-balance"
-
-if __name__ == "__main__":  # collection starts worker processes
-    data = OUTPUT / "data"
-    collect(
-        CollectConfig(policy="demo-teacher", tasks=TASK, episodes=4, noise=0.3, output=data)
-    )
-    config = TrainConfig(
-        data=data,
-        teacher="demo-teacher",
+if __name__ == "__main__":  # it starts worker processes
+    student = tdmpc_opt.distill(
+        "demo-teacher",
+        tasks="cartpole-balance",
         size="0.3",
-        updates=50,  # enough to test the code; training takes thousands
-        batch_size=64,
-        weights=LossWeights(behaviour=20.0),
-        output=OUTPUT / "student",
+        updates=50,  # enough to test the code; a student takes thousands
+        output="example-output/student",
     )
-    student = describe(train(config))
-    print(f"{student.path}: {student.parameters:,} parameters, {student.size_bytes:,} bytes")
+    print(f"teacher {student.teacher}, student {student.policy}, int8 {student.int8}")
+    print(f"{student.folder}: {student.lost.difference} points")

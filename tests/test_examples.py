@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 SAYS = {
     "act": ["return 9", "of 1000"],
     "evaluate": ["demo-teacher: ", "random: ", "points better over 6 episodes"],
-    "distill": ["student/model.safetensors: 2", "parameters"],
+    "distill": ["teacher 9", "student ", "example-output/student: -"],
     "quantize": ["agent.safetensors", "policy.safetensors", "cup-catch.safetensors"],
     "robot_loop": ["return 8", "an action took "],
 }

@@ -70,8 +70,8 @@ class OfCheckpoint:
 
     checkpoint: Annotated[str, POSITIONAL]
     """Checkpoint file of any known layout, model folder, zoo name or hub id. `evaluate`
-    and `inspect` also take an exported ONNX file; `evaluate` and `video` a folder of experts or
-    the word random."""
+    and `inspect` also take an exported ONNX file; `evaluate` and `video` a folder of experts,
+    MODULE:FACTORY for a policy of your own, or the word random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,9 +181,9 @@ class Labelled:
     noise: float = 0.0
     """Standard deviation of Gaussian noise added to the actions, in action units."""
     label: str | None = None
-    """Checkpoint file, zoo name, folder of experts or `plan` whose actions in the visited
-    states are stored to imitate; none means those of the teacher of `dagger`, and in `collect`
-    those of the policy itself without the noise."""
+    """Checkpoint file, zoo name, folder of experts, MODULE:FACTORY or `plan` whose actions in
+    the visited states are stored to imitate; none means those of the teacher of `dagger`, and
+    in `collect` those of the policy itself without the noise."""
 
 
 @dataclass(frozen=True, kw_only=True)

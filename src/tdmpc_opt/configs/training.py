@@ -75,8 +75,8 @@ class CollectConfig(OnTasks, Acting, ToOutput, OnDevice, ByWorkers, Labelled, Se
     """Roll out a policy into a dataset on disk, with labels to imitate."""
 
     policy: str
-    """Checkpoint file or zoo name, a folder of experts, `random`, or `plan`: planning in the
-    simulator."""
+    """Checkpoint file or zoo name, a folder of experts, an exported ONNX file, `random`,
+    `plan` (planning in the simulator), or MODULE:FACTORY for a policy of your own."""
     episodes: int = 20
     """Episodes per task."""
 
