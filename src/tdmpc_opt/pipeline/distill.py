@@ -24,7 +24,7 @@ from tdmpc_opt.configs import (
     TrainConfig,
     device_of_work,
 )
-from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.errors import CheckpointError, RunError
 from tdmpc_opt.evaluation.compare import Comparison, compare
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.score import Score, stored_score
@@ -273,8 +273,11 @@ class _Pipeline:
         lost = compare(results["teacher"], results["student"])
         card = output / "README.md"
         text = card.read_text(encoding="utf-8") + _card(contents, lost, planned)
-        with replace_when_done(card) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        try:
+            with replace_when_done(card) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"cannot write {card}: {error.strerror}") from error
         curves = [self._work / name / "config.json" for name in ("trained", "corrected")]
         write_report(
             ReportConfig(results=(*results.values(), *curves), output=output / "report.html")
