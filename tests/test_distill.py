@@ -99,7 +99,7 @@ def test_another_budget_or_teacher_is_another_distillation(whole, capsys):
 @pytest.mark.parametrize(
     ("teacher", "said"),
     [
-        ("own_policies:wide", r"returned actions of shape \[10, 2\]"),
+        ("own_policies:wide", r"returned actions of shape \[1, 2\]"),
         ("own_policies:strong", "NaN or outside"),
         ("own_policies:failing", "raised KeyError in act"),
         ("own_policies:nothing", "without a method act"),
