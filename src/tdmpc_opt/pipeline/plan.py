@@ -326,14 +326,14 @@ def _seconds_of(source: PolicySource, task: Task) -> float:
 
 def _schedule(updates: int) -> dict[str, int]:
     """Return how a number of updates is divided, and the episodes for them."""
-    rounds = min(6, max(1, updates // 500))
+    rounds = min(6, max(1, updates // 200))
     each = max(1, updates // 2 // rounds)
     return {
         "updates": max(1, updates - rounds * each),
         "rounds": rounds,
         "round_updates": each,
         "episodes": min(20, max(1, updates // 100)),
-        "round_episodes": min(4, max(1, updates // 500)),
+        "round_episodes": min(4, max(1, updates // 200)),
     }
 
 
