@@ -10,7 +10,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.configs import QuantizeConfig
-from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.errors import CheckpointError, InputError
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.schema import ModelConfig, Task, TaskTable
 
@@ -115,10 +115,11 @@ def test_weights_that_overflow_fp16_are_refused_by_name(tmp_path, source, checkp
     quantize(replace(config, format="bf16"))
 
 
-def test_a_file_may_be_replaced_by_its_own_half_precision_copy(source, checkpoint):
-    report = quantize(QuantizeConfig(checkpoint=str(source), output=source))
-    assert report.output_bytes < report.source_bytes / 2
-    assert read_checkpoint(source).parameters == checkpoint.parameters
+def test_a_file_is_not_replaced_by_its_own_half_precision_copy(source):
+    before = source.read_bytes()
+    with pytest.raises(InputError, match="would overwrite"):
+        quantize(QuantizeConfig(checkpoint=str(source), output=source))
+    assert source.read_bytes() == before
 
 
 def test_a_public_fp16_file_shrinks_without_further_rounding(public_file, tmp_path):

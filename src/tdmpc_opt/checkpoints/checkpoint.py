@@ -133,12 +133,7 @@ def validate(checkpoint: Checkpoint, *, values: bool = True) -> None:
             _validate_quantized(name, quantized[name], shape)
         else:
             _validate_tensor(name, tensors[name], shape)
-    if values:
-        _validate_values(checkpoint)
-
-
-def _validate_values(checkpoint: Checkpoint) -> None:
-    for name, tensor in checkpoint.tensors.items():
+    for name, tensor in tensors.items() if values else ():
         for block in _blocks(tensor):
             _refuse_nan(name, block)
         checkpoint.forget()

@@ -1,11 +1,8 @@
 """Storing an agent, or the part of it that a device needs, in fewer bytes."""
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, with_origin
@@ -87,7 +84,6 @@ def quantize(config: QuantizeConfig, progress: Progress | None = None) -> Quanti
     source = resolve(config.checkpoint)
     checkpoint = read_checkpoint(source, tasks=config.tasks)
     refuse_quantized(checkpoint, source)
-    source_bytes = source.stat().st_size
     part = replace(with_origin(checkpoint, source), tensors=checkpoint.without_targets())
     if config.policy_only:
         part = policy_only(part)
@@ -101,14 +97,18 @@ def quantize(config: QuantizeConfig, progress: Progress | None = None) -> Quanti
         source=source,
         output=config.output,
         format=config.format,
-        source_bytes=source_bytes,
+        source_bytes=source.stat().st_size,
         output_bytes=0,
         parameters=0,
         max_error=None,
     )
     if config.format in DTYPES:
         rounded = round_weights(part.tensors, DTYPES[config.format])
-        report = replace(report, max_error=_max_error(part.tensors, rounded))
+        errors = (
+            float((part.tensors[name].double() - tensor.double()).abs().max())
+            for name, tensor in rounded.items()
+        )
+        report = replace(report, max_error=max(errors))
         small = replace(part, tensors=rounded)
     else:
         small, report = _integers(config, part, report, progress or Silent())
@@ -197,11 +197,3 @@ def _overhead_bytes(part: Checkpoint) -> int:
         write_native(path, to_integers(part, dict.fromkeys(shapes, "int8"), None))
         whole = path.stat().st_size
     return whole - sum(weight_bytes(name, shape, "int8") for name, shape in shapes.items())
-
-
-def _max_error(full: Mapping[str, Tensor], rounded: Mapping[str, Tensor]) -> float:
-    """Return the largest distance between a weight and its rounded value."""
-    return max(
-        float((full[name].double() - tensor.double()).abs().max())
-        for name, tensor in rounded.items()
-    )

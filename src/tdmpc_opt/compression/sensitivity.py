@@ -246,8 +246,8 @@ def most_accurate(rows: Sequence[SensitivityRow], budget_bytes: int) -> dict[str
         rows: What was measured.
         budget_bytes: Bytes for the layers' weights; at least those of the smallest mix.
     """
-    sizes = np.array([row.size_bytes for row in rows], np.float64)
-    found = _solve(rows, _squares(rows) + _losses(rows), [(sizes, float(budget_bytes))])
+    sizes, squares, losses = _costs(rows)
+    found = _solve(rows, squares + losses, [(sizes, float(budget_bytes))])
     assert found is not None, "refuse_too_little comes first"
     return found
 
@@ -265,8 +265,8 @@ def smallest(
     Raises:
         InputError: Not even the most accurate mix does.
     """
-    sizes = np.array([row.size_bytes for row in rows], np.float64)
-    limits = [(_squares(rows), max_action_error**2), (_losses(rows), max_value_error)]
+    sizes, squares, losses = _costs(rows)
+    limits = [(squares, max_action_error**2), (losses, max_value_error)]
     found = _solve(rows, sizes, limits)
     if found is None:
         raise InputError(
@@ -275,12 +275,10 @@ def smallest(
     return found
 
 
-def _squares(rows: Sequence[SensitivityRow]) -> np.ndarray:
-    return np.array([row.action_error**2 for row in rows])
-
-
-def _losses(rows: Sequence[SensitivityRow]) -> np.ndarray:
-    return np.array([row.value_error or 0.0 for row in rows])
+def _costs(rows: Sequence[SensitivityRow]) -> np.ndarray:
+    """Return bytes, squared action errors and losses of correlation, [3, rows]."""
+    values = [(row.size_bytes, row.action_error**2, row.value_error or 0.0) for row in rows]
+    return np.array(values, np.float64).T
 
 
 def _solve(
