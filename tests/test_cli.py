@@ -422,6 +422,11 @@ def test_an_unknown_preset_is_refused(refused, checkpoint_file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_value_that_is_refused_later_is_named_by_its_option_too(refused, tmp_path):
+    words = ("evaluate", "mt30-1m", *ONE_TASK, "--replan-every", "99")
+    assert "--replan-every must be between 1" in refused(*words, "--output", tmp_path / "out")
+
+
 def test_damaged_results_are_refused(refused, tmp_path):
     path = tmp_path / "r.json"
     path.write_text("{")

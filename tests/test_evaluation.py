@@ -276,7 +276,7 @@ def test_the_file_says_what_planned(checkpoint_file):
     assert config["budget"]["samples"] == 512
     config = _planner_config(checkpoint_file, fast_engine, mode="policy")
     assert (config["engine"], config["budget"]) == (None, None)
-    with pytest.raises(InputError, match="replan_every must be between 1 and the horizon"):
+    with pytest.raises(InputError, match="`replan_every` must be between 1 and the horizon"):
         _planner_config(checkpoint_file, replan_every=4)
 
 

@@ -265,7 +265,7 @@ def test_reused_actions_explore_with_their_own_spread(model):
 
 @pytest.mark.parametrize("every", [0, 4])
 def test_no_more_actions_are_reused_than_a_plan_has(every):
-    with pytest.raises(InputError, match="replan_every must be between 1 and the horizon"):
+    with pytest.raises(InputError, match="`replan_every` must be between 1 and the horizon"):
         replace(SIX, replan_every=every)
 
 

@@ -372,7 +372,7 @@ class PlanRules:
         if self.horizon < 1:
             raise InputError("horizon and iterations must be at least 1")
         if not 1 <= self.replan_every <= self.horizon:
-            raise InputError("replan_every must be between 1 and the horizon")
+            raise InputError("`replan_every` must be between 1 and the horizon")
         if not 0 <= self.min_std <= self.max_std:
             raise InputError("min_std must be at least 0 and at most max_std")
         if not 0 <= self.warm_mean <= 1 or self.warm_std < 0 or self.converged_std < 0:

@@ -9,7 +9,7 @@ from typing import Any
 import tdmpc_opt
 from tdmpc_opt import machine
 from tdmpc_opt.cli import data, deploy, files, measure, training
-from tdmpc_opt.cli.command import UsageError, overview, parse
+from tdmpc_opt.cli.command import UsageError, overview, parse, with_options
 from tdmpc_opt.cli.output import console
 from tdmpc_opt.errors import InputError, TdmpcOptError, printable
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         _RUNS[type(config)](config)
     except TdmpcOptError as error:
-        status = _fail(str(error))
+        status = _fail(with_options(str(error), type(config)))
     except ModuleNotFoundError as error:
         status = _fail(_missing(error))
     except KeyboardInterrupt:
