@@ -101,6 +101,7 @@ def _print_contracts(contracts: Contracts) -> None:
     for found, names in by_contract(contracts).items():
         title = f"{', '.join(names)}: {found.rate}"
         table = table_of(printable(title, 300), "numbers", "names", "unit", "range")
+        table.columns[1].justify = "left"
         for row in found.rows():
             table.add_row(*(Text(printable(cell, 2000)) for cell in row))
         console().print(table)
