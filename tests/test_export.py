@@ -631,7 +631,7 @@ def test_files_are_written_for_the_oldest_engines_or_as_asked(policy, folder, tm
     export(ExportConfig(**config, format="int8", opset=20, ir_version=10))
     assert versions(path) == (20, 10)
     with pytest.raises(
-        InputError, match=r"opset must be in 18\.\.20 and ir_version in 8\.\.10"
+        InputError, match=r"`opset` must be in 18\.\.20 and `ir_version` in 8\.\.10"
     ):
         ExportConfig(**config, opset=17)
 
