@@ -137,7 +137,8 @@ def expert_trials() -> str:
     rows = []
     for path, content in _of_kind("expert"):
         config = content["config"]
-        settings = (config["task"], config["algorithm"], config["n_steps"])
+        # Since SAC on batched physics is the only method of RL, its name is not stored.
+        settings = (config["task"], config.get("algorithm", "sac"), config.get("n_steps", 1))
         numbers = (f"{content['steps']:,}", len(content["returns"]), f"{_mean(content):.1f}")
         rows.append((_link(path), *settings, *numbers))
     head = "file, task, algorithm, n-step, agent steps, episodes measured, mean return"
@@ -652,8 +653,13 @@ def _driver(expert: Json) -> str | None:
     config = expert["config"]
     if (warm := config.get("warm_up")) is None:
         return None
-    other = warm["task"] != config["task"]
-    who = f"expert of {warm['task']}" if other else "published student's planner"
+    name = warm["policy"]["name"]
+    if name == "plan":
+        who = "planning in the simulator"
+    elif name.startswith("experts"):
+        who = f"expert of {warm['task']}"
+    else:
+        who = "published student's planner"
     return f"{who}, {warm['episodes']}"
 
 
