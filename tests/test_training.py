@@ -645,8 +645,8 @@ def test_counts_that_cannot_be_run_are_refused(config, changes):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"lr_zero_at": 5}, "zero at update 5"),
-        ({"behaviour_batch": 4}, "needs a weight of behaviour"),
+        ({"lr_zero_at": 5}, "`lr_zero_at` is 5"),
+        ({"behaviour_batch": 4}, "needs a weight of `behaviour`"),
         ({"behaviour_batch": -1}, "at least 0"),
         ({"td_lambda": 1.1}, "from 0 to 1"),
     ],

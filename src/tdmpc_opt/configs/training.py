@@ -367,7 +367,7 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
             )
         if self.behaviour_batch < 0 or (self.behaviour_batch and not self.weights.behaviour):
             raise InputError(
-                "`behaviour_batch` is at least 0, and needs a weight of --weights.behaviour"
+                "`behaviour_batch` is at least 0, and needs a weight of `behaviour`"
             )
         if not 0 <= self.td_lambda <= 1:
             raise InputError(f"`td_lambda` is from 0 to 1, got {self.td_lambda}")
