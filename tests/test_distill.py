@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tdmpc_opt.pipeline import plan as planning
 from tdmpc_opt.pipeline.distill import distill
 from tdmpc_opt.pipeline.plan import plan
 from tdmpc_opt.progress import Silent
-from tdmpc_opt.schema import MT30
+from tdmpc_opt.schema import MT30, TaskTable
 
 pytest.importorskip("dm_control")
 pytest.importorskip("onnxruntime")
@@ -285,3 +286,16 @@ def test_a_zip_of_stable_baselines_is_a_teacher(tmp_path, monkeypatch):
     episode = next(data.episodes(data.shards[0]))
     wanted = model.predict(episode.obs[:-1], deterministic=True)[0]
     assert np.allclose(2 * (wanted + 3) / 4 - 1, episode.action[1:], atol=1e-5)
+
+
+def test_the_time_of_measuring_is_not_an_action_of_the_student(tmp_path, monkeypatch):
+    """Estimates once counted the seconds that the environment's measurement itself takes."""
+
+    def slow(*arguments):
+        time.sleep(1)
+        return 0.001
+
+    monkeypatch.setattr(planning, "seconds_per_step", slow)
+    tasks = TaskTable((MT30["cup-catch"],))
+    _, action, _ = planning._measure_student(_config(tmp_path), tasks)
+    assert 0.001 < action < 0.5

@@ -29,6 +29,7 @@ RESULTS = ROOT / "results"
 Json = dict[str, Any]
 
 COMMANDS = {
+    "demo": "tdmpc-opt demo --output FOLDER",
     "bench-action-latency": "python benchmarks/action_latency.py --checkpoint FILE",
     "bench-device-latency": "taskset -c 0 python benchmarks/device_latency.py",
     "bench-ddp": "python benchmarks/ddp.py",
@@ -45,7 +46,7 @@ COMMANDS = {
     "onnxruntime-versions": "python benchmarks/onnxruntime_versions.py",
     "mutation": "python tools/mutation.py results/mutation.json",
     # Scripts that were removed after their file was written.
-    "demo": "git show 94c1e6f:src/tdmpc_opt/demo.py",
+    "demo-reward-term": "git show 94c1e6f:src/tdmpc_opt/demo.py",
     "bench-integer-kernels": "git show 94c1e6f:benchmarks/integer_kernels.py",
     "bench-page": "git show 94c1e6f:benchmarks/page_opening.py",
     "bench-planner-cost": "git show 94c1e6f:benchmarks/planner_cost.py",
@@ -58,12 +59,6 @@ COMMANDS = {
 
 BEFORE_REMOVALS = "94c1e6f"
 """The last commit whose commands have the options that were removed since."""
-
-DEMO_ROWS = {
-    "student without teacher": "control: the same data and labels, no reward term",
-    "distilled student": "distilled student: the same with the teacher's rewards, d = 0.4",
-}
-"""What the rows of older demo files are called on the pages."""
 
 SURVIVORS = {
     "@dataclass(frozen=False, slots=True, eq=False)": "equivalent: nothing assigns to a field",
@@ -100,12 +95,11 @@ def home() -> str:
 
 def demo() -> str:
     """The agents of `make demo`."""
-    rows, found = [], _read("demo")["rows"]
-    older = DEMO_ROWS if any(row["name"] == "student without teacher" for row in found) else {}
-    for row in found:
+    rows = []
+    for row in _read("demo")["rows"]:
         counts = (_bytes(row["parameters"]), _bytes(row["size_bytes"]))
         score = {"mean": row["score"], "ci95": row["ci95"]}
-        rows.append((older.get(row["name"], row["name"]), _score({"score": score}), *counts))
+        rows.append((row["name"], _score({"score": score}), *counts))
     return _table("agent, score, parameters, bytes", rows)
 
 
