@@ -625,6 +625,18 @@ def onnxruntime_versions() -> str:
     return _table(["onnxruntime", "numpy", *(name.replace(",", "") for name in files)], rows)
 
 
+def device_latency() -> str:
+    """Return how long an action of the bundled student takes by each engine on one core."""
+    content = _read("bench-device-latency")
+    rows = [
+        (name, f"{found['ms'] * 1000:,.0f}", f"{found['per_second']:,.0f}")
+        for name, found in content["contenders"].items()
+    ]
+    trip = content["server"]["ms_p50"]
+    rows.append(("server, a policy's round trip", f"{trip * 1000:,.0f}", f"{1000 / trip:,.0f}"))
+    return _table("engine, microseconds an action, actions a second", rows)
+
+
 def _ran(found: Json) -> str:
     return found["error"] if "error" in found else f"{found['largest_difference']:.0e}"
 
