@@ -253,13 +253,14 @@ class _Watching:
 
     def __init__(self) -> None:
         self.states: list[int] = []
+        self.task = ""
         self.envs: Sequence[Any] = ()
 
     def load(self) -> "_Watching":
         return self
 
     def start(self, task: str, streams: Sequence[Stream]) -> None:
-        assert task == "pendulum-swingup"
+        self.task = task
 
     def watch(self, envs: Sequence[Any]) -> None:
         self.envs = envs
@@ -269,13 +270,15 @@ class _Watching:
         return np.zeros((len(obs), 1), np.float32)
 
 
+@pytest.mark.parametrize("known_as", ["pendulum-swingup", "pendulum-spin"])
 def test_warm_up_shows_a_planning_policy_the_environments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known_as: str
 ) -> None:
     policy = _Watching()
     monkeypatch.setattr(SimulatorSource, "load", lambda self, tasks: policy)
-    config = _config(tmp_path, warm_up="plan", warm_up_episodes=2)
+    config = _config(tmp_path, warm_up="plan", warm_up_task=known_as, warm_up_episodes=2)
     assert warm_up(_Buffer(), config, MT30["pendulum-swingup"]) == 1000
+    assert policy.task == known_as
     assert policy.states == [2] * 500
 
 

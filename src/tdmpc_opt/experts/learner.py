@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from tdmpc_opt.agents.policies import Array, ExpertNetwork, Policy, Stream, rollout
+from tdmpc_opt.agents.policies import (
+    Array,
+    ExpertNetwork,
+    Policy,
+    SimulatorPolicy,
+    Stream,
+    rollout,
+)
 from tdmpc_opt.agents.sources import PolicySource, open_source
 from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
 from tdmpc_opt.schema import Task, TaskTable, seed_number
@@ -85,9 +92,8 @@ def warm_up(model: Any, config: ExpertsConfig, task: Task) -> int:
     if found is None:
         return 0
     source, known_as = found
-    policy = source.load(TaskTable((replace(task, name=known_as),)))
-    if known_as != task.name:
-        policy = _KnownAs(policy, known_as)
+    table = TaskTable((replace(task, name=known_as),))
+    policy = _KnownAs(source.load(table), known_as)
     steps = 0
     for first in range(0, config.warm_up_episodes, config.envs):
         seeds = [WARM_UP_SEED + config.seed + first + row for row in range(config.envs)]
@@ -117,6 +123,10 @@ class _KnownAs:
 
     def start(self, task: str, streams: Sequence[Stream]) -> None:
         self._policy.start(self._task, streams)
+
+    def watch(self, envs: Sequence[Any]) -> None:
+        if isinstance(self._policy, SimulatorPolicy):
+            self._policy.watch(envs)
 
     def act(self, obs: Array) -> Array:
         return self._policy.act(obs)
