@@ -1,7 +1,7 @@
 """What a distillation will do: teachers, tasks, episodes, updates, and their duration here."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,7 +57,7 @@ WEIGHTS = LossWeights(behaviour=20.0, entropy=3e-3)
 BATCH = 128
 _MOST_FOR_PLANS = 2.0
 """Times the duration without plans that labels by planning may make of the whole."""
-_MEASURED_UPDATES = 3
+_MEASURED_CALLS = 3
 _SLOW = 0.5
 """Seconds of a step from which it is not measured in batches."""
 _SECONDS_OF_EXPORTS = 60.0
@@ -358,20 +358,24 @@ def _measure_student(config: DistillConfig, tasks: TaskTable) -> tuple[float, fl
     batch = _any_batch(tasks, settings.horizon, device)
     with threads(choose_threads().count):
         learner = build_learner(fabric, model, settings)
-        train_step(fabric, learner, batch, settings, labelled=batch)  # warms up
-        start = time.perf_counter()
-        for _ in range(_MEASURED_UPDATES):
-            train_step(fabric, learner, batch, settings, labelled=batch)
-        update = (time.perf_counter() - start) / _MEASURED_UPDATES
+        update = _mean_seconds(
+            lambda: train_step(fabric, learner, batch, settings, labelled=batch)
+        )
     with torch.no_grad(), threads(1):
         obs, task = batch.obs[0, :1], batch.task[:1]
-        model.policy(model.encode(obs, task), task, batch.action[0, :1])  # warms up
-        start = time.perf_counter()
-        for _ in range(_MEASURED_UPDATES):
-            model.policy(model.encode(obs, task), task, batch.action[0, :1])
-        action = (time.perf_counter() - start) / _MEASURED_UPDATES
+        action = _mean_seconds(
+            lambda: model.policy(model.encode(obs, task), task, batch.action[0, :1])
+        )
     env = seconds_per_step([RandomSource(source="random")], tasks.tasks[0])
     return update, env + action, parameters
+
+
+def _mean_seconds(call: Callable[[], object]) -> float:
+    call()  # what the first call builds does not count
+    start = time.perf_counter()
+    for _ in range(_MEASURED_CALLS):
+        call()
+    return (time.perf_counter() - start) / _MEASURED_CALLS
 
 
 def _any_batch(tasks: TaskTable, horizon: int, device: torch.device) -> Batch:
