@@ -1,9 +1,7 @@
 """Every engine answers an observation that cannot be used in the same way."""
 
-import asyncio
 import importlib.util
-import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +17,11 @@ from tdmpc_opt.schema import PlannerBudget
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("websockets", reason="needs the extra server")
+from serving import served
 from websockets.sync.client import connect
 
 from tdmpc_opt.export.export import export
-from tdmpc_opt.server.server import PolicyServer, pack, unpack
+from tdmpc_opt.server.server import pack, unpack
 
 TASK = "cartpole-balance"
 GOOD = np.array([0.1, 1.0, 0.0, 0.2, -0.3], np.float32)
@@ -55,36 +54,18 @@ def files(tmp_path_factory, checkpoint_file) -> dict[str, Path]:
 @contextmanager
 def _served(path: Path):
     """Serve a file and yield a function that acts like `Agent.act`."""
-    server, ready, running = PolicyServer(path), threading.Event(), []
+    with served(path) as (_, address), connect(f"ws://{address}") as client:
+        client.recv(timeout=10)
 
-    def started(host: str, port: int) -> None:
-        running.append((asyncio.get_running_loop(), asyncio.current_task(), port))
-        ready.set()
+        def act(obs, task, **options):
+            message = {"task": task, **options}
+            client.send(pack(message if obs is None else message | {"observation": obs}))
+            answer = client.recv(timeout=10)
+            if isinstance(answer, str):
+                raise (UnknownTaskError if "unknown task" in answer else InputError)(answer)
+            return unpack(answer)["actions"]
 
-    def serve() -> None:
-        with suppress(asyncio.CancelledError):
-            asyncio.run(server.run("127.0.0.1", 0, started))
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    assert ready.wait(10)
-    loop, task, port = running[0]
-    try:
-        with connect(f"ws://127.0.0.1:{port}") as client:
-            client.recv(timeout=10)
-
-            def act(obs, task, **options):
-                message = {"task": task, **options}
-                client.send(pack(message if obs is None else message | {"observation": obs}))
-                answer = client.recv(timeout=10)
-                if isinstance(answer, str):
-                    raise (UnknownTaskError if "unknown task" in answer else InputError)(answer)
-                return unpack(answer)["actions"]
-
-            yield act
-    finally:
-        loop.call_soon_threadsafe(task.cancel)
-        thread.join(10)
+        yield act
 
 
 @pytest.fixture(

@@ -380,7 +380,7 @@ def test_a_step_trains_every_part_and_the_policy_by_its_own_loss_alone(fabric, l
 
 
 def test_the_policy_step_leaves_no_gradient_elsewhere(fabric, learner, batch, monkeypatch):
-    """Each optimiser's clipping must count what it steps and nothing besides."""
+    """Each optimiser's clipping must count what it steps and nothing else."""
     train_step(fabric, learner, batch, CONFIG)
     kept = {
         name: p.grad.clone()

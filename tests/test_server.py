@@ -10,13 +10,13 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("websockets", reason="needs the extra server")
+from serving import served
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -30,36 +30,9 @@ TASK = "walker-walk"
 OBS = np.linspace(-1, 1, 24, dtype=np.float32)
 
 
-@contextmanager
-def _serving(path: Path, **options):
-    """Serve a file from a thread and yield the server and its address without a scheme."""
-    server, ready, loop = PolicyServer(path, **options), threading.Event(), []
-    address = []
-
-    def started(host: str, port: int) -> None:
-        address.append(f"{host}:{port}")
-        loop.append((asyncio.get_running_loop(), asyncio.current_task()))
-        ready.set()
-
-    def serve() -> None:
-        with suppress(asyncio.CancelledError):
-            asyncio.run(server.run("127.0.0.1", 0, started))
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield server, address[0]
-    finally:
-        running, task = loop[0]
-        running.call_soon_threadsafe(task.cancel)
-        thread.join(10)
-        assert not thread.is_alive()
-
-
 @pytest.fixture(scope="module")
 def serving():
-    with _serving(zoo.path("mt30-1m")) as found:
+    with served(zoo.path("mt30-1m")) as found:
         yield found
 
 
@@ -198,7 +171,7 @@ def test_hostile_messages_leave_the_server_standing(serving, messages):
 
 def test_a_message_beyond_the_limit_ends_its_own_connection_alone():
     with (
-        _serving(zoo.path("mt30-1m"), max_bytes=1000) as (server, address),
+        served(zoo.path("mt30-1m"), max_bytes=1000) as (server, address),
         connect(f"ws://{address}") as bystander,
         connect(f"ws://{address}") as client,
     ):
@@ -212,7 +185,7 @@ def test_a_message_beyond_the_limit_ends_its_own_connection_alone():
 
 
 def test_clients_beyond_the_limit_are_refused_until_one_leaves():
-    with _serving(zoo.path("mt30-1m"), max_clients=1) as (server, address):
+    with served(zoo.path("mt30-1m"), max_clients=1) as (server, address):
         with connect(f"ws://{address}") as client:
             client.recv(timeout=10)
             with pytest.raises(InvalidStatus) as refused:
@@ -225,7 +198,7 @@ def test_clients_beyond_the_limit_are_refused_until_one_leaves():
 
 def test_a_dead_client_frees_its_state():
     """A client that neither closes nor answers pings, as behind a pulled cable."""
-    with _serving(zoo.path("mt30-1m"), ping_seconds=0.2) as (server, address):
+    with served(zoo.path("mt30-1m"), ping_seconds=0.2) as (server, address):
         host, port = address.split(":")
         with socket.create_connection((host, int(port))) as dead:
             dead.sendall(
@@ -300,7 +273,7 @@ def test_clients_drive_a_planner_each_with_its_own_plan(planner, monkeypatch):
     envs = [make_env(task, seed) for seed in (1, 2)]
     rows = [env.reset()[0] for env in envs]
     with (
-        _serving(planner) as (_, address),
+        served(planner) as (_, address),
         connect(f"ws://{address}") as first,
         connect(f"ws://{address}") as second,
     ):
