@@ -32,6 +32,8 @@ PAGES_WITH_TABLES = [page for page in PAGES if "[[[cog" in page.read_text()]
 PLACEHOLDERS = {"FILE", "DATA", "..."}
 # Pages whose code needs another program, another machine or minutes of export.
 ELSEWHERE = ("deploy.md", "server.md", "ros2.md")
+# Libraries that no extra of tests brings, by the page whose code imports them.
+LIBRARIES = {"distil.md": "stable_baselines3"}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
     "optional-dependencies"
 ]
@@ -203,6 +205,8 @@ def test_what_a_line_of_shell_names_is_there(page, line):
 
 @pytest.mark.parametrize("page", RUNS, ids=_name)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    if library := LIBRARIES.get(_name(page)):
+        pytest.importorskip(library, reason=f"the page uses {library}")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in _blocks(page, "python"):
