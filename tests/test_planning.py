@@ -282,11 +282,22 @@ def test_a_hold_without_a_prior_is_refused(field):
         replace(BUDGET, policy_samples=0, **{field: 1.0})
 
 
-def test_the_full_preset_is_the_published_budget():
-    chosen = presets.find_preset(None)
-    assert chosen == presets.find_preset("full") == presets.Preset("planner", PlannerBudget())
-    full = chosen.budget
-    assert (full.horizon, full.iterations, full.samples) == (3, 6, 512)
-    assert (full.policy_samples, full.elites, full.temperature) == (24, 64, 0.5)
+def test_a_preset_is_the_published_budget_whatever_a_checkpoint_stores():
+    regularised = presets.Preset(budget=PlannerBudget(prior_hold=300.0, mean_action=True))
+    extra = presets.storable(dict.fromkeys(["full", "published"], regularised))
+    assert presets.find_preset(None, extra) == regularised
+    published = presets.find_preset("published", extra).budget
+    assert (published.horizon, published.iterations, published.samples) == (3, 6, 512)
+    assert (published.policy_samples, published.elites) == (24, 64)
+    assert (published.temperature, published.min_std, published.max_std) == (0.5, 0.05, 2.0)
+    assert (published.prior_penalty, published.prior_hold) == (0.0, 0.0)
+    assert not published.mean_action
+    assert (published.replan_every, published.warm_mean, published.warm_std) == (1, 1.0, 0.0)
+
+
+def test_full_is_the_published_budget_where_a_checkpoint_stores_none():
+    published = presets.find_preset("published")
+    assert presets.find_preset(None) == presets.find_preset("full") == published
+    assert published == presets.Preset("planner", PlannerBudget())
     with pytest.raises(InputError, match=r"unknown planner preset 'ful'; known: .*full"):
         presets.find_preset("ful")

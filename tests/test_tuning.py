@@ -81,7 +81,9 @@ def test_stored_presets_are_chosen_by_name_and_others_stay(checkpoint_file, tmp_
     assert tdmpc_opt.load_agent(path).budget == PlannerBudget()
     assert tdmpc_opt.load_agent(path, preset="realtime", mode="policy").mode == "policy"
     assert tdmpc_opt.load_agent(checkpoint_file, preset="policy").mode == "policy"
-    with pytest.raises(InputError, match=r"unknown planner preset 'y'; known: full, .*, x"):
+    with pytest.raises(
+        InputError, match=r"unknown planner preset 'y'; known: published, full, .*, x"
+    ):
         tdmpc_opt.load_agent(path, preset="y")
 
 

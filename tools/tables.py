@@ -20,7 +20,7 @@ from tdmpc_opt import zoo
 from tdmpc_opt.evaluation.compare import ablation as ablation_rows
 from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.evaluation.score import stored_score
-from tdmpc_opt.planning.presets import PRESETS
+from tdmpc_opt.planning.presets import PRESETS, PUBLISHED
 from tdmpc_opt.runtime.contract import by_contract, contracts_of
 from tdmpc_opt.schema import MT30, PlannerBudget
 
@@ -120,7 +120,7 @@ def _how(config: Json) -> str:
     how = config["mode"] or "exported file"
     if (preset := _preset(config)) is not None:
         budget = PlannerBudget(**config["budget"])
-        how += ", published budget" if budget == PlannerBudget() else f" `{preset}`"
+        how += f" `{preset}`"
         how += ", regularised" * bool(budget.prior_penalty or budget.prior_hold)
         how += f", {budget.replan_every} actions a plan" * (budget.replan_every > 1)
     return how + ", noise" * config["noise"]
@@ -352,9 +352,15 @@ def sampling() -> str:
 def presets() -> str:
     """Latency of each preset of the bundled student, and its score where it was evaluated."""
     rows = []
-    for record in _read("bench-presets")["candidates"]:
-        preset, times = record["preset"], record["batches"]["1"]
-        numbers = (f"{times['p50_ms']:.3g}", f"{times['hz']:,.0f}", f"{times['speedup']:.1f}")
+    timed = {
+        each["preset"]: each["batches"]["1"] for each in _read("bench-presets")["candidates"]
+    }
+    for preset in dict.fromkeys([PUBLISHED, *timed]):
+        times = timed.get(preset)
+        numbers = ("-", "-", "-")
+        if times:
+            speedup = f"{times['speedup']:.1f}"
+            numbers = (f"{times['p50_ms']:.3g}", f"{times['hz']:,.0f}", speedup)
         path = RESULTS / f"mt30-1m-{preset if preset == 'policy' else f'planner-{preset}'}.json"
         found = ("not measured", "-", "-", "-")
         if path.exists():
@@ -427,7 +433,7 @@ def costs() -> str:
         )
         for row in found["sizes"]
     ]
-    by_size = _table(("parameters", "full budget", "64 samples, 1 iteration"), sizes)
+    by_size = _table(("parameters", "published budget", "64 samples, 1 iteration"), sizes)
     return f"{_table(head, rows)}\n\n{by_size}"
 
 
@@ -443,7 +449,7 @@ def search() -> str:
             budget = f"{shape}, horizon {b['horizon']}, acts by {how}"
             budget += f", `prior_penalty` {b['prior_penalty']:g}" * bool(b["prior_penalty"])
             rows.append((budget, f"{100 * trial['share']:.1f}%", _score(trial)))
-    head = ("budget", "share of the full budget's time", "score on the tuning episodes")
+    head = ("budget", "share of the published budget's time", "score on the tuning episodes")
     return _table(head, rows)
 
 
@@ -532,8 +538,7 @@ def _evaluation(content: Json) -> list[str]:
         words += ["--mode", config["mode"]]
     if config["mode"] == "planner":
         budget = PlannerBudget(**config["budget"])
-        if budget != PlannerBudget():
-            words += ["--preset", _preset(config) or ""]
+        words += ["--preset", _preset(config) or ""]
         if budget.replan_every > 1:
             words += ["--replan-every", str(budget.replan_every)]
         if config.get("engine", "eager") == "eager":
@@ -589,16 +594,20 @@ def _tuning(content: Json) -> list[str]:
 def _preset(config: Json) -> str | None:
     """Return the preset that an evaluation planned with, None for policies.
 
-    A checkpoint may store the budget of a preset with a regularisation added.
+    A checkpoint may store the budget of a preset with a regularisation added, except that of
+    the published budget.
     """
     if config.get("budget") is None:
         return None
     sizes = ("horizon", "iterations", "samples", "policy_samples", "elites", "temperature")
     budget = PlannerBudget(**config["budget"])
+    if budget == PRESETS[PUBLISHED].budget:
+        return PUBLISHED
     return next(
         name
         for name, preset in PRESETS.items()
-        if all(getattr(preset.budget, size) == getattr(budget, size) for size in sizes)
+        if name != PUBLISHED
+        and all(getattr(preset.budget, size) == getattr(budget, size) for size in sizes)
     )
 
 

@@ -114,7 +114,8 @@ def load_agent(
         path_or_name: File of this project or of any public TD-MPC2 layout, model folder, zoo
             name, or `owner/name` on the Hugging Face hub.
         device: Where it computes; `auto` chooses.
-        preset: Planner budget by name; None is the full published one.
+        preset: Planner budget by name; None is `full`: the file's own, or else the published
+            one.
         mode: `planner`, or `policy` for the policy network alone.
         dtype: Number format of the computation; None is float32.
         engine: `auto` computes plans in ONNX Runtime where the extra `export` is installed and

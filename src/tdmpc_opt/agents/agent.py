@@ -329,8 +329,9 @@ def load_agent(
         path_or_name: File of this project or of any public TD-MPC2 layout, model folder, zoo
             name, or `owner/name` on the Hugging Face hub.
         device: Where it computes; `auto` chooses.
-        preset: Planner budget, or the name of a preset: `full`, `balanced`, `realtime`,
-            `policy` or one stored in the file; None is the full published budget.
+        preset: Planner budget, or the name of a preset: `published`, `full`, `balanced`,
+            `realtime`, `policy` or one stored in the file; None is `full`: the file's own, or
+            else the published budget.
         mode: `planner`, or `policy` for the policy network alone, whatever the preset.
         dtype: Number format of the computation, whatever the file stores.
         choose_engine: Chooses what computes the planner's iterations.

@@ -370,7 +370,7 @@ class CheckpointSource(_FileSource):
     names: str | None = None
     """Names of the tasks of a checkpoint that does not name them, joined by commas."""
     preset: str | PlannerBudget | None = None
-    """Planner budget, or the name of a preset; None is the full published budget."""
+    """Planner budget, or the name of a preset; None is `full`."""
     noise: bool = False
     """Whether the policy is sampled, or the planner keeps its exploration noise."""
     device: Device = "cpu"

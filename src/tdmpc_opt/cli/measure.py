@@ -20,11 +20,11 @@ def _evaluate(config: configs.EvaluateConfig) -> None:
     )
     from tdmpc_opt.export.engine import engine_choice
 
-    full = config.chosen_mode == "planner" and config.preset in (None, "full")
+    full = config.chosen_mode == "planner" and config.preset in (None, "full", "published")
     if full and isinstance(open_source(config.checkpoint), CheckpointSource):
         console().print(
-            "plans with the full budget, some tenths of a second an action on a CPU core; "
-            "--preset realtime and --mode policy are faster",
+            f"plans with the preset {config.preset or 'full'}, some tenths of a second an "
+            "action on a CPU core; --preset realtime and --mode policy are faster",
             highlight=False,
         )
     with ConsoleProgress("evaluate") as progress:
@@ -113,7 +113,7 @@ def _tune(config: configs.TuneConfig) -> None:
     terminal.print(table)
     if content["full"]:
         full = unit.shown(stored_score(content["full"]))
-        line = f"full budget: {unit.name} {full.mean:.1f} {_interval(full.ci95)}"
+        line = f"preset full: {unit.name} {full.mean:.1f} {_interval(full.ci95)}"
         terminal.print(line, highlight=False, markup=False)
     plot_front(content, config.output / "front.png")
     terminal.print(f"plot: {config.output / 'front.png'}")

@@ -121,8 +121,9 @@ class Acting:
     """Act by planning, or by the policy network alone; none plans where a preset or another
     option of the planner is given, and else acts by the policy, in minutes and not hours."""
     preset: str | None = None
-    """Planner budget by name: full, balanced, realtime, policy, or one that the
-    checkpoint contains; none means the full published budget."""
+    """Planner budget by name: published (TD-MPC2's own), full, balanced, realtime, policy, or
+    one that the checkpoint contains; none means full. A checkpoint may contain other budgets
+    under these names, except published."""
 
     @property
     def chosen_mode(self) -> Mode:

@@ -129,7 +129,7 @@ class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
     format: ExportFormat = "fp32"
     """fp16 halves the file and computes in fp32; int8 computes the large products in int8."""
     preset: str | None = None
-    """Planner budget by name; none means the full published budget."""
+    """Planner budget by name, as in `evaluate`; none means full."""
     result: Path | None = None
     """`tdmpc-opt evaluate` result of this checkpoint, whose score the file is to state."""
     opset: int = 18

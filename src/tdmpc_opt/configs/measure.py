@@ -78,7 +78,8 @@ class BenchConfig:
     """Checkpoint files, zoo names, and exported files. A file of the policy alone runs as on a
     device, without torch."""
     preset: tuple[str, ...] = ("full",)
-    """`full`, `balanced`, `realtime`, `policy`, or others that a checkpoint holds."""
+    """Planner budgets by name: published, full, balanced, realtime, policy, or others that a
+    checkpoint contains."""
     engine: tuple[EngineName, ...] = ("auto",)
     """What computes the plans of checkpoints: auto takes ONNX Runtime where it is installed,
     eager takes torch."""

@@ -143,13 +143,13 @@ class Cost:
     """Time of one action for one observation on one thread."""
 
     share: float
-    """Of the time that the full budget takes, measured in turns with it."""
+    """Of the time that the published budget takes, measured in turns with it."""
     full_ms: float
     """The latter in milliseconds: processor time, so that other programs count little."""
 
 
 def cost_of(agent: Agent, full: Agent, task: Task) -> Cost:
-    """Time the agent's actions in an episode, and in between those of the full planner.
+    """Time the agent's actions in an episode, and in between those of the published budget.
 
     Args:
         agent: The agent to measure.
@@ -199,9 +199,9 @@ class Trial:
     budget: PlannerBudget
     score: Score
     share: float
-    """Time of an action, as a share of the full budget's."""
+    """Time of an action, as a share of the published budget's."""
     latency_ms: float
-    """That share of the least time that the full budget took in this search."""
+    """That share of the least time that the published budget took in this search."""
     on_front: bool
     """True where no other budget is both better and faster."""
 
@@ -306,7 +306,7 @@ class _Search:
             score, share = self._measure(trial, budget, full)
             self.study.tell(trial, (score, share))
             shown = unit_of(self.tasks.names).per_point * score
-            note = f"{shown:.1f} at {100 * share:.1f}% of the full budget's time"
+            note = f"{shown:.1f} at {100 * share:.1f}% of the published budget's time"
             progress.update(done + 1, self.config.trials, note)
             yield
         if self.config.score_full:

@@ -21,7 +21,11 @@ class Preset:
     budget: PlannerBudget = field(default_factory=PlannerBudget)
 
 
+PUBLISHED = "published"
+"""Name of the preset that no checkpoint changes."""
+
 PRESETS = {
+    PUBLISHED: Preset(),
     "full": Preset(),
     "balanced": Preset(
         budget=PlannerBudget(
@@ -47,13 +51,14 @@ PRESETS = {
     ),
     "policy": Preset("policy"),
 }
-"""Presets of every agent; a checkpoint may add to them. `full` is the published budget."""
+"""Presets of every agent. A checkpoint may store others under these names, such as a `full`
+that is regularised, except `published`: TD-MPC2's own budget, which acts by a sampled elite."""
 
 
 def find_preset(
     name: str | PlannerBudget | None, extra: Mapping[str, str] | None = None
 ) -> Preset:
-    """Return a preset by name, or one with the budget given; None is the full published one.
+    """Return a preset by name, or one with the budget given; None is `full`.
 
     Args:
         name: Name of a preset, or a budget.
@@ -65,7 +70,7 @@ def find_preset(
     """
     if isinstance(name, PlannerBudget):
         return Preset(budget=name)
-    known = PRESETS | stored(extra or {})
+    known = PRESETS | stored(extra or {}) | {PUBLISHED: PRESETS[PUBLISHED]}
     found = known.get(name or "full")
     if found is None:
         raise InputError(f"unknown planner preset {name!r}; known: {', '.join(known)}")

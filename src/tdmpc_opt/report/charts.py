@@ -451,7 +451,7 @@ def plot_front(content: Mapping[str, Any], path: Path) -> None:
         axis.step(*zip(*points, strict=True), where="post", **line)
         if content["full"]:
             full = unit.per_point * content["full"]["mean"]
-            axis.axhline(full, color="gray", linestyle=":", label="full budget")
+            axis.axhline(full, color="gray", linestyle=":", label="preset full")
         axis.set_xscale("log")
         axis.set_xlabel("ms per action (processor time, one thread)")
         axis.set_ylabel(f"{unit.name} of the tuning episodes (line: 95% interval)")
