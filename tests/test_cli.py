@@ -86,6 +86,7 @@ def test_the_help_of_a_command_has_an_example_and_names_what_it_takes(run, name)
     assert status == 0
     assert f"Example: tdmpc-opt {name} {command.example}".strip() in out
     assert "STR" not in out
+    assert "default: None" not in " ".join(out.replace("│", " ").split())
     assert not re.search(r"`[a-z]+_[a-z_]+`", out)  # a field where an option is meant
     if command.essentials is not None:
         essential, advanced = out.split(" advanced options ")

@@ -124,7 +124,7 @@ def test_the_file_says_what_was_measured_and_how(finished):
     assert content["complete"]
     assert set(content["tasks"]) == set(TASKS.split(","))
     for record in content["tasks"].values():
-        assert record["seeds"] == [0, 1]
+        assert record["seeds"] == [10_000, 10_001]
         assert len(record["returns"]) == 2
         assert record["score"] == pytest.approx(sum(record["returns"]) / 20)
         assert all(0 <= value <= 1000 for value in record["returns"])
@@ -133,7 +133,7 @@ def test_the_file_says_what_was_measured_and_how(finished):
     low, high = content["score"]["ci95"]
     assert low <= content["score"]["mean"] <= high
     assert content["config"]["checkpoint"] == {"name": "random", "sha256": None}
-    assert (content["config"]["episodes"], content["config"]["seed"]) == (2, 0)
+    assert (content["config"]["episodes"], content["config"]["seed"]) == (2, 10_000)
     assert {"tdmpc_opt", "mujoco", "dm_control", "numpy", "torch"} <= content["versions"].keys()
     assert content["machine"]["cores"] >= 1
     assert str(finished.parent) not in finished.read_text()
@@ -199,7 +199,9 @@ def test_more_episodes_are_added_to_those_of_the_file(tmp_path):
     got, expected = (evaluate(_config(path, episodes=3)) for path in (grown, whole))
     assert got["complete"]
     assert _returns(got) == _returns(expected)
-    assert [record["seeds"] for record in got["tasks"].values()] == 2 * [[0, 1, 2]]
+    assert [record["seeds"] for record in got["tasks"].values()] == 2 * [
+        [10_000, 10_001, 10_002]
+    ]
     assert got["score"] == expected["score"]
     assert got["config"]["episodes"] == 3
     for name, record in got["tasks"].items():

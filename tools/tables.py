@@ -182,7 +182,7 @@ def student() -> str:
     }
     contents = [_read(name) for name in names.values()]
     heads = [
-        f"{head} ({content['config']['episodes']} ep.)"
+        f"{head} ({_starts(content['config'])})"
         for head, content in zip(names, contents, strict=True)
     ]
     columns = [content["tasks"] for content in contents]
@@ -192,7 +192,7 @@ def student() -> str:
     ]
     named = zip([*MT30.names, "mean of 30"], [*means, np.mean(means, axis=0)], strict=True)
     rows = [(task, *(f"{mean:.0f}" for mean in row)) for task, row in named]
-    return _table(("task", "committed expert (10 ep.)", *heads), rows)
+    return _table(("task", "committed expert (ten other starts)", *heads), rows)
 
 
 def pair() -> str:
@@ -366,10 +366,10 @@ def presets() -> str:
         if path.exists():
             content = _read(path.stem)
             difference = _against(RESULTS / "mt30-1m-policy.json", path)
-            episodes = content["config"]["episodes"]
-            found = (_score(content), f"{episodes}", difference, _link(path))
+            starts = _starts(content["config"])
+            found = (_score(content), starts, difference, _link(path))
         rows.append((f"`{preset}`", *numbers, *found))
-    head = "preset, ms per action (p50), Hz, speed-up over `full`, score, episodes a task"
+    head = "preset, ms per action (p50), Hz, speed-up over `full`, score, measured on"
     return _table(f"{head}, difference from the policy on common starts, file", rows)
 
 
@@ -658,9 +658,15 @@ def _table(head: str | Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def _measured_on(config: Json) -> str:
-    count, episodes = len(config["tasks"]), config["episodes"]
-    where = "MT30" if tuple(config["tasks"]) == MT30.names else f"{count} tasks"
-    return f"{where}, {episodes} episode{'s' * (episodes > 1)} a task"
+    mt30 = tuple(config["tasks"]) == MT30.names
+    where = "MT30" if mt30 else f"{len(config['tasks'])} tasks"
+    return f"{where}, {_starts(config)}"
+
+
+def _starts(config: Json) -> str:
+    """Return the environment seeds of an evaluation's episodes of each task."""
+    first, last = config["seed"], config["seed"] + config["episodes"] - 1
+    return f"starts {first:,} to {last:,}" if last > first else f"start {first:,}"
 
 
 def _driver(expert: Json) -> str | None:

@@ -33,9 +33,9 @@ one() {
   fi
   tdmpc-opt train "$@" --data "$work/data" --output "$run" --seed "$seed" --updates 2000 \
     --lr-zero-at 2000 --batch-size 64 --lr 1e-3 --encoder-lr-scale 1 --save-every 500 --log-every 100
-  tdmpc-opt evaluate "$run/model.safetensors" --mode policy --episodes 5 \
+  tdmpc-opt evaluate "$run/model.safetensors" --mode policy --episodes 5 --seed 0 \
     --workers 1 --output "$work/policy-$name-$seed.json"
-  tdmpc-opt evaluate "$run/model.safetensors" --preset realtime --episodes 2 \
+  tdmpc-opt evaluate "$run/model.safetensors" --preset realtime --episodes 2 --seed 0 \
     --workers 1 --output "$work/planner-$name-$seed.json"
 }
 

@@ -22,7 +22,7 @@ learn() {
     --weights.behaviour 20 --weights.entropy 3e-3 --encoder-lr-scale 1 --save-every 500 "$@"
 }
 score() {
-  tdmpc-opt evaluate "$1" --mode policy --workers 1 --output "$work/$2-policy.json"
+  tdmpc-opt evaluate "$1" --mode policy --seed 0 --workers 1 --output "$work/$2-policy.json"
 }
 
 test -f "$planner" || tdmpc-opt export "$released" --preset realtime --output "$planner"

@@ -19,7 +19,7 @@ learn() {
   shift
   tdmpc-opt train --data "$work/data" --output "$work/$name" --updates 15000 --lr-zero-at 15000 \
     $common "$@"
-  tdmpc-opt evaluate "$work/$name/model.safetensors" --mode policy --workers 1 \
+  tdmpc-opt evaluate "$work/$name/model.safetensors" --mode policy --seed 0 --workers 1 \
     --output "$work/$name-policy.json"
 }
 
@@ -30,7 +30,7 @@ correct() {
   tdmpc-opt dagger --output "$work/$name" --start "$work/$start/model.safetensors" \
     --teacher experts --updates 2500 --on-policy-share 0.3 --workers 1 $common $imitate "$@"
   tdmpc-opt quantize "$work/$name/model.safetensors" --format fp16 --output "$work/$name.safetensors"
-  tdmpc-opt evaluate "$work/$name.safetensors" --mode policy --workers 1 \
+  tdmpc-opt evaluate "$work/$name.safetensors" --mode policy --seed 0 --workers 1 \
     --output "$work/$name-policy.json"
 }
 

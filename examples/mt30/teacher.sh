@@ -10,5 +10,5 @@ tdmpc-opt train --size 5 --data "$data" --output "$work/teacher" --updates 6000 
   --batch-size 64 --behaviour-batch 128 --weights.behaviour 20 --weights.entropy 3e-3 --td-lambda 1 \
   --lr 1e-3 --encoder-lr-scale 1 --save-every 250
 tdmpc-opt quantize "$work/teacher/model.safetensors" --format fp16 --output "$work/mt30-5m-teacher.safetensors"
-tdmpc-opt evaluate "$work/mt30-5m-teacher.safetensors" --mode policy --workers 1 \
+tdmpc-opt evaluate "$work/mt30-5m-teacher.safetensors" --mode policy --seed 0 --workers 1 \
   --output "$work/teacher-policy.json"

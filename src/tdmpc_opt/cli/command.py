@@ -201,7 +201,12 @@ def _named(field: StructFieldSpec, config: type) -> Any:
         word = _KINDS[single]
     else:
         return field.type
-    arg = tyro.conf.arg(metavar=f"{word} [{word} ...]" if many else word)
+    arg = tyro.conf.arg(
+        metavar=f"{word} [{word} ...]" if many else word,
+        help_behavior_hint=""
+        if field.default is None
+        else None,  # its text states what is done
+    )
     return Annotated[kind, tyro.conf.Positional, arg] if positional else Annotated[kind, arg]
 
 

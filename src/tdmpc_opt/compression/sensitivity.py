@@ -31,7 +31,7 @@ from tdmpc_opt.compression.rounding import (
     to_integers,
     weight_bytes,
 )
-from tdmpc_opt.configs import EvaluateConfig, SensitivityConfig
+from tdmpc_opt.configs import CHOICE_SEED, EvaluateConfig, SensitivityConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.results import ResultFile
@@ -175,7 +175,7 @@ def sensitivity(config: SensitivityConfig, progress: Progress | None = None) -> 
         "calibration_rows": len(used),
         "measured_rows": len(held_out),
         "episodes": config.episodes,
-        "seed": 0,
+        "seed": CHOICE_SEED,
     }
     return ResultFile(config.output, KIND, settings).write(
         rows=[asdict(row) for row in rows], whole=measure_whole(small, used, held_out)
@@ -210,6 +210,7 @@ def _score(
                 checkpoint=str(path),
                 mode="policy",
                 episodes=config.episodes,
+                seed=CHOICE_SEED,
                 output=Path(folder) / "score.json",
                 device="cpu",
                 workers=config.workers,

@@ -1,6 +1,14 @@
 """Every knob of the project, as frozen dataclasses that need neither torch nor a simulator."""
 
-from tdmpc_opt.configs.common import COLLECTION_SEED, Device, EngineName, Mode, device_of_work
+from tdmpc_opt.configs.common import (
+    CHOICE_SEED,
+    COLLECTION_SEED,
+    REPORTED_SEED,
+    Device,
+    EngineName,
+    Mode,
+    device_of_work,
+)
 from tdmpc_opt.configs.deploy import (
     ConvertConfig,
     ExportConfig,
@@ -42,7 +50,9 @@ from tdmpc_opt.configs.training import (
 )
 
 __all__ = [
+    "CHOICE_SEED",
     "COLLECTION_SEED",
+    "REPORTED_SEED",
     "TERMS",
     "AblationConfig",
     "BenchConfig",

@@ -13,6 +13,11 @@ EngineName = Literal["auto", "eager"]
 
 COLLECTION_SEED = 1_000_000
 """First environment seed of experts, collection and relabelling; evaluation stays below."""
+CHOICE_SEED = 500_000
+"""First environment seed of scores that something is chosen by: no reported score uses it."""
+REPORTED_SEED = 10_000
+"""First environment seed of reported scores: those of ten episodes have starts 10,000 to 10,009
+of each task. Older result files have starts from 0; each states its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,7 @@ class OnTasks:
 
     tasks: str | None = None
     """`mt30`, or task names joined by commas, MODULE:ID for Gymnasium environments of your own;
-    none means every task of the agent or policy, and where there is none, of MT30. Of a
+    without it every task of the agent or policy, or else of MT30. Of a
     checkpoint that does not name its tasks, these are all names, each once and in the order of
     its task embedding; several such teachers share the names out in their order."""
 
@@ -110,7 +115,7 @@ class ByWorkers:
     """Processes that share the tasks; 0 takes one per CPU core that is given and not busy."""
     ray: Annotated[str | None, COST] = None
     """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
-    machine, or `local` for one of this command's own; none starts plain processes."""
+    machine, or `local` for one that this command starts; without it plain processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +123,12 @@ class Acting:
     """How an agent acts."""
 
     mode: Mode | None = None
-    """Act by planning, or by the policy network alone; none plans where a preset or another
-    option of the planner is given, and else acts by the policy, in minutes and not hours."""
+    """Act by planning, or by the policy network alone. Without it the agent plans where a
+    preset or another option of the planner is given, and else acts by the policy, which takes
+    minutes and not hours."""
     preset: str | None = None
     """Planner budget by name: published (TD-MPC2's own), full, balanced, realtime, policy, or
-    one that the checkpoint contains; none means full. A checkpoint may contain other budgets
+    one that the checkpoint contains; without it full. A checkpoint may contain other budgets
     under these names, except published."""
 
     @property
@@ -162,7 +168,8 @@ class ToPlot:
     """A chart that a command may draw."""
 
     plot: Path | None = None
-    """PNG of the chart; none draws it nowhere, or as the description of the command states."""
+    """PNG of the chart. Without it `data info` draws returns.png in the dataset's folder, and
+    other commands draw none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +178,7 @@ class Seeded:
 
     seed: int = 0
     """Training: seed of initial weights, sampling, exploration, dropout and policy noise.
-    Evaluation: episode k of every task starts from environment seed `seed + k`. Collection:
-    offset of the environment seeds, which start at 1,000,000."""
+    Collection: offset of the environment seeds, which start at 1,000,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +189,7 @@ class Labelled:
     """Standard deviation of Gaussian noise added to the actions, in action units."""
     label: str | None = None
     """Checkpoint file, zoo name, folder of experts, MODULE:FACTORY or `plan` whose actions in
-    the visited states are stored to imitate; none means those of the teacher of `dagger`, and
+    the visited states are stored to imitate; without it those of the teacher in `dagger`, and
     in `collect` those of the policy itself without the noise."""
 
 

@@ -129,7 +129,7 @@ class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
     format: ExportFormat = "fp32"
     """fp16 halves the file and computes in fp32; int8 computes the large products in int8."""
     preset: str | None = None
-    """Planner budget by name, as in `evaluate`; none means full."""
+    """Planner budget by name, as in `evaluate`; without it full."""
     result: Path | None = None
     """`tdmpc-opt evaluate` result of this checkpoint, whose score the file is to state."""
     opset: int = 18
@@ -138,7 +138,7 @@ class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
     """Version of an ONNX file's own format, 8 to 10. 8 runs in onnxruntime from 1.15 on."""
     tolerance: float | None = None
     """Largest difference from torch's actions that is written; of planned, fp16 and int8 ones
-    9 of 10 have to keep it. None means for fp32 1e-4, or thrice the error of torch's own fp32
+    9 of 10 have to keep it. Without it for fp32 1e-4, or thrice the error of torch's own fp32
     where that is more (plans: 0.005); for fp16 0.02 (plans: 0.2); for int8 0.3 (plans: 1.0)."""
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 from tdmpc_opt.configs.common import (
     COLLECTION_SEED,
     POSITIONAL,
+    REPORTED_SEED,
     Acting,
     ByWorkers,
     Device,
@@ -16,7 +17,6 @@ from tdmpc_opt.configs.common import (
     OfResults,
     OnDevice,
     OnTasks,
-    Seeded,
     ToOutput,
     ToPlot,
 )
@@ -24,19 +24,23 @@ from tdmpc_opt.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(OfCheckpoint, OnTasks, Acting, ToOutput, OnDevice, ByWorkers, Seeded):
+class EvaluateConfig(OfCheckpoint, OnTasks, Acting, ToOutput, OnDevice, ByWorkers):
     """Score a policy on real tasks and write a result file."""
 
     episodes: int = 10
     """Episodes per task."""
     replan_every: int | None = None
-    """Actions executed of each plan before the next is made, up to the planner's horizon; none
-    leaves it to the preset."""
+    """Actions executed of each plan before the next is made, up to the planner's horizon;
+    without it as the preset states."""
     engine: EngineName = "auto"
     """What computes the planner: auto takes ONNX Runtime where it is installed and the agent is
     on the CPU, eager takes torch."""
     noise: bool = False
     """Keep exploration noise on, as the published scores did."""
+    seed: int = REPORTED_SEED
+    """Environment seed of the first episode of every task; episode k has `seed` + k. The
+    default is that of reported scores: choose between agents by other starts, such as those
+    from 500,000 on."""
 
     @property
     def chosen_mode(self) -> Mode:
@@ -84,7 +88,7 @@ class BenchConfig:
     """What computes the plans of checkpoints: auto takes ONNX Runtime where it is installed,
     eager takes torch."""
     task: str | None = None
-    """Task to act in; none means the first one of the first source."""
+    """Task to act in; without it the first one of the first file."""
     batch: tuple[int, ...] = (1, 8, 64)
     """Observations that are acted on at once."""
     threads: int = 1
@@ -96,7 +100,7 @@ class BenchConfig:
     device: Device = "cpu"
     """Where the networks of checkpoints run."""
     output: Path | None = None
-    """Result file (JSON); none writes none."""
+    """Result file (JSON) to write."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be timed."""
@@ -161,7 +165,7 @@ class ReportConfig(OfResults):
     output: Path = Path("report.html")
     """Page to write; it opens from disk and needs no network."""
     figures: Path | None = None
-    """Folder for every chart as PNG and SVG; none writes none."""
+    """Folder for every chart as PNG and SVG."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +173,7 @@ class VideoConfig(OfCheckpoint, OnTasks, Acting):
     """Film an agent, alone or beside another; or draw a contact sheet of its tasks."""
 
     against_mode: Mode | None = None
-    """How the other agent acts; none means as the first."""
+    """How the other agent acts; without it as the first."""
     against: str | None = None
     """Another such agent, shown to the right in the same episodes."""
     output: Path | None = None
@@ -177,7 +181,7 @@ class VideoConfig(OfCheckpoint, OnTasks, Acting):
     sheet: Path | None = None
     """PNG to write with one picture of each task, half an episode after its start."""
     seconds: float | None = 10.0
-    """Simulated seconds of each task; none films whole episodes."""
+    """Simulated seconds of each task; None films whole episodes."""
 
     def __post_init__(self) -> None:
         """Refuse what gives no picture."""

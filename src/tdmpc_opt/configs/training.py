@@ -45,7 +45,7 @@ class ExpertsConfig(OnTasks, ToOutput, ByWorkers, Seeded):
     """Policy that drives the first episodes instead of random actions: a checkpoint or zoo
     name, a folder of experts, or `plan`. Finds rewards that random actions do not."""
     warm_up_task: str | None = None
-    """Task of the same body whose policy acts; none means the trained task itself."""
+    """Task of the same body whose policy acts; without it the trained task itself."""
     warm_up_episodes: int = 64
     """Episodes that it drives, a multiple of `envs`."""
     episodes: int = 10
@@ -93,7 +93,7 @@ class DataInfoConfig(OfDataset, ToPlot):
     """Show what a dataset holds, and draw its returns."""
 
     card: Path | None = None
-    """Markdown file that states sources, counts and returns; none writes none."""
+    """Markdown file to write, with sources, counts and returns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,21 +268,21 @@ class FromTeacher:
 
     teacher: str | None = None
     """Checkpoint file of the teacher, or a zoo name; or a folder of experts, for `policy_mse`
-    alone. None trains without a teacher. In `dagger` it also labels the states that the student
-    visits, and may be any policy that `collect` takes."""
+    alone. Without it there is no teacher. In `dagger` it also labels the states that the
+    student visits, and may be any policy that `collect` takes."""
     more_teachers: Annotated[tuple[str, ...], LATER] = ()
     """Further teachers; each is used for the tasks that none before it has."""
     policy_teacher: str | None = None
     """Folder of experts or checkpoint that gives the policies of its tasks; the others give
-    those of the remaining tasks. None takes all from the others."""
+    those of the remaining tasks. Without it all are the others'."""
     terms: DistillWeights = field(default_factory=DistillWeights)
     """Weights of the distillation terms."""
     reward_steps: Literal["first", "all"] = "first"
     """Steps of a slice at which the reward terms compare; the paper's is the first alone."""
     teacher_cache: Annotated[Path | None, UNRECORDED] = None
     """Folder that stores the teachers' outputs for every row of the data, for this run and
-    later ones with the same teachers and data; it is filled first. None computes them at each
-    update."""
+    later ones with the same teachers and data; it is filled first. Without it they are
+    computed at each update."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +298,7 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
     """Further dataset folder, of what the student visited itself: collected with labels between
     two calls of the same run, it may grow where `data` must stay as it is."""
     on_policy_share: float | None = None
-    """Share of each batch that `on_policy` gives; none draws uniformly from all data."""
+    """Share of each batch that `on_policy` gives; without it draws are uniform."""
     sampling: Annotated[Literal["uniform", "task", "return"], LATER] = "uniform"
     """How slices are drawn: each as likely; each task as likely; or, within each task, episodes
     of high return more often than others. The last leaves what `on_policy_share` gives as it
@@ -320,14 +320,14 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
     """Adam's learning rate."""
     lr_zero_at: int | None = None
     """Update at which the learning rate, falling from `lr` on a line, reaches zero, where a run
-    should end; none keeps it constant."""
+    should end; without it the rate is constant."""
     encoder_lr_scale: float = 0.3
     """Factor on the learning rate of the encoder."""
     td_lambda: Annotated[float, LATER] = 0.0
     """How far TD targets look along a slice before they use the target Qs: 0, as published, one
     step; 1 to its end; between them a mixture (TD(lambda))."""
     start: str | None = None
-    """Checkpoint whose weights the training starts from; none starts from random ones."""
+    """Checkpoint whose weights the training starts from; without it random ones."""
     threads: Annotated[int, UNRECORDED] = 0
     """Threads of torch on the CPU; 0 takes OMP_NUM_THREADS, or the cores that are given and not
     busy when the training starts."""
@@ -400,8 +400,8 @@ class DistillConfig(OnTasks, ToOutput, OnDevice, ByWorkers, Seeded):
     hours: float | None = None
     """Time to spend on this machine, from which the updates follow by measured speeds."""
     updates: int | None = None
-    """Gradient updates in all, from which episodes and rounds follow; none without `hours`
-    means 30,000."""
+    """Gradient updates in all, from which episodes and rounds follow; 30,000 without it
+    and without `hours`."""
 
     def __post_init__(self) -> None:
         """Refuse budgets that cannot be spent."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tdmpc_opt.agents.executor import choose_processes, run_parallel
 from tdmpc_opt.agents.policies import ExpertNetwork, expert_path
 from tdmpc_opt.agents.sources import estimate, open_source
-from tdmpc_opt.configs import ExpertsConfig
+from tdmpc_opt.configs import CHOICE_SEED, ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
 from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.experts.learner import (
@@ -39,10 +39,6 @@ from tdmpc_opt.tasks.environment import make_env
 
 EARLY_FRACTION = 0.2
 """Part of the training after which the half-trained policy is kept."""
-
-FINAL_SEED = 500_000
-"""First environment seed of the episodes that measure a finished policy; reported scores use
-others."""
 
 _FIRST_REPORT_SECONDS = 2.0
 _REPORT_SECONDS = 30.0
@@ -231,7 +227,7 @@ def _finish(
     network.save(path)
     stored = ExpertNetwork.load(path)
     returns = [
-        measure(stored, task, FINAL_SEED + episode) for episode in range(config.episodes)
+        measure(stored, task, CHOICE_SEED + episode) for episode in range(config.episodes)
     ]
     replace(stored, returns=tuple(returns)).save(path)
     file = ResultFile(_record_path(config, network.task), "expert", progress.identity, RunError)
@@ -239,7 +235,7 @@ def _finish(
         steps=progress.step,
         learning_curve=_mean_curve(progress.curve),
         returns=returns,
-        final_seed=FINAL_SEED,
+        final_seed=CHOICE_SEED,
         seconds=round(progress.seconds, 1),
     )
     done = f"{network.task}: finished, mean return {np.mean(returns):.1f}"

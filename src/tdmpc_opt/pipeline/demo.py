@@ -7,14 +7,14 @@ from pathlib import Path
 
 from tdmpc_opt import zoo
 from tdmpc_opt.checkpoints.load import describe
-from tdmpc_opt.configs import DistillConfig, EvaluateConfig, LossWeights
+from tdmpc_opt.configs import REPORTED_SEED, DistillConfig, EvaluateConfig, LossWeights
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.evaluation.score import Score
 from tdmpc_opt.files import alone
 from tdmpc_opt.pipeline.distill import distill
-from tdmpc_opt.pipeline.plan import SCORE_EPISODES, SCORE_SEED, WEIGHTS, plan, recipe
+from tdmpc_opt.pipeline.plan import SCORE_EPISODES, WEIGHTS, plan, recipe
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.report.charts import plot_curves, plot_scores
 from tdmpc_opt.training.loop import train
@@ -102,7 +102,7 @@ def _demo(folder: Path, progress: Progress, updates: int, tasks: str) -> list[De
         "teacher": describe(zoo.path(TEACHER)).sha256,
         "tasks": tasks.split(","),
         "episodes": SCORE_EPISODES,
-        "seed": SCORE_SEED,
+        "seed": REPORTED_SEED,
         "plan": asdict(decided),
     }
     file = ResultFile(folder / "demo.json", "demo", facts)
@@ -129,7 +129,7 @@ def _row(name: str, source: str, folder: Path, tasks: str, progress: Progress) -
             checkpoint=source,
             tasks=tasks,
             episodes=SCORE_EPISODES,
-            seed=SCORE_SEED,
+            seed=REPORTED_SEED,
             mode="policy",
             device="cpu",
             output=output,

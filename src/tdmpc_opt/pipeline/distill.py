@@ -13,6 +13,8 @@ from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.agents.teachers import Assigned, write_assignment
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.configs import (
+    CHOICE_SEED,
+    REPORTED_SEED,
     CollectConfig,
     ConvertConfig,
     DaggerConfig,
@@ -35,9 +37,7 @@ from tdmpc_opt.pipeline.plan import (
     NOISES,
     PRESET,
     SCORE_EPISODES,
-    SCORE_SEED,
     TRIAL_EPISODES,
-    TRIAL_SEED,
     Plan,
     Teachers,
     open_teachers,
@@ -159,7 +159,7 @@ class _Pipeline:
             str(team),
             self._work / f"trial-{way}.json",
             ",".join(policies),
-            TRIAL_SEED,
+            CHOICE_SEED,
             TRIAL_EPISODES,
         )
         names = {name: self._teachers[name][1].tasks(name).names[0] for name in policies}
@@ -257,7 +257,7 @@ class _Pipeline:
         }
         for name, source in sources.items():
             self._evaluate(
-                source, results / f"{name}.json", self._tasks, SCORE_SEED, SCORE_EPISODES
+                source, results / f"{name}.json", self._tasks, REPORTED_SEED, SCORE_EPISODES
             )
         return {name: results / f"{name}.json" for name in sources}
 
@@ -309,8 +309,8 @@ def _card(
         "## Teacher and student",
         "",
         f"The teacher acted by {labels}. {SCORE_EPISODES} episodes a task from starts "
-        f"{SCORE_SEED:,} on, the same for all; the student acts by its policy. The numbers are "
-        f"{lost.unit.name}s.",
+        f"{REPORTED_SEED:,} on, the same for all; the student acts by its policy. The numbers "
+        f"are {lost.unit.name}s.",
         "",
         "| task | teacher | student | student, int8 | student less teacher |",
         "|---|---|---|---|---|",

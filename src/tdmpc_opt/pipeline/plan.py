@@ -45,11 +45,7 @@ from tdmpc_opt.training.step import build_learner, train_step
 DEFAULT_UPDATES = 30_000
 NOISES = (0.0, 0.2, 0.5)
 """Standard deviations of the noise of the teacher's episodes."""
-TRIAL_SEED = 500_000
-"""First environment seed of the episodes that compare the teacher's policy with its planner."""
 TRIAL_EPISODES = 3
-SCORE_SEED = 10_000
-"""First environment seed of the reported scores."""
 SCORE_EPISODES = 10
 PRESET = "realtime"
 """Planner budget of the teacher's plans and of the exported planner."""

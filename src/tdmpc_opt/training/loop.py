@@ -37,7 +37,7 @@ from tdmpc_opt.training.terms import Distillation
 EVAL_EPISODES = 2
 """Episodes per task of an evaluation during training."""
 PERIODIC_SEED = 900_000
-"""First environment seed of evaluations while training; `evaluate` starts from 0."""
+"""First environment seed of evaluations while training; no reported score uses it."""
 
 
 def train(config: TrainConfig, progress: Progress | None = None) -> Path:
