@@ -30,7 +30,8 @@ class Point(gymnasium.Env):
         self.x += 0.1 * float(action[0])
         self.t += 1
         reward = np.nan if self.fault == "reward" else np.exp(-abs(self.x))
-        return self._obs(), reward, self.fault == "end" and self.t == 3, False, {}
+        fell = self.fault == "fall" and abs(self.x) > 1
+        return self._obs(), reward, fell or (self.fault == "end" and self.t == 3), False, {}
 
     def _obs(self):
         if self.fault == "width":
@@ -52,6 +53,7 @@ def _register(name, **kwargs):
 _register("Point-v0")
 _register("test/Point-v1")
 _register("Early-v0", fault="end")
+_register("Fall-v0", fault="fall")
 _register("NanReward-v0", fault="reward")
 _register("NoPicture-v0", fault="render")
 _register("NanObs-v0", fault="nan")

@@ -9,6 +9,7 @@ NETS = {
     "encoder": "_encoder.state",
     "dynamics": "_dynamics",
     "reward_head": "_reward",
+    "termination_head": "_termination",
     "policy_head": "_pi",
 }
 SLOTS = ["weight", "bias", "norm.weight", "norm.bias"]
@@ -63,6 +64,7 @@ def layout_c(native: Mapping[str, Tensor]) -> dict[str, object]:
         ),
         "dynamics": ("_dynamics", ["0.0", "0.3", "0.6"], ["0.1", "0.4", "1"]),
         "reward_head": ("_reward", ["0", "3", "6"], ["1", "4"]),
+        "termination_head": ("_termination", ["0", "3", "6"], ["1", "4"]),
         "policy_head": ("_pi", ["0", "3", "6"], ["1", "4"]),
     }
     for name, tensor in native.items():

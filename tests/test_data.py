@@ -198,10 +198,61 @@ def test_open_or_create_refuses_a_dataset_of_other_tasks(dataset, tmp_path):
         EpisodeDataset.create(dataset.path, TASKS)
 
 
-def test_tasks_of_two_lengths_need_two_datasets(tmp_path):
-    mixed = TaskTable((*TASKS.tasks, Task("long", 2, 1)))
-    with pytest.raises(DataError, match=r"\[8, 500\]"):
-        EpisodeDataset.create(tmp_path, mixed)
+def test_tasks_of_two_lengths_share_a_dataset(dataset, tmp_path):
+    mixed = TaskTable((*TASKS.tasks, Task("long", 2, 1, episode_length=20)))
+    other = EpisodeDataset.create(tmp_path / "mixed", mixed)
+    other.append_shard("wide-0", _episodes("wide"), {})
+    opened = EpisodeDataset.open(other.path)
+    assert (opened.length, opened.shards[0].rows) == (21, (9, 9, 9))
+    found = list(opened.episodes(opened.shards[0]))
+    for episode, written in zip(found, _episodes("wide"), strict=True):
+        assert np.array_equal(episode.obs, written.obs)
+    files = [(d.path / "wide-0/obs.memmap").read_bytes() for d in (dataset, other)]
+    assert files[0] == files[1]
+
+
+def _ended(task: str, seed: int, rows: int, terminated: bool) -> Episode:
+    """The first rows of an episode, its third step nobody labelled."""
+    whole = _labelled(task, seed)
+    fields = (whole.obs, whole.action, whole.reward, whole.label)
+    return Episode(task, seed, *(field[:rows] for field in fields), terminated=terminated)
+
+
+ENDED = ((4, True), (6, False), (9, True), (9, False))
+
+
+def test_episodes_of_any_length_come_back_with_how_they_ended(dataset):
+    written = [_ended("thin", 7 + i, *how) for i, how in enumerate(ENDED)]
+    dataset.append_shard("thin-1", written, {})
+    dataset.append_shard("thin-2", written[:2], {})
+    dataset.check()
+    opened = EpisodeDataset.open(dataset.path)
+    assert (opened.episodic, opened.shards[0].rows) == (True, ())
+    for shard, count in zip(opened.shards[2:], (4, 2), strict=True):
+        found = list(opened.episodes(shard))
+        assert [(len(e.obs), e.terminated) for e in found] == [*ENDED[:count]]
+        for episode, expected in zip(found, written, strict=False):
+            for field in ("obs", "action", "reward", "label"):
+                values = getattr(episode, field), getattr(expected, field)
+                assert np.array_equal(*values, equal_nan=True)
+    short = opened.arrays(opened.shards[3])
+    assert short.obs.shape == (2, 6, 4)
+    assert opened.returns()["thin"][2:6] == pytest.approx([e.total_reward for e in written])
+    thin = summarize(opened)[1]
+    assert (thin.episodes, thin.transitions) == (8, 2 * 8 + 3 + 5 + 8 + 8 + 3 + 5)
+    labels = sum(int(np.isfinite(e.label[:, 0]).sum()) for e in [*written, *written[:2]])
+    assert thin.labelled == labels
+
+
+def test_listings_without_ends_are_as_before_there_were_any(dataset):
+    plain = json.loads((dataset.path / "dataset.json").read_text())
+    assert plain["schema"] == 1
+    assert all({"rows", "terminated"}.isdisjoint(shard) for shard in plain["shards"])
+    dataset.append_shard("thin-1", [_ended("thin", 7, 4, True)], {})
+    record = json.loads((dataset.path / "dataset.json").read_text())
+    assert record["schema"] == 2  # a reader of 1 would take the padding for steps
+    assert record["shards"][:2] == plain["shards"]
+    assert (record["shards"][2]["rows"], record["shards"][2]["terminated"]) == ([4], [True])
 
 
 def test_open_says_that_there_is_no_dataset(tmp_path):
@@ -215,7 +266,7 @@ def test_open_says_that_there_is_no_dataset(tmp_path):
         (lambda text: text[:100], r"cannot read .*dataset\.json"),
         (lambda text: "[]", "describes no dataset"),
         (lambda text: text.replace("tdmpc-opt-data", "other"), "describes no dataset"),
-        (lambda text: text.replace('"schema": 1', '"schema": 2'), "schema 2.*newer tdmpc-opt"),
+        (lambda text: text.replace('"schema": 1', '"schema": 3'), "schema 3.*newer tdmpc-opt"),
         (lambda text: text.replace('"length"', '"size"'), r"damaged \(KeyError\('length'"),
         (lambda text: text.replace('"name": "wide-0"', '"name": "../x"'), "damaged"),
         (lambda text: text.replace('"episodes": 2', '"episodes": 1'), "damaged"),
@@ -285,9 +336,10 @@ def test_episodes_that_do_not_fit_are_refused(dataset, episodes, message):
 
 def test_episodes_of_another_length_width_or_task_are_refused(dataset):
     thin = _episode("thin", 0)
-    short = Episode("thin", 0, thin.obs[:5], thin.action[:5], thin.reward[:5])
-    with pytest.raises(DataError, match=r"obs has shape \[5, 2\], expected \[9, 2\]"):
-        dataset.append_shard("new", [short], {})
+    fields = (thin.obs, thin.action, thin.reward)
+    for rows in (np.zeros(1, int), np.arange(12) % 9):
+        with pytest.raises(DataError, match=rf"{len(rows)} observations; .* 2 to 9"):
+            dataset.append_shard("new", [Episode("thin", 0, *(f[rows] for f in fields))], {})
     padded = Episode("thin", 0, thin.obs, np.zeros((9, 3), np.float32), thin.reward)
     with pytest.raises(DataError, match=r"action has shape \[9, 3\], expected \[9, 1\]"):
         dataset.append_shard("new", [padded], {})

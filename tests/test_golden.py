@@ -20,7 +20,7 @@ from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.planning.mppi import PlanNoise, plan
+from tdmpc_opt.planning.mppi import PlanNoise, plan, prepare, sequence_values
 from tdmpc_opt.schema import PlannerBudget, Task, TaskTable
 from tdmpc_opt.training import objective, terms
 from tdmpc_opt.training.objective import td_target
@@ -194,3 +194,47 @@ def test_the_published_weights_of_the_losses_are_the_default():
     weights = LossWeights()
     assert (weights.consistency, weights.reward, weights.value) == (20, 0.1, 0.1)
     assert (weights.entropy, objective.RHO) == (1e-4, 0.5)
+
+
+@pytest.fixture(scope="module")
+def ended() -> Arrays:
+    return _read("episodic.npz")
+
+
+@pytest.fixture
+def episodic() -> WorldModel:
+    return build(read_checkpoint(FOLDER / "public_episodic.pt")).requires_grad_(False)
+
+
+def test_terminations_are_predicted_as_by_the_public_code(ended, episodic):
+    assert episodic.config.episodic
+    logits = episodic.termination(episodic.encode(ended["obs"][1:], None), None)
+    _close(logits, ended["termination_logits"])
+
+
+def test_targets_and_losses_with_terminations_are_those_of_the_public_code(ended, episodic):
+    task = torch.zeros(ended["action"].shape[1], dtype=torch.int64)
+    fields = {name: ended[name] for name in ("obs", "action", "reward", "terminated")}
+    batch = Batch(**fields, label=ended["action"], task=task)
+    next_z = episodic.encode(batch.obs[1:], task)
+    noise = torch.Generator().manual_seed(SEED)
+    target = td_target(
+        *(episodic, next_z, batch.reward, task, noise), terminated=batch.terminated
+    )
+    _close(target, ended["td_target"])
+    weights = LossWeights()
+    losses, _ = objective.model_losses(episodic, batch, next_z, target, weights)
+    for name in ("consistency", "reward", "value", "termination"):
+        _close(getattr(losses, name), ended[f"{name}_loss"])
+    _close(losses.total(weights), ended["total_loss"])
+
+
+def test_plans_earn_after_a_predicted_end_what_they_do_in_the_public_code(ended, episodic):
+    sequences = ended["sequences"].unsqueeze(2)
+    networks = FoldedModel(episodic)
+    problem = prepare(
+        networks, episodic.encode(ended["obs"][0, :1], None), None, torch.zeros(3, 0, 1, 3)
+    )
+    noise, heads = ended["last_noise"].unsqueeze(1), torch.tensor([[0], [1]])
+    values = sequence_values(networks, problem, sequences, noise, heads)
+    _close(values, ended["values"])

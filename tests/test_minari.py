@@ -213,13 +213,21 @@ def test_an_environment_built_with_arguments_is_not_taken_for_the_registered_one
 
 def test_the_limit_of_the_environment_decides_how_long_an_episode_is(tmp_path):
     env = {"id": "Walker2d-v5", "max_episode_steps": 9}
-    with pytest.raises(DataError, match="episode 0: 4 steps, not 9"):
-        _imported(_foreign(tmp_path, "a/b-v0", env), output=tmp_path / "data")
+    dataset = _imported(_foreign(tmp_path, "a/b-v0", env), output=tmp_path / "data")
+    assert (dataset.length, dataset.shards[0].rows, dataset.episodic) == (10, (5, 5), False)
+    env["max_episode_steps"] = 3
+    with pytest.raises(DataError, match="episode 0: 4 steps, not 1 to 3"):
+        _imported(_foreign(tmp_path, "a/c-v0", env), output=tmp_path / "other")
 
 
-def test_terminations_are_refused(tmp_path):
-    with pytest.raises(DataError, match="episode 0: terminates in step 4"):
-        _imported(_foreign(tmp_path, "a/b-v0", ending=True), output=tmp_path / "data")
+def test_terminations_go_in_and_out(tmp_path):
+    source = _foreign(tmp_path, "a/b-v0", ending=True)
+    first = _imported(source, output=tmp_path / "data")
+    assert [e.terminated for e in first.episodes(first.shards[0])] == [True, True]
+    config = DataExportConfig(data=first.path, output=tmp_path / "out", format="minari")
+    (folder,) = export_data(config)
+    again = _imported(Path(folder), output=tmp_path / "again")
+    assert again.shards[0].terminated == (True, True)
 
 
 def test_a_source_that_grew_is_not_mixed_with_what_was_imported_of_it(tmp_path):

@@ -86,14 +86,11 @@ def test_environments_that_do_not_fit_are_refused_in_one_line(name, message, cap
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("Early-v0", "ended after 3 of its 8 steps"), ("NanReward-v0", "nan")]
-)
-def test_episodes_that_break_their_promise_are_refused(name, message, tmp_path, capsys):
-    words = ["--tasks", f"own_envs:{name}", "--episodes", "1", "--workers", "1"]
+def test_rewards_that_are_no_numbers_are_refused(tmp_path, capsys):
+    words = ["--tasks", "own_envs:NanReward-v0", "--episodes", "1", "--workers", "1"]
     output = str(tmp_path / "data")
     assert cli.main(["collect", "--policy", "random", *words, "--output", output]) == 1
-    assert message in capsys.readouterr().err
+    assert "nan" in capsys.readouterr().err
 
 
 def _small_student(folder: Path) -> Path:

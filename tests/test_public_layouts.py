@@ -328,7 +328,6 @@ def test_state_dicts_within_other_dictionaries_load(tmp_path, holders):
     ("key", "shape", "message"),
     [
         ("_Qs.online.params.0.weight", (2, 8, 8), "is a checkpoint of Newt, whose agents are"),
-        ("_termination.0.weight", (8, 8), "trained with `episodic`, which predicts termin"),
     ],
 )
 def test_files_of_other_programs_are_refused_by_name(tmp_path, key, shape, message):

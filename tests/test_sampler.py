@@ -23,7 +23,7 @@ def _counting(task: Task, number: int, steps: int = STEPS) -> Episode:
     done = 100 * number + step - 1
     done[0] = np.nan
     action = np.repeat(done[:, None], task.action_dim, axis=1)
-    return Episode(task.name, number, obs, action / 1000, done)
+    return Episode(task.name, number, obs, action / 2000, done)
 
 
 def _with_labels(episode: Episode) -> Episode:
@@ -57,7 +57,7 @@ def test_a_slice_pairs_each_action_and_reward_with_the_step_it_was_taken_in(data
     step = batch.obs[..., 0]  # (horizon + 1, batch)
     assert torch.equal(step, step[0] + torch.arange(4.0)[:, None])
     assert torch.equal(batch.reward[..., 0], step[:-1])
-    assert torch.allclose(batch.action[..., 0], step[:-1] / 1000)
+    assert torch.allclose(batch.action[..., 0], step[:-1] / 2000)
     assert (step[0] % 100).max() <= STEPS - 3
 
 
@@ -302,6 +302,65 @@ def test_a_weighted_sampler_resumes_to_the_slice(dataset, sampling):
     first.sample()
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.sample().obs, second.sample().obs)
+
+
+@pytest.fixture
+def ended(dataset) -> EpisodeDataset:
+    """Ten more, of 5, 2 and 8 steps each; a state ended every second one."""
+    for name, task, first in (("d", WIDE, 10), ("e", THIN, 13)):
+        episodes = [
+            replace(_counting(task, first + i, steps), terminated=i % 2 == 0)
+            for i, steps in enumerate((5, 2, 8, 5, 8)[: 3 + 2 * (task is THIN)])
+        ]
+        dataset.append_shard(name, episodes, {})
+    return dataset
+
+
+STARTS = {10: 3, 12: 6, 13: 3, 15: 6, 16: 3, 17: 6} | dict.fromkeys(range(7), 6)
+LAST = {10: 5, 12: 8, 13: 5, 15: 8, 17: 8}
+"""The step after which each episode that a state ended is over."""
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "task", "return"])
+def test_slices_never_cross_an_end_and_know_which_is_one(ended, sampling):
+    sampler = _sampler(ended, batch_size=1000, sampling=sampling)
+    seen, ends = set(), 0
+    for _ in range(20):
+        batch = sampler.sample()
+        step = batch.obs[..., 0]
+        assert torch.equal(step, step[0] + torch.arange(4.0)[:, None])
+        seen |= set(step[0].int().tolist())
+        number = (step[0] // 100).int().tolist()
+        last = torch.tensor([LAST.get(n, -1) for n in number])
+        expected = (step[1:] % 100 == last).float()
+        assert torch.equal(batch.terminated[..., 0], expected)
+        ends += int(expected.sum())
+    assert ends > 20
+    possible = {100 * n + start for n, starts in STARTS.items() for start in range(starts)}
+    assert seen == possible if sampling != "return" else seen < possible
+
+
+def test_data_that_no_state_ended_has_no_ends(dataset):
+    assert _sampler(dataset).sample().terminated is None
+    dataset.append_shard("d", [_counting(WIDE, 10, 5)], {})  # cut off, not ended
+    assert _sampler(dataset).sample().terminated is None
+
+
+def test_faults_in_short_episodes_are_named_with_their_place(ended):
+    values = np.memmap(ended.path / "e/obs.memmap", "<f4", "r+", shape=(5, 9, 4))
+    values[3, 5] = np.nan
+    values.flush()
+    place = r"shard e, episode 3 \(thin\), from step 2"
+    with pytest.raises(NonFiniteError, match=f"{place}: obs holds NaN"):
+        _sampler(ended, batch_size=256).sample()
+
+
+def test_episodes_that_are_all_too_short_are_refused(tmp_path):
+    dataset = EpisodeDataset.create(tmp_path, TASKS)
+    dataset.append_shard("a", [_counting(WIDE, 0)], {})
+    dataset.append_shard("b", [_counting(THIN, 1, 2)], {})
+    with pytest.raises(DataError, match="into the 2 steps of the longest episode of thin"):
+        _sampler(dataset)
 
 
 def test_half_precision_is_widened_without_loss(tmp_path):

@@ -254,6 +254,12 @@ class ModelConfig:
     """Symlog value of the last bin; the first is its negative."""
     dropout: float = 0.01
     """Dropout rate after the first linear layer of each Q, in training only."""
+    episodic: bool = False
+    """Whether there is a termination head: states of its tasks may end an episode."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values; without `episodic`, as before, where it is off."""
+        return {name: value for name, value in asdict(self).items() if value is not False}
 
     def __post_init__(self) -> None:
         """Refuse widths that cannot be built, in files as in options (InputError)."""
@@ -329,11 +335,12 @@ _SIZES: dict[Size, tuple[int, int, int, int, int, int]] = {
 
 def model_config(size: Size, tasks: TaskTable) -> ModelConfig:
     """Return the widths of a size (millions of parameters) for these tasks."""
+    widths: dict[str, Any] = dict(zip(_WIDTHS, _SIZES[size], strict=True))
     return ModelConfig(
         obs_dim=tasks.obs_dim,
         action_dim=tasks.action_dim,
         num_tasks=len(tasks),
-        **dict(zip(_WIDTHS, _SIZES[size], strict=True)),
+        **widths,
     )
 
 

@@ -387,6 +387,9 @@ def rollout(
 ) -> list[Episode]:
     """Run one whole episode per seed, all in step with each other.
 
+    The policy acts for all of them until the last has ended, so that the rows of its batch, and
+    with them its rounding and its random numbers, do not depend on when others end.
+
     Args:
         policy: The acting policy.
         task: A task, or the name of one of MT30.
@@ -416,26 +419,32 @@ def rollout(
     nothing = np.full((len(envs), task.action_dim), np.nan, np.float32)
     observations, actions, labels = [obs], [nothing], [nothing]
     rewards = [nothing[:, 0]]
-    done = False
-    while not done:
+    rows, terminated = np.zeros(len(envs), int), np.zeros(len(envs), bool)
+    while not rows.all():
         clean = policy.act(obs)
         action = disturbance.add(clean) if noise else clean
         label = nothing
         if labeller is not None:
             label = clean if labeller is policy else labeller.act(obs)
-        steps = [env.step(row) for env, row in zip(envs, action, strict=True)]
-        obs = np.stack([step[0] for step in steps])
-        # All episodes of a task have one length, so the batch ends as one.
-        done = any(step[2] or step[3] for step in steps)
+        obs, reward = obs.copy(), np.zeros(len(envs), np.float32)
+        for index in np.flatnonzero(rows == 0):
+            obs[index], reward[index], ended, cut, _ = envs[index].step(action[index])
+            if ended or cut:
+                rows[index], terminated[index] = len(observations) + 1, ended
         observations.append(obs)
         actions.append(action)
         labels.append(label)
-        rewards.append(np.array([step[1] for step in steps], np.float32))
+        rewards.append(reward)
     for env in envs:
         env.close()
     parts = (observations, actions, rewards, labels)
     columns = (np.stack(part, axis=1) for part in parts)
-    return [Episode(task.name, seed, *row) for seed, *row in zip(seeds, *columns, strict=True)]
+    return [
+        Episode(task.name, seed, o[:n], a[:n], r[:n], label[:n], bool(ended))
+        for seed, n, ended, o, a, r, label in zip(
+            seeds, rows, terminated, *columns, strict=True
+        )
+    ]
 
 
 def one_thread() -> AbstractContextManager[None]:

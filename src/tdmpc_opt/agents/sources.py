@@ -228,8 +228,10 @@ def seconds_per_step(sources: Sequence[PolicySource], task: Task, episodes: int 
             start = time.perf_counter()
             actions = [policy.act(obs) for policy in policies]
             acted = time.perf_counter()
-            env.step(actions[0][0])
+            _, _, terminated, truncated, _ = env.step(actions[0][0])
             seconds.append((acted - start) / episodes + time.perf_counter() - acted)
+            if terminated or truncated:
+                env.reset()
     env.close()
     return sum(seconds[1:]) / (len(seconds) - 1)  # what the first action builds does not count
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
     metadata = {
         "format": FORMAT,
         "schema": str(CHECKPOINT_SCHEMA if quantized else 1),
-        "config": json.dumps(asdict(checkpoint.config)),
+        "config": json.dumps(checkpoint.config.to_json()),
         "tasks": json.dumps(checkpoint.tasks.to_json()),
         "extra": json.dumps({k: v for k, v in checkpoint.extra.items() if k != CONTRACT}),
     }

@@ -29,6 +29,7 @@ _NETS = {
     "_encoder.state.": "encoder",
     "_dynamics.": "dynamics",
     "_reward.": "reward_head",
+    "_termination.": "termination_head",
     "_pi.": "policy_head",
     "_Qs.params.": "q_ensemble",
     "_target_Qs.params.": "target_q_ensemble",
@@ -41,8 +42,6 @@ _NESTED = ("model", "state_dict")
 _FOREIGN = {
     "_Qs.online.": "a checkpoint of Newt, whose agents are conditioned on language and have "
     "another architecture; name a checkpoint of TD-MPC2",
-    "_termination.": "a TD-MPC2 checkpoint trained with `episodic`, which predicts "
-    "terminations; planning here supports tasks of fixed length only: name one without it",
 }
 """What files are that cannot be read here, by the start of a key that only they have."""
 _IGNORED_STARTS = ("_detach_Qs_params.",)
@@ -273,6 +272,7 @@ def _config(tensors: Mapping[str, Tensor]) -> ModelConfig:
             num_q=num_q,
             task_dim=task_dim,
             num_bins=num_bins,
+            episodic="termination_head.0.weight" in tensors,
         )
     except ValueError as error:
         raise CheckpointError(f"shapes that make no world model here: {error}") from error

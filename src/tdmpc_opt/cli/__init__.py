@@ -31,7 +31,7 @@ _EXTRAS = {
     **dict.fromkeys(("jaxtyping", "scipy", "matplotlib"), "train"),
     "optuna": "tune",
     "ray": "ray",
-    **dict.fromkeys(("gymnasium", "dm_control", "mujoco"), "envs"),
+    **dict.fromkeys(("gymnasium", "dm_control", "mujoco", "imageio"), "envs"),
     **dict.fromkeys(("onnx", "onnx_ir", "onnxscript", "onnxruntime"), "export"),
     "executorch": "executorch",
     "emx_onnx_cgen": "c",

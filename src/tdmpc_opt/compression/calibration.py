@@ -83,8 +83,10 @@ def _shards_of(dataset: EpisodeDataset, tasks: TaskTable) -> list[Shard]:
 def _rows(dataset: EpisodeDataset, shard: Shard, tasks: TaskTable, count: int) -> Tensor:
     """Return evenly spaced observations of a shard, padded to the agent's width."""
     stored = dataset.arrays(shard).obs
-    index = np.unique(np.linspace(0, stored.shape[0] * stored.shape[1] - 1, count).astype(int))
-    episode, step = np.divmod(index, stored.shape[1])
+    ends = np.cumsum(dataset.rows_of(shard))
+    index = np.unique(np.linspace(0, ends[-1] - 1, count).astype(int))
+    episode = np.searchsorted(ends, index, side="right")
+    step = index - np.concatenate([[0], ends])[episode]
     width = dataset.tasks[shard.task].obs_dim
     if width > tasks.obs_dim:
         raise DataError(
@@ -153,7 +155,8 @@ def inputs_of(
     """Return the inputs of a part's first layer.
 
     Those of encoder and policy come from real observations, the others from the latents of
-    tried sequences: of rewards and dynamics all but the last, of Q the last.
+    tried sequences: of rewards and dynamics all but the last, of terminations all but the
+    first, of Q the last.
 
     Args:
         part: Name of a network of `WorldModel`.
@@ -169,7 +172,10 @@ def inputs_of(
     else:
         assert tried is not None, "a policy alone has no further parts"
         task, z = tried.start.task, latents(model, tried)
-        x, action = (z[-1], tried.last) if part == "q_ensemble" else (z[:-1], tried.actions)
+        if part == "termination_head":
+            x = z[1:]
+        else:
+            x, action = (z[-1], tried.last) if part == "q_ensemble" else (z[:-1], tried.actions)
     return join_inputs(x, model.task_rows(task), action)
 
 

@@ -132,7 +132,7 @@ class _Predictions(NamedTuple):
     latent: Float[Tensor, "steps rows latent"]
     action: Float[Tensor, "steps rows action"]
     logits: tuple[Tensor, ...]
-    """Over rewards and values; empty for a policy alone."""
+    """Over rewards, values and, of episodic models, ends; empty for a policy alone."""
 
 
 def _predict(model: WorldModel, starts: Observations, tried: Sequences | None) -> _Predictions:
@@ -142,8 +142,11 @@ def _predict(model: WorldModel, starts: Observations, tried: Sequences | None) -
         return _Predictions(z, mean_action(model, z, task), ())
     z = latents(model, tried)
     rewards = model.reward(z[:-1], tried.actions, task)
-    values = model.q_values(z[-1], tried.last, task)
-    return _Predictions(z, mean_action(model, z, task), (rewards, values))
+    logits: tuple[Tensor, ...] = (rewards, model.q_values(z[-1], tried.last, task))
+    if model.config.episodic:
+        ends = model.termination(z[1:], task)
+        logits += (torch.cat([ends, torch.zeros_like(ends)], dim=-1),)
+    return _Predictions(z, mean_action(model, z, task), logits)
 
 
 def _loss(student: _Predictions, teacher: _Predictions) -> Tensor:

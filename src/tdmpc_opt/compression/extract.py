@@ -19,7 +19,7 @@ Weight = TypeVar("Weight")
 _LEFT_OUT = (STORED_AS, "run", "updates")
 _EMBEDDING = "task_embedding.weight"
 _PARTS = (
-    *("encoder", "dynamics", "reward_head", "policy_head"),
+    *("encoder", "dynamics", "reward_head", "termination_head", "policy_head"),
     *("q_ensemble", "target_q_ensemble"),
 )
 

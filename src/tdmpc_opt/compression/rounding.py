@@ -26,7 +26,9 @@ LayerFormat = Literal["fp16", "int8", "int4"]
 Recipe = Mapping[str, LayerFormat]
 """Format of each layer's weight, by the name of the layer, such as `dynamics.1`."""
 
-PARTS = ("encoder", "policy_head", "dynamics", "reward_head", "q_ensemble")
+PARTS = (
+    *("encoder", "policy_head", "dynamics", "reward_head", "termination_head", "q_ensemble"),
+)
 """Networks in the order in which they are quantised: each after those that feed it."""
 _SCALE_BYTES = 2
 _POLICY_GROUP, _MODEL_GROUP = 128, 64

@@ -32,7 +32,8 @@ from tdmpc_opt.files import alone, parse_json, remove_unfinished, replace_when_d
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
 FORMAT = "tdmpc-opt-data"
-SCHEMA = 1
+SCHEMA = 2
+"""Of listings with episodes of several lengths or terminations; others have 1, as before."""
 LISTING = "dataset.json"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
@@ -54,6 +55,8 @@ class Episode:
     label: Float32[np.ndarray, "rows action"] | None = None
     """What the labelling policy would have done in obs_{t-1}, in [-1, 1]; a row is NaN where
     there is no label, as row 0 is. None: the actions themselves are imitated."""
+    terminated: bool = False
+    """Whether the last state ended the episode; else it was cut off and would have gone on."""
 
     @property
     def total_reward(self) -> float:
@@ -81,6 +84,11 @@ class Shard:
     """Whether its numbers are stored in half precision, as they came."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Checksum of each file by its name; empty where none were stored."""
+    rows: tuple[int, ...] = ()
+    """Rows of each episode; empty where all have the dataset's length. Files have the rows of
+    the longest, and zeros after the end of the others."""
+    terminated: tuple[bool, ...] = ()
+    """Whether its last state ended each episode; empty where none was."""
 
 
 def _check_name(name: str) -> None:
@@ -106,9 +114,9 @@ def _read_listing(folder: Path) -> tuple[TaskTable, int, tuple[Shard, ...]]:
         raise DataError(f"cannot read {listing}: {error}; restore it from a copy") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise DataError(f"{listing} describes no dataset of tdmpc-opt; name another folder")
-    if record.get("schema") != SCHEMA:
+    if record.get("schema") not in (1, SCHEMA):
         raise DataError(
-            f"{listing} has schema {record.get('schema')}, this version reads {SCHEMA}; "
+            f"{listing} has schema {record.get('schema')}, this version reads up to {SCHEMA}; "
             "install a newer tdmpc-opt"
         )
     try:
@@ -131,14 +139,27 @@ def _from_record(record: dict[str, Any]) -> tuple[TaskTable, int, tuple[Shard, .
             labelled=bool(entry.get("labelled", False)),  # absent before there were labels
             half=bool(entry.get("half", False)),
             sha256=dict(entry.get("sha256", {})),
+            rows=tuple(map(int, entry.get("rows", ()))),
+            terminated=tuple(map(bool, entry.get("terminated", ()))),
         )
         for entry in record["shards"]
     )
+    length = int(record["length"])
     if not all(_NAME.fullmatch(shard.name) for shard in shards):
         raise ValueError("a shard's name is no folder of the dataset")
-    if any(len(shard.seeds) not in (0, shard.episodes) for shard in shards):
-        raise ValueError("a shard lists more or fewer seeds than episodes")
-    return tasks, int(record["length"]), shards
+    for shard in shards:
+        facts = (shard.seeds, shard.rows, shard.terminated)
+        if any(len(fact) not in (0, shard.episodes) for fact in facts):
+            raise ValueError("a shard lists seeds, rows or terminations of other episodes")
+        if not all(2 <= rows <= length for rows in shard.rows):
+            raise ValueError(f"a shard has an episode whose rows are not 2 to {length}")
+    return tasks, length, shards
+
+
+def _to_record(shard: Shard) -> dict[str, Any]:
+    """Return a shard's entry; without what no shard had before there were terminations."""
+    new = ("rows", "terminated")
+    return {name: value for name, value in asdict(shard).items() if value or name not in new}
 
 
 def _padded_blocks(
@@ -152,6 +173,8 @@ def _padded_blocks(
         for row, episode in zip(block, part, strict=True):
             values = getattr(episode, field)
             row[tuple(map(slice, values.shape))] = values
+            if field == "label":
+                row[len(values) :, : values.shape[1]] = np.nan
         if field != "obs":
             block[:, 0] = np.nan
         yield block
@@ -170,12 +193,12 @@ def _named(tasks: Sequence[Task]) -> str:
 
 
 class EpisodeDataset:
-    """Episodes of many tasks on disk, of one length, padded to one width.
+    """Episodes of many tasks on disk, padded to one width.
 
     Attributes:
         path: Folder of the dataset.
         tasks: Table of the ids in the shards' `task` field.
-        length: Rows of every episode, one more than its steps.
+        length: Most rows of an episode, one more than its steps.
         shards: Its shards, in the order in which they were added.
     """
 
@@ -214,21 +237,15 @@ class EpisodeDataset:
         Args:
             path: Folder to make, or one without a dataset.
             tasks: Tasks the dataset may contain; the widest ones set the padding.
-            length: Rows of an episode; by default the tasks' steps, and one more.
+            length: Most rows of an episode; by default the tasks' most steps, and one more.
 
         Raises:
-            DataError: A dataset is there already, or the tasks differ in length.
+            DataError: A dataset is there already.
         """
         if (path / LISTING).exists():
             raise DataError(f"{path} already holds a dataset; open it or name another folder")
         if length is None:
-            lengths = {task.episode_length for task in tasks.tasks}
-            if len(lengths) > 1:
-                raise DataError(
-                    f"a dataset has one length, these tasks have {sorted(lengths)}: "
-                    "collect them into separate folders"
-                )
-            length = lengths.pop() + 1
+            length = max(task.episode_length for task in tasks.tasks) + 1
         dataset = cls(path, tasks, length, ())
         dataset._write_listing()
         return dataset
@@ -275,8 +292,20 @@ class EpisodeDataset:
 
     def shape_of(self, shard: Shard) -> ShardShape:
         """Return what decides the size of a shard's files."""
+        longest = max(shard.rows, default=self.length)
         widths = (self.tasks.obs_dim, self.tasks.action_dim)
-        return ShardShape(shard.episodes, self.length, *widths, shard.labelled, shard.half)
+        return ShardShape(shard.episodes, longest, *widths, shard.labelled, shard.half)
+
+    @property
+    def episodic(self) -> bool:
+        """Whether a state ended any of the episodes."""
+        return any(shard.terminated for shard in self.shards)
+
+    def rows_of(self, shard: Shard) -> NDArray[np.int64]:
+        """Return the number of rows of each of a shard's episodes."""
+        if not shard.rows:
+            return np.full(shard.episodes, self.length, np.int64)
+        return np.array(shard.rows, np.int64)
 
     def append_shard(
         self, name: str, episodes: Sequence[Episode], source: Mapping[str, Any]
@@ -287,7 +316,8 @@ class EpisodeDataset:
 
         Args:
             name: New folder for them: letters, digits, `.`, `_`, `+` and `-`.
-            episodes: Episodes of one task, of the dataset's length, all with labels or none.
+            episodes: Episodes of one task, of at most the dataset's length, all with labels or
+                none.
             source: Where they come from, as JSON values.
 
         Raises:
@@ -302,6 +332,8 @@ class EpisodeDataset:
         for index, episode in enumerate(episodes):
             self._refuse_unfit(episode, f"shard {name}, episode {index}", episodes[0])
         seeds = [episode.seed for episode in episodes if episode.seed is not None]
+        rows = tuple(len(episode.obs) for episode in episodes)
+        terminated = tuple(episode.terminated for episode in episodes)
         shard = Shard(
             name=name,
             task=episodes[0].task,
@@ -309,6 +341,8 @@ class EpisodeDataset:
             seeds=tuple(seeds) if len(seeds) == len(episodes) else (),
             source=dict(source),
             labelled=episodes[0].label is not None,
+            rows=() if {*rows} == {self.length} else rows,
+            terminated=terminated if any(terminated) else (),
         )
         self.append_blocks(shard, partial(_padded_blocks, episodes, self.shape_of(shard)))
 
@@ -358,14 +392,15 @@ class EpisodeDataset:
         """
         task, arrays = self.tasks[shard.task], self.arrays(shard)
         label = arrays.label
-        for index in range(shard.episodes):
+        for index, rows in enumerate(self.rows_of(shard)):
             yield Episode(
                 task=shard.task,
                 seed=shard.seeds[index] if shard.seeds else None,
-                obs=arrays.obs[index, :, : task.obs_dim].astype(np.float32),
-                action=arrays.action[index, :, : task.action_dim].astype(np.float32),
-                reward=arrays.reward[index].astype(np.float32),
-                label=None if label is None else label[index, :, : task.action_dim].copy(),
+                obs=arrays.obs[index, :rows, : task.obs_dim].astype(np.float32),
+                action=arrays.action[index, :rows, : task.action_dim].astype(np.float32),
+                reward=arrays.reward[index, :rows].astype(np.float32),
+                label=None if label is None else label[index, :rows, : task.action_dim].copy(),
+                terminated=bool(shard.terminated) and shard.terminated[index],
             )
 
     def returns(self) -> dict[str, list[float]]:
@@ -422,11 +457,17 @@ class EpisodeDataset:
         self._refuse_values(episode, where, task)
 
     def _refuse_values(self, episode: Episode, where: str, task: Task) -> None:
+        rows = len(episode.obs)
+        if not 2 <= rows <= self.length:
+            raise DataError(
+                f"{where} ({task.name}) has {rows} observations; episodes here have 2 to "
+                f"{self.length}, so name another folder"
+            )
         widths = {"obs": (task.obs_dim,), "action": (task.action_dim,), "reward": ()}
         if episode.label is not None:
             widths["label"] = (task.action_dim,)
         for name, width in widths.items():
-            values, expected = getattr(episode, name), (self.length, *width)
+            values, expected = getattr(episode, name), (rows, *width)
             if values.shape != expected:
                 raise DataError(
                     f"{where} ({task.name}): {name} has shape {list(values.shape)}, "
@@ -443,12 +484,12 @@ class EpisodeDataset:
             text = json.dumps(
                 {
                     "format": FORMAT,
-                    "schema": SCHEMA,
+                    "schema": SCHEMA if any(s.rows or s.terminated for s in shards) else 1,
                     "tasks": self.tasks.to_json(),
                     "obs_dim": self.tasks.obs_dim,
                     "action_dim": self.tasks.action_dim,
                     "length": self.length,
-                    "shards": [asdict(shard) for shard in shards],
+                    "shards": [_to_record(shard) for shard in shards],
                 },
                 indent=1,
             )

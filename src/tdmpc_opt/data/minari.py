@@ -107,8 +107,8 @@ def _buffer(episode: Episode) -> EpisodeBuffer:
         observations=episode.obs,
         actions=episode.action[1:],
         rewards=episode.reward[1:],
-        terminations=np.zeros(steps, bool),
-        truncations=last,
+        terminations=last & episode.terminated,
+        truncations=last & (not episode.terminated),
         **infos,
     )
 
@@ -127,7 +127,7 @@ class _Source:
     obs_dim: int
     """Width of an observation."""
     steps: int
-    """Steps of an episode: the environment's limit, else the length of the first."""
+    """Most steps of an episode: the environment's limit, else those of the longest."""
     low: NDArray[np.float64]
     """Lower bound of each action."""
     high: NDArray[np.float64]
@@ -147,8 +147,7 @@ def import_minari(
 
     Actions and labels are scaled from the dataset's action space to [-1, 1]. The task is the
     one that is named; else that of an export of this project; else the environment that the
-    dataset names, by its id; else the dataset itself, by its whole id. All episodes must
-    have the same number of steps and none may terminate.
+    dataset names, by its id; else the dataset itself, by its whole id.
 
     Args:
         folder: Folder of the Minari dataset.
@@ -161,18 +160,17 @@ def import_minari(
     Raises:
         DataError: A folder that is damaged, has other spaces than vectors, has no finite
             bounds of its actions, or stores no spaces, so that reading them would run its code;
-            episodes of another length, that terminate, with NaN or with actions out of bounds,
-            where they may not be skipped; a full disk; a source with other episodes than when
-            it was imported before.
+            episodes that are too long or go on after their end, with NaN or with actions out of
+            bounds, where they may not be skipped; a full disk; a source with other episodes
+            than when it was imported before.
         InputError: More than one task is named, or one that does not fit.
         UnknownTaskError: A task is named that does not exist.
     """
     source = _open(folder)
     task = _named_task(source, tasks) if tasks is not None else _own_task(source)
-    total, length = int(source.storage.total_episodes), source.steps + 1
-    dataset = EpisodeDataset.open_or_create(
-        output, MT30 if task in MT30.tasks else TaskTable((task,)), length
-    )
+    total = int(source.storage.total_episodes)
+    table = MT30 if task in MT30.tasks else TaskTable((task,))
+    dataset = EpisodeDataset.open_or_create(output, table, task.episode_length + 1)
     stem = f"{task.name}-minari-{_fingerprint(source)}"
     _refuse_changed(dataset, source, stem, total)
     report.lines.append(f"{folder}: {total:,} episodes of {task.name}")
@@ -209,7 +207,7 @@ def _open(folder: Path) -> _Source:
         widths = [_width(space) for space in (storage.observation_space, storage.action_space)]
         if 0 in widths or not storage.total_episodes:
             raise DataError(f"{folder} does not hold episodes of vectors alone")
-        steps = int(limit or len(next(iter(storage.get_episodes([0])))["rewards"]))
+        steps = int(limit or _longest(storage))
     except (
         OSError,
         LookupError,
@@ -232,6 +230,11 @@ def _open(folder: Path) -> _Source:
             "environment"
         )
     return _Source(folder, name, storage, env, widths[0], steps, low, high)
+
+
+def _longest(storage: MinariStorage) -> int:
+    every = range(int(storage.total_episodes))
+    return max(int(facts["total_steps"]) for facts in storage.get_episode_metadata(every))
 
 
 def _width(space: spaces.Space[Any]) -> int:
@@ -268,7 +271,7 @@ def _named_task(source: _Source, text: str) -> Task:
     low, high = _bounds(task)
     has = (source.obs_dim, len(source.low), source.steps)
     wanted = (task.obs_dim, task.action_dim, task.episode_length)
-    if has != wanted:
+    if has[:2] != wanted[:2] or has[2] > wanted[2]:
         raise InputError(
             f"{source.folder} has {has[0]} observations, {has[1]} actions and {has[2]} steps, "
             f"{text} has {wanted[0]}, {wanted[1]} and {wanted[2]}; name its own task"
@@ -330,13 +333,10 @@ def _fault(source: _Source, found: dict[str, Any]) -> str | None:
     numbers = (found["observations"], actions, found["rewards"])
     slack = 1e-4 * (source.high - source.low)
     fault = None
-    if steps != source.steps or len(found["observations"]) != steps + 1:
-        fault = f"{steps} steps, not {source.steps}"
-    elif np.any(found["terminations"]):
-        fault = (
-            f"terminates in step {int(np.argmax(found['terminations'])) + 1}; values here are "
-            "those of episodes that no state ends, so record it without termination"
-        )
+    if not 1 <= steps <= source.steps or len(found["observations"]) != steps + 1:
+        fault = f"{steps} steps, not 1 to {source.steps}"
+    elif np.any(found["terminations"][:-1]):
+        fault = f"goes on after its end in step {int(np.argmax(found['terminations'])) + 1}"
     elif not all(np.isfinite(np.asarray(part, np.float32)).all() for part in numbers):
         fault = "holds NaN or infinity"
     elif (actions < source.low - slack).any() or (actions > source.high + slack).any():
@@ -356,6 +356,7 @@ def _episode(
         action=_after(_scaled(source, found["actions"])),
         reward=_after(found["rewards"]),
         label=None if label is None else _after(_scaled(source, label)),
+        terminated=bool(found["terminations"][-1]),
     )
 
 

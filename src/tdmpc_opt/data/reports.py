@@ -115,7 +115,7 @@ def summarize(dataset: EpisodeDataset) -> list[TaskSummary]:
                 task=task,
                 shards=len(shards),
                 episodes=len(returns),
-                transitions=len(returns) * (dataset.length - 1),
+                transitions=sum(int((dataset.rows_of(s) - 1).sum()) for s in shards),
                 labelled=sum(_labelled(dataset, shard) for shard in shards),
                 return_mean=float(np.mean(returns)),
                 return_min=min(returns),

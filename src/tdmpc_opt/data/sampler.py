@@ -50,14 +50,11 @@ def by_task(tasks: NDArray[np.int64], slices: NDArray[np.int64]) -> Units:
         slices: Slices of each shard.
     """
     totals = np.bincount(tasks, weights=slices)
-    weights = slices / totals[tasks]
-    return Units(_sums_before(slices)[:-1], slices, _sums_before(weights))
+    return _weighted(slices, slices / np.maximum(totals[tasks], 1))
 
 
 def by_return(
-    tasks: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    returns: Sequence[NDArray[np.float64]],
+    task: NDArray[np.int64], slices: NDArray[np.int64], gain: NDArray[np.float64]
 ) -> Units:
     """Prefer episodes of high return among those of a task, whose share stays as it is.
 
@@ -65,17 +62,14 @@ def by_return(
     and highest.
 
     Args:
-        tasks: Task of each shard.
-        starts: Slices of each episode of a shard.
-        returns: Returns of each shard's episodes.
+        task: Task of each episode.
+        slices: Slices of each.
+        gain: Return of each.
 
     Source:
         Return weighting, arXiv:2306.13085, section 4, for one task.
     """
-    counts = [len(values) for values in returns]
-    task, slices = np.repeat(tasks, counts), np.repeat(starts, counts)
-    gain = np.concatenate(returns)
-    low, high = np.full(tasks.max() + 1, np.inf), np.full(tasks.max() + 1, -np.inf)
+    low, high = np.full(task.max() + 1, np.inf), np.full(task.max() + 1, -np.inf)
     np.minimum.at(low, task, gain)
     np.maximum.at(high, task, gain)
     spread = np.where(high > low, high - low, 1.0)
@@ -83,7 +77,13 @@ def by_return(
     share = np.bincount(task, weights=slices) / np.maximum(
         np.bincount(task, weights=weights), np.finfo(float).tiny
     )
-    return Units(_sums_before(slices)[:-1], slices, _sums_before(weights * share[task]))
+    return _weighted(slices, weights * share[task])
+
+
+def _weighted(slices: NDArray[np.int64], weights: NDArray[np.float64]) -> Units:
+    """Return runs of so many slices with these weights, without those that have no slice."""
+    first, used = _sums_before(slices)[:-1], slices > 0
+    return Units(first[used], slices[used], _sums_before(weights[used]))
 
 
 def _sums_before(values: ArrayLike) -> NDArray[Any]:
@@ -112,6 +112,8 @@ class Batch:
     row: Int64[Tensor, "rows batch"] | None = None
     """Numbers of the observations among all rows of the shards, laid end to end in the order of
     `ordered_shards`; on the CPU. None in batches that no sampler drew."""
+    terminated: Float[Tensor, "rows-1 batch 1"] | None = None
+    """1 where `obs[t+1]` ended the episode, else 0; None where no state of the data did."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,8 +124,6 @@ class _Rows:
     name: str
     task_name: str
     task: int
-    length: int
-    """Rows of an episode."""
     obs: NDArray[np.floating]
     action: NDArray[np.floating]
     reward: NDArray[np.floating]
@@ -133,15 +133,51 @@ class _Rows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Episodes:
+    """All episodes, in the order of `ordered_shards`."""
+
+    shard: NDArray[np.int64]
+    """Number of each one's shard."""
+    row: NDArray[np.int64]
+    """Number of each one's first row in its shard."""
+    slices: NDArray[np.int64]
+    """Slices that begin in each and end before its end."""
+    first: NDArray[np.int64]
+    """Number of the first slice of each, and that of all slices."""
+    terminated: NDArray[np.bool_]
+    """Whether a state ended each."""
+    edges: NDArray[np.int64]
+    """Number of the first episode of each shard, and that of all episodes."""
+
+    @classmethod
+    def of(cls, shards: Sequence[tuple[EpisodeDataset, Shard]], horizon: int) -> "_Episodes":
+        counts = [shard.episodes for _, shard in shards]
+        lengths = [dataset.shape_of(shard).length for dataset, shard in shards]
+        rows = np.concatenate([dataset.rows_of(shard) for dataset, shard in shards])
+        ends = [shard.terminated or (False,) * shard.episodes for _, shard in shards]
+        slices = np.maximum(rows - horizon, 0)
+        return cls(
+            np.repeat(np.arange(len(shards)), counts),
+            np.concatenate(
+                [n * np.arange(count) for n, count in zip(lengths, counts, strict=True)]
+            ),
+            slices,
+            _sums_before(slices),
+            np.concatenate(ends).astype(bool),
+            _sums_before(counts),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Part:
     """Some shards that give a fixed number of a batch's slices."""
 
     count: int
     """Slices of a batch."""
     begin: int
-    """First shard."""
+    """First slice."""
     end: int
-    """The one after the last shard."""
+    """The one after the last slice."""
     units: Units | None
     """Weights of the slices; None where all are equally likely."""
 
@@ -200,16 +236,19 @@ class SliceSampler:
         self._state = self._generator.bit_generator.state
         shards = ordered_shards(datasets)
         self._shards = [_rows(dataset, shard, tasks) for dataset, shard in shards]
-        rows_of = [len(shard.obs) for shard in self._shards]
-        self._first_row = _sums_before(rows_of)
-        self._lengths = np.array([shard.length for shard in self._shards])
-        self._starts = self._lengths - horizon
-        episodes = np.array([shard.episodes for _, shard in shards])
-        # Of all slices, shard s holds those from _first[s] on, up to _first[s + 1].
-        self._first = _sums_before(episodes * self._starts)
+        self._first_row = _sums_before([len(shard.obs) for shard in self._shards])
+        episodes = _Episodes.of(shards, horizon)
+        self._episodes = episodes
+        self._episodic = any(dataset.episodic for dataset in datasets)
         self._drawn = np.zeros(0, dtype=np.int64)
+        numbers = np.array([shard.task for shard in self._shards])
         self._parts = [
-            _Part(count, begin, end, _units(how, shards[begin:end], self._shards, horizon))
+            _Part(
+                count,
+                int(episodes.first[episodes.edges[begin]]),
+                int(episodes.first[episodes.edges[end]]),
+                _units(how, shards[begin:end], numbers[begin:end], episodes, begin),
+            )
             for count, begin, end, how in _split(
                 batch_size, last_share, shards, datasets[-1], sampling
             )
@@ -231,7 +270,7 @@ class SliceSampler:
         return self._read(self._drawn)
 
     def _read(self, index: NDArray[np.int64]) -> Batch:
-        shard, _, first_row = self._locate(index)
+        shard, episode, first_row = self._locate(index)
         count, steps = len(index), self._horizon
         obs = np.zeros((count, steps + 1, self._tasks.obs_dim), dtype=np.float32)
         action = np.zeros((count, steps, self._tasks.action_dim), dtype=np.float32)
@@ -258,6 +297,11 @@ class SliceSampler:
             self._name_the_fault(wrong)
         task = np.array([source.task for source in self._shards], dtype=np.int64)[shard]
         rows = np.arange(steps + 1)[:, None] + first_row + self._first_row[shard]
+        ends = None
+        if self._episodic:  # only its last step can be the last of an episode
+            last = index + 1 == self._episodes.first[episode + 1]
+            ends = torch.zeros(steps, count, 1)
+            ends[-1, :, 0] = torch.from_numpy(last & self._episodes.terminated[episode])
         return Batch(
             obs=_steps_first(obs),
             action=_steps_first(action),
@@ -265,6 +309,7 @@ class SliceSampler:
             reward=_steps_first(reward[..., None]),
             task=torch.from_numpy(task),
             row=torch.from_numpy(rows),
+            terminated=ends,
         )
 
     def origin(self, column: int) -> str:
@@ -273,20 +318,22 @@ class SliceSampler:
         Args:
             column: Number of the slice in the batch.
         """
-        shard, episode, first_row = (int(v[0]) for v in self._locate(self._drawn[[column]]))
+        slice_ = self._drawn[[column]]
+        shard, episode, _ = (int(values[0]) for values in self._locate(slice_))
         source = self._shards[shard]
         return (
-            f"{source.path}: shard {source.name}, episode {episode} ({source.task_name}), "
-            f"from step {first_row - episode * source.length}"
+            f"{source.path}: shard {source.name}, "
+            f"episode {episode - self._episodes.edges[shard]} ({source.task_name}), "
+            f"from step {int(slice_[0] - self._episodes.first[episode])}"
         )
 
     def _locate(
         self, index: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Return shard, episode and first row in the shard of slices by their numbers."""
-        shard = np.searchsorted(self._first, index, side="right") - 1
-        episode, start = np.divmod(index - self._first[shard], self._starts[shard])
-        return shard, episode, episode * self._lengths[shard] + start
+        found = self._episodes
+        episode = np.searchsorted(found.first, index, side="right") - 1
+        return found.shard[episode], episode, found.row[episode] + index - found.first[episode]
 
     def _announce(self, index: NDArray[np.int64]) -> None:
         """Let the system read a batch while the one before it is trained on."""
@@ -302,10 +349,9 @@ class SliceSampler:
         return np.concatenate(drawn[::-1])
 
     def _draw_part(self, part: _Part) -> NDArray[np.int64]:
-        low, high = self._first[part.begin], self._first[part.end]
         if part.units is None:
-            return self._generator.integers(low, high, size=part.count)
-        return low + part.units.draw(self._generator, part.count)
+            return self._generator.integers(part.begin, part.end, size=part.count)
+        return part.begin + part.units.draw(self._generator, part.count)
 
     def state_dict(self) -> dict[str, str]:
         """Return the random state as text, which any safe format can store."""
@@ -389,18 +435,18 @@ def _split(
 def _units(
     sampling: Sampling,
     shards: Sequence[tuple[EpisodeDataset, Shard]],
-    rows: Sequence[_Rows],
-    horizon: int,
+    tasks: NDArray[np.int64],
+    episodes: _Episodes,
+    begin: int,
 ) -> Units | None:
     """Return the weights of the slices of some shards; None where all are equally likely."""
-    known = {row.task_name: row.task for row in rows}
-    tasks = np.array([known[shard.task] for _, shard in shards])
-    starts = np.array([dataset.length - horizon for dataset, _ in shards])
+    edges = episodes.edges[begin : begin + len(shards) + 1]
     if sampling == "task":
-        return by_task(tasks, starts * [shard.episodes for _, shard in shards])
+        return by_task(tasks, np.diff(episodes.first[edges]))
     if sampling == "return":
         returns = [dataset.returns_of(shard) for dataset, shard in shards]
-        return by_return(tasks, starts, returns)
+        slices = episodes.slices[edges[0] : edges[-1]]
+        return by_return(np.repeat(tasks, np.diff(edges)), slices, np.concatenate(returns))
     return None
 
 
@@ -417,7 +463,6 @@ def _rows(dataset: EpisodeDataset, shard: Shard, tasks: TaskTable) -> _Rows:
         name=shard.name,
         task_name=shard.task,
         task=tasks.index(shard.task),
-        length=dataset.length,
         obs=obs[:, : tasks.obs_dim],
         action=action[:, : tasks.action_dim],
         reward=reward,
@@ -442,8 +487,10 @@ def _refuse_unfit(dataset: EpisodeDataset, tasks: TaskTable, horizon: int) -> No
                 f"{name} has {here.obs_dim} observations and {here.action_dim} actions in "
                 f"{dataset.path}, {model.obs_dim} and {model.action_dim} in the model's table"
             )
-    if dataset.length <= horizon:
-        raise DataError(
-            f"a slice of {horizon} steps does not fit into the {dataset.length - 1} steps "
-            f"of an episode in {dataset.path}; choose a shorter horizon"
-        )
+        rows = [dataset.rows_of(shard) for shard in dataset.shards if shard.task == name]
+        longest = max(int(found.max()) for found in rows) - 1
+        if longest < horizon:
+            raise DataError(
+                f"a slice of {horizon} steps does not fit into the {longest} steps of the "
+                f"longest episode of {name} in {dataset.path}; choose a shorter horizon"
+            )

@@ -64,7 +64,7 @@ def build_learner(config: ExpertsConfig, task: Task, first_episode: int) -> Any:
         train_freq=1,
         gradient_steps=round(config.envs * config.update_ratio),
         policy_delay=2,
-        # The episodes only ever time out: the value of the state after them counts.
+        # Where an episode times out, the value of the state after it counts.
         replay_buffer_kwargs={"handle_timeout_termination": True},
         policy_kwargs={"net_arch": [config.hidden, config.hidden], "layer_norm": True},
         seed=config.seed + first_episode,
@@ -99,17 +99,29 @@ def warm_up(model: Any, config: ExpertsConfig, task: Task) -> int:
         seeds = [WARM_UP_SEED + config.seed + first + row for row in range(config.envs)]
         streams = [(seed, seed_number(task)) for seed in seeds]
         episodes = rollout(policy, task, seeds, streams, noise=_WARM_UP_NOISE)
-        length = len(episodes[0].action)
-        for t in range(1, length):
+        rows = max(len(episode.action) for episode in episodes)
+        done = [
+            (episode, t)
+            for t in range(1, rows)
+            for episode in episodes
+            if t < len(episode.action)
+        ]
+        # The buffer takes one transition an environment: a few of unequal episodes are left.
+        for begin in range(0, len(done) - config.envs + 1, config.envs):
+            part = done[begin : begin + config.envs]
+            last = np.array([t == len(episode.action) - 1 for episode, t in part])
             model.replay_buffer.add(
-                np.stack([episode.obs[t - 1] for episode in episodes]),
-                np.stack([episode.obs[t] for episode in episodes]),
-                np.stack([episode.action[t] for episode in episodes]),
-                np.array([episode.reward[t] for episode in episodes]),
-                np.full(config.envs, t == length - 1),
-                [{"TimeLimit.truncated": t == length - 1}] * config.envs,
+                np.stack([episode.obs[t - 1] for episode, t in part]),
+                np.stack([episode.obs[t] for episode, t in part]),
+                np.stack([episode.action[t] for episode, t in part]),
+                np.array([episode.reward[t] for episode, t in part]),
+                last,
+                [
+                    {"TimeLimit.truncated": bool(end) and not episode.terminated}
+                    for end, (episode, _) in zip(last, part, strict=True)
+                ],
             )
-        steps += (length - 1) * config.envs
+            steps += config.envs
     model.num_timesteps = steps
     return steps
 

@@ -174,7 +174,10 @@ def _plan(
 def _learn(
     model: Any, config: ExpertsConfig, task: Task, progress: Progress, reports: Reports
 ) -> None:
-    """Train by whole episodes, so that a resumed run never continues half of one."""
+    """Train by whole episodes, so that a resumed run never continues half of one.
+
+    Episodes that states end are of any length; of those a resumed run leaves out what is left.
+    """
     early = int(EARLY_FRACTION * config.steps)
     half_trained = expert_path(config.output / "early", task.name)
     started, start, spent = time.monotonic(), progress.step, progress.seconds
@@ -192,7 +195,7 @@ def _learn(
         return True
 
     while progress.step < config.steps:
-        before = progress.step
+        before, episodes = progress.step, model._episode_num
         model.learn(
             task.episode_length * config.envs,
             callback=watch,
@@ -201,7 +204,7 @@ def _learn(
         )
         progress.step = model.num_timesteps
         progress.seconds = spent + time.monotonic() - started
-        finished = list(model.ep_info_buffer)[-config.envs :]
+        finished = list(model.ep_info_buffer)[episodes - model._episode_num :]
         progress.curve.extend((progress.step, float(episode["r"])) for episode in finished)
         if progress.step >= early and not half_trained.exists():
             read_network(model, task.name, progress.step).save(half_trained)
@@ -261,9 +264,9 @@ def measure(network: ExpertNetwork, task: Task, seed: int) -> float:
     """
     env = make_env(task, seed)
     obs: NDArray[np.float32] = env.reset()[0]
-    total, done = 0.0, False
-    while not done:
-        obs, reward, _, done, _ = env.step(network.mean(obs[None])[0])
+    total, terminated, truncated = 0.0, False, False
+    while not (terminated or truncated):
+        obs, reward, terminated, truncated, _ = env.step(network.mean(obs[None])[0])
         total += float(reward)
     return total
 

@@ -130,7 +130,8 @@ class _Start(nn.Module):
         z = self._networks.encode(obs, task)
         problem = prepare(self._networks, z, task, prior)
         shares = problem.shares
-        return (*shares.later, *shares.at_start, shares.q, *problem[1:])
+        given = [value for value in problem[1:] if value is not None]
+        return (*shares.later, *shares.at_start, shares.q, *given)
 
 
 class _Round(nn.Module):
@@ -167,7 +168,8 @@ def _names(problem: Problem) -> list[str]:
     shares = problem.shares
     later = [f"shares.later.{i}" for i in range(len(shares.later))]
     at_start = [f"shares.at_start.{i}" for i in range(len(shares.at_start))]
-    return [*later, *at_start, "shares.q", *Problem._fields[1:]]
+    given = [name for name in Problem._fields[1:] if getattr(problem, name) is not None]
+    return [*later, *at_start, "shares.q", *given]
 
 
 def _open_axes(problem: Problem) -> tuple[Any, Any]:
@@ -178,8 +180,8 @@ def _open_axes(problem: Problem) -> tuple[Any, Any]:
         RoundNoise,
     )  # their fields are axes here instead of tensors
     axes_of_problem, axes_of_shares, axes_of_noise = named
-    first = tuple({0: _ROWS} for _ in problem.shares.later)
-    shares = axes_of_shares(later=first, at_start=first, q={1: _ROWS})
+    later, at_start = (tuple({0: _ROWS} for _ in part) for part in problem.shares[:2])
+    shares = axes_of_shares(later=later, at_start=at_start, q={1: _ROWS})
     problem_axes = axes_of_problem(
         shares=shares,
         mask={0: _ROWS},
@@ -187,6 +189,7 @@ def _open_axes(problem: Problem) -> tuple[Any, Any]:
         prior_actions={2: _ROWS},
         prior_latent={1: _ROWS},
         prior_value={1: _ROWS},
+        prior_weight=None if problem.prior_weight is None else {1: _ROWS},
     )
     return problem_axes, axes_of_noise(samples={2: _ROWS}, value={1: _ROWS}, heads={})
 

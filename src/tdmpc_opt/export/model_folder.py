@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def save_folder(config: ConvertConfig) -> CheckpointSummary:
         "library_name": "tdmpc-opt",
         "model_type": "tdmpc2",
         "schema": CHECKPOINT_SCHEMA,
-        "model": asdict(summary.config),
+        "model": summary.config.to_json(),
         "tasks": checkpoint.tasks.to_json(),
     }
     _write(config.output / "config.json", json.dumps(described, indent=1) + "\n")

@@ -111,7 +111,8 @@ def _pick(stacked: Tensor, index: int | Int[Tensor, "1"]) -> Tensor:
 class Shares(NamedTuple):
     """Biases of the first layers for each row: those of dynamics, reward and policy.
 
-    `at_start` includes the share of the latent that planning starts from.
+    `at_start` includes the share of the latent that planning starts from. `later` has that of
+    the termination head as well, where there is one: what it looks at comes after an action.
     """
 
     later: tuple[Float[Tensor, "batch hidden"], ...]
@@ -140,6 +141,8 @@ class FoldedModel(nn.Module):
         super().__init__()
         config = model.config
         self._obs_dim = config.obs_dim
+        self.episodic = config.episodic
+        """Whether states that end an episode are predicted."""
         self._bins, self._mask, self._discount = model.bins, model.action_mask, model.discount
         embedding = None if model.task_embedding is None else model.task_embedding.weight
 
@@ -163,6 +166,8 @@ class FoldedModel(nn.Module):
         if model.can_plan:
             self._dynamics = folded(model.dynamics, config.latent_dim)
             self._reward = folded(model.reward_head, config.latent_dim)
+            if config.episodic:
+                self._termination = folded(model.termination_head, config.latent_dim)
             self._ensemble = folded(model.q_ensemble, config.latent_dim)
             self._members = [self._ensemble.member(index) for index in range(config.num_q)]
 
@@ -191,10 +196,11 @@ class FoldedModel(nn.Module):
     def shares(self, z: Float[Tensor, "batch latent"], task: Task) -> Shares:
         """Compute the shares of the task and of the first latent in the first layers."""
         heads = (self._dynamics, self._reward, self._policy)
-        later = tuple(head.bias_of(task).expand(z.shape[0], -1) for head in heads)
+        every = (*heads, self._termination) if self.episodic else heads
+        later = tuple(head.bias_of(task).expand(z.shape[0], -1) for head in every)
         at_start = tuple(
             functional.linear(z, head.of_input) + bias
-            for head, bias in zip(heads, later, strict=True)
+            for head, bias in zip(heads, later, strict=False)
         )
         return Shares(later, at_start, self._ensemble.bias_of(task).expand(-1, z.shape[0], -1))
 
@@ -216,6 +222,18 @@ class FoldedModel(nn.Module):
         next_z = self._dynamics.run(x, biases[0])
         reward = mean_value(self._reward.run(x, biases[1]), self._bins)
         return next_z.unflatten(0, action.shape[:2]), reward.unflatten(0, action.shape[:2])
+
+    def goes_on(
+        self, shares: Shares, z: Float[Tensor, "samples batch latent"]
+    ) -> Float[Tensor, "samples batch"]:
+        """Return 1 where a latent is not predicted to end the episode, and 0 where it is.
+
+        Args:
+            shares: First-layer biases.
+            z: Latents after an action.
+        """
+        logit = self._termination.run(z, shares.later[3])
+        return (logit <= 0).to(z.dtype).view(z.shape[:2])
 
     def act(
         self,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,7 +17,10 @@ from tdmpc_opt.model.layers import Dense, Network, Tasks, mlp
 from tdmpc_opt.schema import ModelConfig, TaskTable
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
-NETWORKS = ("dynamics", "reward_head", "policy_head", "q_ensemble", "target_q_ensemble")
+NETWORKS = (
+    *("dynamics", "reward_head", "termination_head", "policy_head"),
+    *("q_ensemble", "target_q_ensemble"),
+)
 """What a model may lack, in part or as a whole: all but task embedding and encoder."""
 
 
@@ -76,6 +80,7 @@ class WorldModel(nn.Module):
             simnorm_dim=c.simnorm_dim,
         )
         self.reward_head = mlp(embedded + c.action_dim, c.mlp_dim, c.num_bins)
+        self.termination_head = mlp(embedded, c.mlp_dim, 1) if c.episodic else nn.Sequential()
         self.policy_head = mlp(embedded, c.mlp_dim, 2 * c.action_dim)
         self.q_ensemble = _q_ensemble(c)
         self.target_q_ensemble = _q_ensemble(c).requires_grad_(False)
@@ -174,6 +179,12 @@ class WorldModel(nn.Module):
         """Predict the reward of `action` as two-hot logits; `decode` turns them to scalars."""
         return self.reward_head(z, self.task_rows(task), action)
 
+    def termination(
+        self, z: Float[Tensor, "*batch latent"], task: Int[Tensor, " tasks"] | None
+    ) -> Float[Tensor, "*batch 1"]:
+        """Predict whether `z` has ended the episode, as a logit: above 0 it has."""
+        return self.termination_head(z, self.task_rows(task))
+
     def q_values(
         self,
         z: Float[Tensor, "*batch latent"],
@@ -236,6 +247,17 @@ class WorldModel(nn.Module):
     ) -> Float[Tensor, "*batch"]:
         """Return the cross-entropy of two-hot logits against raw scalars, in nats."""
         return two_hot.soft_cross_entropy(logits, target.squeeze(-1), self.bins)
+
+
+def with_termination_head(
+    model: WorldModel, generator: torch.Generator | None = None
+) -> WorldModel:
+    """Return the model itself if it predicts terminations, else a copy with a new head."""
+    if model.config.episodic:
+        return model
+    more = WorldModel(replace(model.config, episodic=True), model.tasks, generator)
+    more.load_state_dict(model.state_dict(), strict=False)
+    return more.eval()
 
 
 def bin_centres(config: ModelConfig) -> Float[Tensor, " bins"]:

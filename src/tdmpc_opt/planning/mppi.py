@@ -64,6 +64,9 @@ class Problem(NamedTuple):
     """Latents at which they end."""
     prior_value: Float[Tensor, "prior batch"]
     """Their discounted rewards."""
+    prior_weight: Float[Tensor, "prior batch"] | None
+    """Discount of what comes after them, 0 where the episode has ended; None where the model
+    predicts no ends, so that it is the same for all."""
 
 
 class Refined(NamedTuple):
@@ -166,9 +169,12 @@ def prepare(
         latent, reward = networks.step(shares, latent, action)
         value = value + weight * reward
         weight = weight * discount
+        if networks.episodic:
+            weight = weight * networks.goes_on(shares, latent)
         actions.append(action)
     assert latent is not None, "the horizon is at least 1"
-    return Problem(shares, mask, discount, torch.stack(actions), latent, value)
+    left = weight if networks.episodic else None
+    return Problem(shares, mask, discount, torch.stack(actions), latent, value, left)
 
 
 def sequence_values(
@@ -180,7 +186,8 @@ def sequence_values(
 ) -> Float[Tensor, "samples batch"]:
     """Estimate the return of the prior's sequences and of these, in this order.
 
-    It is the sum of the predicted rewards and of Q at the last latent, where the policy acts.
+    It is the sum of the predicted rewards and of Q at the last latent, where the policy acts,
+    up to the first latent that is predicted to end the episode.
 
     Args:
         networks: World model in eval mode, folded.
@@ -191,6 +198,9 @@ def sequence_values(
 
     Returns:
         Returns in environment units; `samples` counts the prior's sequences, then these.
+
+    Source:
+        TD-MPC2, arXiv:2310.16828, section 3.2; terminations as in its public code of 2025.
     """
     z = None
     value = problem.prior_value.new_zeros(actions.shape[1:3])
@@ -199,7 +209,11 @@ def sequence_values(
         z, reward = networks.step(problem.shares, z, action)
         value = value + weight * reward
         weight = weight * problem.discount
+        if networks.episodic:
+            weight = weight * networks.goes_on(problem.shares, z)
     assert z is not None, "the horizon is at least 1"
+    if problem.prior_weight is not None:
+        weight = torch.cat([problem.prior_weight, weight])
     value = torch.cat([problem.prior_value, value])
     z = torch.cat([problem.prior_latent, z])
     last = networks.act(problem.shares, z, noise, problem.mask)

@@ -182,6 +182,7 @@ class _Player:
         self.times: deque[float] = deque(maxlen=_WINDOW)
         self._policy = policy
         self._obs = self.env.reset()[0]
+        self._over = False
         policy.start(task.name, [(seed, seed_number(task), 0)])
 
     @property
@@ -189,10 +190,13 @@ class _Player:
         return float(self.env.metadata["render_fps"])
 
     def step(self) -> None:
+        if self._over:  # the picture stays where the episode ended
+            return
         start = time.perf_counter()
         action = self._policy.act(self._obs[None])[0]
         self.times.append(1000 * (time.perf_counter() - start))
-        self._obs, reward, _, _, _ = self.env.step(action)
+        self._obs, reward, terminated, truncated, _ = self.env.step(action)
+        self._over = terminated or truncated
         self.total += float(reward)
 
 

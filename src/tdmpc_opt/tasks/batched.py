@@ -311,7 +311,7 @@ def _require_agreement(batched: BatchedTask, env: OwnEnv) -> None:
     """Refuse a batched reward or observation that is not the environment's own.
 
     Raises:
-        InputError: They differ on the way of random actions.
+        InputError: They differ on the way of random actions, or an episode ends there.
     """
     task, draw = env.task, np.random.default_rng(0)
     env.reset()
@@ -321,7 +321,12 @@ def _require_agreement(batched: BatchedTask, env: OwnEnv) -> None:
         state[None], actions[None].astype(np.float64), constants[None]
     )
     for step, action in enumerate(actions):
-        obs, reward, *_ = env.step(action)
+        obs, reward, terminated, *_ = env.step(action)
+        if terminated:
+            raise InputError(
+                f"{task.env} ends an episode after {step + 1} steps, which batches of states "
+                "cannot; take batched_reward out to train its expert with --method sac"
+            )
         pairs = (("reward", earned[0, step], reward), ("observation", seen[0, step], obs))
         for what, found, wanted in pairs:
             if not np.allclose(found, wanted, rtol=_TOLERANCE, atol=_TOLERANCE):

@@ -106,8 +106,12 @@ def _try(task: Task) -> None:
     env, actions = OwnEnv(task), np.random.default_rng(0)
     try:
         env.reset()
+        over = False
         for _ in range(min(task.episode_length, _TRIAL_STEPS)):
-            env.step(actions.uniform(-1, 1, task.action_dim))
+            if over:
+                env.reset()
+            _, _, terminated, truncated, _ = env.step(actions.uniform(-1, 1, task.action_dim))
+            over = terminated or truncated
     finally:
         env.close()
 
@@ -255,9 +259,10 @@ def _reward(text: str, reward: Any) -> float:
 
 
 class OwnEnv(gymnasium.Env[Array, Array]):
-    """A user's environment with actions in [-1, 1] and episodes of one length.
+    """A user's environment with actions in [-1, 1] and episodes of at most the task's length.
 
-    An action lasts one step of the environment, whose own frame skip is the action repeat.
+    An action lasts one step of the environment, whose own frame skip is the action repeat. An
+    end in the last step counts as the time limit, whatever the environment calls it.
 
     Args:
         task: What `own_task` returned.
@@ -311,7 +316,7 @@ class OwnEnv(gymnasium.Env[Array, Array]):
         """Apply an action in [-1, 1], laid onto the bounds of the environment.
 
         Raises:
-            InputError: A reward or observation with NaN, or an episode that ends early.
+            InputError: A reward or observation with NaN.
         """
         share = (np.clip(np.asarray(action, np.float64), -1, 1) + 1) / 2
         low, high = self.bounds
@@ -322,14 +327,9 @@ class OwnEnv(gymnasium.Env[Array, Array]):
             )
         self._steps += 1
         last = self._steps >= self.task.episode_length
-        if (terminated or truncated) and not last:
-            raise InputError(
-                f"an episode of {self.task.env} ended after {self._steps} of its "
-                f"{self.task.episode_length} steps; values here assume that no state ends an "
-                "episode, so let it go on to its full length, with rewards of 0"
-            )
+        ended, cut = bool(terminated) and not last, bool(truncated) or last
         value = _reward(self.task.env, reward)
-        return _observation(self.task.env, obs, self.task.obs_dim), value, False, last, info
+        return _observation(self.task.env, obs, self.task.obs_dim), value, ended, cut, info
 
     def render(self) -> Any:
         """Return the environment's picture, [height, width, 3].

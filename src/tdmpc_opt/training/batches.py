@@ -157,7 +157,9 @@ class FaultKeeper:
         generator = torch.Generator().manual_seed(self._config.seed)
         model = self._learner.model.eval()
         next_z = model.encode(batch.obs[1:], batch.task)
-        target = td_target(model, next_z, batch.reward, batch.task, generator)
+        target = td_target(
+            *(model, next_z, batch.reward, batch.task, generator), terminated=batch.terminated
+        )
         weights = self._config.weights
         losses, _ = model_losses(model, batch, next_z, target, weights)
         return bool(losses.total(weights).isfinite())
@@ -184,4 +186,5 @@ def _part(batch: Batch, columns: range) -> Batch:
         label=batch.label[:, chosen],
         reward=batch.reward[:, chosen],
         task=batch.task[chosen],
+        terminated=None if batch.terminated is None else batch.terminated[:, chosen],
     )

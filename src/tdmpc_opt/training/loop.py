@@ -24,13 +24,13 @@ from tdmpc_opt.data.sampler import Batch, joint_tasks
 from tdmpc_opt.errors import NonFiniteError, RunError
 from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.files import alone, refuse_overwrite
-from tdmpc_opt.model.world_model import WorldModel
+from tdmpc_opt.model.world_model import WorldModel, with_termination_head
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import model_config
 from tdmpc_opt.training.batches import Draws, FaultKeeper
 from tdmpc_opt.training.distillation import open_teachers
 from tdmpc_opt.training.ranks import Ranks, join
-from tdmpc_opt.training.run import MetricsWriter, Run
+from tdmpc_opt.training.run import MODEL, MetricsWriter, Run
 from tdmpc_opt.training.step import Learner, build_learner, train_step
 from tdmpc_opt.training.terms import Distillation
 
@@ -95,7 +95,7 @@ def _opened_run(
     with ExitStack() as held:
         with ranks.first_alone():
             if ranks.is_first:
-                held.enter_context(alone(config.output / "model.safetensors"))
+                held.enter_context(alone(config.output / MODEL))
             run = Run(config, datasets, writes=ranks.is_first)
         yield run
 
@@ -158,13 +158,18 @@ def _refuse_own_tasks(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -
 
 
 def _initial_model(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> WorldModel:
+    """Return the model to train; it predicts terminations where the data have some."""
+    episodic, own = any(dataset.episodic for dataset in datasets), config.output / MODEL
+    if episodic and own.exists():  # rounds may have added the first to a run without
+        episodic = read_checkpoint(own, check_values=False).config.episodic
+    generator = torch.Generator().manual_seed(config.seed)
     if config.start:
         start = read_checkpoint(config.start, check_values=False, tasks=config.tasks)
         require_names(config.start, start.tasks)
-        return build(start)
+        return with_termination_head(build(start), generator) if episodic else build(start)
     tasks = joint_tasks(datasets)
-    generator = torch.Generator().manual_seed(config.seed)
-    return WorldModel(model_config(config.size, tasks), tasks, generator)
+    sizes = replace(model_config(config.size, tasks), episodic=episodic)
+    return WorldModel(sizes, tasks, generator)
 
 
 def _loop(
@@ -231,7 +236,8 @@ def _sample(draws: Draws, ranks: Ranks) -> tuple[Batch, Batch | None]:
 
 
 def _to_device(fabric: Fabric, batch: Batch) -> Batch:
-    names = ("obs", "action", "label", "reward", "task")  # the rows' numbers stay on the CPU
+    names = ["obs", "action", "label", "reward", "task"]  # the rows' numbers stay on the CPU
+    names += ["terminated"] if batch.terminated is not None else []
     return replace(batch, **{name: fabric.to_device(getattr(batch, name)) for name in names})
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from tdmpc_opt.configs import LossWeights
 from tdmpc_opt.data.sampler import Batch
@@ -17,22 +18,28 @@ RHO = 0.5
 
 @dataclass(frozen=True, slots=True)
 class ModelLosses:
-    """Terms of the model's loss: consistency and behaviour squared, the others in nats."""
+    """Terms of the model's loss: consistency and behaviour squared, the others in nats.
+
+    The termination term has weight 1, as published.
+    """
 
     consistency: Float[Tensor, ""]
     reward: Float[Tensor, ""]
     value: Float[Tensor, ""]
     behaviour: Float[Tensor, ""]
     """As the policy's, on latents with their graph: it shapes what the encoder keeps."""
+    termination: Float[Tensor, ""] | None
+    """Of z_1..z_H, without decay over the steps; None where the model has no such head."""
 
     def total(self, weights: LossWeights) -> Float[Tensor, ""]:
         """Return the weighted sum that is minimised (arXiv:2310.16828, equation 3)."""
-        return (
+        total = (
             weights.consistency * self.consistency
             + weights.reward * self.reward
             + weights.value * self.value
             + weights.behaviour * self.behaviour
         )
+        return total if self.termination is None else total + self.termination
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +88,12 @@ def td_target(
     generator: torch.Generator,
     ranks: Ranks = ALONE,
     td_lambda: float = 0.0,
+    terminated: Float[Tensor, "horizon batch 1"] | None = None,
 ) -> Float[Tensor, "horizon batch 1"]:
     """Return what each step was worth: rewards and, where they end, the value of two target Qs.
 
-    As published these are one-step targets with the least of the two. No task of this project
-    ends an episode early, so the bootstrap is never cut.
+    As published these are one-step targets with the least of the two. After a state that ended
+    the episode, where `terminated` is 1, there is nothing to earn.
 
     Source:
         TD-MPC2, arXiv:2310.16828, equation 4; lambda-returns as in DreamerV2, arXiv:2010.02193,
@@ -96,11 +104,13 @@ def td_target(
     heads = two_random_heads(model, generator)
     values = model.decode(model.q_values(next_z, action, task, heads, target=True))
     value = values.amin(0)
-    discount = model.discount[task].unsqueeze(-1)
-    targets = [reward[-1] + discount * value[-1]]
+    discount = model.discount[task].unsqueeze(-1).expand(reward.shape)
+    if terminated is not None:
+        discount = discount * (1 - terminated)
+    targets = [reward[-1] + discount[-1] * value[-1]]
     for t in reversed(range(len(reward) - 1)):
         later = torch.lerp(value[t], targets[0], td_lambda)
-        targets.insert(0, reward[t] + discount * later)
+        targets.insert(0, reward[t] + discount[t] * later)
     return torch.stack(targets)
 
 
@@ -147,8 +157,17 @@ def model_losses(
         behaviour=imitation(model, zs[:-1], batch, ranks, RHO)
         if weights.behaviour
         else zs.new_zeros(()),
+        termination=_termination(model, zs[1:], batch) if model.config.episodic else None,
     )
     return losses, Rollout(zs, reward_logits, q_logits, decays)
+
+
+def _termination(
+    model: WorldModel, zs: Float[Tensor, "horizon batch latent"], batch: Batch
+) -> Float[Tensor, ""]:
+    logits = model.termination(zs, batch.task)
+    ended = torch.zeros_like(logits) if batch.terminated is None else batch.terminated
+    return functional.binary_cross_entropy_with_logits(logits, ended)
 
 
 def policy_losses(

@@ -49,6 +49,9 @@ _UNFIT = (
 )
 """What torch raises on states of another shape or kind."""
 
+MODEL = "model.safetensors"
+"""Name of a run's weights, as other commands read them."""
+
 
 class Run:
     """The folder of one training run.
@@ -68,7 +71,7 @@ class Run:
     ) -> None:
         self._writes = writes
         self.folder = config.output
-        self.model_path = config.output / "model.safetensors"
+        self.model_path = config.output / MODEL
         self._states = StateFolder(config.output, config.keep)
         self.identity = _identity(config, datasets)
         path = config.output / "config.json"
@@ -237,6 +240,7 @@ COLUMNS = (
     "consistency",
     "reward",
     "value",
+    "termination",
     "policy",
     "behaviour",
     "grad_norm",

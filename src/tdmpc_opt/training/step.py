@@ -55,7 +55,9 @@ class _ModelObjective(nn.Module):
         with torch.no_grad():
             next_z = model.encode(batch.obs[1:], batch.task)
             target = td_target(
-                model, next_z, batch.reward, batch.task, generator, ranks, config.td_lambda
+                *(model, next_z, batch.reward, batch.task, generator, ranks),
+                td_lambda=config.td_lambda,
+                terminated=batch.terminated,
             )
         losses, rollout = model_losses(model, batch, next_z, target, config.weights, ranks)
         total = losses.total(config.weights)
@@ -250,6 +252,7 @@ def train_step(
         "grad_norm": norm,
         "policy_grad_norm": policy_norm,
         "q_scale": learner.scale.value,
+        **({} if losses.termination is None else {"termination": losses.termination.detach()}),
         **_columns(supervision, distilled),
     }
 

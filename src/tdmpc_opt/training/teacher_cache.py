@@ -84,7 +84,7 @@ class TeacherCache:
         self._shards: list[_CachedShard] = []
         first = 0
         for dataset, shard in ordered_shards(datasets):
-            rows = shard.episodes * dataset.length
+            rows = shard.episodes * dataset.shape_of(shard).length
             place = folder / _content(dataset, shard)
             self._shards.append(_CachedShard(dataset, shard, place, first, rows))
             first += rows
@@ -161,7 +161,7 @@ class TeacherCache:
         device: torch.device,
     ) -> dict[str, Array]:
         """Return the targets of all rows of a shard, [rows, width] each."""
-        length = cached.dataset.length
+        length = cached.dataset.shape_of(cached.shard).length
         step = max(1, ROWS // length)
         parts: dict[str, list[Array]] = {field: [] for field in self._fields}
         for begin in range(0, cached.shard.episodes, step):
