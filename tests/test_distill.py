@@ -12,6 +12,7 @@ from public_layouts import layout_c
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.agents.teachers import Assigned, write_assignment
 from tdmpc_opt.checkpoints.checkpoint import from_model
+from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.cli import main
 from tdmpc_opt.configs import DistillConfig, ExportConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
@@ -63,6 +64,22 @@ def test_a_policy_of_the_users_code_becomes_a_scored_student(whole):
     episode = next(data.episodes(next(s for s in data.shards if "noise0.5" in s.name)))
     assert np.abs(episode.label[1:] - np.clip(-2 * episode.obs[:-1, :1], -1, 1)).max() < 1e-6
     assert np.abs(episode.label[1:] - episode.action[1:]).max() > 0.1
+
+
+@pytest.mark.slow
+def test_a_student_of_a_task_whose_episodes_end_foresees_ends(tmp_path):
+    folder = tmp_path / "student"
+    distill(
+        _config(folder, teachers=("own_policies:still",), tasks="own_envs:Fall-v0", updates=4)
+    )
+    data = EpisodeDataset.open(folder / "work/data")
+    rows = [data.rows_of(shard).tolist() for shard in data.shards]
+    assert data.episodic
+    assert min(min(rows)) < 9
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"]["episodic"]
+    assert read_checkpoint(folder).config.episodic
+    assert (folder / "planner.onnx").exists()
 
 
 def test_an_interrupted_distillation_goes_on_to_the_same_files(whole, tmp_path, monkeypatch):

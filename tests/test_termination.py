@@ -367,6 +367,7 @@ def test_a_run_that_began_before_any_end_goes_on_without_the_head(tmp_path):
 
 
 @pytest.mark.experts
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_expert_learns_from_true_ends(tmp_path, monkeypatch):
     from tdmpc_opt.experts import learner, train
 
@@ -376,7 +377,7 @@ def test_an_expert_learns_from_true_ends(tmp_path, monkeypatch):
         train, "build_learner", lambda *a, **k: built.append(build_learner(*a, **k)) or built[0]
     )
     one = ("--tasks", FALL, "--workers", "1", "--output", tmp_path / "experts")
-    _run("experts", *one, "--steps", "200", "--envs", "2", "--hidden", "16")
+    _run("experts", *one, "--steps", "200", "--envs", "4", "--hidden", "16")
     buffer = built[0].replay_buffer
     count = buffer.size()
     fell = np.abs(buffer.next_observations[:count, :, 0]) > 1

@@ -240,7 +240,7 @@ def _fields(content: object) -> dict[str, Tensor]:
 
 
 def _refuse_endings(content: dict[str, Any]) -> None:
-    """Refuse episodes that may terminate: values here assume that none does.
+    """Refuse episodes that may terminate, which those of MT30 and MT80 never do.
 
     Raises:
         TorchFileError: The file has a field of terminations.
@@ -248,8 +248,8 @@ def _refuse_endings(content: dict[str, Any]) -> None:
     for name in ("terminated", "done"):
         if name in content:
             raise TorchFileError(
-                f"has a field {name!r}, so its episodes may terminate, which is not supported; "
-                "if none of them does, save it without this field"
+                f"has a field {name!r}, so its episodes may terminate, which those of official "
+                "shards never do; import such episodes as a Minari dataset"
             )
 
 

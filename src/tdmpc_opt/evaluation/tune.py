@@ -178,7 +178,9 @@ def cost_of(agent: Agent, full: Agent, task: Task) -> Cost:
             for _ in range(_ACTIONS):
                 action, seconds = act(obs)
                 own.append(seconds)
-                obs = env.step(action)[0]
+                obs, _, terminated, truncated, _ = env.step(action)
+                if terminated or truncated:
+                    obs, _ = env.reset()
             _, seconds = act_full(obs)
             if turn >= _TURNS_THAT_WARM:
                 shares.append(statistics.mean(own) / seconds)
