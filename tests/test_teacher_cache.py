@@ -71,9 +71,27 @@ def _files(config: TrainConfig) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("steps", ["first", "all"])
-def test_kept_targets_are_those_that_the_teachers_give(config, make_model, steps):
+@pytest.fixture
+def cut(dataset_dir, tmp_path) -> Path:
+    """The same episodes, of different lengths in one shard."""
+    whole = EpisodeDataset.open(dataset_dir)
+    dataset = EpisodeDataset.create(tmp_path / "cut", whole.tasks)
+    for shard in whole.shards:
+        episodes = [
+            replace(
+                e, **{name: getattr(e, name)[:rows] for name in ("obs", "action", "reward")}
+            )
+            for e, rows in zip(whole.episodes(shard), (9, 40), strict=True)
+        ]
+        episodes = [replace(e, label=None, terminated=len(e.obs) == 9) for e in episodes]
+        dataset.append_shard(shard.name, episodes, {})
+    return dataset.path
+
+
+@pytest.mark.parametrize(("steps", "ended"), [("first", False), ("all", False), ("all", True)])
+def test_kept_targets_are_those_that_the_teachers_give(config, make_model, cut, steps, ended):
     config, student = replace(config, reward_steps=steps), make_model(TASKS)
+    config = replace(config, data=cut) if ended else config
     cache, _ = _cache(config, student)
     dataset = EpisodeDataset.open(config.data)
     sampler = SliceSampler([dataset], TASKS, horizon=3, batch_size=32, seed=1)

@@ -156,6 +156,8 @@ def _clip(policies: list[Policy], task: Task, job: _Job) -> Iterator[Shot]:
         frames = int((step + 1) * rate + 1e-6) - int(step * rate + 1e-6)
         if frames:
             yield _shot(players, task, step, frames)
+        if all(player.over for player in players):
+            break
     for player in players:
         player.env.close()
 
@@ -182,7 +184,8 @@ class _Player:
         self.times: deque[float] = deque(maxlen=_WINDOW)
         self._policy = policy
         self._obs = self.env.reset()[0]
-        self._over = False
+        self.over = False
+        """Whether the episode has ended."""
         policy.start(task.name, [(seed, seed_number(task), 0)])
 
     @property
@@ -190,13 +193,13 @@ class _Player:
         return float(self.env.metadata["render_fps"])
 
     def step(self) -> None:
-        if self._over:  # the picture stays where the episode ended
+        if self.over:  # the picture stays where the episode ended
             return
         start = time.perf_counter()
         action = self._policy.act(self._obs[None])[0]
         self.times.append(1000 * (time.perf_counter() - start))
         self._obs, reward, terminated, truncated, _ = self.env.step(action)
-        self._over = terminated or truncated
+        self.over = terminated or truncated
         self.total += float(reward)
 
 
