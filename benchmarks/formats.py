@@ -189,8 +189,8 @@ def _actions(file: File, seen: Mapping[str, Array]) -> Array:
     ).load()
     found = []
     for task, obs in seen.items():
-        policy.start(task, [(0, row) for row in range(len(obs))])
-        found.append(policy.act(obs).ravel())
+        act = policy(task, [(0, row) for row in range(len(obs))], [])
+        found.append(act(obs).ravel())
     return np.concatenate(found)
 
 

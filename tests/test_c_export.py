@@ -132,17 +132,16 @@ def test_the_source_names_no_path_of_this_machine(two_tasks):
 
 
 def test_a_task_with_an_odd_name_makes_plain_c(tmp_path, make_model):
-    from tdmpc_opt.export.c_source import CPolicy
+    from tdmpc_opt.export.c_source import c_policy
     from tdmpc_opt.runtime.contract import Block, Contract
     from tdmpc_opt.schema import Task, TaskTable
 
     tasks = TaskTable((Task('3"*/\\é', 4, 2),))
     odd = Block("*/ int", tuple("ab"), "°", -1.0)
     contracts = {tasks.names[0]: Contract((odd, odd), (odd,), None)}
-    policy = CPolicy(
+    _, files = c_policy(
         make_model(tasks), contracts, tmp_path / "odd.safetensors", 'a "*/ b', quantize=False
     )
-    files = policy.files({})
     assert "policy_3.c" in files
     assert b"observation 2-3: _/ int: a, b; unit _, in [-1, inf]" in files["policy_3.h"]
 

@@ -7,10 +7,10 @@ import pytest
 from tdmpc_opt.agents.agent import Agent, load_agent
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.agents.policies import (
-    AgentPolicy,
     ExpertNetwork,
-    ExpertPolicy,
+    agent_policy,
     expert_path,
+    expert_policy,
     rollout,
 )
 from tdmpc_opt.configs import CollectConfig
@@ -205,24 +205,23 @@ def test_a_planner_labels_with_its_warm_start_along_the_way(checkpoint_file, car
     task, seeds, streams = "cartpole-balance", (5, 6), [(0, 5), (0, 6)]
     budget = PlannerBudget(horizon=2, iterations=1, samples=6, policy_samples=1, elites=3)
 
-    def planner() -> AgentPolicy:
+    def planner() -> Agent:
         model = load_agent(checkpoint_file).world_model
-        return AgentPolicy(Agent(model, mode="planner", budget=budget))
+        return Agent(model, mode="planner", budget=budget)
 
-    expert = ExpertPolicy(cartpole)
-    episodes = rollout(expert, task, seeds, streams, noise=0.1, labeller=planner())
+    expert, labeller = expert_policy(cartpole), agent_policy(planner())
+    episodes = rollout(expert, task, seeds, streams, noise=0.1, labeller=labeller)
     alone = rollout(expert, task, seeds, streams, noise=0.1)
     for episode, same, stream in zip(episodes, alone, streams, strict=True):
         np.testing.assert_array_equal(episode.action, same.action)
         assert np.isnan(same.label).all()
-        shown, forgetful = planner(), planner()
-        for policy in (shown, forgetful):
-            policy.start(task, [(*stream, 2)])
+        agents = planner(), planner()
+        shown, forgetful = (agent_policy(each)(task, [(*stream, 2)], []) for each in agents)
         said, fresh = [], []
         for obs in episode.obs[:20]:
-            forgetful.agent.reset()
-            said.append(shown.act(obs[None])[0])
-            fresh.append(forgetful.act(obs[None])[0])
+            agents[1].reset()
+            said.append(shown(obs[None])[0])
+            fresh.append(forgetful(obs[None])[0])
         np.testing.assert_allclose(episode.label[1:21], said, atol=1e-4)
         assert not np.allclose(said, fresh, atol=0.05)
 

@@ -217,12 +217,12 @@ def test_each_task_of_an_assignment_is_driven_by_its_policy(tmp_path):
     source = open_source(str(path))
     assert source.tasks(None) == tasks
     before = source.identity(tasks)["sha256"]
-    policy = source.load(tasks)
-    policy.start("cartpole-balance", [(0,)])
-    own = open_source("mt30-1m").load(tasks)
-    own.start("cartpole-balance", [(0,)])
+    assigned, own = (
+        each.load(tasks)("cartpole-balance", [(0,)], [])
+        for each in (source, open_source("mt30-1m"))
+    )
     obs = np.full((1, 5), 0.1, np.float32)
-    assert np.array_equal(policy.act(obs), own.act(obs))
+    assert np.array_equal(assigned(obs), own(obs))
     with pytest.raises(UnknownTaskError, match="no policy for walker-walk"):
         source.tasks("walker-walk")
     write_assignment(path, first | {"pendulum-swingup": Assigned("demo-teacher")})

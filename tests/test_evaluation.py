@@ -159,8 +159,8 @@ def test_each_episode_of_an_agent_draws_from_its_own_stream(checkpoint_file, mod
     source = open_source(str(checkpoint_file), mode=mode, noise=noise, device="cpu")
     policy = source.load(source.tasks("pendulum-swingup"))
     streams = [(0, 7, 0), (0, 7, 1), (1, 7, 0), (0, 8, 0), (0, 7, 0)]
-    policy.start("pendulum-swingup", streams)
-    actions = policy.act(np.ones((len(streams), 3), np.float32))[:, 0]
+    act = policy("pendulum-swingup", streams, [])
+    actions = act(np.ones((len(streams), 3), np.float32))[:, 0]
     assert np.diff(np.sort(actions[:4])).min() > 1e-4
     assert actions[0] == pytest.approx(actions[4], abs=1e-6)
 

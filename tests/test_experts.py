@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from tdmpc_opt.agents.policies import ExpertNetwork, Stream, expert_path
+from tdmpc_opt.agents.policies import Act, ExpertNetwork, Stream, expert_path
 from tdmpc_opt.agents.sources import SimulatorSource
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
@@ -254,20 +254,15 @@ class _Watching:
     def __init__(self) -> None:
         self.states: list[int] = []
         self.task = ""
-        self.envs: Sequence[Any] = ()
 
-    def load(self) -> "_Watching":
-        return self
-
-    def start(self, task: str, streams: Sequence[Stream]) -> None:
+    def __call__(self, task: str, streams: Sequence[Stream], envs: Sequence[Any]) -> Act:
         self.task = task
 
-    def watch(self, envs: Sequence[Any]) -> None:
-        self.envs = envs
+        def act(obs: NDArray[np.float32]) -> NDArray[np.float32]:
+            self.states.append(len(envs))
+            return np.zeros((len(obs), 1), np.float32)
 
-    def act(self, obs: NDArray[np.float32]) -> NDArray[np.float32]:
-        self.states.append(len(self.envs))
-        return np.zeros((len(obs), 1), np.float32)
+        return act
 
 
 @pytest.mark.parametrize("known_as", ["pendulum-swingup", "pendulum-spin"])

@@ -38,7 +38,7 @@ pytest.importorskip("matplotlib")
 from tdmpc_opt import runtime
 from tdmpc_opt.agents.agent import load_agent
 from tdmpc_opt.agents.policies import ExpertNetwork
-from tdmpc_opt.agents.sources import open_source
+from tdmpc_opt.agents.sources import CheckpointSource
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import describe, read_checkpoint
 from tdmpc_opt.cli import files
@@ -107,7 +107,7 @@ def _native(path: Path, way: int) -> None:
     elif way % 8 == 1:
         card("m", describe(path.parent), "mit", [])
     elif way % 8 == 2:
-        open_source(str(path)).training()
+        CheckpointSource(source=str(path)).training()
     elif way % 8 > 5:
         load_agent(path, preset="quick" if way % 2 else None)
     else:

@@ -74,15 +74,16 @@ def test_an_evaluation_of_three_tasks_reads_the_checkpoint_once(
 
 def test_agents_of_one_file_do_not_share_their_plans(checkpoint_file):
     source = CheckpointSource(source=str(checkpoint_file), mode="planner", preset="realtime")
-    first, second = source.load(), source.load()
-    assert first.agent is not second.agent
-    assert first.agent.world_model is second.agent.world_model
+    alone, first, second = (source.load()("pendulum-swingup", [(0,)], []) for _ in range(3))
+    for obs in np.random.default_rng(0).normal(size=(3, 1, 3)).astype(np.float32):
+        wanted = alone(obs)
+        np.testing.assert_array_equal(first(obs), wanted)
+        np.testing.assert_array_equal(second(obs), wanted)
 
 
 def _acts(path: Path, names: str, task: str) -> np.ndarray:
-    policy = open_source(str(path), names=names).load()
-    policy.start(task, [(0,)])
-    return policy.act(np.full((1, MT30[task].obs_dim), 0.3, np.float32))
+    act = open_source(str(path), names=names).load()(task, [(0,)], [])
+    return act(np.full((1, MT30[task].obs_dim), 0.3, np.float32))
 
 
 def test_tasks_named_by_the_user_are_those_of_the_file(several, single, tmp_path):

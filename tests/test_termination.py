@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tdmpc_opt import cli
-from tdmpc_opt.agents.policies import RandomPolicy, rollout
+from tdmpc_opt.agents.policies import random_policy, rollout
 from tdmpc_opt.checkpoints.checkpoint import build, from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
@@ -294,7 +294,7 @@ def test_a_rollout_ends_each_episode_where_its_state_does():
     task = choose_tasks(FALL).tasks[0]
     table = TaskTable((task,))
     seeds, streams = range(12), [(0, k) for k in range(12)]
-    episodes = rollout(RandomPolicy(table), task, seeds, streams)
+    episodes = rollout(random_policy(table), task, seeds, streams)
     rows = [len(episode.obs) for episode in episodes]
     assert len({*rows}) > 2
     for episode, seed, stream in zip(episodes, seeds, streams, strict=True):
@@ -302,7 +302,7 @@ def test_a_rollout_ends_each_episode_where_its_state_does():
         assert (np.abs(episode.obs[1:-1, 0]) <= 1).all()
         assert episode.terminated == (fell and len(episode.obs) < 9)
         assert fell or len(episode.obs) == 9
-        (alone,) = rollout(RandomPolicy(table), task, [seed], [stream])
+        (alone,) = rollout(random_policy(table), task, [seed], [stream])
         assert np.array_equal(alone.obs, episode.obs)
         assert np.array_equal(alone.reward[1:], episode.reward[1:])
     assert any(episode.terminated for episode in episodes)

@@ -6,9 +6,11 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
 from tdmpc_opt import cli
+from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.configs import VideoConfig
 from tdmpc_opt.errors import InputError, MissingDependencyError, RunError
-from tdmpc_opt.report.film import video, write_film
+from tdmpc_opt.report.film import _Player, video, write_film
+from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.offscreen import choose_backend, drawing_process
 
 
@@ -46,6 +48,13 @@ def test_two_agents_are_filmed_side_by_side(checkpoint_file, tmp_path):
     sheet = np.asarray(Image.open(config.sheet))
     assert sheet.shape == (192 + 36, 192, 3)
     assert sheet.std() > 5
+
+
+def test_planning_in_the_simulator_is_filmed_too():
+    tasks = MT30.subset(["pendulum-swingup"])
+    player = _Player(open_source("plan").load(tasks), tasks.tasks[0], seed=0)
+    player.step()
+    assert len(player.times) == 1
 
 
 def test_a_gif_is_written_too(tmp_path):

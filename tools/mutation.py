@@ -1,29 +1,36 @@
 """Put small faults into the code that results depend on, and count those that tests find.
 
-    pip install cosmic-ray==8.7.0    # beside what the tests need; make setup leaves it out
-    python tools/mutation.py results/mutation.json
+    python tools/mutation.py results/mutation.json [MINUTES]
 
-It works on one core in a copy of the committed files, and goes on from a file that exists.
-Cosmic Ray makes the mutants; a fixed sample of them is tested. A second argument of 0.5 tests
-the first half of the sample.
+It works on one core in a copy of the committed files, and goes on from a file that exists;
+mutants of a file that has changed since are tested again. A mutant is one changed number,
+operator, comparison or condition, and a fixed sample of each file's is tested. Starting Python,
+torch and the simulator takes longer than most mutants live: this process loads them once and
+forks for each mutant. The fork executes the mutated file anew, and puts the new functions and
+classes where other modules have the old ones.
 """
 
+import ast
+import difflib
+import hashlib
+import importlib
 import json
-import multiprocessing
 import os
 import random
-import sqlite3
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from mutant_server import serve
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 SEED = 0
+CPU_SECONDS = 120
+"""A mutant that computes longer counts as killed."""
 _ROUNDING = [
     f"tests/test_integers.py::test_{name}"
     for name in (
@@ -40,128 +47,213 @@ _ROUNDING = [
         "what_is_quantised_is_neither_quantised_again_nor_trained",
     )
 ]
+_EVALUATION = ["tests/test_evaluation.py", "tests/test_ablation.py"]
 SAMPLES: dict[str, tuple[int, list[str]]] = {
-    "data/sampler.py": (30, ["tests/test_sampler.py"]),
-    "training/objective.py": (32, ["tests/test_golden.py", "tests/test_objective.py"]),
-    "training/terms.py": (22, ["tests/test_terms.py", "tests/test_golden.py"]),
-    "training/step.py": (18, ["tests/test_golden.py", "tests/test_objective.py"]),
-    "planning/mppi.py": (40, ["tests/test_golden.py", "tests/test_planning.py"]),
-    "compression/rounding.py": (36, _ROUNDING),
-    "evaluation/score.py": (8, ["tests/test_evaluation.py"]),
-    "evaluation/results.py": (8, ["tests/test_evaluation.py"]),
-    "evaluation/evaluate.py": (6, ["tests/test_evaluation.py"]),
+    "training/objective.py": (16, ["tests/test_golden.py", "tests/test_objective.py"]),
+    "training/terms.py": (14, ["tests/test_terms.py", "tests/test_golden.py"]),
+    "training/step.py": (10, ["tests/test_golden.py", "tests/test_objective.py"]),
+    "planning/mppi.py": (28, ["tests/test_golden.py", "tests/test_planning.py"]),
+    "runtime/plan_state.py": (12, ["tests/test_planner.py"]),
+    "data/sampler.py": (40, ["tests/test_sampler.py"]),
+    "compression/rounding.py": (40, _ROUNDING),
+    "evaluation/score.py": (10, _EVALUATION),
+    "evaluation/results.py": (14, _EVALUATION),
+    "evaluation/compare.py": (10, ["tests/test_ablation.py"]),
+    "evaluation/evaluate.py": (6, _EVALUATION),
 }
 """Mutants and tests of each file."""
-TRIVIAL = [
-    # Floats and types take none of these: such a mutant fails wherever it is executed.
-    "core/ReplaceBinaryOperator_.*_(BitAnd|BitOr|BitXor|LShift|RShift)",
-    "core/ReplaceBinaryOperator_BitOr_.*",
-    "core/ReplaceUnaryOperator_USub_(Invert|Not)",
-]
-"""Operators that would be killed for nothing, and are left out."""
+
+_OPERATORS: dict[type[ast.AST], type[Any]] = {
+    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult},
+    **{ast.FloorDiv: ast.Div, ast.Mod: ast.Mult, ast.Pow: ast.Mult},
+    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt},
+    **{ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is},
+    **{ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And},
+}
+"""What stands in the place of an operator."""
+_REVERSED: dict[type[ast.AST], type[ast.cmpop]] = {
+    **{ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE},
+}
 
 
-def run(output: Path, share: float = 1.0) -> None:
-    """Test the sample, or the first share of it, and write what became of each mutant."""
-    found = json.loads(output.read_text())["mutants"] if output.exists() else []
-    known = {(m["file"], m["operator"], m["occurrence"]) for m in found}
+class Mutant(NamedTuple):
+    """One change of a file: the expression between two places, in bytes of its lines."""
+
+    start: tuple[int, int]
+    end: tuple[int, int]
+    text: str
+
+
+def mutants(source: str) -> list[Mutant]:
+    """Return all mutants of a source, in the order of their places."""
+    found = []
+    for node in _expressions(ast.parse(source)):
+        start = (node.lineno, node.col_offset)
+        end = (node.end_lineno or 0, node.end_col_offset or 0)
+        found += [Mutant(start, end, _text(changed)) for changed in _changed(node)]
+    return sorted(set(found))
+
+
+def _expressions(node: ast.AST) -> Iterator[ast.expr]:
+    """Yield the expressions that compute something: no annotations, assertions or texts."""
+    if isinstance(node, ast.Assert | ast.JoinedStr | ast.Raise):
+        return
+    if isinstance(node, ast.keyword) and node.arg == "strict":  # of lists that are equally long
+        return
+    if isinstance(node, ast.expr):
+        yield node
+    for name, value in ast.iter_fields(node):
+        if name not in ("annotation", "returns", "decorator_list"):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from _expressions(child)
+
+
+def _changed(node: ast.expr) -> Iterator[ast.expr]:
+    match node:
+        case ast.Constant(value=bool(value)):
+            yield ast.Constant(not value)
+        case ast.Constant(value=int(value) | float(value)):
+            yield from (ast.Constant(value + 1), ast.Constant(value - 1))
+        case ast.BinOp(left, operator, right) if type(operator) in _OPERATORS:
+            yield ast.BinOp(left, _OPERATORS[type(operator)](), right)
+        case ast.BoolOp(operator, values):
+            yield ast.BoolOp(_OPERATORS[type(operator)](), values)
+        case ast.UnaryOp(ast.Not() | ast.USub(), operand):
+            yield operand
+        case ast.Compare(left, [operator], right):
+            yield ast.Compare(left, [_OPERATORS[type(operator)]()], right)
+            if type(operator) in _REVERSED:
+                yield ast.Compare(left, [_REVERSED[type(operator)]()], right)
+        case ast.IfExp(condition, chosen, other):
+            yield ast.IfExp(condition, other, chosen)
+
+
+def _text(node: ast.expr) -> str:
+    text = ast.unparse(node)
+    return text if isinstance(node, ast.Constant | ast.Name) else f"({text})"
+
+
+def mutated(source: str, mutant: Mutant) -> str:
+    """Return the source with the change."""
+    lines = [line.encode() for line in source.splitlines(keepends=True)]
+    (first, left), (last, right) = mutant.start, mutant.end
+    begin, rest = lines[first - 1][:left], lines[last - 1][right:]
+    lines[first - 1 : last] = [begin + mutant.text.encode() + rest]
+    return b"".join(lines).decode()
+
+
+def run(output: Path, minutes: float) -> None:
+    """Test the sample, as far as the time allows, and write what became of each mutant."""
+    content = json.loads(output.read_text()) if output.exists() else {}
+    end = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder) / "copy"
         subprocess.run(["git", "clone", "-q", str(ROOT), str(work)], check=True)
         os.chdir(work)
-        address = Path(folder) / "socket"
         sys.path[:0] = [str(work / "src"), str(work / "tests")]
-        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = (
-            "1"  # none is needed, and they load slowly
-        )
         os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
-        names = [f"tdmpc_opt.{file[:-3].replace('/', '.')}" for file in SAMPLES]
-        server = multiprocessing.Process(target=serve, args=(address, names), daemon=True)
-        server.start()
-        while not address.exists():
-            time.sleep(0.5)
-        for (file, (size, tests)), name in zip(SAMPLES.items(), names, strict=True):
-            command = [sys.executable, "-S", "tools/mutant_server.py", str(address), name]
-            if subprocess.run([*command, *tests], check=False).returncode:
-                raise SystemExit(f"{file}: its tests fail without a mutant; see mutant.log")
-            session = _session(file, [*command, *tests])
-            wanted = _sample(
-                session, round(share * size), {key[1:] for key in known if key[0] == file}
-            )
-            if wanted:
-                subprocess.run(["cosmic-ray", "exec", "session.toml", session], check=True)
-            found += [row for row in _results(session, file) if row["outcome"]]
-            _write(output, found)
-        server.kill()
-
-
-def _session(file: str, command: list[str]) -> str:
-    """Let Cosmic Ray list the mutants of a file."""
-    Path("session.toml").write_text(
-        f'[cosmic-ray]\nmodule-path = "src/tdmpc_opt/{file}"\ntimeout = 3600.0\n'
-        f'excluded-modules = []\ntest-command = "{" ".join(command)}"\n'
-        '[cosmic-ray.distributor]\nname = "local"\n'
-        f"[cosmic-ray.filters.operators-filter]\nexclude-operators = {json.dumps(TRIVIAL)}\n"
-    )
-    Path("session.sqlite").unlink(missing_ok=True)
-    subprocess.run(["cosmic-ray", "init", "session.toml", "session.sqlite"], check=True)
-    subprocess.run(["cr-filter-operators", "session.sqlite", "session.toml"], check=True)
-    return "session.sqlite"
-
-
-def _sample(session: str, size: int, known: set[tuple[str, int]]) -> int:
-    """Leave a sample of the mutants in the session, without the known ones; return its size."""
-    with sqlite3.connect(session) as base:
-        skipped = {row[0] for row in base.execute("select job_id from work_results")}
-        rows = base.execute(
-            "select job_id, operator_name, occurrence from mutation_specs "
-            "order by operator_name, occurrence"
-        ).fetchall()
-        rows = [row for row in rows if row[0] not in skipped]
-        random.Random(SEED).shuffle(rows)
-        wanted = {row[0] for row in rows[:size] if row[1:] not in known}
-        for table in ("work_results", "mutation_specs", "work_items"):
-            marks = ",".join("?" * len(wanted))
-            base.execute(f"delete from {table} where job_id not in ({marks})", [*wanted])
-    return len(wanted)
-
-
-def _results(session: str, file: str) -> list[dict[str, Any]]:
-    with sqlite3.connect(session) as base:
-        base.row_factory = sqlite3.Row
-        rows = base.execute(
-            "select s.operator_name, s.occurrence, s.start_pos_row, r.test_outcome, r.diff "
-            "from mutation_specs s join work_results r using (job_id)"
-        ).fetchall()
-    return [
-        {
-            "file": file,
-            "operator": row["operator_name"],
-            "occurrence": row["occurrence"],
-            "line": row["start_pos_row"],
-            "outcome": row["test_outcome"].lower(),
-            "change": [
-                line
-                for line in row["diff"].splitlines()
-                if line[:1] in "+-" and line[:3] not in ("+++", "---") and line[1:].strip()
-            ],
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, they load slowly
+        os.environ["OMP_NUM_THREADS"] = "1"
+        for name in ("pytest", "dm_control.suite", "lightning_fabric", *map(_module, SAMPLES)):
+            importlib.import_module(name)
+        sources = {file: (work / "src/tdmpc_opt" / file).read_text() for file in SAMPLES}
+        hashes = {
+            file: hashlib.sha256(text.encode()).hexdigest() for file, text in sources.items()
         }
-        for row in rows
-    ]
+        old = content.get("config", {}).get("sources", {})
+        found = [
+            m for m in content.get("mutants", []) if old.get(m["file"]) == hashes[m["file"]]
+        ]
+        known = {(m["file"], m["mutant"]) for m in found}
+        sound: set[str] = set()
+        for file, number in _sample(
+            {file: len(mutants(text)) for file, text in sources.items()}
+        ):
+            if (file, number) in known or time.monotonic() > end:
+                continue
+            if file not in sound and _outcome(file, sources[file]) != "survived":
+                raise SystemExit(f"{file}: its tests fail without a mutant; see mutant.log")
+            sound.add(file)
+            text = mutated(sources[file], mutants(sources[file])[number])
+            change = difflib.unified_diff(sources[file].splitlines(), text.splitlines(), n=0)
+            started = time.monotonic()
+            row: dict[str, Any] = {"file": file, "mutant": number}
+            row["outcome"] = _outcome(file, text)
+            row["seconds"] = round(time.monotonic() - started, 1)
+            row["change"] = [line for line in list(change)[2:] if not line.startswith("@")]
+            (work / "src/tdmpc_opt" / file).write_text(sources[file])
+            found.append(row)
+            _write(output, found, hashes)
 
 
-def _write(output: Path, mutants: list[dict[str, Any]]) -> None:
-    from tdmpc_opt import machine  # not before the server was forked: it imports the copy
+def _module(file: str) -> str:
+    return f"tdmpc_opt.{file[:-3].replace('/', '.')}"
 
+
+def _sample(counts: dict[str, int]) -> list[tuple[str, int]]:
+    """Return the mutants to test, by file and number; any beginning of it is a sample too."""
+    chosen = []
+    for file, (size, _) in SAMPLES.items():
+        numbers = random.Random(SEED).sample(range(counts[file]), min(size, counts[file]))
+        chosen += [(file, number) for number in numbers]
+    random.Random(SEED).shuffle(chosen)
+    return chosen
+
+
+def _outcome(file: str, text: str) -> str:
+    """Return whether a file of this content passes its tests: `survived`, or `killed`."""
+    Path("src/tdmpc_opt", file).write_text(text)
+    child = os.fork()
+    if child == 0:
+        code = 1  # of a mutant that cannot be executed
+        try:
+            code = _tested(file)
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return "killed" if status else "survived"
+
+
+def _tested(file: str) -> int:
+    import pytest
+
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    signal.alarm(10 * CPU_SECONDS)  # of one that waits forever
+    log = os.open("mutant.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    _execute_anew(_module(file))
+    # Without the shape checks, which would not see the modules loaded before.
+    options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider"]
+    options += ["-o", "addopts=--import-mode=importlib", "-m", "not slow and not experts"]
+    return int(pytest.main([*options, *SAMPLES[file][1]]))
+
+
+def _execute_anew(module: str) -> None:
+    changed = sys.modules[module]
+    old = {name: value for name, value in vars(changed).items() if not name.startswith("__")}
+    path = Path(str(changed.__file__))
+    assert path.is_relative_to(Path.cwd()), "loaded from elsewhere: no mutant is executed"
+    exec(compile(path.read_text(), str(path), "exec"), vars(changed))
+    new = {id(value): vars(changed)[name] for name, value in old.items()}
+    own = {id(value) for value in old.values() if getattr(value, "__module__", "") == module}
+    for other in [m for name, m in sys.modules.items() if name.startswith("tdmpc_opt")]:
+        for name, value in list(vars(other).items()):
+            if id(value) in own:
+                setattr(other, name, new[id(value)])
+
+
+def _write(output: Path, found: list[dict[str, Any]], hashes: dict[str, str]) -> None:
+    from tdmpc_opt import machine  # of the copy
+
+    samples = {file: size for file, (size, _) in SAMPLES.items()}
     content = {
         "kind": "mutation",
-        "config": {
-            "tool": "cosmic-ray 8.7.0",
-            "seed": SEED,
-            "samples": {file: size for file, (size, _) in SAMPLES.items()},
-            "left_out": TRIVIAL,
-        },
-        "mutants": mutants,
+        "config": {"seed": SEED, "samples": samples, "sources": hashes},
+        "mutants": sorted(
+            found, key=lambda row: (list(SAMPLES).index(row["file"]), row["mutant"])
+        ),
         "versions": machine.versions(),
         "machine": machine.facts(),
     }
@@ -169,4 +261,4 @@ def _write(output: Path, mutants: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]).resolve(), *map(float, sys.argv[2:]))
+    run(Path(sys.argv[1]).resolve(), float(sys.argv[2]) if len(sys.argv) > 2 else float("inf"))

@@ -49,6 +49,24 @@ def replace_when_done(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def written(path: Path, error: type[TdmpcOptError]) -> Iterator[Path]:
+    """As `replace_when_done`, with one line where the file cannot be written.
+
+    Args:
+        path: File to create or to replace.
+        error: Class of the error to raise.
+
+    Raises:
+        TdmpcOptError: Of class `error`, in place of an OSError.
+    """
+    try:
+        with replace_when_done(path) as temporary:
+            yield temporary
+    except OSError as failure:
+        raise error(f"cannot write {path}: {failure.strerror or failure}") from failure
+
+
 FORMAT = "tdmpc-opt"
 """Mark of this project's files in their metadata."""
 CHECKPOINT_SCHEMA = 2
@@ -394,9 +412,5 @@ def write_json(path: Path, content: Mapping[str, Any], error: type[TdmpcOptError
     Raises:
         TdmpcOptError: Of class `error`; the file cannot be written.
     """
-    try:
-        with replace_when_done(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError as failure:
-        reason = failure.strerror or failure
-        raise error(f"cannot write {path}: {reason}") from failure
+    with written(path, error) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -16,13 +16,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import Mode
 from tdmpc_opt.errors import InputError, NonFiniteError, ObservationError, UnknownTaskError
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.planning.planner import (
-    ChooseEngine,
-    EagerEngine,
-    Engine,
-    Planner,
-    eager_engine,
-)
+from tdmpc_opt.planning.planner import ChooseEngine, EagerEngine, Engine, Planner, eager_engine
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime.contract import (
     OnInvalid,
@@ -33,7 +27,7 @@ from tdmpc_opt.runtime.contract import (
     numbers,
     task_id,
 )
-from tdmpc_opt.runtime.plan_state import Clock, ControlLoop, OneCallAtATime, check_deadline
+from tdmpc_opt.runtime.plan_state import Clock, ControlLoop, OneCallAtATime
 from tdmpc_opt.schema import PlannerBudget
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -166,7 +160,6 @@ class Agent(ControlLoop):
             UnknownTaskError: A task that is not this agent's.
             BusyError: Another thread plans with this agent at this moment.
         """
-        check_deadline(deadline_ms)
         check_on_invalid(on_invalid)
         self._timer.begin(deadline_ms)
         given = obs if isinstance(obs, Tensor) else None

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tdmpc_opt.agents.executor import choose_processes, run_parallel
-from tdmpc_opt.agents.policies import RandomPolicy, one_thread, rollout
-from tdmpc_opt.agents.sources import Identity, PolicySource, estimate, open_source
+from tdmpc_opt.agents.policies import rollout, threads
+from tdmpc_opt.agents.sources import Identity, PolicySource, RandomSource, estimate, open_source
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.files import alone, refuse_overwrite
@@ -33,10 +33,6 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     done in the same state; random actions have no label. The same call again adds
     nothing twice: shards that are there already are skipped, so an interrupted collection goes
     on where it stopped. Several calls mix several sources.
-
-    Args:
-        config: Policies, tasks, episodes, noise, seed and output.
-        progress: Receives the number of finished tasks.
 
     Returns:
         The dataset.
@@ -64,7 +60,10 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
         device=device,
     )
     tasks = policy.tasks(config.tasks)
-    labeller = _labeller(config, tasks)
+    labeller = None
+    if config.label is not None:
+        labeller = open_source(config.label, names=config.tasks, device=device)
+        labeller.require_labels(tasks)
     own = any(task.env for task in tasks.tasks)
     dataset = EpisodeDataset.open_or_create(config.output, tasks if own else MT30)
     names, sources = {}, {}
@@ -92,16 +91,6 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
             mean = sum(episode.total_reward for episode in episodes) / len(episodes)
             progress.update(done, len(tasks), f"{name} mean return {mean:.0f}")
     return dataset
-
-
-def _labeller(config: CollectConfig, tasks: TaskTable) -> PolicySource | None:
-    """Return the labelling policy, checked; None where the acting policy labels."""
-    if config.label is None:
-        return None
-    device = device_of_work(config.device, config.ray)
-    labeller = open_source(config.label, names=config.tasks, device=device)
-    labeller.require_labels(tasks)
-    return labeller
 
 
 def _source(
@@ -140,12 +129,12 @@ def _short(policy: Identity) -> str:
 
 
 def _collect_task(work: _TaskWork) -> list[Episode]:
-    with one_thread():
+    with threads(1):
         task_id = seed_number(work.task)
         first = COLLECTION_SEED + work.seed
         tasks = TaskTable((work.task,))
         policy = work.policy.load(tasks)
-        own = None if isinstance(policy, RandomPolicy) else policy
+        own = None if isinstance(work.policy, RandomSource) else policy
         return rollout(
             policy,
             work.task,

@@ -1,11 +1,11 @@
-"""Everything that can drive a task, behind one protocol, and the loop that drives episodes."""
+"""Everything that can drive a task, behind one type, and the loop that drives episodes."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ class ExpertNetwork:
     task: str
     """Task name such as `walker-walk`."""
     algorithm: str
-    """Algorithm that trained it."""
     steps: int
     """Agent steps it was trained for."""
     returns: tuple[float, ...]
@@ -63,10 +62,7 @@ class ExpertNetwork:
         return int(self.weights[-1].shape[0])
 
     def mean(self, obs: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return the actions of the squashed mean.
-
-        Args:
-            obs: Unpadded observations, [batch, obs].
+        """Return the actions [batch, action] in [-1, 1] of unpadded observations [batch, obs].
 
         Returns:
             Actions in [-1, 1], [batch, action].
@@ -211,35 +207,20 @@ def _fits_together(network: ExpertNetwork) -> bool:
     return shapes and all(np.isfinite(x).all() for x in (*network.weights, *network.biases))
 
 
-if TYPE_CHECKING:
-    from tdmpc_opt.tasks.batched import BatchedTask
-
 Array = NDArray[np.float32]
 
 Stream = tuple[int, ...]
 """Numbers that together seed one episode's randomness, such as (seed, task id, episode)."""
 
+Act = Callable[[Array], Array]
+"""Maps observations [B, obs] of the task to actions [B, action] in [-1, 1]."""
 
-@runtime_checkable
-class Policy(Protocol):
-    """Drives batches of episodes of one task at a time.
+Policy = Callable[[str, Sequence[Stream], Sequence[Any]], Act]
+"""Begins one episode of a task for each stream, and returns what acts in them, step by step.
 
-    It has state between `start` and the last `act`: one object serves one thread.
-    """
-
-    def start(self, task: str, streams: Sequence[Stream]) -> None:
-        """Begin one episode per stream; a row's randomness comes from its stream alone."""
-
-    def act(self, obs: Array) -> Array:
-        """Map observations [B, obs] of the task to actions [B, action] in [-1, 1]."""
-
-
-@runtime_checkable
-class SimulatorPolicy(Policy, Protocol):
-    """A policy that reads the state of the simulator, not observations alone."""
-
-    def watch(self, envs: Sequence[Any]) -> None:
-        """Receive the environments of the episodes that have begun, one per stream."""
+The third argument are the environments of the episodes, for planning in the simulator. The
+randomness of a row comes from its stream alone. Another beginning ends the episodes.
+"""
 
 
 def torch_generator(stream: Stream) -> torch.Generator:
@@ -248,132 +229,77 @@ def torch_generator(stream: Stream) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed) >> 1)
 
 
-class AgentPolicy:
-    """An agent that drives whole episodes."""
+def agent_policy(agent: Agent, *, deterministic: bool = True) -> Policy:
+    """Return an agent as a policy."""
 
-    def __init__(self, agent: Agent, *, deterministic: bool = True) -> None:
-        self.agent = agent
-        self._deterministic = deterministic
-        self._task: str | None = None
-        self._generators: list[torch.Generator] = []
-
-    def start(self, task: str, streams: Sequence[Stream]) -> None:
-        """Begin one episode per stream."""
-        unnamed = self.agent.tasks.names == (UNNAMED,)
-        self._task = None if unnamed else self.agent.tasks[task].name
-        self._generators = [torch_generator(stream) for stream in streams]
-        self.agent.reset()
-
-    def act(self, obs: Array) -> Array:
-        """Map observations [B, obs] to actions [B, action]."""
-        return self.agent.act(
-            obs,
-            self._task,
-            deterministic=self._deterministic,
-            generator=self._generators,
+    def begin(task: str, streams: Sequence[Stream], _: Sequence[Any]) -> Act:
+        name = None if agent.tasks.names == (UNNAMED,) else agent.tasks[task].name
+        generators = [torch_generator(stream) for stream in streams]
+        agent.reset()
+        return lambda obs: agent.act(
+            obs, name, deterministic=deterministic, generator=generators
         )
 
-
-class DevicePolicy:
-    """An exported file that drives whole episodes, as the device would run it."""
-
-    def __init__(self, agent: DeviceAgent) -> None:
-        self._agent = agent
-        self._task: str | None = None
-        self._generators: list[np.random.Generator] = []
-
-    def start(self, task: str, streams: Sequence[Stream]) -> None:
-        """Begin one episode per stream."""
-        self._task = None if self._agent.tasks.names == (UNNAMED,) else task
-        self._generators = [np.random.default_rng(stream) for stream in streams]
-        self._agent.reset()
-
-    def act(self, obs: Array) -> Array:
-        """Map observations [B, obs] to actions [B, action]."""
-        return self._agent.act(obs, self._task, generator=self._generators)
+    return begin
 
 
-class RandomPolicy:
-    """Uniform actions."""
+def device_policy(agent: DeviceAgent) -> Policy:
+    """Return an exported file as a policy, which acts as on the device."""
 
-    def __init__(self, tasks: TaskTable = MT30) -> None:
-        self._tasks = tasks
-        self._width = 0
-        self._generators: list[np.random.Generator] = []
+    def begin(task: str, streams: Sequence[Stream], _: Sequence[Any]) -> Act:
+        name = None if agent.tasks.names == (UNNAMED,) else task
+        generators = [np.random.default_rng(stream) for stream in streams]
+        agent.reset()
+        return lambda obs: agent.act(obs, name, generator=generators)
 
-    def start(self, task: str, streams: Sequence[Stream]) -> None:
-        """Begin one episode per stream."""
-        self._width = self._tasks[task].action_dim
-        self._generators = [np.random.default_rng(stream) for stream in streams]
-
-    def act(self, obs: Array) -> Array:
-        """Draw actions [B, action] uniformly from [-1, 1]."""
-        rows = [source.uniform(-1, 1, self._width) for source in self._generators]
-        return np.array(rows, dtype=np.float32)
+    return begin
 
 
-class ExpertPolicy:
-    """The single-task experts of a folder, each on its own task."""
+def random_policy(tasks: TaskTable = MT30) -> Policy:
+    """Return uniform actions for these tasks."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._network: ExpertNetwork | None = None
+    def begin(task: str, streams: Sequence[Stream], _: Sequence[Any]) -> Act:
+        width = tasks[task].action_dim
+        generators = [np.random.default_rng(stream) for stream in streams]
+        return lambda _: np.array(
+            [source.uniform(-1, 1, width) for source in generators], np.float32
+        )
 
-    def start(self, task: str, streams: Sequence[Stream]) -> None:
-        """Load the task's expert."""
-        existing_expert(self._folder, task)
-        self._network = ExpertNetwork.of_task(self._folder, task)
-
-    def act(self, obs: Array) -> Array:
-        """Map observations [B, obs] to the expert's mean actions [B, action]."""
-        assert self._network is not None, "start an episode first"
-        return self._network.mean(obs)
+    return begin
 
 
-class PlanPolicy:
-    """Planning with the simulator's own dynamics.
+def expert_policy(folder: Path) -> Policy:
+    """Return the single-task experts of a folder, each on its own task."""
 
-    Args:
-        tasks: Those that `start` may name.
-    """
+    def begin(task: str, _: Sequence[Stream], __: Sequence[Any]) -> Act:
+        existing_expert(folder, task)
+        return ExpertNetwork.of_task(folder, task).mean
 
-    def __init__(self, tasks: TaskTable = MT30) -> None:
-        self._tasks = tasks
-        self._simulator: BatchedTask | None = None
-        self._planner: SimulatorPlanner | None = None
-        self._envs: Sequence[Any] = ()
+    return begin
 
-    def start(self, task: str, streams: Sequence[Stream]) -> None:
-        """Begin one episode per stream."""
+
+def simulator_policy(tasks: TaskTable = MT30) -> Policy:
+    """Return planning with the simulator's own dynamics, for these tasks."""
+
+    def begin(task: str, streams: Sequence[Stream], envs: Sequence[Any]) -> Act:
         from tdmpc_opt.tasks.batched_suite import batched_task  # needs the simulator
 
-        self._simulator = batched_task(self._tasks[task])
+        simulator = batched_task(tasks[task])
         generators = [np.random.default_rng(stream) for stream in streams]
-        self._planner = SimulatorPlanner(self._simulator, SimulatorBudget(), generators)
+        planner = SimulatorPlanner(simulator, SimulatorBudget(), generators)
 
-    def watch(self, envs: Sequence[Any]) -> None:
-        """Receive the environments of the episodes that have begun, one per stream."""
-        self._envs = envs
+        def act(_: Array) -> Array:
+            states, constants = zip(*map(simulator.current, envs), strict=True)
+            return planner.plan(np.stack(states), np.stack(constants)).astype(np.float32)
 
-    def act(self, obs: Array) -> Array:
-        """Return the first actions [B, action] of plans from the states of the environments."""
-        assert self._simulator is not None, "start an episode first"
-        assert self._planner is not None
-        states, constants = zip(*map(self._simulator.current, self._envs), strict=True)
-        return self._planner.plan(np.stack(states), np.stack(constants)).astype(np.float32)
+        return act
+
+    return begin
 
 
-class ActionNoise:
-    """Gaussian noise on actions; each episode has its own stream."""
-
-    def __init__(self, std: float, streams: Sequence[Stream]) -> None:
-        self._std = std
-        self._generators = [np.random.default_rng((*stream, 1)) for stream in streams]
-
-    def add(self, action: Array) -> Array:
-        """Return actions [B, action] with the noise of one step, clipped to [-1, 1]."""
-        noise = [source.standard_normal(action.shape[1]) for source in self._generators]
-        return np.clip(action + self._std * np.array(noise), -1, 1).astype(np.float32)
+def _noisy(action: Array, std: float, generators: Sequence[np.random.Generator]) -> Array:
+    noise = [source.standard_normal(action.shape[1]) for source in generators]
+    return np.clip(action + std * np.array(noise), -1, 1).astype(np.float32)
 
 
 def rollout(
@@ -408,24 +334,22 @@ def rollout(
     """
     task = MT30[task] if isinstance(task, str) else task
     envs = [make_env(task, seed) for seed in seeds]
-    policy.start(task.name, streams)
+    act = policy(task.name, streams, envs)
+    label_of = None
     if labeller is not None and labeller is not policy:
-        labeller.start(task.name, [(*stream, 2) for stream in streams])
-    disturbance = ActionNoise(noise, streams)
+        label_of = labeller(task.name, [(*stream, 2) for stream in streams], envs)
+    disturbances = [np.random.default_rng((*stream, 1)) for stream in streams]
     obs = np.stack([env.reset()[0] for env in envs])
-    for driver in (policy, labeller):
-        if isinstance(driver, SimulatorPolicy):
-            driver.watch(envs)
     nothing = np.full((len(envs), task.action_dim), np.nan, np.float32)
     observations, actions, labels = [obs], [nothing], [nothing]
     rewards = [nothing[:, 0]]
     rows, terminated = np.zeros(len(envs), int), np.zeros(len(envs), bool)
     while not rows.all():
-        clean = policy.act(obs)
-        action = disturbance.add(clean) if noise else clean
-        label = nothing
-        if labeller is not None:
-            label = clean if labeller is policy else labeller.act(obs)
+        clean = act(obs)
+        action = _noisy(clean, noise, disturbances) if noise else clean
+        label = clean if labeller is policy else nothing
+        if label_of is not None:
+            label = label_of(obs)
         obs, reward = obs.copy(), np.zeros(len(envs), np.float32)
         for index in np.flatnonzero(rows == 0):
             obs[index], reward[index], ended, cut, _ = envs[index].step(action[index])
@@ -447,14 +371,9 @@ def rollout(
     ]
 
 
-def one_thread() -> AbstractContextManager[None]:
-    """Keep torch to one thread: sums split over threads round differently elsewhere."""
-    return threads(1)
-
-
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch compute on so many threads."""
+    """Let torch compute on so many threads: on one, sums round equally on every machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

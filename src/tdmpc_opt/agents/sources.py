@@ -14,16 +14,15 @@ import torch
 
 from tdmpc_opt.agents.agent import Agent, best_device
 from tdmpc_opt.agents.policies import (
-    AgentPolicy,
-    DevicePolicy,
-    ExpertPolicy,
-    PlanPolicy,
     Policy,
-    RandomPolicy,
-    SimulatorPolicy,
+    agent_policy,
+    device_policy,
     existing_expert,
     expert_path,
-    one_thread,
+    expert_policy,
+    random_policy,
+    simulator_policy,
+    threads,
 )
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import (
@@ -61,10 +60,7 @@ class PolicySource(ABC):
 
     @abstractmethod
     def load(self, tasks: TaskTable = MT30) -> Policy:
-        """Load the policy.
-
-        Args:
-            tasks: Those it may drive; only sources without a file need them.
+        """Load the policy; sources without a file need the tasks that it may drive.
 
         Raises:
             CheckpointError: A file or folder that is missing, damaged or foreign.
@@ -72,10 +68,7 @@ class PolicySource(ABC):
 
     @abstractmethod
     def tasks(self, chosen: str | None) -> TaskTable:
-        """Return the tasks to drive.
-
-        Args:
-            chosen: As in `choose_tasks`; None means all this source was made for.
+        """Return the tasks to drive, chosen as in `choose_tasks`; None means all it has.
 
         Raises:
             UnknownTaskError: A task that is not known here or this source was not made for.
@@ -85,14 +78,6 @@ class PolicySource(ABC):
     @abstractmethod
     def identity(self, tasks: TaskTable) -> Identity:
         """Name the source by its content, as far as these tasks depend on it."""
-
-    def training(self) -> dict[str, Any] | None:
-        """Return the config of the run that made a checkpoint of this project, else None.
-
-        Raises:
-            CheckpointError: The checkpoint cannot be read.
-        """
-        return None
 
     def require_labels(self, tasks: TaskTable) -> None:
         """Check that the source has actions to imitate in these tasks.
@@ -173,13 +158,7 @@ def open_source(
 def estimate(
     sources: Sequence[PolicySource], episodes: Mapping[Task, int], workers: int
 ) -> str:
-    """Return how long episodes take as the end of a report; empty where Ray decides.
-
-    Args:
-        sources: The policies that act or label in each step.
-        episodes: How many of each task.
-        workers: Processes that share the tasks; 0 where Ray decides.
-    """
+    """Return what `seconds_of` does as the end of a report; empty where Ray decides."""
     return expected(seconds_of(sources, episodes, workers)) if episodes and workers else ""
 
 
@@ -188,10 +167,7 @@ def seconds_of(
 ) -> float:
     """Return how long episodes take, in seconds, estimated from one step of the first task.
 
-    Args:
-        sources: The policies that act or label in each step.
-        episodes: How many of each task.
-        workers: Processes that share the tasks.
+    `sources` act or label in each step; the tasks are shared by `workers` processes.
     """
     seconds = seconds_per_step(sources, next(iter(episodes)))
     steps = sum(each.episode_length * count for each, count in episodes.items())
@@ -203,22 +179,18 @@ _MEASURED_SECONDS = 2.0
 
 
 def seconds_per_step(sources: Sequence[PolicySource], task: Task, episodes: int = 1) -> float:
-    """Measure one step of a task on one thread: the environment, and an action of each source.
+    """Return the seconds of one step of a task on one thread, and of an action of each source.
 
-    Args:
-        sources: Who acts or labels in each step; the first one drives.
-        task: The task.
-        episodes: Episodes that are driven in step with each other; their number divides the
-            time of an action of all.
+    The first source drives. `episodes` that are driven in step divide the time of an action.
     """
     env = make_env(task, 0)
     obs = np.repeat(env.reset()[0][None], episodes, axis=0)
-    with one_thread():
-        policies = [source.load(TaskTable((task,))) for source in sources]
-        for policy in policies:
-            policy.start(task.name, [(number,) for number in range(episodes)])
-            if isinstance(policy, SimulatorPolicy):
-                policy.watch([env] * episodes)
+    with threads(1):
+        streams = [(number,) for number in range(episodes)]
+        acts = [
+            source.load(TaskTable((task,)))(task.name, streams, [env] * episodes)
+            for source in sources
+        ]
         seconds, begin = list[float](), time.perf_counter()
         most = min(_MEASURED_STEPS, task.episode_length)
         # Several, since other work on this machine may interrupt one.
@@ -226,7 +198,7 @@ def seconds_per_step(sources: Sequence[PolicySource], task: Task, episodes: int 
             len(seconds) < most and time.perf_counter() - begin < _MEASURED_SECONDS
         ):
             start = time.perf_counter()
-            actions = [policy.act(obs) for policy in policies]
+            actions = [act(obs) for act in acts]
             acted = time.perf_counter()
             _, _, terminated, truncated, _ = env.step(actions[0][0])
             seconds.append((acted - start) / episodes + time.perf_counter() - acted)
@@ -246,7 +218,7 @@ class SimulatorSource(PolicySource):
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Return the planner for these tasks."""
-        return PlanPolicy(tasks)
+        return simulator_policy(tasks)
 
     def tasks(self, chosen: str | None) -> TaskTable:
         """Return the chosen tasks, or MT30."""
@@ -262,7 +234,7 @@ class RandomSource(SimulatorSource):
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Return random actions for these tasks."""
-        return RandomPolicy(tasks)
+        return random_policy(tasks)
 
     def require_labels(self, tasks: TaskTable) -> None:
         """Refuse.
@@ -278,7 +250,7 @@ class ExpertSource(PolicySource):
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Return the experts, each read when its task begins."""
-        return ExpertPolicy(Path(self.source))
+        return expert_policy(Path(self.source))
 
     def tasks(self, chosen: str | None) -> TaskTable:
         """Return the chosen tasks, or those of MT30 that have an expert."""
@@ -358,7 +330,7 @@ class ExportedSource(_FileSource):
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Load the file for ONNX Runtime."""
-        return DevicePolicy(load_for_device(self.source))
+        return device_policy(load_for_device(self.source))
 
     def known_tasks(self) -> TaskTable:
         """Return the tasks that the file names."""
@@ -376,7 +348,6 @@ class CheckpointSource(_FileSource):
     noise: bool = False
     """Whether the policy is sampled, or the planner keeps its exploration noise."""
     device: Device = "cpu"
-    """Where the networks compute."""
     replan_every: int | None = None
     """Actions executed of each plan; None leaves it to the preset."""
     choose_engine: ChooseEngine = eager_engine
@@ -389,7 +360,7 @@ class CheckpointSource(_FileSource):
         chosen = self.chosen()
         engine = self.choose_engine(model.config, best_device(self.device), model.dtype)
         agent = Agent(model, mode=chosen.mode, budget=chosen.budget, engine=engine)
-        return AgentPolicy(agent, deterministic=not self.noise)
+        return agent_policy(agent, deterministic=not self.noise)
 
     def known_tasks(self) -> TaskTable:
         """Return the tasks that the file, or `names`, names."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tdmpc_opt.agents.policies import Array, Policy, SimulatorPolicy, Stream
+from tdmpc_opt.agents.policies import Act, Array, Policy, Stream
 from tdmpc_opt.agents.sources import Identity, PolicySource, open_source
 from tdmpc_opt.configs import Device, Mode
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
@@ -63,7 +63,7 @@ class FactorySource(PolicySource):
                 f"{self.source} returned {type(policy).__name__} without a method act; return "
                 "an object with act(obs [B, obs]) -> [B, action]"
             )
-        return UserPolicy(self.source, policy, tasks)
+        return _checked(self.source, policy, tasks)
 
     def tasks(self, chosen: str | None) -> TaskTable:
         """Return the chosen tasks; the policy itself names none."""
@@ -81,46 +81,34 @@ class FactorySource(PolicySource):
         return {"name": self.source, "sha256": digest.hexdigest()}
 
 
-class UserPolicy:
-    """A policy of the user's, whose actions are checked.
+def _checked(text: str, policy: Any, tasks: TaskTable) -> Policy:
+    """Return a policy of the user's, with the name of its source, whose actions are checked."""
 
-    Args:
-        text: Where it comes from, for messages.
-        policy: Has `act(obs)`, and `start(task, streams)` if it needs the task.
-        tasks: Those it may be asked to drive.
-    """
+    def begin(task: str, streams: Sequence[Stream], _: Sequence[Any]) -> Act:
+        known = tasks[task].action_dim if task in tasks.names else None
+        if hasattr(policy, "start"):
+            with user_code(text, "start()", "the policy"):
+                policy.start(task, streams)
 
-    def __init__(self, text: str, policy: Any, tasks: TaskTable) -> None:
-        self._text, self._policy, self._tasks = text, policy, tasks
-        self._width: int | None = None
+        def act(obs: Array) -> Array:
+            with user_code(text, "act()", "the policy"):
+                action = np.asarray(policy.act(obs), np.float32)
+            width = action.shape[-1] if known is None and action.ndim else known
+            if action.shape != (len(obs), width):
+                raise InputError(
+                    f"{text} returned actions of shape {list(action.shape)} for observations "
+                    f"of shape {list(obs.shape)}; return [{len(obs)}, {width or 'action'}]"
+                )
+            if not (np.abs(action) <= 1 + _ROUNDING).all():
+                raise InputError(
+                    f"{text} returned actions that are NaN or outside [-1, 1]; scale them by "
+                    "the bounds of the environment"
+                )
+            return np.clip(action, -1, 1)
 
-    def start(self, task: str, streams: Sequence[Stream]) -> None:
-        """Begin one episode per stream."""
-        self._width = self._tasks[task].action_dim if task in self._tasks.names else None
-        if hasattr(self._policy, "start"):
-            with user_code(self._text, "start()", "the policy"):
-                self._policy.start(task, streams)
+        return act
 
-    def act(self, obs: Array) -> Array:
-        """Map observations [B, obs] to actions [B, action].
-
-        Raises:
-            InputError: Another shape, no numbers, or numbers outside [-1, 1].
-        """
-        with user_code(self._text, "act()", "the policy"):
-            action = np.asarray(self._policy.act(obs), np.float32)
-        width = action.shape[-1] if self._width is None and action.ndim else self._width
-        if action.shape != (len(obs), width):
-            raise InputError(
-                f"{self._text} returned actions of shape {list(action.shape)} for observations "
-                f"of shape {list(obs.shape)}; return [{len(obs)}, {width or 'action'}]"
-            )
-        if not (np.abs(action) <= 1 + _ROUNDING).all():
-            raise InputError(
-                f"{self._text} returned actions that are NaN or outside [-1, 1]; scale them by "
-                "the bounds of the environment"
-            )
-        return np.clip(action, -1, 1)
+    return begin
 
 
 @dataclass(frozen=True)
@@ -128,21 +116,15 @@ class Assigned:
     """The policy of one task."""
 
     source: str
-    """What `open_source` takes."""
     mode: Mode = "policy"
-    """How a checkpoint acts."""
     preset: str | None = None
-    """Planner budget by name."""
     names: str | None = None
-    """Names of the tasks of a checkpoint that does not name them."""
 
 
 def write_assignment(path: Path, policies: Mapping[str, Assigned]) -> None:
-    """Write which policy drives or labels which task; `open_source` reads the file.
+    """Write which policy drives or labels which task, named as in `choose_tasks`.
 
-    Args:
-        path: JSON file.
-        policies: By task name, or `MODULE:ID` of an environment of the user's.
+    `open_source` reads the JSON file.
 
     Raises:
         CheckpointError: The file cannot be written.
@@ -160,7 +142,13 @@ class AssignedSource(PolicySource):
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Return a policy that loads each task's when an episode of it begins."""
-        return AssignedPolicy(self, tasks)
+
+        def begin(task: str, streams: Sequence[Stream], envs: Sequence[Any]) -> Act:
+            known = tasks[task]
+            policy = self.of(known.env or task).load(TaskTable((known,)))
+            return policy(task, streams, envs)
+
+        return begin
 
     def tasks(self, chosen: str | None) -> TaskTable:
         """Return the chosen tasks, or all of the file."""
@@ -215,32 +203,3 @@ class AssignedSource(PolicySource):
                 f"{self.source} does not assign policies to tasks ({error!r}); name a "
                 "checkpoint, a folder of experts or another policy"
             ) from error
-
-
-class AssignedPolicy:
-    """Drives each task by the policy that is assigned to it.
-
-    Args:
-        source: The assignment.
-        tasks: Those it may be asked to drive.
-    """
-
-    def __init__(self, source: AssignedSource, tasks: TaskTable) -> None:
-        self._source, self._tasks = source, tasks
-        self._policy: Policy | None = None
-
-    def start(self, task: str, streams: Sequence[Stream]) -> None:
-        """Load the task's policy and begin one episode per stream."""
-        known = self._tasks[task]
-        self._policy = self._source.of(known.env or task).load(TaskTable((known,)))
-        self._policy.start(task, streams)
-
-    def watch(self, envs: Sequence[Any]) -> None:
-        """Pass the environments on to a policy that looks at the simulator."""
-        if isinstance(self._policy, SimulatorPolicy):
-            self._policy.watch(envs)
-
-    def act(self, obs: Array) -> Array:
-        """Map observations [B, obs] to actions [B, action]."""
-        assert self._policy is not None, "start an episode first"
-        return self._policy.act(obs)

@@ -98,7 +98,7 @@ def _unknown(name: str) -> str:
 
 
 def _show(text: str) -> None:
-    console().print(text, markup=False, highlight=False, soft_wrap=True)
+    console().print(text, soft_wrap=True)
 
 
 def _fail(message: str, status: int = 1) -> int:

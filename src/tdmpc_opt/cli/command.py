@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import (
@@ -26,18 +26,24 @@ from tdmpc_opt.errors import InputError
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its name, the options it takes, and what runs it."""
+    """A command: its name, what runs it, and how its help presents the options."""
 
     name: str
     """One word, or two for a command of a family such as `data info`."""
-    config: type
     run: Callable[[Any], None]
+    """Takes the configuration that the options make."""
     example: str
     """Words that follow the name in the example of its help."""
     essentials: tuple[str, ...] | None = None
     """Fields that the help shows first, beside the required ones; None shows all together."""
     by_ranks: bool = False
     """Whether the processes that torchrun starts can run it together."""
+
+    @property
+    def config(self) -> type:
+        """The class of the configuration."""
+        config: type = get_type_hints(self.run)["config"]
+        return config
 
     @property
     def summary(self) -> str:

@@ -60,10 +60,10 @@ def _data_import(config: configs.DataImportConfig) -> None:
         report = import_data(config, progress)
     terminal = console()
     for line in report.lines:
-        terminal.print(line, markup=False, highlight=False)
+        terminal.print(line)
     for line in report.left_out:
-        terminal.print(f"left out: {line}", markup=False, highlight=False)
-    terminal.print(f"added {report.episodes:,} episodes to {config.output}", highlight=False)
+        terminal.print(f"left out: {line}")
+    terminal.print(f"added {report.episodes:,} episodes to {config.output}")
 
 
 def _data_export(config: configs.DataExportConfig) -> None:
@@ -72,7 +72,7 @@ def _data_export(config: configs.DataExportConfig) -> None:
     with ConsoleProgress("export") as progress:
         written = export_data(config, progress)
     for path in written:
-        console().print(path, markup=False, highlight=False)
+        console().print(path)
 
 
 def _data_verify(config: configs.DataVerifyConfig) -> None:
@@ -86,28 +86,24 @@ def _data_verify(config: configs.DataVerifyConfig) -> None:
     whole = f"{found.shards} shards, {found.size_bytes / 1e9:.3f} GB: as they were written"
     if found.unsummed:
         whole += f"; {len(found.unsummed)} have no checksums, their values are sound"
-    console().print(whole, highlight=False)
+    console().print(whole)
 
 
 COMMANDS = (
     Command(
         "experts",
-        configs.ExpertsConfig,
         _experts,
         "--tasks walker-walk --output experts",
         ("output", "tasks", "method", "steps"),
     ),
     Command(
         "collect",
-        configs.CollectConfig,
         _collect,
         "--policy teacher.pt --episodes 20 --output data/mt30",
         ("policy", "output", "tasks", "episodes", "noise"),
     ),
-    Command("data info", configs.DataInfoConfig, _data_info, "data/mt30 --card card.md"),
-    Command(
-        "data import", configs.DataImportConfig, _data_import, "mt30/*.pt --output data/mt30"
-    ),
-    Command("data export", configs.DataExportConfig, _data_export, "data/mt30 --output shards"),
-    Command("data verify", configs.DataVerifyConfig, _data_verify, "data/mt30"),
+    Command("data info", _data_info, "data/mt30 --card card.md"),
+    Command("data import", _data_import, "mt30/*.pt --output data/mt30"),
+    Command("data export", _data_export, "data/mt30 --output shards"),
+    Command("data verify", _data_verify, "data/mt30"),
 )

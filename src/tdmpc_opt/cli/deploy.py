@@ -1,6 +1,7 @@
 """Commands that compress agents, bring them to devices and run them there."""
 
 import asyncio
+from typing import Any
 
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
@@ -24,8 +25,7 @@ def _quantize(config: configs.QuantizeConfig) -> None:
     console().print(
         f"{report.source.name}: {report.source_bytes:,} bytes -> {report.output}: "
         f"{report.output_bytes:,} bytes ({report.source_bytes / report.output_bytes:.2f}x "
-        f"smaller, {report.format}{cost})",
-        highlight=False,
+        f"smaller, {report.format}{cost})"
     )
 
 
@@ -51,48 +51,37 @@ def _sensitivity(config: configs.SensitivityConfig) -> None:
         *("action error", "value error", "policy score"),
     )
     for row in content["rows"]:
-        value, score = row["value_error"], row["score"]
-        table.add_row(
-            row["layer"],
-            row["format"],
-            f"{row['size_bytes']:,}",
-            f"{row['action_error']:.4f}",
-            "-" if value is None else f"{value:.5f}",
-            "-" if score is None else f"{score:.2f}",
-        )
+        score = "-" if row["score"] is None else f"{row['score']:.2f}"
+        table.add_row(row["layer"], *_errors(row), score)
     terminal = console()
     terminal.print(table)
     whole = table_of("Whole agent", "format", "bytes", "action error", "value error")
     for row in content["whole"]:
-        value = row["value_error"]
-        whole.add_row(
-            row["format"],
-            f"{row['size_bytes']:,}",
-            f"{row['action_error']:.4f}",
-            "-" if value is None else f"{value:.5f}",
-        )
+        whole.add_row(*_errors(row))
     terminal.print(whole)
     if config.plot is not None:
         plot_sensitivity(content["rows"], config.plot)
         terminal.print(f"plot: {config.plot}")
 
 
+def _errors(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return format, bytes and errors of a layer or an agent as cells."""
+    value = "-" if row["value_error"] is None else f"{row['value_error']:.5f}"
+    return row["format"], f"{row['size_bytes']:,}", f"{row['action_error']:.4f}", value
+
+
 def _export(config: configs.ExportConfig) -> None:
     from tdmpc_opt.export.export import export
 
     terminal = console()
-    terminal.print(
-        "exporting and comparing with torch; the bundled student takes about 20 s",
-        highlight=False,
-    )
+    terminal.print("exporting and comparing with torch; the bundled student takes about 20 s")
     report = export(config)
     parity = report.parity
     what = "policy" if report.preset is None else f"planner, preset {report.preset}"
     terminal.print(
         f"{report.source.name}: {report.source_bytes:,} bytes -> {report.output} ({what}, "
         f"{report.format}): {report.output_bytes:,} bytes, {parity.act_ms:.2f} ms an action "
-        f"here; took {report.seconds:.0f} s",
-        highlight=False,
+        f"here; took {report.seconds:.0f} s"
     )
     exact = parity.judged_error == parity.max_error
     judged = "" if exact else f", 9 of 10 within {parity.judged_error:.1e}"
@@ -100,8 +89,7 @@ def _export(config: configs.ExportConfig) -> None:
     terminal.print(
         f"against torch on {parity.rows} real observations of {parity.tasks} tasks: largest "
         f"difference {parity.max_error:.1e}{judged} (tolerance {report.tolerance:.1e}), mean "
-        f"cosine {parity.cosine:.6f}{own}",
-        highlight=False,
+        f"cosine {parity.cosine:.6f}{own}"
     )
 
 
@@ -111,10 +99,10 @@ def _play(config: configs.PlayConfig) -> None:
     terminal = console()
 
     def started(name: str) -> None:
-        terminal.print(f"preparing {name} for the browser ...", highlight=False)
+        terminal.print(f"preparing {name} for the browser ...")
 
     with page_server(config, started) as server:
-        terminal.print(f"open {server.address} in a browser; Ctrl-C stops", highlight=False)
+        terminal.print(f"open {server.address} in a browser; Ctrl-C stops")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
@@ -130,39 +118,35 @@ def _serve(config: configs.ServeConfig) -> None:
     )
 
     def started(host: str, port: int) -> None:
-        terminal.print(f"serving at ws://{host}:{port}; Ctrl-C stops", highlight=False)
+        terminal.print(f"serving at ws://{host}:{port}; Ctrl-C stops")
 
     asyncio.run(server.run(config.host, config.port, started))
     counts = server.statistics
     terminal.print(
         f"stopped after {counts['answers']:,} answers and {counts['errors']:,} errors; an "
-        f"answer took {counts['ms_p50']:.2f} ms, 99 of 100 at most {counts['ms_p99']:.2f} ms",
-        highlight=False,
+        f"answer took {counts['ms_p50']:.2f} ms, 99 of 100 at most {counts['ms_p99']:.2f} ms"
     )
 
 
 COMMANDS = (
     Command(
         "quantize",
-        configs.QuantizeConfig,
         _quantize,
         "student.safetensors --format int8 --data data/mt30 --output small.safetensors",
         ("output", "format", "policy_only", "data"),
     ),
     Command(
         "sensitivity",
-        configs.SensitivityConfig,
         _sensitivity,
         "mt30-1m --data data/mt30 --output sensitivity.json",
         ("output", "data", "plot"),
     ),
     Command(
         "export",
-        configs.ExportConfig,
         _export,
         "mt30-1m --policy-only --output policy.onnx",
         ("output", "target", "policy_only", "preset", "format"),
     ),
-    Command("serve", configs.ServeConfig, _serve, "policy.onnx --port 8000"),
-    Command("play", configs.PlayConfig, _play, "student.safetensors"),
+    Command("serve", _serve, "policy.onnx --port 8000"),
+    Command("play", _play, "student.safetensors"),
 )

@@ -118,10 +118,8 @@ def _convert(config: configs.ConvertConfig) -> None:
 
 
 COMMANDS = (
-    Command("tasks", configs.TasksConfig, _tasks, "--tasks walker-walk,cup-catch"),
-    Command("zoo", configs.ZooConfig, _zoo, ""),
-    Command("inspect", configs.InspectConfig, _inspect, "student.safetensors"),
-    Command(
-        "convert", configs.ConvertConfig, _convert, "teacher.pt --output teacher.safetensors"
-    ),
+    Command("tasks", _tasks, "--tasks walker-walk,cup-catch"),
+    Command("zoo", _zoo, ""),
+    Command("inspect", _inspect, "student.safetensors"),
+    Command("convert", _convert, "teacher.pt --output teacher.safetensors"),
 )

@@ -24,8 +24,7 @@ def _evaluate(config: configs.EvaluateConfig) -> None:
     if full and isinstance(open_source(config.checkpoint), CheckpointSource):
         console().print(
             f"plans with the preset {config.preset or 'full'}, some tenths of a second an "
-            "action on a CPU core; --preset realtime and --mode policy are faster",
-            highlight=False,
+            "action on a CPU core; --preset realtime and --mode policy are faster"
         )
     with ConsoleProgress("evaluate") as progress:
         content = evaluate(config, progress, engine_choice(config.engine))
@@ -42,7 +41,7 @@ def _evaluate(config: configs.EvaluateConfig) -> None:
     terminal = console()
     terminal.print(table)
     single = "" if score.ci95 else " (one episode: no CI)"
-    terminal.print(f"{unit.name} {score}{single}", highlight=False, markup=False)
+    terminal.print(f"{unit.name} {score}{single}")
 
 
 def _compare(config: configs.CompareConfig) -> None:
@@ -58,15 +57,13 @@ def _compare(config: configs.CompareConfig) -> None:
     terminal = console()
     terminal.print(table)
     terminal.print(
-        f"paired difference {result.difference} {measure} over {result.episodes} episodes",
-        highlight=False,
-        markup=False,
+        f"paired difference {result.difference} {measure} over {result.episodes} episodes"
     )
 
 
 def _ablation(config: configs.AblationConfig) -> None:
     from tdmpc_opt.evaluation.compare import ablation
-    from tdmpc_opt.report.charts import plot_scores
+    from tdmpc_opt.report.charts import save_picture, score_chart
 
     refuse_overwrite(config)
     rows = ablation(config.results)
@@ -79,7 +76,8 @@ def _ablation(config: configs.AblationConfig) -> None:
     terminal = console()
     terminal.print(table)
     if config.plot is not None:
-        plot_scores({row.label: row.score for row in rows}, config.plot, unit)
+        chart = score_chart({row.label: row.score for row in rows}, unit)
+        save_picture(chart, config.plot)
         terminal.print(f"plot: {config.plot}")
 
 
@@ -114,7 +112,7 @@ def _tune(config: configs.TuneConfig) -> None:
     if content["full"]:
         full = unit.shown(stored_score(content["full"]))
         line = f"preset full: {unit.name} {full.mean:.1f} {_interval(full.ci95)}"
-        terminal.print(line, highlight=False, markup=False)
+        terminal.print(line)
     plot_front(content, config.output / "front.png")
     terminal.print(f"plot: {config.output / 'front.png'}")
     if config.store is not None:
@@ -139,9 +137,7 @@ def _bench(config: configs.BenchConfig) -> None:
     facts = content["config"]
     terminal.print(
         f"{facts['task']}; {facts['observations']}; {facts['threads']} thread(s); speedup "
-        f"against {content['reference']}, in turns; jitter is the standard deviation",
-        highlight=False,
-        markup=False,
+        f"against {content['reference']}, in turns; jitter is the standard deviation"
     )
     if config.output is not None:
         terminal.print(f"wrote {config.output}")
@@ -185,7 +181,7 @@ def _report(config: configs.ReportConfig) -> None:
     for path, reason in summary.skipped:
         reasons.setdefault(reason, []).append(str(path))
     for reason, paths in reasons.items():
-        terminal.print(f"left out {', '.join(paths)}: {reason}", highlight=False)
+        terminal.print(f"left out {', '.join(paths)}: {reason}")
     size = f"{summary.size_bytes / 1000:,.0f} kB"
     terminal.print(
         f"wrote {summary.path}: {summary.files} result files, {size}", highlight=False
@@ -200,37 +196,33 @@ def _video(config: configs.VideoConfig) -> None:
     with ConsoleProgress("video") as progress:
         written = video(config, progress)
     for path in written:
-        console().print(f"wrote {path}: {path.stat().st_size / 1000:,.0f} kB", highlight=False)
+        console().print(f"wrote {path}: {path.stat().st_size / 1000:,.0f} kB")
 
 
 COMMANDS = (
     Command(
         "evaluate",
-        configs.EvaluateConfig,
         _evaluate,
         "student.safetensors --mode policy --output score.json",
         ("output", "mode", "preset", "tasks", "episodes"),
     ),
-    Command("compare", configs.CompareConfig, _compare, "before.json after.json"),
-    Command("ablation", configs.AblationConfig, _ablation, "a.json b.json --plot scores.png"),
+    Command("compare", _compare, "before.json after.json"),
+    Command("ablation", _ablation, "a.json b.json --plot scores.png"),
     Command(
         "bench",
-        configs.BenchConfig,
         _bench,
         "mt30-1m policy.onnx --preset realtime policy --output bench.json",
         ("output", "preset", "task", "batch"),
     ),
     Command(
         "tune-planner",
-        configs.TuneConfig,
         _tune,
         "student.safetensors --tasks walker-walk --output tuning --store tuned.safetensors",
         ("output", "tasks", "episodes", "trials", "store"),
     ),
-    Command("report", configs.ReportConfig, _report, "results/*.json --output report.html"),
+    Command("report", _report, "results/*.json --output report.html"),
     Command(
         "video",
-        configs.VideoConfig,
         _video,
         "mt30-1m --tasks walker-walk --output walk.mp4",
         ("output", "sheet", "mode", "tasks", "against"),

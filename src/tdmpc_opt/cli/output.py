@@ -24,9 +24,11 @@ SECONDS_TO_ESTIMATE = 2.0
 def console() -> Console:
     """Return standard output, of a fixed width where it is no terminal.
 
-    Of several processes that torchrun started the first prints for all.
+    It shows text as it is, without markup. Of several processes that torchrun started the first
+    prints for all.
     """
-    return Console(width=None if sys.stdout.isatty() else 120, quiet=machine.rank() > 0)
+    width = None if sys.stdout.isatty() else 120
+    return Console(width=width, quiet=machine.rank() > 0, markup=False, highlight=False)
 
 
 def table_of(title: str, *columns: str) -> Table:

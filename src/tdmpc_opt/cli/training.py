@@ -54,7 +54,7 @@ def _distill(config: configs.DistillConfig) -> None:
 
     terminal = console()
     with ConsoleProgress("distill") as progress:
-        terminal.print(str(plan(config, progress)), highlight=False)
+        terminal.print(str(plan(config, progress)))
         student = distill(config, progress)
     difference = f"student less teacher, {student.lost.unit.name}"
     table = table_of(str(config.output), "task", difference)
@@ -63,8 +63,7 @@ def _distill(config: configs.DistillConfig) -> None:
     terminal.print(table)
     terminal.print(
         f"teacher {student.teacher}, student {student.policy}, its int8 policy {student.int8}; "
-        f"paired difference {student.lost.difference}",
-        highlight=False,
+        f"paired difference {student.lost.difference}"
     )
     terminal.print(f"wrote {student.folder}: model, policy, planner, card and report.html")
 
@@ -89,14 +88,12 @@ def _demo(config: configs.DemoConfig) -> None:
 COMMANDS = (
     Command(
         "distill",
-        configs.DistillConfig,
         _distill,
         "teacher.pt --hours 4 --output student",
         ("output", "tasks", "size", "hours", "updates"),
     ),
     Command(
         "train",
-        configs.TrainConfig,
         _train,
         "--teacher teacher.pt --data data/mt30 --updates 100000 --output runs/student",
         ("teacher", "data", "output", "updates", "size", "tasks"),
@@ -104,11 +101,10 @@ COMMANDS = (
     ),
     Command(
         "dagger",
-        configs.DaggerConfig,
         _dagger,
         "--teacher teacher.pt --start runs/student --data data/mt30 --rounds 4 "
         "--updates 2500 --output runs/corrected",
         ("teacher", "start", "data", "output", "rounds", "updates", "episodes"),
     ),
-    Command("demo", configs.DemoConfig, _demo, "--output demo-output"),
+    Command("demo", _demo, "--output demo-output"),
 )

@@ -40,11 +40,7 @@ class Observations:
 
 
 def read_observations(path: Path, tasks: TaskTable) -> tuple[Observations, Observations]:
-    """Return observations to calibrate with, and others of later rows to measure with.
-
-    Args:
-        path: Dataset folder.
-        tasks: Tasks of the agent.
+    """Return observations of a dataset to calibrate with, and others of later rows to measure.
 
     Raises:
         DataError: No dataset there, or none of these tasks in it.
@@ -114,13 +110,7 @@ class Sequences:
 
 @torch.no_grad()
 def try_actions(model: WorldModel, start: Observations, seed: int = 0) -> Sequences:
-    """Draw sequences of the policy for every other row, and wide random ones for the rest.
-
-    Args:
-        model: World model that predicts the latents on the way.
-        start: Observations from which the sequences start.
-        seed: Seed of the noise.
-    """
+    """Draw sequences of the policy for every other row, and wide random ones for the rest."""
     source = torch.Generator().manual_seed(seed)
     width, mask = model.config.action_dim, model.mask(start.task)
     z, actions = model.encode(start.obs, start.task), []
@@ -152,17 +142,11 @@ def latents(model: WorldModel, tried: Sequences) -> Float[Tensor, "steps rows la
 def inputs_of(
     part: str, model: WorldModel, acting: Observations, tried: Sequences | None
 ) -> Float[Tensor, "rows in_dim"]:
-    """Return the inputs of a part's first layer.
+    """Return the inputs of the first layer of a network, which is named as in `WorldModel`.
 
     Those of encoder and policy come from real observations, the others from the latents of
     tried sequences: of rewards and dynamics all but the last, of terminations all but the
     first, of Q the last.
-
-    Args:
-        part: Name of a network of `WorldModel`.
-        model: World model, or encoder and policy alone.
-        acting: Observations.
-        tried: Sequences; None for a policy alone.
     """
     task, action = acting.task, None
     if part == "encoder":
@@ -192,12 +176,7 @@ class ActionError:
 
 
 class Reference:
-    """The original's actions and values on observations, to compare others with.
-
-    Args:
-        original: World model or policy.
-        observations: Real observations that no calibration has seen.
-    """
+    """The original's actions and values on observations that no calibration has seen."""
 
     def __init__(self, original: WorldModel, observations: Observations) -> None:
         self._observations = observations

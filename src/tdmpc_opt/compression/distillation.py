@@ -40,18 +40,11 @@ def distilled(
     updates: int,
     progress: Progress,
 ) -> Checkpoint:
-    """Return the rounded agent after training its codes, scales, biases and norms.
+    """Return a rounded agent after training its codes, scales, biases and norms.
 
     Each update takes observations and new action sequences as a planner tries them. The student
     follows the teacher's latents along them, its actions in them, and its distributions over
     rewards and values. Gradients pass the rounding as if it were none.
-
-    Args:
-        small: Rounded agent; it stays as it is.
-        teacher: The agent it was made from, in fp32.
-        observations: Real observations of its tasks.
-        updates: Steps of Adam, with a rate that falls to zero.
-        progress: Takes reports.
 
     Source:
         Straight-through gradients: arXiv:1308.3432. Learnt scales: arXiv:1902.08153.

@@ -48,10 +48,6 @@ def one_task(checkpoint: Checkpoint, name: str) -> Checkpoint:
     The task embedding's share of each first layer becomes part of its bias; columns of padded
     observations and actions and rows of padded actions are left out.
 
-    Args:
-        checkpoint: A multi-task agent, whole or its policy alone.
-        name: The task.
-
     Raises:
         UnknownTaskError: The agent does not have the task.
         CheckpointError: Its weights are quantised, so that none can be taken out exactly.

@@ -41,15 +41,10 @@ class QuantizeReport:
     """The result of quantizing one file."""
 
     source: Path
-    """File that was read."""
     output: Path
-    """File that was written."""
     format: str
-    """Number format of the written weights."""
     source_bytes: int
-    """Length of the file that was read."""
     output_bytes: int
-    """Length of the file that was written."""
     parameters: int
     """Weights written; target Qs are left out, and columns of a wide task embedding."""
     max_error: float | None
@@ -68,10 +63,6 @@ class QuantizeReport:
 
 def quantize(config: QuantizeConfig, progress: Progress | None = None) -> QuantizeReport:
     """Write a smaller copy without target Qs, which acting does not need.
-
-    Args:
-        config: What to write and where.
-        progress: Takes reports of measuring and of the distillation.
 
     Raises:
         UnknownTaskError: A task that the agent does not have.

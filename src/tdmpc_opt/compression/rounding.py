@@ -128,18 +128,12 @@ def round_to_nearest(
     The scale of 8 bits spans the largest weight; that of 4 bits may clip it, where that makes
     the squared error of the group smaller.
 
-    Args:
-        weight: The matrix.
-        kind: Number format of the codes.
-        group: Neighbouring inputs that share a scale.
-
     Raises:
         CheckpointError: Weights too large for a scale in fp16.
     """
-    importance = torch.ones(weight.shape[1], dtype=torch.float64)
     parts, scales = [], []
-    for part, share in zip(weight.split(group, 1), importance.split(group), strict=True):
-        scales.append(_scale(part, share, kind))
+    for part in weight.split(group, 1):
+        scales.append(_scale(part, torch.ones_like(part[0]), kind))
         parts.append(_codes(part, scales[-1], kind))
     codes = torch.cat(parts, dim=1).to(torch.int8)
     return quantized_weight(codes, torch.stack(scales, dim=1), kind, group)
@@ -151,15 +145,9 @@ def round_by_inputs(
     kind: IntFormat,
     group: int,
 ) -> QuantizedWeight:
-    """Round a matrix so that its products change least on inputs of this covariance.
+    """Round a matrix so that its products change least on inputs of this centred covariance.
 
     Column by column; the columns that follow compensate the error of each.
-
-    Args:
-        weight: The matrix.
-        covariance: Covariance of the inputs, around their mean.
-        kind: Number format of the codes.
-        group: Neighbouring inputs that share a scale.
 
     Raises:
         CheckpointError: Weights too large for a scale in fp16.
@@ -241,11 +229,6 @@ def to_integers(
     original layer's products with the original's inputs, so that errors do not add up; its
     bias takes up the rest of the mean. Without, each weight is rounded by itself.
 
-    Args:
-        checkpoint: An agent without target Qs, of whatever floating-point format.
-        formats: Format of every layer.
-        observations: Real observations of its tasks.
-
     Raises:
         CheckpointError: A weight too large for fp16.
     """
@@ -286,11 +269,6 @@ def layers_at_work(
     original: WorldModel, working: WorldModel, observations: Observations | None
 ) -> Iterator[tuple[str, tuple[Dense, Dense], tuple[Tensor, Tensor] | None]]:
     """Yield the layers of two models, each after those that feed it.
-
-    Args:
-        original: The agent in float32.
-        working: A copy, whose layers the caller may change as they are yielded.
-        observations: Real observations to calibrate with.
 
     Yields:
         The name of a layer, the layer in both models, and its inputs in each of them, [rows,
@@ -348,7 +326,7 @@ def round_layer(
             rounded = round_to_nearest(weight, kind, group)
             shift = torch.zeros_like(biases[head])
         else:
-            x, y = (_of_head(inputs, head) for inputs in seen)
+            x, y = ((z[head] if z.ndim == 3 else z).double() for z in seen)
             target, covariance = _refitted(weight, x, y)
             rounded = round_by_inputs(target, covariance, kind, group)
             shift = weight @ x.mean(0) - rounded.dense().double() @ y.mean(0)
@@ -358,10 +336,6 @@ def round_layer(
     codes = torch.stack([part.codes for part in parts]).reshape(*shape[:-1], -1)
     scale = torch.stack([part.scale for part in parts]).reshape(*shape[:-1], -1)
     return QuantizedWeight(codes, scale, shape[-1], group)
-
-
-def _of_head(inputs: Tensor, head: int) -> Float64[Tensor, "rows in_dim"]:
-    return (inputs[head] if inputs.ndim == 3 else inputs).double()
 
 
 def _refitted(

@@ -54,9 +54,7 @@ class SensitivityRow:
     layer: str
     """Name of the layer, such as `dynamics.1`."""
     format: LayerFormat
-    """Format of its weight."""
     parameters: int
-    """Numbers in its weight."""
     size_bytes: int
     """Bytes of its weight with the scales."""
     action_error: float
@@ -74,14 +72,9 @@ def measure(
     progress: Progress,
     score_seconds: float = 0.0,
 ) -> Iterator[SensitivityRow]:
-    """Yield the error of each layer in each format.
+    """Yield the error of each layer of an agent without target Qs in each format.
 
-    Args:
-        checkpoint: An agent in floating point, without target Qs.
-        used: Observations to calibrate with.
-        held_out: Observations to measure with.
-        progress: Shows the finished rows, and an estimate of the time before them.
-        score_seconds: What the caller spends on all rows, for the estimate.
+    `score_seconds` is what the caller spends on all rows, for the estimate of the time.
     """
     original = build(checkpoint, policy_will_do=True)
     start = time.perf_counter()
@@ -242,10 +235,6 @@ def most_accurate(rows: Sequence[SensitivityRow], budget_bytes: int) -> dict[str
 
     Errors of layers are taken as independent: the squares of their action errors add up, and
     so do their losses of correlation, which are of the order of squares.
-
-    Args:
-        rows: What was measured.
-        budget_bytes: Bytes for the layers' weights; at least those of the smallest mix.
     """
     sizes, squares, losses = _costs(rows)
     found = _solve(rows, squares + losses, [(sizes, float(budget_bytes))])
@@ -256,12 +245,7 @@ def most_accurate(rows: Sequence[SensitivityRow], budget_bytes: int) -> dict[str
 def smallest(
     rows: Sequence[SensitivityRow], max_action_error: float, max_value_error: float
 ) -> dict[str, LayerFormat]:
-    """Return the formats of fewest bytes whose errors stay below these.
-
-    Args:
-        rows: What was measured.
-        max_action_error: Root mean square change of the policy's actions, in action units.
-        max_value_error: 1 less the correlation of planned values.
+    """Return the formats of fewest bytes whose errors, as in `SensitivityRow`, are below these.
 
     Raises:
         InputError: Not even the most accurate mix does.

@@ -3,14 +3,14 @@
 What else the machine does affects all of them equally.
 """
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from tdmpc_opt.errors import (
     UnknownTaskError,
 )
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.files import refuse_overwrite
+from tdmpc_opt.files import refuse_overwrite, sha256
 from tdmpc_opt.progress import Progress, Silent, expected
 from tdmpc_opt.schema import MT30
 
@@ -63,9 +63,8 @@ class Candidate:
     def file(self) -> dict[str, Any]:
         """Return name, content hash and size of the file."""
         path = Path(self.path)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"name": path.name, "sha256": digest, "size_bytes": path.stat().st_size}
+        size = path.stat().st_size
+        return {"name": path.name, "sha256": sha256(path), "size_bytes": size}
 
 
 def candidates(config: BenchConfig) -> list[Candidate]:
@@ -77,17 +76,15 @@ def candidates(config: BenchConfig) -> list[Candidate]:
     found = []
     for source in config.sources:
         path = _path(source)
-        if _is_for_devices(path):
-            found.append(_candidate(config, path, "runtime", None))
-            continue
-        for preset in config.preset:
-            engines = ("eager",) if preset == "policy" else config.engine
-            found += [_candidate(config, path, engine, preset) for engine in engines]
+        runs: list[tuple[str, str | None]] = [("runtime", None)]
+        if not _is_for_devices(path):
+            runs = [
+                (engine, preset)
+                for preset in config.preset
+                for engine in (("eager",) if preset == "policy" else config.engine)
+            ]
+        found += [Candidate(str(path), *run, config.threads, config.device) for run in runs]
     return list(dict.fromkeys(found))
-
-
-def _candidate(config: BenchConfig, path: Path, engine: str, preset: str | None) -> Candidate:
-    return Candidate(str(path), engine, preset, config.threads, config.device)
 
 
 def _path(source: str) -> Path:
@@ -114,11 +111,8 @@ def _is_for_devices(path: Path) -> bool:
     return {name.partition(".")[0] for name in names} <= _POLICY_PARTS
 
 
-class Worker:
+class _Worker:
     """A process that times one candidate.
-
-    Args:
-        candidate: The policy to time.
 
     Raises:
         InputError: The candidate cannot be loaded or cannot run so.
@@ -139,7 +133,7 @@ class Worker:
             if "error" in self.facts:
                 raise InputError(f"{candidate.name}: {self.facts['error']}")
         except BaseException:
-            self.end()
+            self.close()
             raise
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -161,21 +155,9 @@ class Worker:
         reply: dict[str, Any] = json.loads(line)
         return reply
 
-    def end(self) -> None:
-        """End the process."""
+    def close(self) -> None:
         self._process.kill()
         self._process.communicate()
-
-
-@contextmanager
-def workers(found: Sequence[Candidate]) -> Iterator[list[Worker]]:
-    """Start a process for each candidate, and end them all with the block."""
-    with ExitStack() as stack:
-        started = []
-        for candidate in found:
-            started.append(Worker(candidate))
-            stack.callback(started[-1].end)
-        yield started
 
 
 _STEPS = 16
@@ -184,7 +166,7 @@ Array = NDArray[np.float32]
 
 
 @dataclass
-class Times:
+class _Times:
     """One policy's turns at one batch size."""
 
     wall_ms: list[list[float]] = field(default_factory=list)
@@ -218,16 +200,16 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, An
             f"({free.reason}): times will vary, and --threads {free.count} or a quiet machine "
             "measures better"
         )
-    turns = _turns(config, len(found))
+    turns = config.rounds * len(config.batch) * len(found)
     progress.update(0, turns, f"{len(found)} policies{expected(turns * config.seconds)}")
-    with workers(found) as started:
-        task = _task(config, found, started)
-        obs_dim = started[0].facts["tasks"][task]
-        steps, kind = _observations(task, obs_dim, max(config.batch))
-        times = _Race(config, started, task, steps).run(progress)
+    with ExitStack() as stack:
+        workers = [stack.enter_context(closing(_Worker(candidate))) for candidate in found]
+        task = _task(config, found, workers)
+        steps, kind = _observations(task, workers[0].facts["tasks"][task], max(config.batch))
+        times = _timed_in_turns(config, workers, task, steps, progress)
         records = [
             _record(candidate, worker.facts, own, times[0])
-            for candidate, worker, own in zip(found, started, times, strict=True)
+            for candidate, worker, own in zip(found, workers, times, strict=True)
         ]
     settings = {
         "task": task,
@@ -237,16 +219,14 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, An
         "rounds": config.rounds,
         "seconds": config.seconds,
     }
+    # The load of the machine, where the system states it; 0 to 1 is a quiet one.
+    load = {"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
     return ResultFile(config.output, "bench", settings).write(
-        reference=found[0].name, candidates=records, **_load_average()
+        reference=found[0].name, candidates=records, **load
     )
 
 
-def _turns(config: BenchConfig, policies: int) -> int:
-    return config.rounds * len(config.batch) * policies
-
-
-def _task(config: BenchConfig, found: Sequence[Candidate], started: Sequence[Worker]) -> str:
+def _task(config: BenchConfig, found: Sequence[Candidate], started: Sequence[_Worker]) -> str:
     task = config.task or next(iter(started[0].facts["tasks"]))
     for candidate, worker in zip(found, started, strict=True):
         if task not in worker.facts["tasks"]:
@@ -281,58 +261,47 @@ def _walk(env: Any) -> Array:
     return np.asarray(obs, np.float32)
 
 
-@dataclass(frozen=True)
-class _Race:
-    config: BenchConfig
-    started: Sequence[Worker]
-    task: str
-    steps: Array
-
-    def run(self, progress: Progress) -> list[dict[int, Times]]:
-        """Return the times of each policy by those batch sizes that it can do."""
-        times: list[dict[int, Times]] = [{} for _ in self.started]
-        done, total = 0, _turns(self.config, len(self.started))
-        for batch in self.config.batch:
-            refused: set[int] = set()
-            for turn in range(self.config.rounds):
-                for index, worker in enumerate(self.started):
-                    done += 1
-                    progress.update(done, total, f"batch {batch}")
-                    if index in refused:
-                        continue
-                    reply = self._turn(worker, batch, _WARM if turn == 0 else 0)
-                    if "error" in reply:
-                        refused.add(index)
-                        continue
-                    own = times[index].setdefault(batch, Times())
-                    own.wall_ms.append(reply["wall_ms"])
-                    own.cpu_ms.append(reply["cpu_ms"])
-                    own.peak_rss_bytes = reply["peak_rss_bytes"]
-        return times
-
-    def _turn(self, worker: Worker, batch: int, warm: int) -> dict[str, Any]:
-        return worker.ask(
+def _timed_in_turns(
+    config: BenchConfig, workers: Sequence[_Worker], task: str, steps: Array, progress: Progress
+) -> list[dict[int, _Times]]:
+    """Return the times of each policy by those batch sizes that it can do."""
+    times: list[dict[int, _Times]] = [{} for _ in workers]
+    turns = list(product(config.batch, range(config.rounds), range(len(workers))))
+    refused: set[tuple[int, int]] = set()
+    for done, (batch, turn, index) in enumerate(turns, 1):
+        progress.update(done, len(turns), f"batch {batch}")
+        if (batch, index) in refused:
+            continue
+        reply = workers[index].ask(
             {
-                "task": self.task,
-                "obs": self.steps[:, :batch].tolist(),
-                "seconds": self.config.seconds,
-                "warm": warm,
+                "task": task,
+                "obs": steps[:, :batch].tolist(),
+                "seconds": config.seconds,
+                "warm": 0 if turn else _WARM,
             }
         )
+        if "error" in reply:
+            refused.add((batch, index))
+            continue
+        own = times[index].setdefault(batch, _Times())
+        own.wall_ms.append(reply["wall_ms"])
+        own.cpu_ms.append(reply["cpu_ms"])
+        own.peak_rss_bytes = reply["peak_rss_bytes"]
+    return times
 
 
 def _record(
     candidate: Candidate,
     facts: dict[str, Any],
-    own: dict[int, Times],
-    reference: dict[int, Times],
+    own: dict[int, _Times],
+    reference: dict[int, _Times],
 ) -> dict[str, Any]:
-    how = asdict(candidate)
     return {
         "name": candidate.name,
         "file": candidate.file(),
         "engine": facts["engine"],
-        **{name: how[name] for name in ("preset", "threads")},
+        "preset": candidate.preset,
+        "threads": candidate.threads,
         "mode": facts["mode"],
         "budget": facts["budget"],
         "load_seconds": facts["load_seconds"],
@@ -343,7 +312,7 @@ def _record(
     }
 
 
-def _statistics(times: Times, batch: int, reference: Times | None) -> dict[str, Any]:
+def _statistics(times: _Times, batch: int, reference: _Times | None) -> dict[str, Any]:
     wall, cpu = np.concatenate(times.wall_ms), np.concatenate(times.cpu_ms)
     p50, p95, p99 = (float(value) for value in np.quantile(wall, (0.5, 0.95, 0.99)))
     return {
@@ -368,8 +337,3 @@ def _speedup(own: list[list[float]], reference: list[list[float]] | None) -> flo
         return None
     pairs = zip(reference, own, strict=True)
     return float(np.median([np.median(theirs) / np.median(ours) for theirs, ours in pairs]))
-
-
-def _load_average() -> dict[str, float]:
-    """Return the load of the machine, where the system states it; 0 to 1 is a quiet one."""
-    return {"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}

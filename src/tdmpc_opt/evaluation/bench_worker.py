@@ -56,12 +56,8 @@ def _load(request: dict[str, Any]) -> tuple[Act, TaskTable, dict[str, Any]]:
         from tdmpc_opt.runtime import load
 
         device_agent = load(request["path"], threads=request["threads"])
-        plan = device_agent.plan
-        facts = {
-            "engine": "runtime",
-            "mode": "planner" if plan else "policy",
-            "budget": plan and asdict(plan),
-        }
+        mode = "planner" if (plan := device_agent.plan) else "policy"
+        facts = {"engine": "runtime", "mode": mode, "budget": plan and asdict(plan)}
         return device_agent.act, device_agent.tasks, facts
     import torch
 
@@ -69,16 +65,9 @@ def _load(request: dict[str, Any]) -> tuple[Act, TaskTable, dict[str, Any]]:
     agent = load_agent(
         request["path"], request["device"], request["preset"], engine=request["engine"]
     )
-    plans = agent.mode == "planner"
-    return (
-        agent.act,
-        agent.tasks,
-        {
-            "engine": agent.engine if plans else "eager",
-            "mode": agent.mode,
-            "budget": asdict(agent.budget) if plans else None,
-        },
-    )
+    budget = asdict(agent.budget) if agent.mode == "planner" else None
+    facts = {"engine": agent.engine or "eager", "mode": agent.mode, "budget": budget}
+    return agent.act, agent.tasks, facts
 
 
 def _time(act: Act, task: str | None, steps: Array, turn: dict[str, Any]) -> dict[str, Any]:

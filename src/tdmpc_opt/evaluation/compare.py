@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from tdmpc_opt.configs import FromTeacher, TrainConfig
 from tdmpc_opt.configs.common import cost_fields
 from tdmpc_opt.configs.training import REMOVED, REMOVED_COST
 from tdmpc_opt.errors import ResultError
-from tdmpc_opt.evaluation.results import evaluations, read_evaluation, refuse_damaged
+from tdmpc_opt.evaluation.results import (
+    evaluations,
+    read_evaluation,
+    read_finished,
+    refuse_damaged,
+)
 from tdmpc_opt.evaluation.score import (
     RESAMPLES,
     RETURN_PER_POINT,
@@ -26,8 +32,10 @@ from tdmpc_opt.evaluation.score import (
 from tdmpc_opt.files import without_removed
 
 # What must be the same in all runs, or their scores do not show the effect of the rest.
-_TRAINING_BUDGET = ("data", "updates", "batch_size", "horizon", "size", "start")
-_EVALUATION = ("tasks", "episodes", "seed", "mode", "budget", "noise")
+_BUDGET = (
+    *product(["training"], ("data", "updates", "batch_size", "horizon", "size", "start")),
+    *product(["config"], ("tasks", "episodes", "seed", "mode", "budget", "noise")),
+)
 # What differs between runs without meaning anything for their comparison.
 _FREE = {"seed", *cost_fields(TrainConfig), *REMOVED_COST}
 # Options of a teacher at their defaults, which runs without one lack.
@@ -85,7 +93,6 @@ class AblationRow:
     settings: dict[str, str]
     """Those settings that are not the same in all rows."""
     seeds: tuple[int, ...]
-    """Training seeds."""
     score: Score
     """Mean over seeds in the unit; its interval resamples seeds and, within each, episodes."""
     unit: Unit
@@ -99,10 +106,7 @@ class AblationRow:
 
 
 def ablation(paths: Sequence[Path]) -> list[AblationRow]:
-    """Group result files by what their training differed in, in the order of the files.
-
-    Args:
-        paths: Result files, or folders of them.
+    """Group result files, or folders of them, by what their training differed in.
 
     Raises:
         ResultError: A file that cannot be read, of an unfinished evaluation, of an agent that
@@ -118,7 +122,8 @@ def _rows(paths: Sequence[Path]) -> list[AblationRow]:
     for path, content in zip(paths, contents, strict=True):
         _require_equal_budget(paths[0], contents[0], path, content)
     flat = [_flatten(content["training"]) for content in contents]
-    varied = [name for name in _names(flat) if len({row.get(name) for row in flat}) > 1]
+    names = dict.fromkeys(name for row in flat for name in row)
+    varied = [name for name in names if len({row.get(name) for row in flat}) > 1]
     groups: dict[tuple[tuple[str, str], ...], list[dict[str, Any]]] = {}
     for content, settings in zip(contents, flat, strict=True):
         key = tuple((name, settings[name]) for name in varied if name in settings)
@@ -139,11 +144,7 @@ def equal_budgets(paths: Sequence[Path]) -> list[list[Path]]:
     for path in paths:
         content = _read(path)
         run = json.dumps(content["training"], sort_keys=True)
-        budget = [
-            content[part].get(name)
-            for part, names in (("training", _TRAINING_BUDGET), ("config", _EVALUATION))
-            for name in names
-        ]
+        budget = [content[part].get(name) for part, name in _BUDGET]
         sets.setdefault(json.dumps(budget, sort_keys=True), {}).setdefault(run, path)
     return [list(runs.values()) for runs in sets.values()]
 
@@ -189,9 +190,7 @@ def score_over_seeds(returns: NDArray[np.float64]) -> Score:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = read_evaluation(path)
-    if not content.get("complete"):
-        raise ResultError(f"{path} is not complete; finish it with the command that began it")
+    content = read_finished(path)
     training = content.get("training")
     if not isinstance(training, dict):
         raise ResultError(
@@ -204,17 +203,12 @@ def _read(path: Path) -> dict[str, Any]:
 def _require_equal_budget(
     first: Path, wanted: Mapping[str, Any], path: Path, found: Mapping[str, Any]
 ) -> None:
-    for part, names in (("training", _TRAINING_BUDGET), ("config", _EVALUATION)):
-        for name in names:
-            a, b = wanted[part].get(name), found[part].get(name)
-            if a != b:
-                raise ResultError(
-                    f"{path} has another budget than {first}: its {name} is {b}, not {a}"
-                )
-
-
-def _names(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
+    for part, name in _BUDGET:
+        a, b = wanted[part].get(name), found[part].get(name)
+        if a != b:
+            raise ResultError(
+                f"{path} has another budget than {first}: its {name} is {b}, not {a}"
+            )
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -6,13 +6,8 @@ from typing import Any
 
 from tdmpc_opt.agents.agent import best_device
 from tdmpc_opt.agents.executor import choose_processes, run_parallel
-from tdmpc_opt.agents.policies import one_thread, rollout
-from tdmpc_opt.agents.sources import (
-    CheckpointSource,
-    PolicySource,
-    estimate,
-    open_source,
-)
+from tdmpc_opt.agents.policies import rollout, threads
+from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, estimate, open_source
 from tdmpc_opt.configs import EvaluateConfig, device_of_work
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
@@ -46,11 +41,6 @@ def evaluate(
     seeded by (seed, number of the task, k). A file of fewer episodes gets those it lacks. They
     run in a batch of another length than in one go, which may round otherwise.
 
-    Args:
-        config: What to evaluate, how, and where the result goes.
-        progress: Shows the finished tasks.
-        choose_engine: Chooses what computes an agent's plans, in place of `config.engine`.
-
     Returns:
         The content of the result file.
 
@@ -82,7 +72,8 @@ def evaluate(
 def _evaluate(
     config: EvaluateConfig, policy: PolicySource, tasks: TaskTable, progress: Progress
 ) -> dict[str, Any]:
-    result = EvaluationFile(config.output, _identity(config, policy, tasks), policy.training())
+    training = policy.training() if isinstance(policy, CheckpointSource) else None
+    result = EvaluationFile(config.output, _identity(config, policy, tasks), training)
     work = [
         TaskWork(policy, task, config.episodes, config.seed, result.measured(task.name))
         for task in tasks.tasks
@@ -99,7 +90,7 @@ def _evaluate(
         progress.update(result.finished, len(tasks), note)
     if not result.tasks:
         raise ResultError("nothing was evaluated")
-    return result.content()
+    return result.content(**result.measured_so_far())
 
 
 def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) -> dict[str, Any]:
@@ -123,7 +114,7 @@ def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) ->
 
 def evaluate_task(work: TaskWork) -> dict[str, Any]:
     """Run the episodes of one task and return their record in a result file."""
-    with one_thread():
+    with threads(1):
         start = time.perf_counter()
         task_id = seed_number(work.task)
         numbers = range(work.first, work.episodes)

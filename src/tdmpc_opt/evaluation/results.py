@@ -63,7 +63,7 @@ class ResultFile:
         return content
 
 
-class EvaluationFile:
+class EvaluationFile(ResultFile):
     """The result of one evaluation, rewritten as its tasks finish.
 
     Args:
@@ -79,8 +79,7 @@ class EvaluationFile:
     def __init__(
         self, path: Path, config: Mapping[str, Any], training: Mapping[str, Any] | None = None
     ) -> None:
-        self._file = ResultFile(path, KIND, dict(config))
-        self._config = dict(config)
+        super().__init__(path, KIND, dict(config))
         self._training = training
         self.tasks: dict[str, dict[str, Any]] = {}
         if path.is_dir():
@@ -109,13 +108,10 @@ class EvaluationFile:
         """
         known = self.tasks.get(task)
         self.tasks[task] = dict(record) if known is None else _joined(known, record)
-        self._file.write(**self._measured())
+        self.write(**self.measured_so_far())
 
-    def content(self) -> dict[str, Any]:
-        """Return the whole result as JSON-ready data, tasks in the order of the config."""
-        return self._file.content(**self._measured())
-
-    def _measured(self) -> dict[str, Any]:
+    def measured_so_far(self) -> dict[str, Any]:
+        """Return the scores of the tasks in the order of the config, as JSON-ready data."""
         order = [name for name in self._config["tasks"] if name in self.tasks]
         score = normalized_score({name: self.tasks[name]["returns"] for name in order})
         return {
@@ -187,10 +183,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def refuse_damaged(what: str) -> Iterator[None]:
-    """Refuse values in result files that the block cannot use.
-
-    Args:
-        what: The files, and what cannot be done with them.
+    """Refuse values in result files that the block cannot use; `what` begins the message.
 
     Raises:
         ResultError: In place of the errors that such values cause.
@@ -224,10 +217,7 @@ def evaluations(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """Read an evaluation's result file.
-
-    Args:
-        path: The file, or a folder that contains one such file.
+    """Read an evaluation's result file, or the one such file of a folder.
 
     Raises:
         ResultError: The file is missing, damaged or of another kind, or the folder contains
@@ -249,6 +239,23 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         if not _is_record(record):
             raise ResultError(f"{path}: the record of {name} is damaged")
     return content | {"config": _completed(content["config"])}
+
+
+def read_finished(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    """Read an evaluation as `read_evaluation`; it has to be complete, and of this checkpoint.
+
+    Raises:
+        ResultError: As `read_evaluation`, or an unfinished evaluation or another checkpoint.
+    """
+    content = read_evaluation(path)
+    found = content["config"].get("checkpoint", {})
+    if sha256 is not None and found.get("sha256") != sha256:
+        raise ResultError(
+            f"{path} is a result of another checkpoint ({found.get('name')}); evaluate this one"
+        )
+    if not content.get("complete"):
+        raise ResultError(f"{path} is not complete; finish it with the command that began it")
+    return content
 
 
 def _is_record(record: object) -> bool:

@@ -65,9 +65,6 @@ def unit_of(tasks: Iterable[str]) -> Unit:
 
     Points are defined for MT30, whose returns are 0 to 1000. Those of other environments have
     any scale, so that theirs are shown as they are.
-
-    Args:
-        tasks: Names of the tasks.
     """
     return NORMALIZED if set(tasks) <= set(MT30.names) else MEAN_RETURN
 
@@ -78,11 +75,7 @@ def task_score(returns: Sequence[float]) -> float:
 
 
 def normalized_score(returns: Mapping[str, Sequence[float]]) -> Score:
-    """Return the mean over tasks of their mean episode return over 10, with its interval.
-
-    Args:
-        returns: Episode returns of each task.
-    """
+    """Return the mean over tasks of their mean episode return over 10, with its interval."""
     samples = [np.asarray(values, np.float64) / RETURN_PER_POINT for values in returns.values()]
     mean = float(np.mean([sample.mean() for sample in samples]))
     if min(len(sample) for sample in samples) < 2:

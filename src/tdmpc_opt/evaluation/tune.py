@@ -2,16 +2,22 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import FrozenTrial, TrialState
 
 from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.agents.executor import choose_processes, run_parallel
-from tdmpc_opt.agents.policies import Array, one_thread, torch_generator
+from tdmpc_opt.agents.policies import Array, threads, torch_generator
 from tdmpc_opt.agents.sources import CheckpointSource, estimate
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
@@ -35,78 +41,53 @@ Parameters = dict[str, Any]
 FEWEST = 32
 """Sequences sampled per iteration, those of the policy prior not counted."""
 
+_FIELDS = {field.name for field in fields(PlannerBudget)}
 _LONGEST = 5
 """Most steps that a plan looks ahead."""
 
+
+def _space(max_samples: int, max_iterations: int) -> dict[str, BaseDistribution]:
+    """Return what the search draws from, by name."""
+    return {
+        "horizon": IntDistribution(2, _LONGEST),
+        "iterations": IntDistribution(1, max_iterations),
+        "samples": IntDistribution(FEWEST, max_samples, log=True),
+        "prior_share": FloatDistribution(0.0, 1.0),
+        "elite_share": FloatDistribution(0.02, 0.5, log=True),
+        "temperature": FloatDistribution(0.25, 8.0, log=True),
+        "max_std": FloatDistribution(0.2, 2.0, log=True),
+        "warm_mean": CategoricalDistribution([0.0, 1.0]),
+        "warm_std": CategoricalDistribution([0.0, 1.0, 2.0, 4.0]),
+        "converged_std": CategoricalDistribution([0.0, 0.1, 0.2, 0.4]),
+        "mean_action": CategoricalDistribution([False, True]),
+        "prior_penalty": CategoricalDistribution([0.0, 0.03, 0.1, 0.3, 1.0]),
+        "prior_hold": CategoricalDistribution([0.0, 10.0, 100.0, 300.0]),
+    }
+
+
 _PUBLISHED: Parameters = {
-    "horizon": 3,
-    "iterations": 6,
-    "samples": 488,
-    "prior_share": 24 / 488,
-    "elite_share": 64 / 512,
-    "temperature": 0.5,
-    "max_std": 2.0,
-    "warm_mean": 1.0,
-    "warm_std": 0.0,
-    "converged_std": 0.0,
-    "mean_action": False,
-    "prior_penalty": 0.0,
-    "prior_hold": 0.0,
+    **{name: getattr(PlannerBudget(), name) for name in _space(FEWEST, 1).keys() & _FIELDS},
+    **{"samples": 488, "prior_share": 24 / 488, "elite_share": 64 / 512},
 }
 
 
-def suggest(trial: optuna.Trial, max_samples: int, max_iterations: int) -> PlannerBudget:
-    """Return a budget whose parts the search draws."""
-    return budget_of(
-        {
-            "horizon": trial.suggest_int("horizon", 2, _LONGEST),
-            "iterations": trial.suggest_int("iterations", 1, max_iterations),
-            "samples": trial.suggest_int("samples", FEWEST, max_samples, log=True),
-            "prior_share": trial.suggest_float("prior_share", 0.0, 1.0),
-            "elite_share": trial.suggest_float("elite_share", 0.02, 0.5, log=True),
-            "temperature": trial.suggest_float("temperature", 0.25, 8.0, log=True),
-            "max_std": trial.suggest_float("max_std", 0.2, 2.0, log=True),
-            "warm_mean": trial.suggest_categorical("warm_mean", [0.0, 1.0]),
-            "warm_std": trial.suggest_categorical("warm_std", [0.0, 1.0, 2.0, 4.0]),
-            "converged_std": trial.suggest_categorical("converged_std", [0.0, 0.1, 0.2, 0.4]),
-            "mean_action": trial.suggest_categorical("mean_action", [False, True]),
-            "prior_penalty": trial.suggest_categorical(
-                "prior_penalty", [0.0, 0.03, 0.1, 0.3, 1.0]
-            ),
-            "prior_hold": trial.suggest_categorical("prior_hold", [0.0, 10.0, 100.0, 300.0]),
-        }
-    )
-
-
 def budget_of(drawn: Mapping[str, Any]) -> PlannerBudget:
-    """Return the budget.
+    """Return the budget of what was drawn.
 
     `samples` are those of the Gaussian; the policy prior's share of them comes on top. Shares,
     so that a choice means the same whatever the number of samples.
     """
-    prior = round(drawn["prior_share"] * drawn["samples"])
+    others = dict(drawn)
+    prior_share, elite_share = others.pop("prior_share"), others.pop("elite_share")
+    prior = round(prior_share * drawn["samples"])
     total = drawn["samples"] + prior
+    others |= {"samples": total, "policy_samples": prior}
+    others |= {} if prior else {"prior_penalty": 0.0, "prior_hold": 0.0}
     return PlannerBudget(
-        horizon=drawn["horizon"],
-        iterations=drawn["iterations"],
-        samples=total,
-        policy_samples=prior,
-        elites=max(2, round(drawn["elite_share"] * total)),
-        temperature=drawn["temperature"],
+        **others,
+        elites=max(2, round(elite_share * total)),
         min_std=min(PlannerBudget.min_std, drawn["max_std"]),
-        max_std=drawn["max_std"],
-        warm_mean=drawn["warm_mean"],
-        warm_std=drawn["warm_std"],
-        converged_std=drawn["converged_std"],
-        mean_action=drawn["mean_action"],
-        prior_penalty=drawn["prior_penalty"] if prior else 0.0,
-        prior_hold=drawn["prior_hold"] if prior else 0.0,
     )
-
-
-def _largest(max_samples: int, max_iterations: int) -> Parameters:
-    """Return the sizes of the budget that takes longest."""
-    return {"horizon": _LONGEST, "iterations": max_iterations, "samples": max_samples}
 
 
 def starts(max_samples: int, max_iterations: int) -> list[Parameters]:
@@ -149,39 +130,31 @@ class Cost:
 
 
 def cost_of(agent: Agent, full: Agent, task: Task) -> Cost:
-    """Time the agent's actions in an episode, and in between those of the published budget.
+    """Time the agent in an episode, and in between the same model with the published budget.
 
-    Args:
-        agent: The agent to measure.
-        full: The same world model with the published budget.
-        task: What they act in; one of an agent that does not name its tasks is its only one.
+    An agent that does not name its tasks acts in its only one.
     """
+    name = None if agent.tasks.names == (UNNAMED,) else task.name
+    generators = {each: torch_generator((0,)) for each in (agent, full)}
 
-    def timed(acting: Agent) -> Callable[[Array], tuple[Array, float]]:
-        name = None if acting.tasks.names == (UNNAMED,) else task.name
-        generator = torch_generator((0,))
-
-        def act(obs: Array) -> tuple[Array, float]:
-            start = time.process_time()
-            action = acting.act(obs, name, generator=generator)
-            return action, time.process_time() - start
-
-        return act
+    def act(acting: Agent, obs: Array) -> tuple[Array, float]:
+        start = time.process_time()
+        action = acting.act(obs, name, generator=generators[acting])
+        return action, time.process_time() - start
 
     shares, full_ms = [], []
-    with one_thread():
-        act, act_full = timed(agent), timed(full)
+    with threads(1):
         env = make_env(task, TUNING_SEED)
         obs, _ = env.reset()
         for turn in range(_TURNS_THAT_WARM + _TURNS):
             own = []
             for _ in range(_ACTIONS):
-                action, seconds = act(obs)
+                action, seconds = act(agent, obs)
                 own.append(seconds)
                 obs, _, terminated, truncated, _ = env.step(action)
                 if terminated or truncated:
                     obs, _ = env.reset()
-            _, seconds = act_full(obs)
+            _, seconds = act(full, obs)
             if turn >= _TURNS_THAT_WARM:
                 shares.append(statistics.mean(own) / seconds)
                 full_ms.append(1000 * seconds)
@@ -214,11 +187,6 @@ def tune(
     choose_engine: ChooseEngine = eager_engine,
 ) -> dict[str, Any]:
     """Search budgets, write `tuning.json`, and store the presets if asked; resumable.
-
-    Args:
-        config: Agent, tasks, sizes of the search, and where the result goes.
-        progress: Shows the scored budgets.
-        choose_engine: Chooses what computes the agent's plans, in place of `config.engine`.
 
     Returns:
         The content of `tuning.json`.
@@ -303,8 +271,8 @@ class _Search:
             # A search that goes on must not draw again what it drew before it was stopped.
             seed = SEARCH_SEED + len(self.study.trials)
             self.study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
-            trial = self.study.ask()
-            budget = suggest(trial, self.config.max_samples, self.config.max_iterations)
+            trial = self.study.ask(_space(self.config.max_samples, self.config.max_iterations))
+            budget = budget_of(trial.params)
             score, share = self._measure(trial, budget, full)
             self.study.tell(trial, (score, share))
             shown = unit_of(self.tasks.names).per_point * score
@@ -320,7 +288,8 @@ class _Search:
         workers = choose_processes(config.workers)
         if config.ray:
             return f"{budgets} budgets"
-        largest = budget_of(_PUBLISHED | _largest(config.max_samples, config.max_iterations))
+        sizes = {"iterations": config.max_iterations, "samples": config.max_samples}
+        largest = budget_of(_PUBLISHED | sizes | {"horizon": _LONGEST})
         policy = replace(self.policy, preset=largest, choose_engine=eager_engine)
         episodes = dict.fromkeys(self.tasks.tasks, config.episodes * max(budgets, 1))
         time_left = estimate([policy], episodes, workers.count)

@@ -6,14 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tdmpc_opt.agents.policies import (
-    Array,
-    ExpertNetwork,
-    Policy,
-    SimulatorPolicy,
-    Stream,
-    rollout,
-)
+from tdmpc_opt.agents.policies import Act, ExpertNetwork, Stream, rollout
 from tdmpc_opt.agents.sources import PolicySource, open_source
 from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
 from tdmpc_opt.schema import Task, TaskTable, seed_number
@@ -93,7 +86,11 @@ def warm_up(model: Any, config: ExpertsConfig, task: Task) -> int:
         return 0
     source, known_as = found
     table = TaskTable((replace(task, name=known_as),))
-    policy = _KnownAs(source.load(table), known_as)
+    known = source.load(table)
+
+    def policy(_: str, streams: Sequence[Stream], envs: Sequence[Any]) -> Act:
+        return known(known_as, streams, envs)
+
     steps = 0
     for first in range(0, config.warm_up_episodes, config.envs):
         seeds = [WARM_UP_SEED + config.seed + first + row for row in range(config.envs)]
@@ -124,24 +121,6 @@ def warm_up(model: Any, config: ExpertsConfig, task: Task) -> int:
             steps += config.envs
     model.num_timesteps = steps
     return steps
-
-
-class _KnownAs:
-    """A policy that is asked for one task, whatever the task of the episodes is called."""
-
-    def __init__(self, policy: Policy, task: str) -> None:
-        self._policy = policy
-        self._task = task
-
-    def start(self, task: str, streams: Sequence[Stream]) -> None:
-        self._policy.start(self._task, streams)
-
-    def watch(self, envs: Sequence[Any]) -> None:
-        if isinstance(self._policy, SimulatorPolicy):
-            self._policy.watch(envs)
-
-    def act(self, obs: Array) -> Array:
-        return self._policy.act(obs)
 
 
 def read_network(model: Any, task: str, step: int) -> ExpertNetwork:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import tdmpc_opt
 from tdmpc_opt.errors import CheckpointError, MissingDependencyError
 from tdmpc_opt.export.formats import in_integers
-from tdmpc_opt.export.graphs import traced
+from tdmpc_opt.export.graphs import Inputs, Run, traced
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.runtime.contract import Contracts, by_contract
@@ -34,8 +34,12 @@ _STRICT = ("-std=c99", "-O2", "-Wall", "-Werror")
 _BYTES = {"float": 4, "int32_t": 4, "int64_t": 8, "uint8_t": 1, "int8_t": 1}
 
 
-class CPolicy:
-    """C source that is compiled here, with the compiler `$CC` or `cc`, to be compared.
+def c_policy(
+    model: WorldModel, contracts: Contracts, checkpoint: Path, origin: str, *, quantize: bool
+) -> tuple[Run, dict[str, bytes]]:
+    """Return what runs the policy as compiled C, row by row, and its source by file name.
+
+    The compiler is `$CC` or `cc`.
 
     Args:
         model: World model in eval mode, or its encoder and policy alone.
@@ -48,75 +52,58 @@ class CPolicy:
         MissingDependencyError: emx-onnx-cgen or a C compiler is not installed.
         CheckpointError: The generated source does not compile.
     """
+    if importlib.util.find_spec("emx_onnx_cgen") is None:
+        raise MissingDependencyError('target c needs emx-onnx-cgen: pip install "tdmpc-opt[c]"')
+    tasks = model.tasks
+    prefix = _c_name(tasks.names[0] if len(tasks) == 1 else checkpoint.stem)
+    network, stack_bytes = _network(_fixed_graph(model, quantize=quantize))
+    takes_task = model.task_embedding is not None
+    values = _values(tasks, contracts, prefix, stack_bytes, takes_task=takes_task)
+    values["source"] = _ascii(origin)
+    made = {
+        f"{prefix}.h": _filled("policy.h", values),
+        f"{prefix}.c": network + _filled("policy.c", values),
+        "main.c": _filled("main.c", values),
+        "CMakeLists.txt": _filled("CMakeLists.txt", values),
+    }
+    files = {name: text.encode("ascii") for name, text in made.items()}
+    act = _compiled(files, prefix)
 
-    def __init__(
-        self,
-        model: WorldModel,
-        contracts: Contracts,
-        checkpoint: Path,
-        origin: str,
-        *,
-        quantize: bool,
-    ) -> None:
-        if importlib.util.find_spec("emx_onnx_cgen") is None:
-            raise MissingDependencyError(
-                'target c needs emx-onnx-cgen: pip install "tdmpc-opt[c]"'
-            )
-        self._tasks = tasks = model.tasks
-        self._prefix = _c_name(tasks.names[0] if len(tasks) == 1 else checkpoint.stem)
-        network, stack_bytes = _network(_fixed_graph(model, quantize=quantize))
-        takes_task = model.task_embedding is not None
-        values = _values(tasks, contracts, self._prefix, stack_bytes, takes_task=takes_task)
-        values["source"] = _ascii(origin)
-        made = {
-            f"{self._prefix}.h": _filled("policy.h", values),
-            f"{self._prefix}.c": network + _filled("policy.c", values),
-            "main.c": _filled("main.c", values),
-            "CMakeLists.txt": _filled("CMakeLists.txt", values),
-        }
-        self._files = {name: text.encode("ascii") for name, text in made.items()}
-        self._act = self._compiled()
-
-    def files(self, _: Mapping[str, Any]) -> dict[str, bytes]:
-        """Return the files by name."""
-        return self._files
-
-    def run(self, inputs: dict[str, NDArray[Any]]) -> dict[str, Array]:
-        """Run the compiled policy row by row."""
+    def run(inputs: Inputs) -> dict[str, Array]:
         rows: Array = np.ascontiguousarray(inputs["obs"], np.float32)
-        actions = np.zeros((len(rows), self._tasks.action_dim), np.float32)
-        for row, action, task in zip(rows, actions, self._ids(inputs), strict=True):
-            status = self._act(task, row.ctypes.data, action.ctypes.data)
+        actions = np.zeros((len(rows), tasks.action_dim), np.float32)
+        ids = inputs.get("task", np.zeros(len(rows), np.int64))
+        for row, action, task in zip(rows, actions, ids.tolist(), strict=True):
+            status = act(task, row.ctypes.data, action.ctypes.data)
             if status:
                 raise CheckpointError(f"the C policy refuses an observation (status {status})")
         return {"action": actions}
 
-    def _ids(self, inputs: dict[str, NDArray[Any]]) -> list[int]:
-        ids = inputs.get("task", np.zeros(len(inputs["obs"]), np.int64))
-        return [int(task) for task in ids]
+    return run, files
 
-    def _compiled(self) -> Any:
-        """Return the function of the compiled source."""
-        compiler = os.environ.get("CC", "cc")
-        if shutil.which(compiler) is None:
-            raise MissingDependencyError(
-                f"target c is checked by compiling it, and there is no compiler {compiler!r} "
-                "here; install gcc or clang, or set CC"
-            )
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            for file, content in self._files.items():
-                (folder / file).write_bytes(content)
-            library = folder / "policy.so"
-            command = [compiler, *_STRICT, "-shared", "-fPIC", "-o", str(library)]
-            command += [str(folder / f"{self._prefix}.c"), "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                reason = next(iter(done.stderr.splitlines()), "no message")
-                raise CheckpointError(f"{compiler} does not compile the C policy: {reason}")
-            act = getattr(ctypes.CDLL(str(library)), f"{self._prefix}_act")
-        act.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-        return act
+
+def _compiled(files: Mapping[str, bytes], prefix: str) -> Any:
+    """Return the function of the compiled source."""
+    compiler = os.environ.get("CC", "cc")
+    if shutil.which(compiler) is None:
+        raise MissingDependencyError(
+            f"target c is checked by compiling it, and there is no compiler {compiler!r} "
+            "here; install gcc or clang, or set CC"
+        )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
+        library = folder / "policy.so"
+        command = [compiler, *_STRICT, "-shared", "-fPIC", "-o", str(library)]
+        command += [str(folder / f"{prefix}.c"), "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = next(iter(done.stderr.splitlines()), "no message")
+            raise CheckpointError(f"{compiler} does not compile the C policy: {reason}")
+        act = getattr(ctypes.CDLL(str(library)), f"{prefix}_act")
+    act.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    return act
 
 
 def _c_name(name: str) -> str:
@@ -224,11 +211,10 @@ _BUFFER = re.compile(r"    (\w+) (tmp\w+)((?:\[\d+\])+);\n")
 def _packed(body: str) -> tuple[str, int]:
     """Let the buffers of a function that are not needed at the same time share memory.
 
+    `body` declares buffers, then calls functions. The bytes of the arrays are returned too.
+
     Each number type has one array, so that no memory is read as another type than it was
     written as, which C forbids.
-
-    Args:
-        body: Parameters and body of a function that declares buffers, then calls functions.
 
     Returns:
         The same with one array a type, and its bytes.

@@ -3,11 +3,10 @@
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -21,14 +20,12 @@ from tdmpc_opt.errors import InputError
 from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, iterations
-from tdmpc_opt.planning.planner import (
-    ChooseEngine,
-    EagerEngine,
-    Engine,
-    eager_engine,
-)
+from tdmpc_opt.planning.planner import ChooseEngine, EagerEngine, Engine, eager_engine
 from tdmpc_opt.runtime.plan_state import Refine
 from tdmpc_opt.schema import ModelConfig, PlannerBudget
+
+if TYPE_CHECKING:
+    from tdmpc_opt.export.graphs import Run
 
 Array = NDArray[Any]
 
@@ -40,10 +37,7 @@ _OF_STEPS = ("replan_every", "warm_mean", "warm_std", "converged_std", "mean_act
 
 
 def engine_choice(name: EngineName) -> ChooseEngine:
-    """Return the rule that chooses an engine.
-
-    Args:
-        name: `auto` or `eager`.
+    """Return the rule that chooses an engine: `auto` or `eager`.
 
     Raises:
         InputError: Another name.
@@ -71,7 +65,7 @@ class OnnxEngine(Engine):
 
     def __init__(self, model: WorldModel, budget: PlannerBudget) -> None:
         super().__init__(model, budget)
-        self._run: Callable[[dict[str, Array]], dict[str, NDArray[np.float32]]] | None = None
+        self._run: Run | None = None
 
     def begin(
         self,
@@ -80,7 +74,7 @@ class OnnxEngine(Engine):
         noise: PlanNoise,
     ) -> Refine:
         """Take the observations and the noise; the rounds run the graph."""
-        from tdmpc_opt.export.targets import runner
+        from tdmpc_opt.export.targets import runner  # its libraries load with the first plan
 
         if self._run is None:
             self._run = runner(_graph(self.model, self.budget))

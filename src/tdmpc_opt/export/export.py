@@ -5,7 +5,7 @@ outputs magnify what rounding does to them, by up to a thousand times in the rel
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.compression.extract import one_task, policy_only
 from tdmpc_opt.configs import ExportConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
-from tdmpc_opt.errors import CheckpointError, DataError, InputError, ResultError
-from tdmpc_opt.evaluation.results import read_evaluation
+from tdmpc_opt.errors import CheckpointError, DataError, InputError
+from tdmpc_opt.evaluation.results import read_finished
 from tdmpc_opt.evaluation.score import stored_score, unit_of
+from tdmpc_opt.export.graphs import Inputs, Run
 from tdmpc_opt.export.targets import Facts, make_artifact
-from tdmpc_opt.files import refuse_overwrite, replace_when_done
+from tdmpc_opt.files import refuse_overwrite, written
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan
@@ -34,8 +35,7 @@ from tdmpc_opt.schema import MT30, PlannerBudget, TaskTable
 from tdmpc_opt.tasks import with_own_contracts
 
 Array = NDArray[np.float32]
-Run = Callable[[dict[str, NDArray[Any]]], dict[str, Array]]
-"""Runs a graph: inputs by name to outputs by name."""
+_Pair = tuple[Array, Array]
 
 Observations = dict[str, NDArray[np.float32]]
 """By task name, [n, obs] of the task's own width."""
@@ -68,9 +68,7 @@ class Parity:
     torch_error: float
     """Largest difference of torch itself in fp32; 0 for plans, whose reference it is."""
     rows: int
-    """Observations."""
     tasks: int
-    """Tasks they come from."""
     act_ms: float
     """Median milliseconds of one action of the exported file here."""
 
@@ -80,19 +78,15 @@ class ExportReport:
     """What exporting one file cost, and how it acts."""
 
     source: Path
-    """Checkpoint that was read."""
     output: Path
     """File, or folder of C source, that was written."""
     source_bytes: int
-    """Length of the checkpoint."""
     output_bytes: int
     """Length of what was written, of all files together."""
     format: str
-    """Number format of the weights."""
     preset: str | None
     """Name of the planner's budget; None for the policy alone."""
     parity: Parity
-    """How its actions compare with torch's."""
     tolerance: float
     """What they had to keep."""
     seconds: float
@@ -102,9 +96,7 @@ class ExportReport:
 def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportReport:
     """Write an agent for an engine without torch.
 
-    Args:
-        config: What to write and where.
-        budget: Sizes of the planner's search; None takes the config's preset.
+    `budget` replaces that of the config's preset.
 
     Raises:
         CheckpointError: A checkpoint that cannot be read or cannot plan, actions that miss the
@@ -122,7 +114,7 @@ def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportR
     digest, source_bytes = sha256(source), source.stat().st_size
     if not config.policy_only and budget is None:
         budget = _budget(config, read)
-    score = None if config.result is None else measured_score(config.result, digest)
+    score = None if config.result is None else _measured_score(config.result, digest)
     facts = Facts(
         source=source,
         sha256=digest,
@@ -141,21 +133,21 @@ def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportR
     artifact = make_artifact(config, model, facts)
     single, exact = Agent(model, mode="policy"), config.format == "fp32"
     if budget is None:
-        parity = policy_parity(artifact.run, reference, single, seen, exact=exact)
+        parity = _policy_parity(artifact.run, reference, single, seen, exact=exact)
     else:
-        parity = planner_parity(artifact.run, single, budget, seen)
-    tolerance = config.tolerance or _usual_tolerance(config, parity)
+        parity = _planner_parity(artifact.run, single, budget, seen)
+    usual = _TOLERANCE_OF_PLANS[config.format]
+    if config.policy_only:
+        usual = max(_TOLERANCE[config.format], _OF_TORCH_ITSELF * parity.torch_error)
+    tolerance = config.tolerance or usual
     if not parity.judged_error <= tolerance:
         raise CheckpointError(_too_far(config, parity, tolerance))
     files = artifact.files(asdict(parity) | {"tolerance": tolerance})
-    try:
-        for name, content in files.items():
-            with replace_when_done(config.output / name) as temporary:
-                temporary.write_bytes(content)
-                if config.target == "onnx":
-                    open_onnx(temporary, threads=1, providers=None)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {config.output}: {error.strerror}") from error
+    for name, content in files.items():
+        with written(config.output / name, CheckpointError) as temporary:
+            temporary.write_bytes(content)
+            if config.target == "onnx":
+                open_onnx(temporary, threads=1, providers=None)
     return ExportReport(
         source=source,
         output=config.output,
@@ -188,12 +180,6 @@ def _part(checkpoint: Checkpoint, config: ExportConfig) -> Checkpoint:
     return part
 
 
-def _usual_tolerance(config: ExportConfig, parity: Parity) -> float:
-    if not config.policy_only:
-        return _TOLERANCE_OF_PLANS[config.format]
-    return max(_TOLERANCE[config.format], _OF_TORCH_ITSELF * parity.torch_error)
-
-
 def _too_far(config: ExportConfig, parity: Parity, tolerance: float) -> str:
     exact = parity.judged_error == parity.max_error
     how = "by up to" if exact else "in one of ten by more than"
@@ -204,21 +190,10 @@ def _too_far(config: ExportConfig, parity: Parity, tolerance: float) -> str:
     )
 
 
-def measured_score(path: Path, sha256: str) -> dict[str, Any]:
-    """Return what a result file states about a checkpoint.
-
-    Raises:
-        ResultError: The file is missing or damaged, is of another checkpoint, or unfinished.
-    """
-    content = read_evaluation(path)
+def _measured_score(path: Path, sha256: str) -> dict[str, Any]:
+    """Return what a result file states about a checkpoint."""
+    content = read_finished(path, sha256)
     config = content["config"]
-    found = config.get("checkpoint", {})
-    if found.get("sha256") != sha256:
-        raise ResultError(
-            f"{path} is a result of another checkpoint ({found.get('name')}); name one of this"
-        )
-    if not content.get("complete"):
-        raise ResultError(f"{path} is unfinished; run the same tdmpc-opt evaluate again")
     unit = unit_of(content["tasks"])
     score = unit.shown(stored_score(content["score"]))
     return {
@@ -231,68 +206,64 @@ def measured_score(path: Path, sha256: str) -> dict[str, Any]:
     }
 
 
-def policy_parity(
+def _policy_parity(
     run: Run, agent: Agent, single: Agent, observations: Observations, *, exact: bool
 ) -> Parity:
-    """Compare mean actions.
-
-    Args:
-        run: Runs the exported graph.
-        agent: In policy mode and fp64.
-        single: The same in fp32.
-        observations: What to act on.
-        exact: Judge the largest error.
-    """
-    pairs, own = [], 0.0
+    """Compare mean actions with those of an agent in fp64; `single` is the same in fp32."""
+    pairs, asked, own = list[_Pair](), list[Inputs](), 0.0
     for name, obs in observations.items():
-        width = agent.tasks[name].action_dim
         wanted = agent.act(obs, name)
-        # One by one, as a device acts.
-        found = [run(graph_inputs(agent, name, row[None]))["action"] for row in obs]
-        pairs.append((wanted, np.concatenate(found)[:, :width]))
+        inputs = [_inputs(agent, name, row[None]) for row in obs]  # one by one, as on a device
+        found = np.concatenate([run(each)["action"] for each in inputs])
+        pairs += zip(wanted, found[:, : wanted.shape[1]], strict=True)
         own = max(own, float(np.abs(single.act(obs, name) - wanted).max()))
-    errors = np.concatenate([np.abs(a - b).max(1) for a, b in pairs])
-    cosines = np.concatenate([_cosines(a, b) for a, b in pairs])
-    largest = float(errors.max())
-    judged = largest if exact else float(np.quantile(errors, _SHARE))
-    name, obs = next(iter(observations.items()))
-    act_ms = _milliseconds(run, [graph_inputs(agent, name, row[None]) for row in obs])
-    cosine = float(cosines.mean())
-    return Parity(largest, judged, cosine, own, len(errors), len(pairs), act_ms)
+        asked = asked or inputs
+    return _parity(run, asked, pairs, len(observations), own, exact=exact)
 
 
-def planner_parity(
+def _planner_parity(
     run: Run, agent: Agent, budget: PlannerBudget, observations: Observations
 ) -> Parity:
-    """Compare the means of whole plans, one observation at a time.
-
-    Args:
-        run: Runs the exported graph.
-        agent: In fp32; its world model plans.
-        budget: Sizes of the search.
-        observations: What to plan from; a few of each task are taken.
-    """
+    """Compare the means of whole plans, a few observations of each task, one at a time."""
     model = agent.world_model
     networks = FoldedModel(model)
     each = max(1, _PLANNED_ROWS // len(observations))
     source = torch.Generator().manual_seed(0)
-    errors, cosines, asked = [], [], []
+    pairs, asked = list[_Pair](), list[Inputs]()
     for name, obs in observations.items():
         index = agent.tasks.index(name)
         for row in obs[np.linspace(0, len(obs) - 1, each).astype(int)]:
             noise = draw_noise(model, budget, [source])
-            inputs = graph_inputs(agent, name, row[None]) | _noise_inputs(noise, budget)
-            asked.append(inputs)
-            found = run(inputs)["new_mean"]
+            asked.append(_inputs(agent, name, row[None]) | _noise_inputs(noise, budget))
             wanted = _plan(model, networks, budget, torch.from_numpy(row), index, noise)
-            errors.append(float(np.abs(found - wanted).max()))
-            cosines.append(float(_cosines(found.reshape(1, -1), wanted.reshape(1, -1))[0]))
-    judged = float(np.quantile(errors, _SHARE))
-    cosine, act_ms = float(np.mean(cosines)), _milliseconds(run, asked[:8])
-    return Parity(max(errors), judged, cosine, 0.0, len(errors), len(observations), act_ms)
+            pairs.append((wanted.ravel(), run(asked[-1])["new_mean"].ravel()))
+    return _parity(run, asked[:8], pairs, len(observations))
 
 
-def graph_inputs(agent: Agent, task: str, obs: Array) -> dict[str, NDArray[Any]]:
+def _parity(
+    run: Run,
+    asked: list[Inputs],
+    pairs: list[_Pair],
+    tasks: int,
+    torch_error: float = 0.0,
+    *,
+    exact: bool = False,
+) -> Parity:
+    """Compare pairs of actions or plans, and time the file on some inputs."""
+    errors = np.array([float(np.abs(a - b).max()) for a, b in pairs])
+    largest = float(errors.max())
+    judged = largest if exact else float(np.quantile(errors, _SHARE))
+    cosine = float(np.mean([_cosine(a, b) for a, b in pairs]))
+    times = []
+    for inputs in asked:
+        start = time.perf_counter()
+        run(inputs)
+        times.append(time.perf_counter() - start)
+    act_ms = 1000 * float(np.median(times))
+    return Parity(largest, judged, cosine, torch_error, len(errors), tasks, act_ms)
+
+
+def _inputs(agent: Agent, task: str, obs: Array) -> Inputs:
     """Return the graph's inputs for observations [B, obs] of a task."""
     if len(agent.tasks) == 1:
         return {"obs": obs}
@@ -316,7 +287,7 @@ def _plan(
     return mean
 
 
-def _noise_inputs(noise: PlanNoise, budget: PlannerBudget) -> dict[str, NDArray[Any]]:
+def _noise_inputs(noise: PlanNoise, budget: PlannerBudget) -> Inputs:
     start = torch.zeros(budget.horizon, 1, noise.prior.shape[-1])
     named = {
         "prior": noise.prior,
@@ -330,22 +301,11 @@ def _noise_inputs(noise: PlanNoise, budget: PlannerBudget) -> dict[str, NDArray[
     return {name: np.ascontiguousarray(value.numpy()) for name, value in named.items()}
 
 
-def _milliseconds(run: Run, inputs: list[dict[str, NDArray[Any]]]) -> float:
-    """Return the median time of an action."""
-    times = []
-    for one in inputs:
-        start = time.perf_counter()
-        run(one)
-        times.append(time.perf_counter() - start)
-    return 1000 * float(np.median(times))
-
-
-def _cosines(a: Array, b: Array) -> NDArray[np.float64]:
-    """Return the cosine of the angle of each pair of rows."""
+def _cosine(a: Array, b: Array) -> float:
+    """Return the cosine of the angle between two rows."""
     x, y = a.astype(np.float64), b.astype(np.float64)
-    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    cosines: NDArray[np.float64] = (x * y).sum(1) / np.maximum(lengths, 1e-30)
-    return cosines
+    lengths = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(x @ y) / max(lengths, 1e-30)
 
 
 def observations(agent: Agent, data: Path | None) -> Observations:

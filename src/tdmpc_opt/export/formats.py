@@ -30,9 +30,6 @@ def in_integers(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with its large products in int8.
 
     Norms, activations and what decodes rewards and values stay fp32.
-
-    Args:
-        graph: What the exporter traced.
     """
     model = ir.from_proto(graph)
     for node in list(model.graph):
@@ -86,12 +83,7 @@ def _replace(graph: ir.Graph, product: ir.Node, weight: NDArray[np.float32]) -> 
 
 
 class _Nodes:
-    """Nodes to be put into a graph, and constants that are in it already.
-
-    Args:
-        graph: The graph.
-        prefix: Begins the names of all of them.
-    """
+    """Nodes to be put into a graph, and constants that are in it already."""
 
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
         self.nodes: list[ir.Node] = []

@@ -5,13 +5,15 @@ A plan is two traced graphs as one: what it starts with, and a loop over its rou
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from onnx import compose
 from onnx_ir.passes import Sequential, common
 from torch import Tensor, nn
@@ -30,6 +32,10 @@ from tdmpc_opt.planning.mppi import (
     refine,
 )
 from tdmpc_opt.schema import PlannerBudget
+
+Inputs = dict[str, NDArray[Any]]
+Run = Callable[[Inputs], dict[str, NDArray[np.float32]]]
+"""Runs a graph: inputs by name to outputs by name."""
 
 OPSET = 18
 """Operator set of a graph that names no other, for the oldest engines."""
@@ -114,7 +120,7 @@ def planner_graph(
     if quantize:
         start, body = in_integers(start), in_integers(body)
     once = iterations(budget, model.config.action_dim) == 1
-    return planner_of(start, body, once=once)
+    return _planner_of(start, body, once=once)
 
 
 class _Start(nn.Module):
@@ -256,15 +262,12 @@ _GIVEN = (*_STATE, "pick")
 """Further inputs of the whole graph that only a round reads."""
 
 
-def planner_of(start: onnx.ModelProto, body: onnx.ModelProto, *, once: bool) -> onnx.ModelProto:
+def _planner_of(
+    start: onnx.ModelProto, body: onnx.ModelProto, *, once: bool
+) -> onnx.ModelProto:
     """Return one graph that runs `start`, and then `body` for each round of its noise.
 
-    Args:
-        start: From observation, task and the prior's noise to what the rounds share.
-        body: A round: from what `start` gives, by the same names, `pick`, the distribution
-            `round.mean` and `round.std`, and the round's noise `SCANNED`, to the next
-            distribution and the action.
-        once: Plans have one round: the graph needs no loop, which OpenVINO cannot read.
+    A graph of one round needs no loop, which OpenVINO cannot read.
     """
     # Names that both graphs have would be one name for two things.
     unlike = compose.add_prefix(body, "round/", rename_inputs=False, rename_outputs=False)

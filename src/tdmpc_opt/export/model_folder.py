@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,15 +16,10 @@ from tdmpc_opt.checkpoints.load import (
 )
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.configs import ConvertConfig
-from tdmpc_opt.errors import CheckpointError, ResultError, printable
-from tdmpc_opt.evaluation.results import read_evaluation
+from tdmpc_opt.errors import CheckpointError, printable
+from tdmpc_opt.evaluation.results import read_finished
 from tdmpc_opt.evaluation.score import stored_score, unit_of
-from tdmpc_opt.files import (
-    CHECKPOINT_SCHEMA,
-    parse_json,
-    refuse_overwrite,
-    replace_when_done,
-)
+from tdmpc_opt.files import CHECKPOINT_SCHEMA, parse_json, refuse_overwrite, write_json, written
 from tdmpc_opt.runtime.numpy_policy import MODEL_FILE
 from tdmpc_opt.schema import MT30
 
@@ -43,7 +37,7 @@ def save_folder(config: ConvertConfig) -> CheckpointSummary:
     """
     refuse_overwrite(config)
     source = resolve(config.checkpoint)
-    results = [_result(path, sha256(source)) for path in config.results]
+    results = [read_finished(path, sha256(source)) for path in config.results]
     checkpoint = with_origin(read_checkpoint(source, tasks=config.tasks), source)
     write_native(config.output / MODEL_FILE, checkpoint)
     summary = describe(config.output)
@@ -54,43 +48,17 @@ def save_folder(config: ConvertConfig) -> CheckpointSummary:
         "model": summary.config.to_json(),
         "tasks": checkpoint.tasks.to_json(),
     }
-    _write(config.output / "config.json", json.dumps(described, indent=1) + "\n")
-    name = config.output.resolve().name
-    _write(config.output / "README.md", card(name, summary, config.license, results))
+    write_json(config.output / "config.json", described, CheckpointError)
+    text = card(config.output.resolve().name, summary, config.license, results)
+    with written(config.output / "README.md", CheckpointError) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return summary
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        with replace_when_done(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _result(path: Path, digest: str) -> dict[str, Any]:
-    content = read_evaluation(path)
-    if content["config"]["checkpoint"]["sha256"] != digest:
-        raise ResultError(
-            f"{path} is a result of another checkpoint "
-            f"({content['config']['checkpoint']['name']}); evaluate this one"
-        )
-    if not content.get("complete"):
-        raise ResultError(f"{path} is not complete; finish it with the command that began it")
-    return content
 
 
 def card(
     name: str, summary: CheckpointSummary, license_id: str, results: Sequence[Mapping[str, Any]]
 ) -> str:
-    """Return a model card: Markdown after the YAML that hubs read.
-
-    Args:
-        name: What the model is called.
-        summary: What its file contains.
-        license_id: Licence by its id on the hub, such as `mit`.
-        results: Contents of evaluation files.
-    """
+    """Return the card of a model with the results: Markdown after the YAML that hubs read."""
     extra = {key: printable(text, _LONGEST) for key, text in summary.extra.items()}
     data: dict[str, Any] = {
         "library_name": "tdmpc-opt",

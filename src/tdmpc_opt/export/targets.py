@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -18,9 +18,9 @@ from onnx_ir.passes import common
 import tdmpc_opt
 from tdmpc_opt.configs import ExportConfig
 from tdmpc_opt.errors import InputError, MissingDependencyError
-from tdmpc_opt.export.c_source import CPolicy
+from tdmpc_opt.export.c_source import c_policy
 from tdmpc_opt.export.formats import halved
-from tdmpc_opt.export.graphs import planner_graph, policy_graph
+from tdmpc_opt.export.graphs import Inputs, Run, planner_graph, policy_graph
 from tdmpc_opt.files import FORMAT
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
@@ -30,7 +30,6 @@ from tdmpc_opt.runtime.onnx_file import SCHEMA
 from tdmpc_opt.schema import ModelConfig, PlannerBudget, PlanRules, TaskTable
 
 Array = NDArray[np.float32]
-Inputs = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,30 +39,19 @@ class Facts:
     source: Path
     """Checkpoint it was made from."""
     sha256: str
-    """SHA-256 of the checkpoint."""
     config: ModelConfig
     """Widths of the exported agent."""
     tasks: TaskTable
-    """Its tasks."""
     contracts: Contracts
-    """What is known of their numbers."""
     number_format: str
-    """Number format of the weights."""
     preset: str | None
     """Name of the planner's budget; None for the policy alone."""
     budget: PlannerBudget | None
-    """The planner's budget; None for the policy alone."""
     score: Mapping[str, Any] | None
-    """Measured score of the checkpoint."""
 
 
 def metadata(facts: Facts, check: Mapping[str, Any]) -> dict[str, str]:
-    """Return the entries of a file's metadata, by name.
-
-    Args:
-        facts: What the file contains.
-        check: How its actions compare with torch's.
-    """
+    """Return the entries of a file's metadata; `check` is its comparison with torch."""
     entries = {
         "format": FORMAT,
         "schema": str(SCHEMA),
@@ -89,24 +77,18 @@ def metadata(facts: Facts, check: Mapping[str, Any]) -> dict[str, str]:
     return entries
 
 
-@dataclass(frozen=True)
-class Artifact:
+class Artifact(NamedTuple):
     """An agent made for an engine, not yet written."""
 
-    run: Callable[[dict[str, NDArray[Any]]], dict[str, Array]]
-    """Runs it in that engine on one thread, inputs and outputs by name."""
+    run: Run
+    """Runs it in that engine on one thread."""
     files: Callable[[Mapping[str, Any]], dict[str, bytes]]
     """Content of what is written, with what the check found in it, by names inside the output
     folder; one named "" is the output itself."""
 
 
 def make_artifact(config: ExportConfig, model: WorldModel, facts: Facts) -> Artifact:
-    """Make an agent ready for an engine.
-
-    Args:
-        config: What to make.
-        model: In eval mode.
-        facts: Metadata of the file.
+    """Make an agent, in eval mode, ready for an engine.
 
     Raises:
         CheckpointError: A weight that does not fit the number format.
@@ -116,15 +98,14 @@ def make_artifact(config: ExportConfig, model: WorldModel, facts: Facts) -> Arti
     if config.target == "executorch":
         if config.format != "fp32":
             raise InputError(f"executorch files are fp32 here, not {config.format}")
-        policy = ExecutorchPolicy(model, facts)
-        return Artifact(policy.run, lambda check: {"": policy.content(check)})
+        return _executorch(model, facts)
     if config.target == "c":
         if config.format == "fp16":
             raise InputError("C has no portable fp16; take --format fp32 or int8")
         origin = f"{facts.source.name} (SHA-256 {facts.sha256[:16]}), {facts.number_format}"
         quantize = config.format == "int8"
-        source = CPolicy(model, facts.contracts, facts.source, origin, quantize=quantize)
-        return Artifact(source.run, source.files)
+        run, files = c_policy(model, facts.contracts, facts.source, origin, quantize=quantize)
+        return Artifact(run, lambda _: files)
     graph = _graph(config, model, facts.budget)
     return Artifact(runner(graph.SerializeToString()), partial(_with_facts, graph, facts))
 
@@ -150,7 +131,7 @@ def _bare(graph: onnx.ModelProto) -> onnx.ModelProto:
     return ir.to_proto(model)
 
 
-def runner(graph: bytes) -> Callable[[dict[str, Any]], dict[str, Array]]:
+def runner(graph: bytes) -> Run:
     """Return what runs a serialized graph on the CPU, on as many threads as torch has now."""
     import onnxruntime
 
@@ -159,7 +140,7 @@ def runner(graph: bytes) -> Callable[[dict[str, Any]], dict[str, Array]]:
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
-    def run(inputs: dict[str, NDArray[Any]]) -> dict[str, Array]:
+    def run(inputs: Inputs) -> dict[str, Array]:
         return dict(zip(names, session.run(names, inputs), strict=True))
 
     return run
@@ -173,62 +154,50 @@ def _with_facts(
     return {"": graph.SerializeToString(deterministic=True)}
 
 
-class ExecutorchPolicy:
-    """A program whose `forward` maps padded `obs` [1, obs] and `task` [1] to actions.
+def _executorch(model: WorldModel, facts: Facts) -> Artifact:
+    """Return a program whose `forward` maps padded `obs` [1, obs] and `task` [1] to actions.
 
-    Method `metadata` returns the metadata of the file as JSON.
-
-    Args:
-        model: World model in eval mode, or its encoder and policy alone.
-        facts: What the metadata states.
-
-    Raises:
-        MissingDependencyError: ExecuTorch is not installed.
+    Its method `metadata` returns the metadata of the file as JSON.
     """
+    if importlib.util.find_spec("executorch") is None:
+        raise MissingDependencyError(
+            'target executorch needs executorch: pip install "tdmpc-opt[executorch]"'
+        )
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
 
-    def __init__(self, model: WorldModel, facts: Facts) -> None:
-        if importlib.util.find_spec("executorch") is None:
-            raise MissingDependencyError(
-                'target executorch needs executorch: pip install "tdmpc-opt[executorch]"'
-            )
-        self._facts, self._width = facts, model.config.obs_dim
-        self._names = ["obs"] if model.task_embedding is None else ["obs", "task"]
-        zeros = {
-            "obs": torch.zeros(1, model.config.obs_dim),
-            "task": torch.zeros(1, dtype=torch.int64),
-        }
-        self._network = FoldedModel(model, centred=True).eval()
-        self._example = tuple(zeros[name] for name in self._names)
-        from executorch.runtime import Runtime
+    zeros = {
+        "obs": torch.zeros(1, model.config.obs_dim),
+        "task": torch.zeros(1, dtype=torch.int64),
+    }
+    names = ["obs"] if model.task_embedding is None else ["obs", "task"]
+    network = FoldedModel(model, centred=True).eval()
 
-        # The method reads from the program, and that from the bytes: both have to live on.
-        self._loaded = self.content({})
-        self._read = Runtime.get().load_program(self._loaded)
-        self._method = self._read.load_method("forward")
-
-    def content(self, check: Mapping[str, Any]) -> bytes:
-        """Return the file's bytes, with what the check found in it."""
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
-
-        text = json.dumps(metadata(self._facts, check))
+    def content(check: Mapping[str, Any]) -> bytes:
         with torch.no_grad():
-            program = torch.export.export(self._network, self._example)
+            program = torch.export.export(network, tuple(zeros[name] for name in names))
         lowered = to_edge_transform_and_lower(  # it changes the program it is given
             program,
             partitioner=[XnnpackPartitioner()],
-            constant_methods={"metadata": text},
+            constant_methods={"metadata": json.dumps(metadata(facts, check))},
         )
-        content: bytes = lowered.to_executorch().buffer
-        return content
+        buffer: bytes = lowered.to_executorch().buffer
+        return buffer
 
-    def run(self, inputs: Inputs) -> dict[str, Array]:
-        """Run the program row by row."""
-        short = self._width - inputs["obs"].shape[1]
+    # The method reads from the program, and that from the bytes: both have to live on.
+    loaded = content({})
+    program = Runtime.get().load_program(loaded)
+    method = program.load_method("forward")
+
+    def run(inputs: Inputs, _alive: object = (loaded, program)) -> dict[str, Array]:
+        short = model.config.obs_dim - inputs["obs"].shape[1]
         padded = inputs | {"obs": np.pad(inputs["obs"], ((0, 0), (0, short)))}
-        columns = [torch.from_numpy(padded[name]) for name in self._names]
+        columns = [torch.from_numpy(padded[name]) for name in names]
         rows = [
-            self._method.execute([column[i : i + 1] for column in columns])[0].numpy().copy()
+            method.execute([column[i : i + 1] for column in columns])[0].numpy().copy()
             for i in range(len(columns[0]))
         ]
         return {"action": np.concatenate(rows)}
+
+    return Artifact(run, lambda check: {"": content(check)})

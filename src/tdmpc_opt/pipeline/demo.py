@@ -11,12 +11,13 @@ from tdmpc_opt.configs import REPORTED_SEED, DistillConfig, EvaluateConfig, Loss
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.evaluation.score import Score
+from tdmpc_opt.evaluation.score import NORMALIZED, Score
 from tdmpc_opt.files import alone
 from tdmpc_opt.pipeline.distill import distill
 from tdmpc_opt.pipeline.plan import SCORE_EPISODES, WEIGHTS, plan, recipe
 from tdmpc_opt.progress import Progress, Silent, Stage
-from tdmpc_opt.report.charts import plot_curves, plot_scores
+from tdmpc_opt.report.charts import curve_chart, save_picture, score_chart
+from tdmpc_opt.report.read import Curve
 from tdmpc_opt.training.loop import train
 
 TEACHER = "mt30-1m"
@@ -96,8 +97,13 @@ def _demo(folder: Path, progress: Progress, updates: int, tasks: str) -> list[De
         "no teacher": _losses(folder / "plain"),
         "cloned data": _losses(folder / "cloned"),
     }
-    plot_scores({row.name: Score(row.score, row.ci95) for row in rows}, folder / "scores.png")
-    plot_curves(curves, "loss", folder / "curves.png")
+    scores = score_chart({row.name: Score(row.score, row.ci95) for row in rows}, NORMALIZED)
+    save_picture(scores, folder / "scores.png")
+    panels = {  # a panel for each: losses of two objectives differ
+        name: [Curve(name, "Training", "loss", "gradient updates", "loss", points)]
+        for name, points in curves.items()
+    }
+    save_picture(curve_chart(panels), folder / "curves.png")
     facts = {
         "teacher": describe(zoo.path(TEACHER)).sha256,
         "tasks": tasks.split(","),

@@ -1,15 +1,14 @@
 """Agents as the page takes them: ONNX files, and a list of what is in them."""
 
-import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tdmpc_opt.configs.deploy import ExportFormat
-from tdmpc_opt.errors import InputError, MissingDependencyError
+from tdmpc_opt.errors import InputError
 from tdmpc_opt.runtime.onnx_file import OnnxFile, is_onnx, open_onnx
 from tdmpc_opt.schema import MT30
 
@@ -25,8 +24,6 @@ _FILES: tuple[tuple[str, ExportFormat], ...] = (
     ("policy", "int8"),
     ("planner", "fp16"),
 )
-_NEEDED_FOR_FILES = {"onnxruntime": "runtime"}
-_NEEDED = {"torch": "train", "onnx": "export", "onnxscript": "export", "onnxruntime": "export"}
 
 
 def write_agents(
@@ -45,7 +42,7 @@ def write_agents(
     Raises:
         CheckpointError: A file that is missing, damaged, foreign or unsafe.
         InputError: An agent that knows no task of MT30.
-        MissingDependencyError: A library that exporting needs is not here.
+        MissingDependencyError, ModuleNotFoundError: A library that is needed is not here.
     """
     listed = read_list(site)
     added: list[dict[str, Any]] = []
@@ -66,24 +63,14 @@ def read_list(site: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _check_libraries(needed: Mapping[str, str], what: str) -> None:
-    for package, extra in needed.items():
-        if importlib.util.find_spec(package) is None:
-            raise MissingDependencyError(
-                f'to play with {what} you need {package}: pip install "tdmpc-opt[{extra}]"'
-            )
-
-
 def _entry(source: str, name: str, site: Path) -> dict[str, Any]:
     """Put an agent's files into the site, and return its entry of the list."""
     folder = site / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     if is_onnx(Path(source)):
-        _check_libraries(_NEEDED_FOR_FILES, "an exported file")
         paths = [folder / f"{name}.onnx"]
         shutil.copyfile(source, paths[0])
     else:
-        _check_libraries(_NEEDED, "a checkpoint")
         paths = _exported(source, name, folder)
     files = [open_onnx(path, 1, None) for path in paths]
     tasks = files[0].tasks.names

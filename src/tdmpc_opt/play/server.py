@@ -40,11 +40,7 @@ _POLICY = (
 
 
 class PlayServer(ThreadingHTTPServer):
-    """Serves the files of folders, earlier folders first, to browsers on this machine.
-
-    Args:
-        folders: Where files are looked for.
-        port: Port of 127.0.0.1; 0 takes any free one.
+    """Serves the files of folders, earlier folders first, at a port of 127.0.0.1.
 
     Raises:
         InputError: A port that is taken, forbidden or none.
@@ -136,11 +132,6 @@ def page_server(
     config: PlayConfig, started: Callable[[str], None] = lambda _: None, bundle: Path = BUNDLE
 ) -> Iterator[PlayServer]:
     """Make the server of the page, ready to `serve_forever`.
-
-    Args:
-        config: Agents to offer beside the bundled ones, and the port.
-        started: Called with each agent's name when its export begins.
-        bundle: Folder of the built page.
 
     Raises:
         CheckpointError: A file that is missing, damaged, foreign or unsafe.

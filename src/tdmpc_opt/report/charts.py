@@ -16,7 +16,7 @@ from matplotlib.transforms import Affine2DBase, ScaledTranslation
 
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.score import NORMALIZED, Score, Unit, stored_score, unit_of
-from tdmpc_opt.files import replace_when_done
+from tdmpc_opt.files import written
 from tdmpc_opt.report.read import Curve
 
 INK = "#1b1b1b"
@@ -124,7 +124,6 @@ class Point:
     cost: float
     score: float
     unit: Unit = NORMALIZED
-    """Of the score."""
 
 
 def score_chart(scores: Mapping[str, Score], unit: Unit) -> Callable[[float], Figure]:
@@ -138,12 +137,10 @@ def score_chart(scores: Mapping[str, Score], unit: Unit) -> Callable[[float], Fi
         for y, (name, score) in zip(rows, scores.items(), strict=True):
             axis.text(0.8, y - 0.42, name, va="center", fontsize=8.5)
             edge = max(score.mean, score.ci95[1] if score.ci95 else 0)
-            place: dict[str, Any] = {
-                "textcoords": "offset points",
-                "va": "center",
-                "fontsize": 8.5,
-            }
-            axis.annotate(f"{score.mean:.1f}", (edge, y), (4, 0), **place)
+            text, point = f"{score.mean:.1f}", (edge, y)
+            axis.annotate(
+                text, point, (4, 0), textcoords="offset points", va="center", fontsize=8.5
+            )
         _score_axis(axis, unit)
         axis.set_ylim(len(scores) - 0.45, -0.5)
         return figure
@@ -156,9 +153,7 @@ def task_chart(
 ) -> Callable[[float], Figure]:
     """Return a chart of each task's score by agent: task by task, the agents' bars together.
 
-    Args:
-        scores: Score by agent and task; at most `AGENTS` agents, of the same tasks.
-        unit: Unit of the scores.
+    There are at most `AGENTS` agents, of the same tasks.
     """
     tasks = list(next(iter(scores.values())))
 
@@ -173,12 +168,8 @@ def task_chart(
         for index, (series, found) in enumerate(zip(SERIES, scores.values(), strict=False)):
             y = [top + 0.8 + index * 0.62 for top in tops]
             means = [found[task].mean for task in tasks]
-            look: dict[str, Any] = {
-                "color": series.color,
-                "hatch": series.hatch,
-                "edgecolor": PAPER,
-            }
-            axis.barh(y, means, 0.56, linewidth=0, **look)
+            colors: dict[str, Any] = {"color": series.color, "edgecolor": PAPER}
+            axis.barh(y, means, 0.56, linewidth=0, hatch=series.hatch, **colors)
             _intervals(axis, [found[task] for task in tasks], y)
         axis.set_ylim(len(tasks) * step - 0.2, -0.7)
         _score_axis(axis, unit)
@@ -231,13 +222,15 @@ def _draw_panel(axis: Axes, title: str, curves: Sequence[Curve], inches: Affine2
     axis.tick_params(labelsize=8)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
     axis.grid(axis="y")
-    place: dict[str, Any] = {
-        "loc": "upper left",
-        "bbox_to_anchor": (0.0, 0.0),
-        "bbox_transform": axis.transAxes + ScaledTranslation(0.0, -_LEGEND_BELOW, inches),
-        "borderaxespad": 0.0,
-    }
-    axis.legend(frameon=False, fontsize=8, handlelength=3.2, **place)
+    axis.legend(
+        frameon=False,
+        fontsize=8,
+        handlelength=3.2,
+        loc="upper left",
+        bbox_to_anchor=(0.0, 0.0),
+        bbox_transform=axis.transAxes + ScaledTranslation(0.0, -_LEGEND_BELOW, inches),
+        borderaxespad=0.0,
+    )
 
 
 def cost_chart(
@@ -345,46 +338,8 @@ def _legend(figure: Figure, names: Sequence[str], width: float) -> None:
     )
 
 
-def plot_scores(scores: Mapping[str, Score], path: Path, unit: Unit = NORMALIZED) -> None:
-    """Draw scores of several agents as bars with their 95% intervals.
-
-    Args:
-        scores: Score of each agent in the unit, drawn from top to bottom.
-        path: PNG to write.
-        unit: Unit of the scores.
-
-    Raises:
-        ResultError: A file that cannot be written.
-    """
-    save_picture(score_chart(scores, unit), path)
-
-
-def plot_curves(
-    curves: Mapping[str, Sequence[tuple[float, float]]], label: str, path: Path
-) -> None:
-    """Draw learning curves over updates, a panel for each: losses of two objectives differ.
-
-    Args:
-        curves: Points (update, value) of each run.
-        label: What the value is.
-        path: PNG to write.
-
-    Raises:
-        ResultError: A file that cannot be written.
-    """
-    panels = {
-        name: [Curve(name, "Training", label, "gradient updates", label, points)]
-        for name, points in curves.items()
-    }
-    save_picture(curve_chart(panels), path)
-
-
 def plot_sensitivity(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw what each layer's rounding alone costs, over the bits of its weights.
-
-    Args:
-        rows: Rows of a sensitivity result: layer, format, action_error, value_error, score.
-        path: PNG to write.
 
     Raises:
         ResultError: A file that cannot be written.
@@ -426,11 +381,7 @@ def _draw_sensitivity(axis: Axes, name: str, rows: Sequence[Mapping[str, Any]]) 
 
 
 def plot_front(content: Mapping[str, Any], path: Path) -> None:
-    """Draw score against latency for the budgets of a search, its Pareto front as a line.
-
-    Args:
-        content: What `tdmpc-opt tune-planner` found.
-        path: PNG to write.
+    """Draw score against latency for the budgets of `tuning.json`, its Pareto front as a line.
 
     Raises:
         ResultError: A file that cannot be written.
@@ -476,8 +427,5 @@ def save_picture(
         ResultError: A file that cannot be written.
     """
     date: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {}
-    try:
-        with rc_context(RC), replace_when_done(path) as temporary:
-            draw(width).savefig(temporary, format=kind, dpi=_DPI, facecolor=PAPER, **date)
-    except OSError as error:
-        raise ResultError(f"cannot write {path}: {error.strerror or error}") from error
+    with rc_context(RC), written(path, ResultError) as temporary:
+        draw(width).savefig(temporary, format=kind, dpi=_DPI, facecolor=PAPER, **date)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.reports import summarize
 from tdmpc_opt.errors import InputError, ResultError
-from tdmpc_opt.files import replace_when_done
+from tdmpc_opt.files import written
 from tdmpc_opt.report.charts import SERIES, save_picture
 
 _BINS = 20
@@ -23,11 +23,7 @@ _COLUMNS = 5
 
 
 def plot_returns(returns: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Draw one small histogram of episode returns per task, with the mean marked.
-
-    Args:
-        returns: Episode returns by task name.
-        path: PNG to write.
+    """Draw one small histogram of each task's episode returns, with the mean marked.
 
     Raises:
         InputError: No task to draw.
@@ -64,12 +60,7 @@ def _draw_histogram(axis: Axes, task: str, values: NDArray[np.float64]) -> None:
 
 
 def write_dataset_card(dataset: EpisodeDataset, plot: Path, path: Path) -> None:
-    """Write the card.
-
-    Args:
-        dataset: What it is about.
-        plot: Picture of the returns, which the card shows by its relative path.
-        path: Markdown file to write.
+    """Write the card of a dataset, which shows the picture of its returns by a relative path.
 
     Raises:
         DataError: A shard that is missing or truncated.
@@ -101,11 +92,8 @@ def write_dataset_card(dataset: EpisodeDataset, plot: Path, path: Path) -> None:
     ]
     picture = os.path.relpath(plot.resolve(), path.resolve().parent)
     lines += ["", f"![Episode returns of each task]({picture})", ""]
-    try:
-        with replace_when_done(path) as temporary:
-            temporary.write_text("\n".join(lines))
-    except OSError as error:
-        raise ResultError(f"cannot write {path}: {error.strerror or error}") from error
+    with written(path, ResultError) as temporary:
+        temporary.write_text("\n".join(lines))
 
 
 def _sources(dataset: EpisodeDataset) -> list[str]:

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from tdmpc_opt.agents.policies import Policy, one_thread
+from tdmpc_opt.agents.policies import Policy, threads
 from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
 from tdmpc_opt.configs import VideoConfig
 from tdmpc_opt.errors import RunError
-from tdmpc_opt.files import refuse_overwrite, replace_when_done
+from tdmpc_opt.files import refuse_overwrite, replace_when_done, written
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import Task, TaskTable, seed_number
 from tdmpc_opt.tasks.environment import make_env
@@ -81,10 +81,6 @@ class _Job:
 def video(config: VideoConfig, progress: Progress | None = None) -> list[Path]:
     """Film an agent, alone or beside another, and draw a contact sheet of its tasks.
 
-    Args:
-        config: Who, on which tasks, and where to.
-        progress: Takes the tasks that are done.
-
     Returns:
         The files written.
 
@@ -136,7 +132,7 @@ def _name(source: PolicySource, tasks: TaskTable) -> str:
 
 def film(job: _Job) -> Iterator[Shot]:
     """Yield the shots of each task in turn, all agents in step; run where drawing works."""
-    with one_thread():
+    with threads(1):
         policies = [source.load(job.tasks) for source in job.sources]
         for task in job.tasks.tasks:
             yield from _clip(policies, task, job)
@@ -164,7 +160,7 @@ def _clip(policies: list[Policy], task: Task, job: _Job) -> Iterator[Shot]:
 
 def poses(job: _Job) -> Iterator[Shot]:
     """Yield one shot of each task, half an episode after its start; run as `film`."""
-    with one_thread():
+    with threads(1):
         policy = job.sources[0].load(job.tasks)
         for task in job.tasks.tasks:
             player = _Player(policy, task, job.seed)
@@ -182,11 +178,10 @@ class _Player:
         self.env = make_env(task, seed, render_mode="rgb_array")
         self.total = 0.0
         self.times: deque[float] = deque(maxlen=_WINDOW)
-        self._policy = policy
+        self._act = policy(task.name, [(seed, seed_number(task), 0)], [self.env])
         self._obs = self.env.reset()[0]
         self.over = False
         """Whether the episode has ended."""
-        policy.start(task.name, [(seed, seed_number(task), 0)])
 
     @property
     def steps_per_second(self) -> float:
@@ -196,7 +191,7 @@ class _Player:
         if self.over:  # the picture stays where the episode ended
             return
         start = time.perf_counter()
-        action = self._policy.act(self._obs[None])[0]
+        action = self._act(self._obs[None])[0]
         self.times.append(1000 * (time.perf_counter() - start))
         self._obs, reward, terminated, truncated, _ = self.env.step(action)
         self.over = terminated or truncated
@@ -276,11 +271,8 @@ def _write_sheet(path: Path, shots: list[Shot]) -> None:
         draw.text((left + 4, top + 3), shot.task, _INK, font)
         note = f"return {shot.returns[0]:.0f} after {shot.seconds:.1f} s"
         draw.text((left + 4, top + 18), note, _FAINT, font)
-    try:
-        with replace_when_done(path) as temporary:
-            image.save(temporary, format="PNG")
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    with written(path, RunError) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def write_film(

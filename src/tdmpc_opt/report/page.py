@@ -5,8 +5,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,7 +19,7 @@ from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.compare import ablation, equal_budgets
 from tdmpc_opt.evaluation.results import refuse_damaged
 from tdmpc_opt.evaluation.score import NORMALIZED, Score, Unit, normalized_score
-from tdmpc_opt.files import refuse_overwrite, replace_when_done
+from tdmpc_opt.files import refuse_overwrite, written
 from tdmpc_opt.report.charts import (
     AGENTS,
     BROAD,
@@ -201,12 +202,16 @@ def _costs(results: ResultSet) -> Section:
         for member in results.evaluated:
             if row.checkpoint.is_that_of(member.checkpoint):
                 group, name = _title(member.tasks), f"{member.source.name}: {row.name}"
-                for points, cost in ((sized, row.size_bytes), (timed, row.latency_s)):
-                    _add(points, group, name, cost, (member.score.mean, member.unit))
+                for groups, cost in ((sized, row.size_bytes), (timed, row.latency_s)):
+                    if cost is not None:
+                        point = Point(name, cost, member.score.mean, member.unit)
+                        groups.setdefault(group, []).append(point)
     for source, lines in results.demos:
-        for line in lines:
-            score = (line.score.mean, NORMALIZED)
-            _add(sized, f"Demo ({source.name})", line.name, line.size_bytes, score)
+        sized[f"Demo ({source.name})"] = [
+            Point(line.name, line.size_bytes, line.score.mean)
+            for line in lines
+            if line.size_bytes is not None
+        ]
     figures = [
         *_cost_figures("size", "bytes on disk", sized),
         *_cost_figures("latency", "median time of an action", timed),
@@ -216,17 +221,6 @@ def _costs(results: ResultSet) -> Section:
         "Points are numbered by cost."
     )
     return Section("cost", "Score against size and latency", text, figures)
-
-
-def _add(
-    groups: dict[str, list[Point]],
-    group: str,
-    name: str,
-    cost: float | None,
-    score: tuple[float, Unit],
-) -> None:
-    if cost is not None:
-        groups.setdefault(group, []).append(Point(name, cost, *score))
 
 
 def _cost_figures(name: str, label: str, groups: Mapping[str, list[Point]]) -> list[Figure]:
@@ -344,7 +338,10 @@ def write_report(config: ReportConfig) -> ReportSummary:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"inline": _inline, "facts": _facts}
+    environment.filters |= {
+        "inline": _inline,
+        "facts": partial(json.dumps, indent=1, ensure_ascii=False),
+    }
     html = environment.get_template("report.html").render(
         title="tdmpc-opt report",
         sections=parts,
@@ -353,37 +350,33 @@ def write_report(config: ReportConfig) -> ReportSummary:
         light=css_variables(dark=False),
         dark=css_variables(dark=True),
         version=tdmpc_opt.__version__,
-        machines=_machines(results),
+        machines=sorted({_machine(source) for source in results.sources} - {""}),
     )
-    charts = [figure.chart for section in parts for figure in section.figures]
-    try:
-        with replace_when_done(config.output) as temporary:
-            temporary.write_text(html, encoding="utf-8")
-        figures = _pictures(charts, config.figures) if config.figures else ()
-    except OSError as error:
-        raise ResultError(f"cannot write {error.filename}: {error.strerror}") from error
+    with written(config.output, ResultError) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    pictures: list[Path] = []
+    if config.figures is not None:
+        charts = [figure.chart for section in parts for figure in section.figures]
+        for chart, kind in product(charts, ("png", "svg")):
+            pictures.append(config.figures / f"{chart.name}.{kind}")
+            save_picture(chart.draw, pictures[-1], kind=kind)
     return ReportSummary(
         path=config.output,
         size_bytes=config.output.stat().st_size,
         files=len(results.sources),
-        figures=figures,
+        figures=tuple(pictures),
         skipped=tuple(results.skipped),
     )
-
-
-def _svg(chart: Chart, width: float) -> str:
-    with rc_context(RC):
-        file = io.StringIO()
-        figure = chart.draw(width)
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
 
 
 def _inline(chart: Chart) -> Markup:
     """Return a chart as two SVGs for the page, of which CSS shows the one that fits."""
     parts = []
     for kind, width in (("broad", BROAD), ("narrow", _PHONE)):
-        svg = _svg(chart, width)
+        file = io.StringIO()
+        with rc_context(RC):
+            chart.draw(width).savefig(file, format="svg", metadata={"Date": None})
+        svg = file.getvalue()
         svg = svg[svg.index("<svg") :]
         svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
         # All charts share one document, in which an id may stand but once.
@@ -395,28 +388,10 @@ def _inline(chart: Chart) -> Markup:
     return Markup("".join(parts))
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
-    return json.dumps(facts, indent=1, ensure_ascii=False)
-
-
-def _machines(results: ResultSet) -> list[str]:
-    """Return each machine and package version that results come from, once."""
-    return sorted({_machine(source) for source in results.sources} - {""})
-
-
 def _machine(source: Source) -> str:
+    """Return the machine and the version that a result comes from, if it states them."""
     machine, versions = source.facts.get("machine", {}), source.facts.get("versions", {})
     if not machine:
         return ""
     place = f"{machine.get('processor')}, {machine.get('cores')} cores, {machine.get('system')}"
     return f"{place}; tdmpc-opt {versions.get('tdmpc_opt', 'of unknown version')}"
-
-
-def _pictures(charts: Sequence[Chart], folder: Path) -> tuple[Path, ...]:
-    """Write each chart as PNG and SVG with a white background."""
-    written = []
-    for chart in charts:
-        for kind in ("png", "svg"):
-            written.append(folder / f"{chart.name}.{kind}")
-            save_picture(chart.draw, written[-1], kind=kind)
-    return tuple(written)

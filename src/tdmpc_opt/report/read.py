@@ -121,10 +121,7 @@ class ResultSet:
 
 
 def read_result_files(paths: Sequence[Path]) -> ResultSet:
-    """Read result files; those of unknown kinds and unfinished ones are named as skipped.
-
-    Args:
-        paths: Result files, or folders of them.
+    """Read result files and folders of them; unknown kinds and unfinished ones are skipped.
 
     Raises:
         ResultError: A file that cannot be read, is no JSON, or is damaged.

@@ -38,7 +38,6 @@ from tdmpc_opt.runtime.plan_state import (
     OneCallAtATime,
     PlanState,
     Refine,
-    check_deadline,
 )
 from tdmpc_opt.schema import TaskTable
 
@@ -71,7 +70,7 @@ class Agent(ControlLoop):
         clock: Monotonic time in seconds, by which deadlines are kept.
     """
 
-    _planner: "OnnxPlanner | None"
+    _planner: "_OnnxPlanner | None"
 
     def __init__(
         self,
@@ -83,7 +82,7 @@ class Agent(ControlLoop):
         super().__init__(tasks, clock)
         self._contracts, self._make, self._clock = contracts, make, clock
         self._act = act = make(self._timer)
-        self._planner = act if isinstance(act, OnnxPlanner) else None
+        self._planner = act if isinstance(act, _OnnxPlanner) else None
         self._generator: np.random.Generator | None = None
         self._indices: dict[str | int | None, int] = {}  # of the tasks acted in so far
 
@@ -155,11 +154,10 @@ class Agent(ControlLoop):
             UnknownTaskError: A task that this agent does not know.
             BusyError: Another thread plans with this agent at this moment.
         """
-        check_deadline(deadline_ms)
+        self._timer.begin(deadline_ms)
         index = self._indices.get(task)
         if index is None:
             index = self._indices[task] = task_id(self.tasks, task)
-        self._timer.begin(deadline_ms)
         if on_invalid == "error":
             action = self._act_on(obs, index, generator)
         else:
@@ -251,7 +249,7 @@ def load(
     if file.plan is None:
         act = _by_onnx(file)
         return Agent(file.tasks, file.contracts, lambda _: act, clock)
-    return Agent(file.tasks, file.contracts, partial(OnnxPlanner, file, file.plan), clock)
+    return Agent(file.tasks, file.contracts, partial(_OnnxPlanner, file, file.plan), clock)
 
 
 def _by_numpy(weights: Weights) -> Act:
@@ -281,30 +279,22 @@ def _by_onnx(file: OnnxFile) -> Act:
     task_input = _task_input(file)
 
     def act(obs: Array, task: int, _: Noise) -> Array:
-        action: Array = file.session.run(["action"], {"obs": obs} | task_input(len(obs), task))[
-            0
-        ]
-        check_output(action, (len(obs), file.tasks.action_dim))
-        return action
+        (action,) = file.run(["action"], {"obs": obs} | task_input(len(obs), task))
+        return check_output(action, (len(obs), file.tasks.action_dim))
 
     return act
 
 
-class OnnxPlanner:
+class _OnnxPlanner:
     """Chooses actions by planning, and remembers each row's last plan.
 
     Rows are planned for one by one, as on a device: all rows of one call to the graph would
     share their draws of the Q ensemble and the rounding of one batch size.
-
-    Args:
-        file: Of a planner.
-        sizes: What it searches with.
-        timer: Measures rounds where there is a deadline.
     """
 
     def __init__(self, file: OnnxFile, sizes: FilePlan, timer: DeadlineTimer) -> None:
         self.sizes = sizes
-        self._session, self._task_input = file.session, _task_input(file)
+        self._run, self._task_input = file.run, _task_input(file)
         self._width, self._masks = file.tasks.action_dim, file.tasks.action_mask()
         self._members = np.tile(np.arange(sizes.num_q), (sizes.rounds, 1))
         self._state = PlanState(sizes, self._width, timer)
@@ -313,26 +303,12 @@ class OnnxPlanner:
         """Rounds of the newest plan, of several rows the most; None before the first."""
 
     def reset(self) -> None:
-        """Forget the plans.
-
-        Raises:
-            BusyError: Another thread's call is not done.
-        """
+        """Forget the plans."""
         with self._one_call:
             self._state.reset()
 
     def __call__(self, obs: Array, task: int, noise: Noise) -> Array:
-        """Return the next action [B, action] of the plans that are in use, or of new ones.
-
-        Args:
-            obs: Observations [B, obs].
-            task: Their task.
-            noise: Each row's source of noise.
-
-        Raises:
-            BusyError: Another thread's call is not done.
-            NonFiniteError: The graph gave NaN or infinity; the plans stay as they were.
-        """
+        """Return the next action [B, action] of the plans that are in use, or of new ones."""
         with self._one_call:
             generators, rounds = noise(), 0
             for row in (due := self._state.due(len(obs))):
@@ -356,11 +332,12 @@ class OnnxPlanner:
 
         def run(rounds: range, mean: Array, std: Array) -> tuple[Array, Array, Array]:
             noise = self._noise(generator, len(rounds))
-            found = self._session.run(OUTPUTS, common | noise | {"mean": mean, "std": std})
-            for value, like in zip(found, (mean[0], mean, std), strict=True):
+            found = self._run(OUTPUTS, common | noise | {"mean": mean, "std": std})
+            action, new_mean, new_std = (
                 check_output(value, like.shape)
-            action, mean, std = found
-            return action, mean, std
+                for value, like in zip(found, (mean[0], mean, std), strict=True)
+            )
+            return action, new_mean, new_std
 
         return run
 

@@ -344,10 +344,7 @@ def check_shape(tasks: TaskTable, task: int | None, shape: Sequence[int]) -> Non
 
 
 def check_observation(largest: float) -> None:
-    """Refuse observations that are not finite, or so large that the network overflows.
-
-    Args:
-        largest: Largest magnitude among them; NaN where one is NaN.
+    """Refuse observations whose largest magnitude is NaN or overflows the network.
 
     Raises:
         ObservationError: It is NaN or above `LARGEST_OBSERVATION`.
@@ -360,10 +357,7 @@ def check_observation(largest: float) -> None:
 
 
 def check_action(largest: float) -> None:
-    """Refuse actions that are not finite or not in [-1, 1], but for rounding.
-
-    Args:
-        largest: Largest magnitude among them; NaN where one is NaN.
+    """Refuse actions whose largest magnitude is NaN or above 1, but for rounding.
 
     Raises:
         NonFiniteError: The network overflowed, or its weights are damaged.

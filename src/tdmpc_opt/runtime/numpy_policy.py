@@ -31,12 +31,7 @@ INT4_ZERO = 8
 
 
 def int4_halves(codes: Any) -> tuple[Any, Any]:
-    """Return the codes of the first and of the second half of each row, which share bytes.
-
-    Args:
-        codes: Bytes [..., stored] of a weight of 4 bits, of numpy or torch; the low bits are
-            the first half.
-    """
+    """Return the codes of both halves of each row, which share bytes, low bits first."""
     return codes & 15, codes >> 4
 
 
@@ -49,7 +44,6 @@ class Integers:
     scale: NDArray[np.float16]
     """Value of one step, [out, groups]."""
     columns: int
-    """Number of inputs."""
     group: int
     """Neighbouring inputs that share a scale."""
 
@@ -80,11 +74,9 @@ class Weights:
     tasks: TaskTable
     """Tasks in the order of the embedding's rows."""
     latent_dim: int
-    """Width of the latent state."""
     simnorm_dim: int
     """Length of one of its simplices."""
     contracts: Contracts
-    """What is known of the tasks' numbers."""
 
     def full(self, name: str) -> NDArray[np.float32] | None:
         """Return a tensor in float32, None where there is none."""
@@ -125,18 +117,14 @@ def read_weights(path: Path) -> Weights:
         contracts = contracts_of(tasks, metadata.get(CONTRACT))
         widths = config["latent_dim"], config["simnorm_dim"]
         weights = Weights(tensors, tasks, *widths, contracts)
-        check_weights(weights)
+        _check_weights(weights)
         return weights
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
 
 
-def check_weights(weights: Weights) -> None:
-    """Check that each layer is there, fits the one before it, and has finite numbers.
-
-    Raises:
-        ValueError: The message names the first fault.
-    """
+def _check_weights(weights: Weights) -> None:
+    """Check that each layer is there, fits the one before it, and has finite numbers."""
     tasks, latent, group = weights.tasks, weights.latent_dim, weights.simnorm_dim
     if type(latent) is not int or type(group) is not int or group < 1 or latent % group:
         raise ValueError(f"a latent of {latent!r:.20} in groups of {group!r:.20}")
@@ -262,9 +250,11 @@ class _Layer:
 
     def __init__(self, weight: Array, bias: Array, norm: tuple[Array, Array] | None) -> None:
         self._norm = norm
-        self._bounded = norm is not None and _bound(*norm) < _SAFE
+        self._bounded = False
         # Centred over the outputs, the product has mean 0 and LayerNorm need not subtract it.
         if norm is not None:
+            largest = np.max(np.abs(norm[0]) * math.sqrt(len(bias)) + np.abs(norm[1]))
+            self._bounded = float(largest) < _SAFE
             weight, bias = weight - weight.mean(0), bias - bias.mean()
         self._weight, self._bias = np.ascontiguousarray(weight.T), bias
         self._share = np.float32(1 / len(bias))
@@ -322,11 +312,6 @@ def _layers(part: str, weights: Weights, columns: int, embedding: Array) -> list
         norm = None if scale is None or shift is None else (scale, shift)
         layers.append(_Layer(weight, bias, norm))
     return layers
-
-
-def _bound(scale: Array, shift: Array) -> float:
-    """Return what no output of a LayerNorm exceeds."""
-    return float(np.max(np.abs(scale) * math.sqrt(len(scale)) + np.abs(shift)))
 
 
 def _unit(row: Array) -> Array:

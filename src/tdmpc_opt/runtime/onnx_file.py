@@ -1,10 +1,13 @@
 """Opening ONNX files that `tdmpc-opt export` wrote; onnxruntime loads with the first."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
 from tdmpc_opt.files import check_schema, parse_json
@@ -21,12 +24,14 @@ Provider = str | tuple[str, Mapping[str, Any]]
 """Name of an execution provider of ONNX Runtime, alone or with its options."""
 
 
+Run = Callable[[Sequence[str], Mapping[str, Any]], list[Any]]
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FilePlan(PlanRules):
     """How the planner of a file plans."""
 
     preset: str
-    """Name of the budget."""
     rounds: int
     """Refinements of one plan."""
     num_q: int
@@ -37,16 +42,14 @@ class FilePlan(PlanRules):
 class OnnxFile:
     """An open file."""
 
-    session: "CheckedSession"
-    """Runs the graph."""
+    run: Run
+    """Runs the graph: the names of outputs and inputs by name to the outputs. It raises a
+    `CheckpointError` where the graph cannot be computed."""
     tasks: TaskTable
-    """Tasks in the order of their ids."""
     plan: FilePlan | None
     """None where the file has the policy alone."""
     number_format: str
-    """Number format of the weights."""
     contracts: Contracts
-    """What is known of the tasks' numbers."""
 
 
 def is_onnx(path: Path) -> bool:
@@ -73,57 +76,47 @@ def open_onnx(path: Path, threads: int, providers: Sequence[Provider] | None) ->
         InputError: A provider that this build of ONNX Runtime lacks.
         MissingDependencyError: onnxruntime is not installed.
     """
-    session = CheckedSession(path, _session(path, threads, providers))
-    metadata = _metadata(path, session.raw)
+    session = _session(path, threads, providers)
+    metadata = _metadata(path, session)
     try:
         tasks = TaskTable.from_json(parse_json(metadata["tasks"]))
         plan, number_format = None, metadata["number_format"]
         if metadata["kind"] == "planner":
             plan = _plan(parse_json(metadata["plan"]))
-        _check_graph(session.raw, tasks, plan)
+        _check_graph(session, tasks, plan)
         contracts = contracts_of(tasks, metadata.get(CONTRACT))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
-    return OnnxFile(session, tasks, plan, number_format, contracts)
+    return OnnxFile(_runner(path, session), tasks, plan, number_format, contracts)
 
 
-class CheckedSession:
-    """Runs the graph of a file, which may fail where the file is damaged.
+def _runner(path: Path, session: Any) -> Run:
+    """Return what runs the graph of a file, which may fail where the file is damaged."""
 
-    Args:
-        path: The file.
-        raw: onnxruntime.InferenceSession.
-    """
-
-    def __init__(self, path: Path, raw: Any) -> None:
-        self.raw = raw
-        self._path = path
-
-    def run(self, outputs: Sequence[str], inputs: Mapping[str, Any]) -> list[Any]:
-        """Return outputs by name.
-
-        Raises:
-            CheckpointError: The graph cannot be computed.
-        """
+    def run(outputs: Sequence[str], inputs: Mapping[str, Any]) -> list[Any]:
         try:
-            found: list[Any] = self.raw.run(outputs, inputs)
+            found: list[Any] = session.run(outputs, inputs)
         except _errors() as error:
             raise CheckpointError(
-                f"{self._path} is damaged, its graph cannot be computed: {_one_line(error)}"
+                f"{path} is damaged, its graph cannot be computed: {_one_line(error)}"
             ) from error
         return found
 
+    return run
 
-def check_output(values: Any, shape: tuple[int, ...]) -> None:
-    """Refuse what a graph gave in another shape than it should.
+
+def check_output(values: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return what a graph gave.
 
     Raises:
-        CheckpointError: Another shape.
+        CheckpointError: It has another shape than it should.
     """
     if values.shape != shape:
         raise CheckpointError(
             f"the ONNX file is damaged: its graph gave {list(values.shape)}, not {list(shape)}"
         )
+    array: NDArray[np.float32] = values
+    return array
 
 
 def _plan(found: dict[str, Any]) -> FilePlan:

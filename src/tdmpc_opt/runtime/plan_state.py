@@ -27,23 +27,10 @@ Clock = Callable[[], float]
 """Monotonic time in seconds."""
 
 
-def check_deadline(deadline_ms: float | None) -> None:
-    """Refuse a deadline that lies in the past.
-
-    Raises:
-        InputError: It does.
-    """
-    if deadline_ms is not None and not deadline_ms > 0:
-        raise InputError(f"deadline_ms must be above 0, got {deadline_ms}")
-
-
 class DeadlineTimer:
     """Measures parts of the work and predicts whether another would end after the deadline.
 
     Each thread has the deadline of its action; the counts are those of all threads.
-
-    Args:
-        clock: Monotonic clock.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -68,8 +55,14 @@ class DeadlineTimer:
         return self._used and self._end < float("inf")
 
     def begin(self, deadline_ms: float | None) -> None:
-        """Start the time of one action; None sets no limit."""
+        """Start the time of one action; None sets no limit.
+
+        Raises:
+            InputError: A deadline that is not positive.
+        """
         if deadline_ms is not None:
+            if not deadline_ms > 0:
+                raise InputError(f"deadline_ms must be above 0, got {deadline_ms}")
             self._used = True
             self._thread.end = self._clock() + deadline_ms / 1000
         elif self.limited:
@@ -100,12 +93,8 @@ class DeadlineTimer:
         self._costs.append(self._clock() - started)
 
 
-class Fallback:
-    """The answers of one control loop to observations that cannot be used.
-
-    Args:
-        tasks: The agent's tasks.
-    """
+class _Fallback:
+    """The answers of one control loop to observations that cannot be used."""
 
     def __init__(self, tasks: TaskTable) -> None:
         self.count = 0
@@ -123,11 +112,6 @@ class Fallback:
 
     def answer(self, on_invalid: OnInvalid, obs: Any, task: int | None) -> NDArray[np.floating]:
         """Return the action in place of that for an invalid observation.
-
-        Args:
-            on_invalid: `hold` or `zero`.
-            obs: The observation, of any kind and shape.
-            task: Its task, or None for several.
 
         Returns:
             The last action of the task, or zeros: [B, action] for an observation [B, obs], and
@@ -171,7 +155,7 @@ class ControlLoop:
 
     def __init__(self, tasks: TaskTable, clock: Clock) -> None:
         self.tasks = tasks
-        self._timer, self._fallback = DeadlineTimer(clock), Fallback(tasks)
+        self._timer, self._fallback = DeadlineTimer(clock), _Fallback(tasks)
 
     @property
     def deadlines(self) -> int:

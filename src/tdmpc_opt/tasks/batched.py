@@ -5,7 +5,7 @@ numpy expressions over positions, velocities and sensors. Reinforcement learning
 environments and planning with the true dynamics use this.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -54,109 +54,13 @@ Measure = Callable[[Batch], Array]
 """Maps a batch to one number a state [*batch] or to observations [*batch, obs]."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sensor:
-    """A frame sensor added to the model so that a reward can read it."""
-
-    name: str
-    """Name of the sensor, by which `Batch` returns its readings."""
-    kind: mujoco.mjtSensor
-    """Such as `mjSENS_FRAMEPOS`."""
-    frame: mujoco.mjtObj
-    """`mjOBJ_XBODY` (a body's frame), `mjOBJ_BODY` (its inertial frame), geom or site."""
-    of: str
-    """Name of that body, geom or site."""
-
-
-class BatchedPhysics:
-    """Steps batches of states of one model, a control step at a time or many.
-
-    Args:
-        model: Compiled model, its sensors included.
-        substeps: Physics steps in a control step.
-    """
-
-    def __init__(self, model: mujoco.MjModel, substeps: int) -> None:
-        self.model = model
-        self.substeps = substeps
-        self.state_size = mujoco.mj_stateSize(model, _STATE.value)
-        self._data = mujoco.MjData(model)
-        self._rollout = rollout.Rollout(nthread=0)  # on the calling thread
-        self.slices = {
-            model.sensor(index).name: slice(
-                model.sensor_adr[index], model.sensor_adr[index] + model.sensor_dim[index]
-            )
-            for index in range(model.nsensor)
-        }
-        stages = model.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC
-        self._of_forces = np.repeat(stages, model.sensor_dim)
-
-    def read_state(self, data: Any) -> Array:
-        """Return the full physics state [state] of a `mujoco.MjData` of an equal model."""
-        state = np.empty(self.state_size)
-        mujoco.mj_getState(self.model, data, state, _STATE.value)
-        return state
-
-    def step(self, states: Array, controls: Array, constants: Array) -> tuple[Array, Batch]:
-        """Apply controls to a batch of states.
-
-        Args:
-            states: Full physics states [B, state].
-            controls: One control for each control step [B, steps, nu].
-            constants: Constants of the episodes [B, constants].
-
-        Returns:
-            The states after the last step [B, state], and what can be measured after each
-            step, with axes [B, steps].
-        """
-        steps = controls.shape[1]
-        held = np.repeat(controls, self.substeps, axis=1)
-        # Sensors are read before a step: one step more reads those of the last state.
-        held = np.concatenate([held, held[:, -1:]], axis=1)
-        path, readings = self._rollout.rollout(self.model, self._data, states, held)
-        path, readings = cast("Array", path), cast("Array", readings)
-        last = np.arange(1, steps + 1) * self.substeps - 1
-        after = readings[:, last + 1]
-        after[..., self._of_forces] = readings[:, last][..., self._of_forces]
-        reached = path[:, last]
-        batch = self._measured(
-            reached, controls, after, np.repeat(constants[:, None], steps, 1)
-        )
-        return reached[:, -1], batch
-
-    def look(self, states: Array, constants: Array) -> Batch:
-        """Return what can be measured of states as they are, with axes [B, 1] and no control.
-
-        Args:
-            states: Full physics states [B, state].
-            constants: Constants of the episodes [B, constants].
-        """
-        still = np.zeros((len(states), 1, self.model.nu))
-        _, readings = self._rollout.rollout(self.model, self._data, states, still)
-        return self._measured(
-            states[:, None], still, cast("Array", readings), constants[:, None]
-        )
-
-    def _measured(
-        self, states: Array, control: Array, sensordata: Array, constants: Array
-    ) -> Batch:
-        velocity = 1 + self.model.nq  # time comes before the positions
-        return Batch(
-            qpos=states[..., 1:velocity],
-            qvel=states[..., velocity : velocity + self.model.nv],
-            control=control,
-            sensordata=sensordata,
-            constants=constants,
-            slices=self.slices,
-        )
-
-
 class BatchedTask:
     """A task on batches of states: steps, rewards and observations of many episodes at once.
 
     Args:
         task: The task.
-        physics: Steps its states.
+        model: Compiled MuJoCo model, with the sensors that reward and observation read.
+        substeps: Physics steps in a control step.
         reward: Reward of each control step.
         observe: Observation after each control step.
         read: Returns an environment's `mujoco.MjData` and its episode's constants.
@@ -168,7 +72,8 @@ class BatchedTask:
     def __init__(
         self,
         task: Task,
-        physics: BatchedPhysics,
+        model: mujoco.MjModel,
+        substeps: int,
         *,
         reward: Measure,
         observe: Measure,
@@ -177,18 +82,26 @@ class BatchedTask:
         control: Callable[[Array], Array] | None = None,
     ) -> None:
         self.task = task
-        self.step_seconds = repeat * physics.substeps * float(physics.model.opt.timestep)
-        self._physics = physics
-        self._reward = reward
-        self._observe = observe
-        self._read = read
-        self._repeat = repeat
-        self._control = control
+        self.step_seconds = repeat * substeps * float(model.opt.timestep)
+        self._model, self._substeps, self._repeat = model, substeps, repeat
+        self._reward, self._observe, self._read, self._control = reward, observe, read, control
+        self._data = mujoco.MjData(model)
+        self._rollout = rollout.Rollout(nthread=0)  # on the calling thread
+        self._slices = {
+            model.sensor(index).name: slice(
+                model.sensor_adr[index], model.sensor_adr[index] + model.sensor_dim[index]
+            )
+            for index in range(model.nsensor)
+        }
+        stages = model.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC
+        self._of_forces = np.repeat(stages, model.sensor_dim)
 
     def current(self, env: Any) -> tuple[Array, Array]:
         """Return the physics state [state] and the constants of an environment's episode."""
         data, constants = self._read(env)
-        return self._physics.read_state(data), constants
+        state = np.empty(mujoco.mj_stateSize(self._model, _STATE.value))
+        mujoco.mj_getState(self._model, data, state, _STATE.value)
+        return state, constants
 
     def step(
         self, states: Array, actions: Array, constants: Array
@@ -196,7 +109,7 @@ class BatchedTask:
         """Apply sequences of actions.
 
         Args:
-            states: Physics states [B, state].
+            states: Full physics states [B, state].
             actions: In [-1, 1], [B, steps, action].
             constants: Constants of the episodes [B, constants].
 
@@ -206,40 +119,49 @@ class BatchedTask:
         """
         controls = actions if self._control is None else self._control(actions)
         controls = np.repeat(controls, self._repeat, axis=1)
-        states, batch = self._physics.step(states, controls, constants)
+        steps = controls.shape[1]
+        held = np.repeat(controls, self._substeps, axis=1)
+        # Sensors are read before a step: one step more reads those of the last state.
+        held = np.concatenate([held, held[:, -1:]], axis=1)
+        path, readings = self._simulated(states, held)
+        last = np.arange(1, steps + 1) * self._substeps - 1
+        after = readings[:, last + 1]
+        after[..., self._of_forces] = readings[:, last][..., self._of_forces]
+        reached = path[:, last]
+        batch = self._batch(reached, controls, after, np.repeat(constants[:, None], steps, 1))
         reward = self._reward(batch).reshape(len(states), -1, self._repeat).sum(axis=-1)
-        return states, self._observe(batch)[:, self._repeat - 1 :: self._repeat], reward
+        observed = self._observe(batch)[:, self._repeat - 1 :: self._repeat]
+        return reached[:, -1], observed, reward
 
     def observe_now(self, states: Array, constants: Array) -> NDArray[np.float32]:
         """Return the observations [B, obs] of states, with no control acting on them.
 
         Args:
-            states: Physics states [B, state].
+            states: Full physics states [B, state].
             constants: Constants of the episodes [B, constants].
         """
-        obs = self._observe(self._physics.look(states, constants))
-        return obs[:, 0].astype(np.float32)
+        still = np.zeros((len(states), 1, self._model.nu))
+        _, readings = self._simulated(states, still)
+        batch = self._batch(states[:, None], still, readings, constants[:, None])
+        return self._observe(batch)[:, 0].astype(np.float32)
 
+    def _simulated(self, states: Array, controls: Array) -> tuple[Array, Array]:
+        """Return the states and the sensor readings of each physics step."""
+        path, readings = self._rollout.rollout(self._model, self._data, states, controls)
+        return cast("Array", path), cast("Array", readings)
 
-def with_sensors(spec: Any, sensors: Sequence[Sensor]) -> mujoco.MjModel:
-    """Compile a model with sensors added.
-
-    Args:
-        spec: `mujoco.MjSpec` of the model; it is changed.
-        sensors: What to add.
-    """
-    for sensor in sensors:
-        spec.add_sensor(
-            name=sensor.name, type=sensor.kind, objtype=sensor.frame, objname=sensor.of
+    def _batch(
+        self, states: Array, control: Array, sensordata: Array, constants: Array
+    ) -> Batch:
+        velocity = 1 + self._model.nq  # time comes before the positions
+        return Batch(
+            qpos=states[..., 1:velocity],
+            qvel=states[..., velocity : velocity + self._model.nv],
+            control=control,
+            sensordata=sensordata,
+            constants=constants,
+            slices=self._slices,
         )
-    # MuJoCo 3.17 deprecates that its compiler scales to a total mass, as for the cheetah.
-    mass = spec.compiler.settotalmass
-    spec.compiler.settotalmass = -1
-    model = spec.compile()
-    if mass > 0:
-        mujoco.mj_setTotalmass(model, mass)
-        mujoco.mj_setConst(model, mujoco.MjData(model))
-    return model
 
 
 _NEEDED = ("model", "data", "frame_skip", "batched_reward", "batched_observation")
@@ -267,9 +189,6 @@ def own_batched_task(task: Task) -> BatchedTask:
     `episode_constants()`, the numbers [constants] that a reset draws and that are no part of
     the physics state.
 
-    Args:
-        task: What `own_task` returned.
-
     Raises:
         InputError: Something is missing, or batches differ from the environment's own steps.
     """
@@ -290,7 +209,8 @@ def own_batched_task(task: Task) -> BatchedTask:
 
     batched = BatchedTask(
         task,
-        BatchedPhysics(inner.model, int(inner.frame_skip)),
+        inner.model,
+        int(inner.frame_skip),
         reward=inner.batched_reward,
         observe=inner.batched_observation,
         read=_read,

@@ -5,9 +5,10 @@ a `Physics`.
 """
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
@@ -16,16 +17,7 @@ from dm_control.utils import rewards
 
 from tdmpc_opt.schema import MT30, Task
 from tdmpc_opt.tasks import custom
-from tdmpc_opt.tasks.batched import (
-    Array,
-    Batch,
-    BatchedPhysics,
-    BatchedTask,
-    Measure,
-    Sensor,
-    own_batched_task,
-    with_sensors,
-)
+from tdmpc_opt.tasks.batched import Array, Batch, BatchedTask, Measure, own_batched_task
 from tdmpc_opt.tasks.environment import ACTION_REPEAT, DMControlEnv
 
 _XBODY, _BODY = mujoco.mjtObj.mjOBJ_XBODY, mujoco.mjtObj.mjOBJ_BODY
@@ -37,99 +29,80 @@ _AXES = {
     "z": mujoco.mjtSensor.mjSENS_FRAMEZAXIS,
 }
 _FISH_RADII = 0.04 + 0.005  # of the target and the mouth, metres
-_FINGER_RADII = {"finger-turn-easy": 0.07, "finger-turn-hard": 0.03}
-_REACHER_RADII = {
-    "reacher-easy": 0.05,
-    "reacher-hard": 0.015,
-    "reacher-three-easy": 0.05,
-    "reacher-three-hard": 0.015,
-}
+_FINGER_RADII = {"turn-easy": 0.07, "turn-hard": 0.03}
+_REACHER_RADII = {"easy": 0.05, "hard": 0.015, "three-easy": 0.05, "three-hard": 0.015}
 _WALKER = (
     "torso",
     *(f"{side}_{part}" for side in ("right", "left") for part in ("thigh", "leg", "foot")),
 )
 
 
-def _position(of: str, frame: mujoco.mjtObj = _XBODY) -> Sensor:
-    return Sensor(name=f"{of}.position", kind=_POSITION, frame=frame, of=of)
+class _Sensor(NamedTuple):
+    """A sensor of the frame of a body, geom or site, added so that a reward can read it."""
+
+    name: str
+    kind: mujoco.mjtSensor
+    frame: mujoco.mjtObj
+    """`mjOBJ_XBODY` (a body's frame), `mjOBJ_BODY` (its inertial frame), geom or site."""
+    of: str
+    """Name of that body, geom or site."""
 
 
-def _axis(of: str, axis: str, frame: mujoco.mjtObj = _XBODY) -> Sensor:
-    return Sensor(name=f"{of}.{axis}", kind=_AXES[axis], frame=frame, of=of)
+def _position(of: str, frame: mujoco.mjtObj = _XBODY) -> _Sensor:
+    return _Sensor(f"{of}.position", _POSITION, frame, of)
+
+
+def _axis(of: str, axis: str, frame: mujoco.mjtObj = _XBODY) -> _Sensor:
+    return _Sensor(f"{of}.{axis}", _AXES[axis], frame, of)
+
+
+def _joined(*parts: Array) -> Array:
+    return np.concatenate(parts, axis=-1)
 
 
 def _speed(batch: Batch) -> Array:
     return batch["torso_subtreelinvel"][..., 0]
 
 
-def _column(array: Array) -> Array:
-    return array[..., None]
+def _height(batch: Batch, body: str) -> Array:
+    return batch[f"{body}.position"][..., 2]
 
 
 def _within(value: Array, low: float, high: float) -> Array:
     return ((value >= low) & (value <= high)).astype(np.float64)
 
 
-def _walker_stand(batch: Batch) -> Array:
-    return custom.walker_stand(batch["torso.position"][..., 2], batch["torso.z"][..., 2])
+def _small_control(control: Array) -> Array:
+    return rewards.tolerance(control, margin=1, value_at_margin=0, sigmoid="quadratic")
 
 
-def _walker_move(batch: Batch, speed: float, direction: float) -> Array:
-    height, upright = batch["torso.position"][..., 2], batch["torso.z"][..., 2]
+def _walker_move(batch: Batch, speed: float, direction: float = 1.0) -> Array:
+    height, upright = _height(batch, "torso"), batch["torso.z"][..., 2]
     return custom.walker_move(height, upright, direction * _speed(batch), speed)
 
 
-def _observe_walker(batch: Batch) -> Array:
-    axes = [batch[f"{body}.{axis}"][..., :1] for body in _WALKER for axis in "xz"]
-    return np.concatenate([*axes, batch["torso.position"][..., 2:], batch.qvel], axis=-1)
-
-
-def _cheetah_run(batch: Batch, speed: float, direction: float) -> Array:
-    return custom.cheetah_run(direction * _speed(batch), speed)
-
-
-def _cheetah_height(batch: Batch, body: str) -> Array:
-    return batch[f"{body}.position"][..., 2]
-
-
 def _cheetah_foot(batch: Batch, raised: str) -> Array:
-    return custom.cheetah_on_one_foot(
-        _speed(batch), _cheetah_height(batch, "torso"), _cheetah_height(batch, raised)
-    )
+    torso, foot = _height(batch, "torso"), _height(batch, raised)
+    return custom.cheetah_on_one_foot(_speed(batch), torso, foot)
 
 
 def _cheetah_jump(batch: Batch) -> Array:
-    feet = [_cheetah_height(batch, foot) for foot in ("bfoot", "ffoot")]
-    return custom.cheetah_jump(_speed(batch), _cheetah_height(batch, "torso"), feet)
-
-
-def _observe_planar(batch: Batch) -> Array:
-    return np.concatenate([batch.qpos[..., 1:], batch.qvel], axis=-1)
+    feet = [_height(batch, foot) for foot in ("bfoot", "ffoot")]
+    return custom.cheetah_jump(_speed(batch), _height(batch, "torso"), feet)
 
 
 def _hopper_height(batch: Batch) -> Array:
-    return batch["torso.position"][..., 2] - batch["foot.position"][..., 2]
+    return _height(batch, "torso") - _height(batch, "foot")
 
 
 def _hopper_stand(batch: Batch) -> Array:
-    control = rewards.tolerance(
-        batch.control, margin=1, value_at_margin=0, sigmoid="quadratic"
-    ).mean(axis=-1)
+    control = _small_control(batch.control).mean(axis=-1)
     return _within(_hopper_height(batch), 0.6, 2.0) * (control + 4) / 5
 
 
 def _hopper_hop(batch: Batch) -> Array:
     hop = rewards.tolerance(_speed(batch), (2.0, np.inf), 1.0, "linear", 0.5)
     return _within(_hopper_height(batch), 0.6, 2.0) * hop
-
-
-def _hopper_backwards(batch: Batch) -> Array:
-    return custom.hopper_backwards(_hopper_height(batch), _speed(batch))
-
-
-def _observe_hopper(batch: Batch) -> Array:
-    touch = np.concatenate([batch["touch_toe"], batch["touch_heel"]], axis=-1)
-    return np.concatenate([_observe_planar(batch), np.log1p(touch)], axis=-1)
 
 
 def _finger_to_target(batch: Batch) -> Array:
@@ -141,55 +114,21 @@ def _reach(batch: Batch, radius: float) -> Array:
     return _within(distance, 0.0, radius + 0.01)
 
 
-def _observe_reacher(batch: Batch) -> Array:
-    return np.concatenate([batch.qpos, _finger_to_target(batch), batch.qvel], axis=-1)
-
-
 def _acrobot(batch: Batch) -> Array:
     distance = np.linalg.norm(batch.constants - batch["tip.position"], axis=-1)
     return rewards.tolerance(distance, (0, 0.2), 1)
 
 
-def _observe_acrobot(batch: Batch) -> Array:
-    z = [batch[f"{arm}.z"] for arm in ("upper_arm", "lower_arm")]
-    return np.concatenate(
-        [*(axis[..., :1] for axis in z), *(axis[..., 2:] for axis in z), batch.qvel], axis=-1
-    )
-
-
-def _pendulum_swingup(batch: Batch) -> Array:
-    return _within(batch["pole.z"][..., 2], np.cos(np.deg2rad(8)), 1.0)
-
-
-def _pendulum_spin(batch: Batch) -> Array:
-    return custom.pendulum_spin(batch.qvel[..., 0])
-
-
-def _observe_pendulum(batch: Batch) -> Array:
-    axis = batch["pole.z"]
-    return np.concatenate([axis[..., 2:], axis[..., :1], batch.qvel], axis=-1)
-
-
 def _cartpole_smooth(batch: Batch) -> Array:
     upright = (batch["pole_1.z"][..., 2] + 1) / 2
     centred = (1 + rewards.tolerance(batch.qpos[..., 0], margin=2)) / 2
-    control = rewards.tolerance(
-        batch.control[..., 0], margin=1, value_at_margin=0, sigmoid="quadratic"
-    )
     slow = (1 + rewards.tolerance(batch.qvel[..., 1], margin=5)) / 2
-    return upright * (4 + control) / 5 * slow * centred
+    return upright * (4 + _small_control(batch.control[..., 0])) / 5 * slow * centred
 
 
 def _cartpole_sparse(batch: Batch) -> Array:
     centred = _within(batch.qpos[..., 0], -0.25, 0.25)
     return centred * _within(batch["pole_1.z"][..., 2], 0.995, 1.0)
-
-
-def _observe_cartpole(batch: Batch) -> Array:
-    axis = batch["pole_1.z"]
-    return np.concatenate(
-        [batch.qpos[..., :1], axis[..., 2:], axis[..., :1], batch.qvel], axis=-1
-    )
 
 
 def _ball_to_cup(batch: Batch) -> Array:
@@ -208,10 +147,6 @@ def _cup_spin(batch: Batch) -> Array:
     return custom.cup_spin(distance, speed, _cup_catch(batch))
 
 
-def _observe_state(batch: Batch) -> Array:
-    return np.concatenate([batch.qpos, batch.qvel], axis=-1)
-
-
 def _finger_tip(batch: Batch) -> Array:
     return (batch["tip"] - batch["spinner"])[..., [0, 2]]
 
@@ -226,10 +161,6 @@ def _finger_distance(batch: Batch, radius: float) -> Array:
     return distance
 
 
-def _finger_spin(batch: Batch) -> Array:
-    return (batch["hinge_velocity"][..., 0] <= -15.0).astype(np.float64)
-
-
 def _finger_turn(batch: Batch, radius: float) -> Array:
     return (_finger_distance(batch, radius) <= 0).astype(np.float64)
 
@@ -238,12 +169,12 @@ def _observe_finger(batch: Batch) -> Array:
     joints = [batch["proximal"], batch["distal"], _finger_tip(batch)]
     names = ("proximal_velocity", "distal_velocity", "hinge_velocity")
     touch = [np.log1p(batch[name]) for name in ("touchtop", "touchbottom")]
-    return np.concatenate([*joints, *(batch[name] for name in names), *touch], axis=-1)
+    return _joined(*joints, *(batch[name] for name in names), *touch)
 
 
 def _observe_finger_turn(batch: Batch, radius: float) -> Array:
-    distance = _column(_finger_distance(batch, radius))
-    return np.concatenate([_observe_finger(batch), _finger_target(batch), distance], axis=-1)
+    distance = _finger_distance(batch, radius)[..., None]
+    return _joined(_observe_finger(batch), _finger_target(batch), distance)
 
 
 def _mouth_to_target(batch: Batch) -> Array:
@@ -252,121 +183,170 @@ def _mouth_to_target(batch: Batch) -> Array:
 
 
 def _fish_swim(batch: Batch) -> Array:
-    radii = _FISH_RADII
     distance = np.linalg.norm(_mouth_to_target(batch), axis=-1)
-    near = rewards.tolerance(distance, (0, radii), 2 * radii)
+    near = rewards.tolerance(distance, (0, _FISH_RADII), 2 * _FISH_RADII)
     return (7 * near + (batch["torso.z"][..., 2] + 1) / 2) / 8
 
 
-def _observe_fish(batch: Batch) -> Array:
-    upright = batch["torso.z"][..., 2:]
-    parts = [batch.qpos[..., 7:], upright, _mouth_to_target(batch), batch.qvel]
-    return np.concatenate(parts, axis=-1)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Domain:
-    """What the tasks of one domain share."""
+    """The tasks of one domain."""
 
     module: str
     """Module of the suite with the model."""
     observe: Measure
-    sensors: tuple[Sensor, ...] = ()
+    rewards: Mapping[str, Measure]
+    """By the names of the tasks without that of the domain."""
+    sensors: tuple[_Sensor, ...] = ()
     target: tuple[str, str] | None = None
     """Kind and name of what marks the target: `geom` or `site`."""
 
 
 _DOMAINS = {
     "walker": _Domain(
-        "walker",
-        _observe_walker,
-        (_position("torso"), *(_axis(body, axis) for body in _WALKER for axis in "xz")),
+        module="walker",
+        sensors=(_position("torso"), *(_axis(body, axis) for body in _WALKER for axis in "xz")),
+        observe=lambda batch: _joined(
+            *(batch[f"{body}.{axis}"][..., :1] for body in _WALKER for axis in "xz"),
+            batch["torso.position"][..., 2:],
+            batch.qvel,
+        ),
+        rewards={
+            "stand": lambda batch: custom.walker_stand(
+                _height(batch, "torso"), batch["torso.z"][..., 2]
+            ),
+            "walk": partial(_walker_move, speed=1.0),
+            "run": partial(_walker_move, speed=8.0),
+            "walk-backwards": partial(_walker_move, speed=1.0, direction=-1.0),
+            "run-backwards": partial(_walker_move, speed=8.0, direction=-1.0),
+        },
     ),
     "cheetah": _Domain(
-        "cheetah", _observe_planar, tuple(_position(b) for b in ("torso", "bfoot", "ffoot"))
+        module="cheetah",
+        sensors=tuple(_position(body) for body in ("torso", "bfoot", "ffoot")),
+        observe=lambda batch: _joined(batch.qpos[..., 1:], batch.qvel),
+        rewards={
+            "run": lambda batch: custom.cheetah_run(_speed(batch), 10.0),
+            "run-backwards": lambda batch: custom.cheetah_run(-_speed(batch), 8.0),
+            "run-front": partial(_cheetah_foot, raised="bfoot"),
+            "run-back": partial(_cheetah_foot, raised="ffoot"),
+            "jump": _cheetah_jump,
+        },
     ),
     "hopper": _Domain(
-        "hopper", _observe_hopper, (_position("torso", _BODY), _position("foot", _BODY))
+        module="hopper",
+        sensors=(_position("torso", _BODY), _position("foot", _BODY)),
+        observe=lambda batch: _joined(
+            *(batch.qpos[..., 1:], batch.qvel),
+            *(np.log1p(batch[sensor]) for sensor in ("touch_toe", "touch_heel")),
+        ),
+        rewards={
+            "stand": _hopper_stand,
+            "hop": _hopper_hop,
+            "hop-backwards": lambda batch: custom.hopper_backwards(
+                _hopper_height(batch), _speed(batch)
+            ),
+        },
     ),
     "reacher": _Domain(
-        "reacher", _observe_reacher, (_position("finger", _GEOM),), ("geom", "target")
+        module="reacher",
+        sensors=(_position("finger", _GEOM),),
+        target=("geom", "target"),
+        observe=lambda batch: _joined(batch.qpos, _finger_to_target(batch), batch.qvel),
+        rewards={
+            name: partial(_reach, radius=radius) for name, radius in _REACHER_RADII.items()
+        },
     ),
     "acrobot": _Domain(
-        "acrobot",
-        _observe_acrobot,
-        (_position("tip", _SITE), _axis("upper_arm", "z"), _axis("lower_arm", "z")),
-        ("site", "target"),
+        module="acrobot",
+        sensors=(_position("tip", _SITE), _axis("upper_arm", "z"), _axis("lower_arm", "z")),
+        target=("site", "target"),
+        observe=lambda batch: _joined(
+            *(batch[f"{arm}.z"][..., :1] for arm in ("upper_arm", "lower_arm")),
+            *(batch[f"{arm}.z"][..., 2:] for arm in ("upper_arm", "lower_arm")),
+            batch.qvel,
+        ),
+        rewards={"swingup": _acrobot},
     ),
-    "pendulum": _Domain("pendulum", _observe_pendulum, (_axis("pole", "z"),)),
-    "cartpole": _Domain("cartpole", _observe_cartpole, (_axis("pole_1", "z"),)),
+    "pendulum": _Domain(
+        module="pendulum",
+        sensors=(_axis("pole", "z"),),
+        observe=lambda batch: _joined(
+            batch["pole.z"][..., 2:], batch["pole.z"][..., :1], batch.qvel
+        ),
+        rewards={
+            "swingup": lambda batch: _within(
+                batch["pole.z"][..., 2], np.cos(np.deg2rad(8)), 1.0
+            ),
+            "spin": lambda batch: custom.pendulum_spin(batch.qvel[..., 0]),
+        },
+    ),
+    "cartpole": _Domain(
+        module="cartpole",
+        sensors=(_axis("pole_1", "z"),),
+        observe=lambda batch: _joined(
+            *(batch.qpos[..., :1], batch["pole_1.z"][..., 2:]),
+            *(batch["pole_1.z"][..., :1], batch.qvel),
+        ),
+        rewards={
+            "balance": _cartpole_smooth,
+            "swingup": _cartpole_smooth,
+            "balance-sparse": _cartpole_sparse,
+            "swingup-sparse": _cartpole_sparse,
+        },
+    ),
     "cup": _Domain(
-        "ball_in_cup", _observe_state, (_position("target", _SITE), _position("ball"))
+        module="ball_in_cup",
+        sensors=(_position("target", _SITE), _position("ball")),
+        observe=lambda batch: _joined(batch.qpos, batch.qvel),
+        rewards={"catch": _cup_catch, "spin": _cup_spin},
     ),
-    "finger": _Domain("finger", _observe_finger, (), ("site", "target")),
+    "finger": _Domain(
+        module="finger",
+        target=("site", "target"),
+        observe=_observe_finger,
+        rewards={
+            "spin": lambda batch: (batch["hinge_velocity"][..., 0] <= -15.0).astype(np.float64),
+            **{name: partial(_finger_turn, radius=r) for name, r in _FINGER_RADII.items()},
+        },
+    ),
     "fish": _Domain(
-        "fish",
-        _observe_fish,
-        (
+        module="fish",
+        sensors=(
             _axis("torso", "z"),
             _position("mouth", _GEOM),
             *(_axis("mouth", axis, _GEOM) for axis in "xyz"),
         ),
-        ("geom", "target"),
+        target=("geom", "target"),
+        observe=lambda batch: _joined(
+            *(batch.qpos[..., 7:], batch["torso.z"][..., 2:]),
+            *(_mouth_to_target(batch), batch.qvel),
+        ),
+        rewards={"swim": _fish_swim},
     ),
-}
-
-_REWARDS: dict[str, Measure] = {
-    "walker-stand": _walker_stand,
-    "walker-walk": partial(_walker_move, speed=1.0, direction=1.0),
-    "walker-run": partial(_walker_move, speed=8.0, direction=1.0),
-    "walker-walk-backwards": partial(_walker_move, speed=1.0, direction=-1.0),
-    "walker-run-backwards": partial(_walker_move, speed=8.0, direction=-1.0),
-    "cheetah-run": partial(_cheetah_run, speed=10.0, direction=1.0),
-    "cheetah-run-backwards": partial(_cheetah_run, speed=8.0, direction=-1.0),
-    "cheetah-run-front": partial(_cheetah_foot, raised="bfoot"),
-    "cheetah-run-back": partial(_cheetah_foot, raised="ffoot"),
-    "cheetah-jump": _cheetah_jump,
-    "hopper-stand": _hopper_stand,
-    "hopper-hop": _hopper_hop,
-    "hopper-hop-backwards": _hopper_backwards,
-    "acrobot-swingup": _acrobot,
-    "pendulum-swingup": _pendulum_swingup,
-    "pendulum-spin": _pendulum_spin,
-    "cartpole-balance": _cartpole_smooth,
-    "cartpole-swingup": _cartpole_smooth,
-    "cartpole-balance-sparse": _cartpole_sparse,
-    "cartpole-swingup-sparse": _cartpole_sparse,
-    "cup-catch": _cup_catch,
-    "cup-spin": _cup_spin,
-    "finger-spin": _finger_spin,
-    "fish-swim": _fish_swim,
-    **{name: partial(_finger_turn, radius=radius) for name, radius in _FINGER_RADII.items()},
-    **{name: partial(_reach, radius=radius) for name, radius in _REACHER_RADII.items()},
 }
 
 
 def suite_task(name: str) -> BatchedTask:
     """Return a task of MT30 on batches of states.
 
-    Args:
-        name: Task of MT30.
-
     Raises:
         UnknownTaskError: No such task.
     """
     task = MT30[name]
-    domain = _DOMAINS[name.partition("-")[0]]
+    kind, _, short = name.partition("-")
+    domain = _DOMAINS[kind]
     env = DMControlEnv(name)
     env.reset()
     substeps = round(env.control_timestep / env.physics.timestep())
-    radius = _FINGER_RADII.get(name)
     observe = domain.observe
-    if radius is not None:
-        observe = partial(_observe_finger_turn, radius=radius)
+    if kind == "finger" and short in _FINGER_RADII:
+        observe = partial(_observe_finger_turn, radius=_FINGER_RADII[short])
     return BatchedTask(
         task,
-        BatchedPhysics(_compile(env, domain), substeps),
-        reward=_REWARDS[name],
+        _compile(env, domain),
+        substeps,
+        reward=domain.rewards[short],
         observe=observe,
         read=partial(_read, target=domain.target),
         repeat=ACTION_REPEAT,
@@ -390,7 +370,18 @@ def _compile(env: DMControlEnv, domain: _Domain) -> mujoco.MjModel:
         module = importlib.import_module(f"dm_control.suite.{domain.module}")
         xml, assets = module.get_model_and_assets()
     text = xml.decode() if isinstance(xml, bytes) else xml
-    model = with_sensors(mujoco.MjSpec.from_string(text, include=assets), domain.sensors)
+    spec = mujoco.MjSpec.from_string(text, include=assets)
+    for sensor in domain.sensors:
+        spec.add_sensor(
+            name=sensor.name, type=sensor.kind, objtype=sensor.frame, objname=sensor.of
+        )
+    # MuJoCo 3.17 deprecates that its compiler scales to a total mass, as for the cheetah.
+    mass = spec.compiler.settotalmass
+    spec.compiler.settotalmass = -1
+    model = spec.compile()
+    if mass > 0:
+        mujoco.mj_setTotalmass(model, mass)
+        mujoco.mj_setConst(model, mujoco.MjData(model))
     # Finger-spin's reset lowers the spinner's damping.
     model.dof_damping[:] = env.physics.model.dof_damping
     return model

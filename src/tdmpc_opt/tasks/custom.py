@@ -36,7 +36,6 @@ class CustomTask:
     task: str
     """Suite task of that domain whose reset is used."""
     reward: Reward
-    """Reward of one control step."""
 
 
 class RewardTask(base.Task):  # type: ignore[misc]  # dm_control carries no types

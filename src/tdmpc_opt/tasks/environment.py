@@ -1,6 +1,6 @@
 """Any task as an environment: those of MT30 on dm_control physics, and users' own."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,10 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             environment = custom.load(self.task.name, seed)
         except (AttributeError, KeyError) as error:
             # What dm_control raises when MuJoCo's model struct lacks a field it lists.
-            raise MissingDependencyError(_version_clash(error)) from error
+            raise MissingDependencyError(
+                f"dm_control {version('dm_control')} cannot load models with mujoco "
+                f"{version('mujoco')} ({error}); run: {_VERSION_FIX}"
+            ) from error
         if self._legacy_cup_physics and self.task.name.startswith("cup-"):
             custom.use_legacy_cup_physics(environment.physics)
         return environment
@@ -219,17 +222,3 @@ def make_env(
     return DMControlEnv(
         task.name, seed, render_mode=render_mode, legacy_cup_physics=legacy_cup_physics
     )
-
-
-def _version_clash(error: Exception) -> str:
-    return (
-        f"dm_control {_installed('dm_control')} cannot load models with mujoco "
-        f"{_installed('mujoco')} ({error}); run: {_VERSION_FIX}"
-    )
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "of unknown version"

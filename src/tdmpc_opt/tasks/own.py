@@ -63,9 +63,6 @@ def own_contract(task: Task) -> Contract:
 
     The rate follows from the environment's `dt`, seconds of a step, or from `frame_skip` and
     the time step of its MuJoCo `model`.
-
-    Args:
-        task: What `own_task` returned.
     """
     env = _make(task.env)
     try:

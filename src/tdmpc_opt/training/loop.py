@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tdmpc_opt.agents.agent import Agent, best_device
 from tdmpc_opt.agents.executor import choose_threads
-from tdmpc_opt.agents.policies import AgentPolicy, rollout, threads
+from tdmpc_opt.agents.policies import agent_policy, rollout, threads
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names
 from tdmpc_opt.configs import TrainConfig
@@ -276,7 +276,7 @@ def _score(model: WorldModel, episodes: int, ranks: Ranks) -> float:
 
     Ranks share the tasks.
     """
-    policy = AgentPolicy(Agent(model.eval(), mode="policy"))
+    policy = agent_policy(Agent(model.eval(), mode="policy"))
     names = model.tasks.names
     own: dict[str, list[float]] = {}
     for index in range(ranks.rank, len(names), ranks.count):
