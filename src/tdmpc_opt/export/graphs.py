@@ -105,7 +105,7 @@ def planner_graph(
     problem_axes, noise_axes = _open_axes(problem)
     body = traced(
         _Round(networks, budget),
-        (problem, mean, std, round_noise, noise.pick),
+        (_given(problem), mean, std, round_noise, noise.pick),
         [*shared, "round.mean", "round.std", *SCANNED, "pick"],
         ["round.new_mean", "round.new_std", "round.action"],
         {
@@ -136,8 +136,7 @@ class _Start(nn.Module):
         z = self._networks.encode(obs, task)
         problem = prepare(self._networks, z, task, prior)
         shares = problem.shares
-        given = [value for value in problem[1:] if value is not None]
-        return (*shares.later, *shares.at_start, shares.q, *given)
+        return (*shares.later, *shares.at_start, shares.q, *_given(problem)[1:])
 
 
 class _Round(nn.Module):
@@ -148,10 +147,15 @@ class _Round(nn.Module):
         self._networks, self._budget = networks, budget
 
     def forward(
-        self, problem: Problem, mean: Tensor, std: Tensor, noise: RoundNoise, pick: Tensor
+        self,
+        problem: tuple[Any, ...],
+        mean: Tensor,
+        std: Tensor,
+        noise: RoundNoise,
+        pick: Tensor,
     ) -> tuple[Tensor, ...]:
         one_pair = noise._replace(heads=noise.heads.unsqueeze(1))
-        result = refine(self._networks, self._budget, problem, mean, std, one_pair)
+        result = refine(self._networks, self._budget, Problem(*problem), mean, std, one_pair)
         action = draw_elite(result.first, result.weights, pick)
         return result.mean, result.std, action
 
@@ -167,6 +171,11 @@ def _observation(
     axes["obs"][1] = Dim("width", max=model.config.obs_dim)
     task = torch.zeros(_TRACED_ROWS, dtype=torch.int64)
     return ["obs", "task"], (obs, task), axes | {"task": {0: _ROWS}}
+
+
+def _given(problem: Problem) -> tuple[Any, ...]:
+    """Return the parts of a problem that there are: the exporter counts None as an input."""
+    return tuple(part for part in problem if part is not None)
 
 
 def _names(problem: Problem) -> list[str]:
@@ -197,7 +206,7 @@ def _open_axes(problem: Problem) -> tuple[Any, Any]:
         prior_value={1: _ROWS},
         prior_weight=None if problem.prior_weight is None else {1: _ROWS},
     )
-    return problem_axes, axes_of_noise(samples={2: _ROWS}, value={1: _ROWS}, heads={})
+    return _given(problem_axes), axes_of_noise(samples={2: _ROWS}, value={1: _ROWS}, heads={})
 
 
 def traced(

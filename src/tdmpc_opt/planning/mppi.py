@@ -64,7 +64,7 @@ class Problem(NamedTuple):
     """Latents at which they end."""
     prior_value: Float[Tensor, "prior batch"]
     """Their discounted rewards."""
-    prior_weight: Float[Tensor, "prior batch"] | None
+    prior_weight: Float[Tensor, "prior batch"] | None = None
     """Discount of what comes after them, 0 where the episode has ended; None where the model
     predicts no ends, so that it is the same for all."""
 
