@@ -158,6 +158,16 @@ def test_the_interval_covers_the_spread_of_seeds() -> None:
     assert score_over_seeds(episodes[:1, :, :1]).ci95 is None
 
 
+def test_the_interval_of_one_seed_is_that_of_a_mean() -> None:
+    returns = np.random.default_rng(5).normal(500, 100, size=400)
+    interval = score_over_seeds(returns[None, None]).ci95
+    assert interval is not None
+    half = 1.96 * returns.std() / 10 / np.sqrt(400)
+    np.testing.assert_allclose(
+        np.array(interval) - returns.mean() / 10, [-half, half], atol=0.05
+    )
+
+
 def test_the_command_prints_and_draws_the_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

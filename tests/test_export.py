@@ -266,14 +266,13 @@ def test_plans_follow_each_other_as_torchs_do(
         budget = replace(BUDGET, **changes)
     asked: list[list[dict[str, np.ndarray]]] = []
     agent = load(path)
-    session = agent._planner._session
+    run = agent._planner._run
 
-    class Recorder:
-        def run(self, names, inputs):
-            asked[-1].append(inputs)
-            return session.run(names, inputs)
+    def recorded(names, inputs):
+        asked[-1].append(inputs)
+        return run(names, inputs)
 
-    agent._planner._session = Recorder()
+    agent._planner._run = recorded
     obs, found, rounds = _observations("cartpole-balance"), [], []
     rng = np.random.default_rng(0)
     for k in range(0, len(obs), 2):

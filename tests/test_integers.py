@@ -201,6 +201,12 @@ def test_files_hold_integers_and_no_targets(agent_file, kind):
     assert formats == {f"{k}.weight": v for k, v in wanted.items() if v != "fp16"}
 
 
+def test_agents_of_one_task_have_their_first_layer_in_integers(checkpoint_file):
+    single = one_task(read_checkpoint(checkpoint_file), "pendulum-swingup")
+    assert recipe("int8", single)["encoder.0"] == "int8"
+    assert recipe("int4", single)["encoder.0"] == "int8"
+
+
 def checkpoint_of_names(checkpoint: Checkpoint) -> Checkpoint:
     return _dense(checkpoint)
 

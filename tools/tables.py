@@ -61,14 +61,15 @@ BEFORE_REMOVALS = "94c1e6f"
 """The last commit whose commands have the options that were removed since."""
 
 SURVIVORS = {
-    "@dataclass(frozen=False, slots=True, eq=False)": "equivalent: nothing assigns to a field",
-    "self._drawn = np.zeros( 1, dtype=np.int64)": "equivalent: the first batch replaces it "
-    "before anything reads it",
-    "label = torch.where(known.unsqueeze(-1), batch.label, 1.0)": "equivalent: states without "
-    "a label get the weight 0",
-    "labelled = ranks.mean(known.sum().float()).clamp(min=1 * ranks.count)": "equivalent for "
-    "one process; `tests/test_ranks.py`, which starts several, takes too long for each mutant",
-    "return ranks.own_rows(torch.randn(shape, generator=generator), 2).to(z)": "the same",
+    "rows = self._horizon + 0": "results are the same: it is how far the system reads ahead",
+    "return np.asarray(bad.reshape(len(bad), -2).any(axis=1))": "equivalent: numpy takes any "
+    "negative size for the one that is left",
+    "obs = arrays.obs.reshape(-2, arrays.obs.shape[-1])": "the same",
+    "return half.clamp(min=torch.finfo(torch.float16).smallest_normal * 2.0**-9)": "equivalent "
+    "for weights above 1e-5: it keeps the scale of a group of zeros from being 0",
+    "RESAMPLES = 10000": "as good: the number of resamples decides the digits of an interval",
+    "path.parent.mkdir(parents=False, exist_ok=True)": "equivalent in `evaluate`, whose lock "
+    "makes the folder before",
 }
 """Why no test finds a mutant, by its line."""
 
