@@ -171,6 +171,7 @@ def test_the_same_command_again_does_nothing(result):
     assert result.read_bytes() == before
     assert result.stat().st_mtime_ns == time
     assert content["score"]["mean"] == json.loads(before)["score"]["mean"]
+    assert content["schema"] == 1
 
 
 def test_an_interrupted_evaluation_goes_on_and_agrees_exactly(finished, tmp_path):

@@ -44,6 +44,7 @@ _ROUNDING = [
         "files_hold_integers_and_no_targets",
         "a_loaded_model_computes_what_its_numbers_say",
         "calibration_on_real_observations_beats_plain_rounding",
+        "agents_of_one_task_have_their_first_layer_in_integers",
         "what_is_quantised_is_neither_quantised_again_nor_trained",
     )
 ]
@@ -59,7 +60,7 @@ SAMPLES: dict[str, tuple[int, list[str]]] = {
     "evaluation/score.py": (10, _EVALUATION),
     "evaluation/results.py": (14, _EVALUATION),
     "evaluation/compare.py": (10, ["tests/test_ablation.py"]),
-    "evaluation/evaluate.py": (6, _EVALUATION),
+    "evaluation/evaluate.py": (6, [*_EVALUATION, "tests/test_tuning.py"]),
 }
 """Mutants and tests of each file."""
 
