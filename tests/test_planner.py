@@ -1,5 +1,6 @@
 """Deadlines and the reuse of plans, through the agent that offers them."""
 
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from tdmpc_opt.errors import InputError
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning import mppi
 from tdmpc_opt.planning.planner import EagerEngine
+from tdmpc_opt.runtime.plan_state import DeadlineTimer, PlanState
 from tdmpc_opt.schema import PlannerBudget
 
 SIX = PlannerBudget(iterations=6, samples=24, policy_samples=4, elites=6)
@@ -301,6 +303,22 @@ def test_a_warm_plan_starts_from_the_last_ones_spread_but_for_its_new_last_step(
     np.testing.assert_allclose(starts[1][1][:2], (1.5 * last.std[1:]).clip(0.05, 1), rtol=1e-6)
     assert (starts[1][1][2] == 1).all()
     assert (starts[1][1][:2] < 1).any(), "else nothing was shown"
+
+
+def test_a_row_that_was_reset_starts_from_zero_and_the_others_from_their_plans():
+    rules, started = PlannerBudget(horizon=2, replan_every=1), []
+
+    def refine(rounds, mean, std):
+        started.append(mean.copy())
+        return np.full((2, 1), 0.5), np.full((2, 2, 1), 0.5), std
+
+    state = PlanState(rules, 1, DeadlineTimer(time.perf_counter))
+    for reset in (False, True):
+        if reset:
+            state.reset([1])
+        state.plan(state.due(2), 1, np.ones((1, 1)), refine)
+        state.next()
+    np.testing.assert_array_equal(started[1][..., 0], [[0.5, 0.0], [0.0, 0.0]])
 
 
 def test_a_row_that_was_reset_starts_wide_again(model, starts):

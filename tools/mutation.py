@@ -54,7 +54,10 @@ SAMPLES: dict[str, tuple[int, list[str]]] = {
     "training/terms.py": (14, ["tests/test_terms.py", "tests/test_golden.py"]),
     "training/step.py": (10, ["tests/test_golden.py", "tests/test_objective.py"]),
     "planning/mppi.py": (28, ["tests/test_golden.py", "tests/test_planning.py"]),
-    "runtime/plan_state.py": (12, ["tests/test_planner.py"]),
+    "runtime/plan_state.py": (
+        12,
+        ["tests/test_planner.py", "tests/test_invalid_observations.py"],
+    ),
     "data/sampler.py": (40, ["tests/test_sampler.py"]),
     "compression/rounding.py": (40, _ROUNDING),
     "evaluation/score.py": (10, _EVALUATION),
