@@ -199,7 +199,14 @@ def experts() -> str:
             how += f", ratio {config['update_ratio']:g}"
         link = f"[{task}](../experts/{task}.json)"
         numbers = (f"{means[-1]:.0f}", f"{content['steps']:,}")
-        rows.append((link, *numbers, how, _driver(content) or "random actions"))
+        rows.append(
+            (
+                link,
+                *numbers,
+                how,
+                _driver(content) or ("none" if how == "plan" else "random actions"),
+            )
+        )
     rows.append((f"mean of {len(means)}", f"{np.mean(means):.0f}", "", "", ""))
     head = (
         "task, mean return of 10 episodes, agent steps, algorithm, warm-up policy and episodes"
