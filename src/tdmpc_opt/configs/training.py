@@ -400,7 +400,7 @@ class DistillConfig(OnTasks, ToOutput, OnDevice, ByWorkers, Seeded):
     hours: float | None = None
     """Time to spend on this machine, from which the updates follow by measured speeds."""
     updates: int | None = None
-    """Gradient updates in all, from which episodes and rounds follow; 30,000 without it
+    """Gradient updates in all, from which episodes and rounds follow; 45,000 without it
     and without `hours`."""
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ class DemoRow:
 
 
 def demo(
-    output: Path, progress: Progress | None = None, *, updates: int = 2000, tasks: str = TASKS
+    output: Path, progress: Progress | None = None, *, updates: int = 3000, tasks: str = TASKS
 ) -> list[DemoRow]:
     """Distil the bundled student further by `distill`, and train controls without a teacher.
 
