@@ -180,6 +180,32 @@ def test_zoo_lists_the_bundled_checkpoints(run):
     assert "Bundled checkpoints" in out
 
 
+@pytest.mark.parametrize("kind", ["executorch", "c"])
+def test_inspect_reads_files_for_other_engines_without_their_libraries(run, tmp_path, kind):
+    facts = {"format": "tdmpc-opt", "schema": "1", "version": "0", "kind": "policy"}
+    facts |= {"tasks": json.dumps(MT30.subset(["cup-catch"]).to_json())}
+    facts |= {"number_format": "int8", "source": "student.safetensors"}
+    text = json.dumps(facts).encode()
+    path = tmp_path / "policy"
+    if kind == "c":
+        path.mkdir()
+        (path / "metadata.json").write_bytes(text)
+        (path / "policy.c").write_text("int x;")
+    else:
+        path.write_bytes(
+            b"\x00\x01\x02\x03ET12" + len(text).to_bytes(4, "little") + text + b"\0\7"
+        )
+    status, out, _ = run("inspect", path)
+    assert status == 0
+    for word in ("cup-catch", "int8", "student.safetensors", "ball", "actions/s"):
+        assert word in out
+    cut = path / "metadata.json" if kind == "c" else path
+    cut.write_bytes(cut.read_bytes().replace(b"tdmpc-opt", b"other-one"))
+    status, _, errors = run("inspect", path)
+    assert status == 1
+    assert "of another program" in errors
+
+
 def test_inspect_shows_sizes_tasks_and_formats(run, checkpoint_file):
     status, out, errors = run("inspect", checkpoint_file)
     assert (status, errors) == (0, "")

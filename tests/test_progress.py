@@ -7,10 +7,13 @@ from tdmpc_opt.cli.output import ConsoleProgress
 from tdmpc_opt.configs import (
     BenchConfig,
     CollectConfig,
+    DaggerConfig,
     EvaluateConfig,
     ExpertsConfig,
+    ExportConfig,
     QuantizeConfig,
     SensitivityConfig,
+    TrainConfig,
     TuneConfig,
 )
 from tdmpc_opt.progress import Stage
@@ -36,10 +39,15 @@ def _commands(checkpoint, data, output):
     from tdmpc_opt.evaluation.evaluate import evaluate
     from tdmpc_opt.evaluation.tune import tune
     from tdmpc_opt.experts.train import train_experts
+    from tdmpc_opt.export.export import export
+    from tdmpc_opt.training.dagger import dagger
+    from tdmpc_opt.training.loop import train
 
     agent = {"checkpoint": str(checkpoint), "output": output}
     tasks = {"tasks": "pendulum-swingup", "output": output, "workers": 1}
     mixed = {"format": "mixed", "budget_bytes": 10_000_000, "data": data}
+    run = {"data": data, "output": output, "updates": 1000, "batch_size": 8, "device": "cpu"}
+    run |= {"teacher": str(checkpoint), "start": str(checkpoint)}
     return {
         "tune-planner": (tune, TuneConfig(**agent, workers=1)),
         "sensitivity": (sensitivity, SensitivityConfig(**agent, data=data)),
@@ -52,6 +60,12 @@ def _commands(checkpoint, data, output):
         "bench": (bench, BenchConfig(sources=(str(checkpoint),))),
         "evaluate": (evaluate, EvaluateConfig(checkpoint="random", **tasks)),
         "collect": (collect, CollectConfig(policy="random", **tasks)),
+        "train": (train, TrainConfig(**run)),
+        "dagger": (dagger, DaggerConfig(**run, rounds=2, workers=1)),
+        "export": (
+            lambda config, progress: export(config, progress=progress),
+            ExportConfig(**agent, policy_only=True),
+        ),
     }
 
 
@@ -59,7 +73,7 @@ def _commands(checkpoint, data, output):
     "command",
     [
         *("tune-planner", "sensitivity", "sensitivity with scores", "quantize", "experts"),
-        *("bench", "evaluate", "collect"),
+        *("bench", "evaluate", "collect", "train", "dagger", "export"),
     ],
 )
 def test_a_long_command_estimates_its_time_before_it_starts(

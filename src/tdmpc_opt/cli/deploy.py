@@ -74,8 +74,8 @@ def _export(config: configs.ExportConfig) -> None:
     from tdmpc_opt.export.export import export
 
     terminal = console()
-    terminal.print("exporting and comparing with torch; the bundled student takes about 20 s")
-    report = export(config)
+    with ConsoleProgress("export") as progress:
+        report = export(config, progress=progress)
     parity = report.parity
     what = "policy" if report.preset is None else f"planner, preset {report.preset}"
     terminal.print(

@@ -1,5 +1,6 @@
 """Commands that look at checkpoints or rewrite them."""
 
+import json
 from pathlib import Path
 
 from rich.table import Table
@@ -8,8 +9,11 @@ from rich.text import Text
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import console, table_of
-from tdmpc_opt.errors import printable
-from tdmpc_opt.runtime.contract import Contracts, by_contract
+from tdmpc_opt.errors import CheckpointError, printable
+from tdmpc_opt.files import FORMAT, check_schema, parse_json, sha256
+from tdmpc_opt.runtime.contract import CONTRACT, Contracts, by_contract, contracts_of
+from tdmpc_opt.runtime.onnx_file import SCHEMA
+from tdmpc_opt.schema import TaskTable
 
 
 def _tasks(config: configs.TasksConfig) -> None:
@@ -45,17 +49,19 @@ def _inspect(config: configs.InspectConfig) -> None:
     path = Path(config.checkpoint)
     if is_onnx(path):
         _inspect_onnx(path, config.tasks)
+    elif (exported := _exported(path)) is not None:
+        _inspect_exported(path, *exported, config.tasks)
     else:
         _inspect_checkpoint(config.checkpoint, config.tasks)
 
 
-def _facts(path: Path, layout: str, size_bytes: int, sha256: str) -> Table:
+def _facts(path: Path, layout: str, size_bytes: int, digest: str) -> Table:
     """Return a table that begins with what every file has."""
     facts = table_of(path.name, "fact", "value")
     facts.columns[1].justify = "left"
     facts.add_row("layout", layout)
     facts.add_row("bytes", f"{size_bytes:,}")
-    facts.add_row("sha256", sha256)
+    facts.add_row("sha256", digest)
     return facts
 
 
@@ -81,7 +87,6 @@ def _inspect_checkpoint(path_or_name: str, tasks: str | None) -> None:
 
 
 def _inspect_onnx(path: Path, tasks: str | None) -> None:
-    from tdmpc_opt.files import sha256
     from tdmpc_opt.runtime.onnx_file import open_onnx
     from tdmpc_opt.tasks import with_own_contracts
 
@@ -94,6 +99,57 @@ def _inspect_onnx(path: Path, tasks: str | None) -> None:
     facts.add_row("tasks", Text(", ".join(file.tasks.names)))
     console().print(facts)
     _print_contracts(with_own_contracts(file.contracts, file.tasks, tasks))
+
+
+_EXECUTORCH = b"ET"
+"""What ExecuTorch's files have after four bytes."""
+_METADATA_STARTS = json.dumps({"format": FORMAT})[:-1].encode()
+_METADATA_FILE = "metadata.json"
+"""File of a folder of C source that states what the policy is."""
+
+
+def _exported(path: Path) -> tuple[str, bytes] | None:
+    """Return what an ExecuTorch file or a folder of C source is, and the metadata in it.
+
+    Neither needs the library that made it: ExecuTorch stores the metadata as a plain string.
+    """
+    if path.is_dir():
+        facts = path / _METADATA_FILE
+        return ("C source, exported", facts.read_bytes()) if facts.is_file() else None
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        if file.read(6)[4:] != _EXECUTORCH:
+            return None
+    content = path.read_bytes()
+    start = content.find(_METADATA_STARTS)
+    length = int.from_bytes(content[max(start - 4, 0) : max(start, 0)], "little")
+    return "ExecuTorch, exported", content[start : start + length] if start >= 0 else b"{}"
+
+
+def _inspect_exported(path: Path, layout: str, text: bytes, tasks: str | None) -> None:
+    from tdmpc_opt.tasks import with_own_contracts
+
+    foreign = "a file of another program; write one with tdmpc-opt export"
+    try:
+        metadata = parse_json(text)
+        check_schema(path, metadata, SCHEMA, foreign)
+        table = TaskTable.from_json(parse_json(metadata["tasks"]))
+        contracts = contracts_of(table, metadata.get(CONTRACT))
+        stated = {name: str(metadata[name]) for name in ("number_format", "source", "version")}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    digest = "of each file:" if path.is_dir() else sha256(path)
+    facts = _facts(path, layout, sum(file.stat().st_size for file in files), digest)
+    for file in files if path.is_dir() else ():
+        facts.add_row(Text(printable(file.name, 100)), sha256(file))
+    facts.add_row("weights", Text(printable(stated["number_format"], 100)))
+    facts.add_row("made from", Text(printable(stated["source"], 100)))
+    facts.add_row("by version", Text(printable(stated["version"], 100)))
+    facts.add_row("tasks", Text(", ".join(table.names)))
+    console().print(facts)
+    _print_contracts(with_own_contracts(contracts, table, tasks))
 
 
 def _print_contracts(contracts: Contracts) -> None:

@@ -30,6 +30,7 @@ from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan
 from tdmpc_opt.planning.presets import find_preset
+from tdmpc_opt.progress import Progress, Silent, expected
 from tdmpc_opt.runtime.onnx_file import open_onnx
 from tdmpc_opt.schema import MT30, PlannerBudget, TaskTable
 from tdmpc_opt.tasks import with_own_contracts
@@ -51,6 +52,8 @@ whose values tie may swap places among the elites, and what follows from there d
 action that switches between -1 and 1 may switch a little earlier or later."""
 _TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.3}
 _TOLERANCE_OF_PLANS = {"fp32": 5e-3, "fp16": 0.2, "int8": 1.0}
+_SECONDS_OF_TRACING = {"policy": 5.0, "planner": 20.0}
+"""Of the bundled student on one core; larger networks take about as long."""
 _OF_TORCH_ITSELF = 3.0
 """Times the error of torch's own fp32 that a policy may err, where that is the larger."""
 
@@ -93,10 +96,17 @@ class ExportReport:
     """How long exporting took."""
 
 
-def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportReport:
+def export(
+    config: ExportConfig,
+    budget: PlannerBudget | None = None,
+    progress: Progress | None = None,
+) -> ExportReport:
     """Write an agent for an engine without torch.
 
-    `budget` replaces that of the config's preset.
+    Args:
+        config: What to write and where.
+        budget: Sizes of the planner's search; None takes the config's preset.
+        progress: Takes the stages: observations, tracing, comparison.
 
     Raises:
         CheckpointError: A checkpoint that cannot be read or cannot plan, actions that miss the
@@ -107,7 +117,7 @@ def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportR
         MissingDependencyError: A library that the target or the simulator needs.
     """
     refuse_overwrite(config)
-    start = time.perf_counter()
+    start, progress = time.perf_counter(), progress or Silent()
     source = resolve(config.checkpoint)
     read = read_checkpoint(source, tasks=config.tasks)
     checkpoint = _part(read, config)
@@ -128,10 +138,13 @@ def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportR
     )
     model = build(checkpoint, policy_will_do=config.policy_only)
     double = build(checkpoint, policy_will_do=config.policy_only, dtype=torch.float64)
-    reference = Agent(double, mode="policy")
+    reference, single = Agent(double, mode="policy"), Agent(model, mode="policy")
+    progress.update(0, 3, f"observations{_expected(config, single, budget)} in all")
     seen = observations(reference, config.data)
+    progress.update(1, 3, "tracing")
     artifact = make_artifact(config, model, facts)
-    single, exact = Agent(model, mode="policy"), config.format == "fp32"
+    progress.update(2, 3, "comparing with torch")
+    exact = config.format == "fp32"
     if budget is None:
         parity = _policy_parity(artifact.run, reference, single, seen, exact=exact)
     else:
@@ -148,6 +161,7 @@ def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportR
             temporary.write_bytes(content)
             if config.target == "onnx":
                 open_onnx(temporary, threads=1, providers=None)
+    progress.update(3, 3, "written")
     return ExportReport(
         source=source,
         output=config.output,
@@ -159,6 +173,28 @@ def export(config: ExportConfig, budget: PlannerBudget | None = None) -> ExportR
         tolerance=tolerance,
         seconds=time.perf_counter() - start,
     )
+
+
+def _expected(config: ExportConfig, agent: Agent, budget: PlannerBudget | None) -> str:
+    """Return how long an export takes, from one task's observations and one plan, timed here.
+
+    Args:
+        config: What to export.
+        agent: In policy mode.
+        budget: The planner's, if it is exported.
+    """
+    seconds = _SECONDS_OF_TRACING["policy" if budget is None else "planner"]
+    if config.data is None:
+        start = time.perf_counter()
+        names = [name for name in agent.tasks.names if _is_simulated(agent, name)]
+        for name in names[:1]:
+            _drive(agent, name, np.random.default_rng(0))
+            seconds += len(names) * (time.perf_counter() - start)
+    if budget is not None:
+        planner, start = Agent(agent.world_model, budget=budget), time.perf_counter()
+        planner.act(np.zeros(agent.tasks.tasks[0].obs_dim, np.float32), agent.tasks.names[0])
+        seconds += _PLANNED_ROWS * (time.perf_counter() - start)
+    return expected(seconds)
 
 
 def _budget(config: ExportConfig, checkpoint: Checkpoint) -> PlannerBudget:
@@ -346,17 +382,24 @@ def _stored(tasks: TaskTable, data: Path) -> Iterator[tuple[str, NDArray[np.floa
 
 
 def _driven(agent: Agent) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    from tdmpc_opt.tasks.environment import make_env
-
     rng = np.random.default_rng(0)
     for name in agent.tasks.names:
-        if name not in MT30.names or MT30[name] != agent.tasks[name]:
-            continue
-        env = make_env(name, 0)
-        rows = [env.reset()[0]]
-        while len(rows) < _STEPS:
-            action = agent.act(rows[-1], name)
-            noisy = action + _NOISE * rng.standard_normal(action.shape)
-            rows.append(env.step(np.clip(noisy, -1, 1).astype(np.float32))[0])
-        env.close()
-        yield name, np.stack(rows)
+        if _is_simulated(agent, name):
+            yield name, _drive(agent, name, rng)
+
+
+def _is_simulated(agent: Agent, name: str) -> bool:
+    return name in MT30.names and MT30[name] == agent.tasks[name]
+
+
+def _drive(agent: Agent, name: str, rng: np.random.Generator) -> NDArray[np.float32]:
+    from tdmpc_opt.tasks.environment import make_env
+
+    env = make_env(name, 0)
+    rows = [env.reset()[0]]
+    while len(rows) < _STEPS:
+        action = agent.act(rows[-1], name)
+        noisy = action + _NOISE * rng.standard_normal(action.shape)
+        rows.append(env.step(np.clip(noisy, -1, 1).astype(np.float32))[0])
+    env.close()
+    return np.stack(rows)

@@ -105,9 +105,14 @@ def make_artifact(config: ExportConfig, model: WorldModel, facts: Facts) -> Arti
         origin = f"{facts.source.name} (SHA-256 {facts.sha256[:16]}), {facts.number_format}"
         quantize = config.format == "int8"
         run, files = c_policy(model, facts.contracts, facts.source, origin, quantize=quantize)
-        return Artifact(run, lambda _: files)
+        return Artifact(run, lambda check: files | _c_metadata(facts, check))
     graph = _graph(config, model, facts.budget)
     return Artifact(runner(graph.SerializeToString()), partial(_with_facts, graph, facts))
+
+
+def _c_metadata(facts: Facts, check: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the file that states what a folder of C source contains, for `inspect`."""
+    return {"metadata.json": json.dumps(metadata(facts, check), indent=1).encode()}
 
 
 def _graph(

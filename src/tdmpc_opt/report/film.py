@@ -64,6 +64,8 @@ class Shot:
     """Simulated time since the start of the episode."""
     frames: int
     """Frames of the film that it lasts."""
+    share: float
+    """Part of the task's shots that are done with this one."""
     pictures: tuple[Picture, ...]
     returns: tuple[float, ...]
     latencies_ms: tuple[float | None, ...]
@@ -151,7 +153,7 @@ def _clip(policies: list[Policy], task: Task, job: _Job) -> Iterator[Shot]:
         # The film runs in real time whatever the task's control step.
         frames = int((step + 1) * rate + 1e-6) - int(step * rate + 1e-6)
         if frames:
-            yield _shot(players, task, step, frames)
+            yield _shot(players, task, step, frames, (step + 1) / (last + 1))
         if all(player.over for player in players):
             break
     for player in players:
@@ -167,7 +169,7 @@ def poses(job: _Job) -> Iterator[Shot]:
             steps = task.episode_length // 2
             for _ in range(steps):
                 player.step()
-            yield _shot([player], task, steps, 1)
+            yield _shot([player], task, steps, 1, 1.0)
             player.env.close()
 
 
@@ -198,11 +200,12 @@ class _Player:
         self.total += float(reward)
 
 
-def _shot(players: list[_Player], task: Task, step: int, frames: int) -> Shot:
+def _shot(players: list[_Player], task: Task, step: int, frames: int, share: float) -> Shot:
     return Shot(
         task=task.name,
         seconds=step / players[0].steps_per_second,
         frames=frames,
+        share=share,
         pictures=tuple(np.asarray(player.env.render(), np.uint8) for player in players),
         returns=tuple(player.total for player in players),
         latencies_ms=tuple(median(p.times) if p.times else None for p in players),
@@ -212,14 +215,15 @@ def _shot(players: list[_Player], task: Task, step: int, frames: int) -> Shot:
 def _reported(
     shots: Iterator[Shot], progress: Progress, total: int, what: str
 ) -> Iterator[Shot]:
-    done, task = -1, ""
-    progress.update(0, total, f"{what}: starting the process that draws")
+    tasks, task = 0, ""
+    progress.update(0, 100 * total, f"{what}: starting the process that draws")
     for shot in shots:
         if shot.task != task:
-            done, task = done + 1, shot.task
-            progress.update(done, total, f"{what}: {task}")
+            tasks, task = tasks + 1, shot.task
+        # In hundredths of a task, so that the time left is known early in the first.
+        done = 100 * (tasks - 1) + int(100 * shot.share)
+        progress.update(done, 100 * total, f"{what}: {task}")
         yield shot
-    progress.update(total, total, what)
 
 
 def _frame(shot: Shot, names: list[str]) -> tuple[Picture, int]:

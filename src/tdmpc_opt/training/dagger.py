@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tdmpc_opt.agents.collect import collect
-from tdmpc_opt.agents.sources import CheckpointSource, open_source
+from tdmpc_opt.agents.executor import choose_processes
+from tdmpc_opt.agents.sources import CheckpointSource, open_source, seconds_of
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.configs import (
@@ -34,9 +35,9 @@ from tdmpc_opt.files import (
     replace_when_done,
     require_same,
 )
-from tdmpc_opt.progress import Progress, Silent, Stage
+from tdmpc_opt.progress import Progress, Silent, Stage, expected
 from tdmpc_opt.schema import TaskTable
-from tdmpc_opt.training.loop import train
+from tdmpc_opt.training.loop import seconds_per_update, train
 from tdmpc_opt.training.run import names_in_use, source_identity
 
 FIRST_SEED = 1_000_000
@@ -87,6 +88,9 @@ def dagger(config: DaggerConfig, progress: Progress | None = None) -> list[Round
     tasks, path = _refuse_early(config), config.output / "rounds.json"
     with alone(path):
         file = _RoundsFile(path, _identity(config, tasks))
+        done = len(file.rounds)
+        note = _expected(config, tasks, config.rounds - done) if done < config.rounds else ""
+        progress.update(done, config.rounds, f"rounds{note}")
         for number in range(len(file.rounds) + 1, config.rounds + 1):
             file.add(_round(config, tasks, number, progress))
     return file.rounds
@@ -145,13 +149,38 @@ def _student(config: DaggerConfig, number: int) -> Path:
     return config.output / "students" / f"round-{number}.safetensors"
 
 
+def _expected(config: DaggerConfig, tasks: TaskTable, rounds: int) -> str:
+    """Return how long rounds take, as the end of a report; empty where Ray decides."""
+    if config.ray:
+        return ""
+    label = open_source(config.label or config.teacher, names=config.tasks)
+    workers, seconds = choose_processes(config.workers).count, 0.0
+    drives: dict[Literal["policy", "planner"], int] = {
+        "policy": config.episodes,
+        "planner": config.planner_episodes,
+    }
+    for mode, episodes in drives.items():
+        if episodes:
+            driver = open_source(
+                config.start, mode=mode, names=config.tasks, preset=_PLANNER_PRESET
+            )
+            count = dict.fromkeys(tasks.tasks, episodes)
+            seconds += seconds_of([driver, label], count, workers)
+    seconds += config.updates * seconds_per_update(_training(config, config.updates))
+    return expected(rounds * seconds)
+
+
 def _train(config: DaggerConfig, updates: int, progress: Progress) -> Path:
     """Go on with the one run of all rounds, on the data there are by now."""
+    return train(_training(config, updates), progress)
+
+
+def _training(config: DaggerConfig, updates: int) -> TrainConfig:
     values = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
     values |= {"updates": updates, "tasks": names_in_use(config)}
     if not _is_distilled(config):
         values |= _UNUSED
-    return train(TrainConfig(**values), progress)
+    return TrainConfig(**values)
 
 
 def _is_distilled(config: DaggerConfig) -> bool:

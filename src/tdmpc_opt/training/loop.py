@@ -1,5 +1,6 @@
 """The training loop on Lightning Fabric, with exact resume."""
 
+import copy
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -25,17 +26,22 @@ from tdmpc_opt.errors import NonFiniteError, RunError
 from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.files import alone, refuse_overwrite
 from tdmpc_opt.model.world_model import WorldModel, with_termination_head
-from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.progress import Progress, Silent, expected
 from tdmpc_opt.schema import model_config
 from tdmpc_opt.training.batches import Draws, FaultKeeper
 from tdmpc_opt.training.distillation import open_teachers
+from tdmpc_opt.training.objective import moved
 from tdmpc_opt.training.ranks import Ranks, join
-from tdmpc_opt.training.run import MODEL, MetricsWriter, Run
+from tdmpc_opt.training.run import MODEL, MetricsWriter, Run, put_back, state_of
 from tdmpc_opt.training.step import Learner, build_learner, train_step
 from tdmpc_opt.training.terms import Distillation
 
 EVAL_EPISODES = 2
 """Episodes per task of an evaluation during training."""
+_MOST_UNREAD = 50
+"""Updates after which the host waits for a GPU, to learn whether their losses were finite."""
+_ESTIMATED_UPDATES = 20
+"""From so many updates on, two are tried to estimate the time of all."""
 PERIODIC_SEED = 900_000
 """First environment seed of evaluations while training; no reported score uses it."""
 
@@ -68,9 +74,28 @@ def train(config: TrainConfig, progress: Progress | None = None) -> Path:
     fabric, ranks = join(device, some_unused=projected)
     progress = progress if ranks.is_first else _Discarded()
     chosen = choose_threads(config.threads)
-    progress.update(0, config.updates, f"threads: {chosen}")
     with threads(chosen.count):
-        return _run(config, datasets, progress, fabric, ranks)
+        return _run(config, datasets, progress, fabric, ranks, f"threads: {chosen}")
+
+
+def seconds_per_update(config: TrainConfig) -> float:
+    """Measure an update of a run that has not begun, without its on-policy data.
+
+    Raises:
+        As `train`, except for its output.
+    """
+    datasets = [EpisodeDataset.open(folder) for folder in config.folders]
+    # Filling a cache is no part of an update: teachers compute here, which takes longer.
+    alone = replace(config, on_policy=None, on_policy_share=None, teacher_cache=None)
+    fabric, ranks = join(best_device(config.device), some_unused=False)
+    with threads(choose_threads(config.threads).count):
+        model = _initial_model(alone, datasets)
+        draws, found = Draws(alone, datasets, model.tasks, ranks), None
+        if config.teacher is not None:
+            found = open_teachers(alone, model, datasets, fabric.device, ranks, Silent())
+        projection = None if found is None else found.projection
+        learner = build_learner(fabric, model, alone, projection, ranks)
+        return _seconds_per_update(fabric, learner, draws, alone, found)
 
 
 def open_data(config: TrainConfig) -> list[EpisodeDataset]:
@@ -106,6 +131,7 @@ def _run(
     progress: Progress,
     fabric: Fabric,
     ranks: Ranks,
+    note: str,
 ) -> Path:
     torch.manual_seed(config.seed)
     model = _initial_model(config, datasets)
@@ -119,9 +145,41 @@ def _run(
         learner = build_learner(fabric, model, config, projection, ranks)
         run.restore(learner, draws, progress)
         ranks.require_same(learner.update, "checkpoint")
+        left = config.updates - learner.update
+        if left >= _ESTIMATED_UPDATES:
+            state = copy.deepcopy(state_of(learner, draws))
+            note += expected(
+                left * _seconds_per_update(fabric, learner, draws, config, distillation)
+            )
+            put_back(state, learner, draws)
+        progress.update(learner.update, config.updates, note)
         with _curves(run, learner, config) as metrics:
             _loop(fabric, learner, draws, run, metrics, config, (distillation, progress))
     return run.model_path
+
+
+def _seconds_per_update(
+    fabric: Fabric,
+    learner: Learner,
+    draws: Draws,
+    config: TrainConfig,
+    distillation: Distillation | None,
+) -> float:
+    """Time an update, after one that does not count; 0 where training can only fail."""
+    seconds = list[float]()
+    for _ in range(config.max_skipped + 2):
+        start = time.perf_counter()
+        try:
+            drawn, more = _sample(draws, learner.ranks)
+            batch = _to_device(fabric, drawn)
+            terms = _learn(fabric, learner, batch, more, config, distillation)
+        except NonFiniteError:  # the training meets it as well, and reports it
+            continue
+        float(terms["loss"])  # waits for the device
+        seconds.append(time.perf_counter() - start)
+        if len(seconds) == 2:
+            break
+    return seconds[-1] if seconds else 0.0
 
 
 class _Discarded:
@@ -184,27 +242,31 @@ def _loop(
     distillation, progress = rest
     ranks, window = learner.ranks, _Window(learner.update)
     faults = FaultKeeper(learner, draws.slices, config, progress)
-    note = ""
+    note, unread = "", list[tuple[int, Tensor]]()
     with _interrupt_between_updates() as interrupted:
         while learner.update < config.updates:
             batch = None
             try:
                 drawn, more = _sample(draws, ranks)
                 batch = _to_device(fabric, drawn)
-                labelled = more and _to_device(fabric, more)
-                supervision = (
-                    distillation.supervision(batch, learner.update) if distillation else None
-                )
-                terms = train_step(fabric, learner, batch, config, supervision, labelled)
+                terms = _learn(fabric, learner, batch, more, config, distillation)
             except NonFiniteError as error:
                 faults.skip(error, batch)
                 continue
+            if not learner.waits:
+                unread.append((learner.update, terms.pop("finite")))
             window.add(terms)
             stop = ranks.any(
                 bool(interrupted)
             )  # once: a signal from here on waits for the next update
             last = learner.update == config.updates or stop
             scored = _is_due(learner.update, config.eval_every)
+            if (
+                _is_due(learner.update, config.save_every)
+                or last
+                or len(unread) == _MOST_UNREAD
+            ):
+                _read(unread, faults)
             if _is_due(learner.update, config.log_every) or scored or last:
                 row = window.close(learner.update, ranks)
                 if scored:
@@ -217,6 +279,30 @@ def _loop(
                 run.save(learner, draws)
             if stop:
                 raise KeyboardInterrupt
+
+
+def _learn(
+    fabric: Fabric,
+    learner: Learner,
+    batch: Batch,
+    more: Batch | None,
+    config: TrainConfig,
+    distillation: Distillation | None,
+) -> dict[str, Tensor]:
+    """Do one update with a batch on the device, and further slices on the CPU."""
+    labelled = more and _to_device(fabric, more)
+    supervision = distillation.supervision(batch, learner.update) if distillation else None
+    return train_step(fabric, learner, batch, config, supervision, labelled)
+
+
+def _read(unread: list[tuple[int, Tensor]], faults: FaultKeeper) -> None:
+    """Wait for the device, and report the updates that it left out."""
+    flags = torch.stack([finite for _, finite in unread]).tolist() if unread else []
+    for (number, _), finite in zip(unread, flags, strict=True):
+        if not finite:  # of an older batch the sampler does not know the slices any more
+            what = f"the loss or a gradient of update {number} was NaN or infinite"
+            faults.skip(NonFiniteError(what), None)
+    unread.clear()
 
 
 def _is_due(update: int, every: int) -> bool:
@@ -238,7 +324,9 @@ def _sample(draws: Draws, ranks: Ranks) -> tuple[Batch, Batch | None]:
 def _to_device(fabric: Fabric, batch: Batch) -> Batch:
     names = ["obs", "action", "label", "reward", "task"]  # the rows' numbers stay on the CPU
     names += ["terminated"] if batch.terminated is not None else []
-    return replace(batch, **{name: fabric.to_device(getattr(batch, name)) for name in names})
+    return replace(
+        batch, **{name: moved(getattr(batch, name), fabric.device) for name in names}
+    )
 
 
 class _Window:

@@ -76,7 +76,7 @@ def two_random_heads(model: WorldModel, generator: torch.Generator) -> Int[Tenso
     count = model.config.num_q
     if count == 2:
         return None
-    return torch.randperm(count, generator=generator)[:2].to(model.bins.device)
+    return moved(torch.randperm(count, generator=generator)[:2], model.bins.device)
 
 
 @torch.no_grad()
@@ -255,11 +255,12 @@ class RunningScale:
         self.tau = tau
         self.ranks = ranks
         self.value = torch.ones((), device=device)
+        self._percentiles = torch.tensor([0.05, 0.95], device=device)
 
     def update(self, q: Float[Tensor, "batch 1"]) -> None:
         """Move the scale towards the percentile range of these Q values, those of all ranks."""
-        percentiles = torch.tensor([0.05, 0.95], device=q.device)
-        low, high = torch.quantile(self.ranks.gather_rows(q.float().flatten()), percentiles)
+        values = self.ranks.gather_rows(q.float().flatten())
+        low, high = torch.quantile(values, self._percentiles)
         self.value = torch.lerp(self.value, (high - low).clamp(min=1.0), self.tau)
 
 
@@ -270,4 +271,12 @@ def _decay(rho: float, steps: int, like: Tensor) -> Float[Tensor, " steps"]:
 def _noise(model: WorldModel, z: Tensor, generator: torch.Generator, ranks: Ranks) -> Tensor:
     # Drawn on the CPU: one stream whatever the device, and one state to save.
     shape = ranks.whole_shape((*z.shape[:-1], model.config.action_dim), -2)
-    return ranks.own_rows(torch.randn(shape, generator=generator), -2).to(z)
+    drawn = ranks.own_rows(torch.randn(shape, generator=generator), -2)
+    return moved(drawn, z.device).to(z.dtype)
+
+
+def moved(value: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device; the host does not wait for a GPU's copy."""
+    if device.type == "cuda":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)

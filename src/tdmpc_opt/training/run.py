@@ -101,21 +101,7 @@ class Run:
             return
         extra = {"updates": str(learner.update), "run": json.dumps(self.identity)}
         write_native(self.model_path, from_model(learner.model, extra))
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        state = {
-            "skipped": learner.skipped,
-            "model": learner.model.state_dict(),
-            "model_optimizer": learner.model_optimizer.state_dict(),
-            "policy_optimizer": learner.policy_optimizer.state_dict(),
-            "scale": learner.scale.value,
-            "generator": learner.generator.get_state(),
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": cuda,
-            "sampler": draws.state_dict(),
-        }
-        if learner.projection is not None:
-            state["projection"] = learner.projection.state_dict()
-        self._states.save(learner.update, state)
+        self._states.save(learner.update, state_of(learner, draws))
 
     def restore(self, learner: Learner, draws: Draws, progress: Progress) -> None:
         """Go on where `save` was called last; a run without a state starts anew.
@@ -133,28 +119,50 @@ class Run:
         if state is None:
             return
         try:
-            self._put_back(state, learner, draws)
+            put_back(state, learner, draws)
         except (DataError, *_UNFIT) as error:
             raise CheckpointError(
                 f"{self._states.path} holds a state that does not fit this run "
                 f"({type(error).__name__}); delete it to start the run anew"
             ) from error
 
-    def _put_back(self, state: Mapping[str, Any], learner: Learner, draws: Draws) -> None:
-        learner.update = state["update"]
-        learner.skipped = state["skipped"]
-        learner.model.load_state_dict(state["model"])
-        if learner.projection is not None:
-            learner.projection.load_state_dict(state["projection"])
-        learner.model_optimizer.load_state_dict(state["model_optimizer"])
-        learner.policy_optimizer.load_state_dict(state["policy_optimizer"])
-        learner.scale.value = state["scale"].to(learner.scale.value.device)
-        learner.generator.set_state(state["generator"])
-        draws.load_state_dict(state["sampler"])
-        torch.set_rng_state(state["torch_rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            # What the first rank drew with, on its first GPU, for this rank's own.
-            torch.cuda.set_rng_state(state["cuda_rng"][0], learner.scale.value.device)
+
+def state_of(learner: Learner, draws: Draws) -> dict[str, Any]:
+    """Return the exact state of a run; its tensors are those that training changes."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    state = {
+        "update": learner.update,
+        "skipped": learner.skipped,
+        "model": learner.model.state_dict(),
+        "model_optimizer": learner.model_optimizer.state_dict(),
+        "policy_optimizer": learner.policy_optimizer.state_dict(),
+        "scale": learner.scale.value,
+        "generator": learner.generator.get_state(),
+        "torch_rng": torch.get_rng_state(),
+        "cuda_rng": cuda,
+        "sampler": draws.state_dict(),
+    }
+    if learner.projection is not None:
+        state["projection"] = learner.projection.state_dict()
+    return state
+
+
+def put_back(state: Mapping[str, Any], learner: Learner, draws: Draws) -> None:
+    """Set learner and draws to a state of `state_of`."""
+    learner.update = state["update"]
+    learner.skipped = state["skipped"]
+    learner.model.load_state_dict(state["model"])
+    if learner.projection is not None:
+        learner.projection.load_state_dict(state["projection"])
+    learner.model_optimizer.load_state_dict(state["model_optimizer"])
+    learner.policy_optimizer.load_state_dict(state["policy_optimizer"])
+    learner.scale.value = state["scale"].to(learner.scale.value.device)
+    learner.generator.set_state(state["generator"])
+    draws.load_state_dict(state["sampler"])
+    torch.set_rng_state(state["torch_rng"])
+    if state["cuda_rng"] and torch.cuda.is_available():
+        # What the first rank drew with, on its first GPU, for this rank's own.
+        torch.cuda.set_rng_state(state["cuda_rng"][0], learner.scale.value.device)
 
 
 def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[str, Any]:

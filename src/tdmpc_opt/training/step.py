@@ -127,6 +127,9 @@ class Learner:
     """Updates done."""
     skipped: int = 0
     """Batches skipped for NaN or infinity."""
+    waits: bool = True
+    """Whether the host waits for the losses of each update, and raises where one is not finite.
+    Without it a GPU leaves out such an update, and the host reads that later."""
 
 
 def build_learner(
@@ -165,9 +168,8 @@ def build_learner(
         {"params": rest},
         {"params": encoder, "lr": config.lr * config.encoder_lr_scale},
     ]
-    # One pass over the weights instead of a dozen. Elsewhere torch's choice stands: with the
-    # loss scaled, Fabric cannot clip what a fused optimiser would unscale.
-    fused = True if fabric.device.type == "cpu" else None
+    # One pass over the weights instead of a dozen, which the device itself can leave out.
+    fused = True if fabric.device.type in ("cpu", "cuda") else None
     adam = torch.optim.Adam(groups, lr=config.lr, fused=fused)
     policy = model.policy_head.parameters()
     policy_adam = torch.optim.Adam(policy, lr=config.lr, eps=1e-5, fused=fused)
@@ -181,6 +183,7 @@ def build_learner(
         generator=torch.Generator().manual_seed(config.seed),
         ranks=ranks,
         projection=projection,
+        waits=fabric.device.type != "cuda" or ranks.count > 1,
     )
 
 
@@ -216,11 +219,13 @@ def train_step(
 
     Returns:
         Loss terms and gradient norms before clipping, as detached scalars; of several ranks
-        the losses are those of its own slices, and their mean is the batch's.
+        the losses are those of its own slices, and their mean is the batch's. Of a learner that
+        does not wait also `finite`: False where the device left out the update, of which all
+        terms are 0; it counts as an update.
 
     Raises:
-        NonFiniteError: A loss or gradient is NaN or infinite. What it belongs to has not been
-            changed: neither network, or the model alone.
+        NonFiniteError: A loss or gradient is NaN or infinite, and the learner waits. What it
+            belongs to has not been changed: neither network, or the model alone.
 
     Source:
         TD-MPC2, arXiv:2310.16828, algorithm 2; TD-MPC-Opt, arXiv:2507.01823, section 3.
@@ -234,15 +239,15 @@ def train_step(
         total, losses, rollout, distilled, states = learner.model_objective(
             batch, config, supervision, labelled, learner.generator
         )
-    norm = _descend(fabric, learner, learner.model_optimizer, total)
+    norm, finite = _descend(fabric, learner, learner.model_optimizer, total)
     # Before the policy's update: the public code shortens rows at each look-up.
     model.renormalize_task_embedding()
-    policy, policy_norm = _update_policy(
-        fabric, learner, batch, config, rollout, supervision, states
+    policy, policy_norm, finite = _update_policy(
+        fabric, learner, batch, config, rollout, supervision, states, finite
     )
-    _move_targets(model)
+    _move_targets(model, TAU if learner.waits else TAU * finite)
     learner.update += 1
-    return {
+    terms = {
         "loss": total.detach(),
         "consistency": losses.consistency.detach(),
         "reward": losses.reward.detach(),
@@ -253,8 +258,12 @@ def train_step(
         "policy_grad_norm": policy_norm,
         "q_scale": learner.scale.value,
         **({} if losses.termination is None else {"termination": losses.termination.detach()}),
-        **_columns(supervision, distilled),
+        **{f"distill_{name}": loss.detach() for name, loss in distilled.items()},
     }
+    if not learner.waits:
+        terms = {name: torch.where(finite, value, 0.0) for name, value in terms.items()}
+        terms["finite"] = finite
+    return terms | _weights(supervision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,8 +292,9 @@ def _update_policy(
     rollout: Rollout,
     supervision: Supervision | None,
     states: _States | None,
-) -> tuple[PolicyLosses, Tensor]:
-    """Step the policy alone; return its losses and the norm of its gradient."""
+    model_finite: Tensor,
+) -> tuple[PolicyLosses, Tensor, Tensor]:
+    """Step the policy alone; return losses, the norm of its gradient, and if all is finite."""
     scale_before = learner.scale.value
     with _only(learner.model, learner.model.policy_head):
         with fabric.autocast():
@@ -292,11 +302,15 @@ def _update_policy(
                 batch, config, rollout, supervision, states, learner.scale, learner.generator
             )
         try:
-            norm = _descend(fabric, learner, learner.policy_optimizer, total)
+            norm, finite = _descend(
+                fabric, learner, learner.policy_optimizer, total, model_finite
+            )
         except NonFiniteError:
             learner.scale.value = scale_before
             raise
-    return losses, norm
+    if not learner.waits:
+        learner.scale.value = torch.where(finite, learner.scale.value, scale_before)
+    return losses, norm, finite
 
 
 def _set_rates(learner: Learner, config: TrainConfig) -> None:
@@ -313,14 +327,10 @@ def _set_rates(learner: Learner, config: TrainConfig) -> None:
     learner.policy_optimizer.param_groups[0]["lr"] = lr
 
 
-def _columns(supervision: Supervision | None, losses: Losses) -> dict[str, Tensor]:
+def _weights(supervision: Supervision | None) -> dict[str, Tensor]:
     weights = supervision.weights if supervision is not None else {}
     return {
-        **{f"distill_{name}": loss.detach() for name, loss in losses.items()},
-        **{
-            f"weight_{name}": torch.tensor(w, dtype=torch.float64)
-            for name, w in weights.items()
-        },
+        f"weight_{name}": torch.tensor(w, dtype=torch.float64) for name, w in weights.items()
     }
 
 
@@ -329,7 +339,9 @@ def _descend(
     learner: Learner,
     optimizer: Optimizer,
     loss: Tensor,
-) -> Tensor:
+    before: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Step; return the norm of the gradient, and whether it, loss and `before` are finite."""
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     loss = learner.ranks.mean(loss.detach())  # NaN on one rank is NaN on all
@@ -337,11 +349,16 @@ def _descend(
         learner.model, optimizer, max_norm=GRAD_CLIP, error_if_nonfinite=False
     )
     assert norm is not None
-    if not torch.isfinite(loss + norm):
+    finite = torch.isfinite(loss + norm)
+    if not learner.waits:
+        finite = finite if before is None else finite & before
+        # What torch's scaler of gradients does too: the fused kernel reads it on the device.
+        cast(Any, optimizer).optimizer.found_inf = (~finite).float()
+    elif not finite:
         what = "a gradient" if torch.isfinite(loss) else "the loss"
         raise NonFiniteError(f"{what} is NaN or infinite")
     optimizer.step()
-    return norm.detach()
+    return norm.detach(), finite
 
 
 @contextmanager
@@ -359,7 +376,11 @@ def _only(model: nn.Module, *parts: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _move_targets(model: WorldModel) -> None:
+def _move_targets(model: WorldModel, share: float | Tensor) -> None:
     targets: list[Tensor] = list(model.target_q_ensemble.parameters())
     online: list[Tensor] = list(model.q_ensemble.parameters())
-    torch._foreach_lerp_(targets, online, TAU)
+    if isinstance(share, float):
+        torch._foreach_lerp_(targets, online, share)
+        return
+    for target, value in zip(targets, online, strict=True):
+        target.lerp_(value, share)
