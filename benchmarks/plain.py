@@ -177,14 +177,14 @@ class PlainLearner:
             lr=LR,
         )
         self._policy_adam = torch.optim.Adam(m.pi.parameters(), lr=LR, eps=1e-5)
-        self._scale = torch.ones(())
+        self._scale = torch.ones((), device=model.bins.device)
 
     def step(self, batch: Batch, weights: LossWeights) -> float:
         """Update model, policy and target Qs, and return the model's loss."""
         m, task, horizon = self.model, batch.task, len(batch.action)
         with torch.no_grad():
             next_z = m.encoder(m.join(batch.obs[1:], task))
-            noise = torch.randn(*next_z.shape[:-1], m.masks.shape[-1])
+            noise = torch.randn(*next_z.shape[:-1], m.masks.shape[-1], device=next_z.device)
             action, _ = m.policy(next_z, task, noise)
             x = m.join(next_z, task, action)
             chosen = torch.randperm(len(self._targets))[:2]
@@ -223,15 +223,15 @@ class PlainLearner:
     def _improve_policy(self, z: Tensor, task: Tensor, weights: LossWeights) -> None:
         m = self.model
         m.qs.requires_grad_(False)
-        noise = torch.randn(*z.shape[:-1], m.masks.shape[-1])
+        noise = torch.randn(*z.shape[:-1], m.masks.shape[-1], device=z.device)
         action, log_prob = m.policy(z, task, noise)
         x = m.join(z, task, action)
         chosen = torch.randperm(len(m.qs))[:2]
         q = torch.stack([m.decode(m.qs[index](x)) for index in chosen]).mean(0)
-        low, high = torch.quantile(q[0].detach(), torch.tensor([0.05, 0.95]))
+        low, high = torch.quantile(q[0].detach(), q.new_tensor([0.05, 0.95]))
         self._scale = torch.lerp(self._scale, (high - low).clamp(min=1.0), TAU)
         per_step = (weights.entropy * log_prob - q / self._scale).mean(dim=(1, 2))
-        loss = (per_step * RHO ** torch.arange(len(z))).mean()
+        loss = (per_step * RHO ** torch.arange(len(z), device=z.device)).mean()
         self._policy_adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(m.pi.parameters(), CLIP)

@@ -1,6 +1,7 @@
 """Training updates per second, with and without a teacher, and of plain torch modules.
 
 The contenders take turns in one process on one thread, on synthetic batches drawn beforehand.
+On a GPU each turn is `UPDATES_ON_A_GPU` updates, after which the host waits for the device.
 Writes results/bench-training.json, or the file named by `--output`:
 
     python benchmarks/training_throughput.py
@@ -19,6 +20,7 @@ from plain import PlainLearner
 from synthetic import synthetic_dataset
 from timing import cycle, race, records, report
 
+from tdmpc_opt.agents.agent import best_device
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.configs import TrainConfig
@@ -32,7 +34,7 @@ from tdmpc_opt.training.step import build_learner, train_step
 from tdmpc_opt.training.teacher_cache import TeacherCache
 from tdmpc_opt.training.terms import Distillation
 
-CPU = torch.device("cpu")
+UPDATES_ON_A_GPU = 20
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,10 @@ class Config:
     """Slices per update."""
     tasks: int = 30
     """Tasks of the data."""
+    device: str = "cpu"
+    """Where the networks run."""
     rounds: int = 20
-    """Updates of each contender, after one that is not counted."""
+    """Turns of each contender, after one that is not counted."""
     output: Path = Path("results/bench-training.json")
     """Result file."""
 
@@ -60,19 +64,34 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as folder:
         dataset = synthetic_dataset(Path(folder) / "data", config.tasks, episodes=2)
         contenders = _contenders(config, dataset, Path(folder))
-        times = race(contenders, config.rounds)
-    found = records(times, dict.fromkeys(contenders, 1.0))
+        updates = UPDATES_ON_A_GPU if config.device == "cuda" else 1
+        turns = {name: _turn(contender, updates) for name, contender in contenders.items()}
+        times = race(turns, config.rounds)
+    found = records(times, dict.fromkeys(contenders, float(updates)))
     report("training-throughput", "updates", found, config, {"threads": 1})
+
+
+def _turn(update: Callable[[], object], updates: int) -> Callable[[], object]:
+    """Return a function that makes updates and waits until the device has computed them."""
+
+    def turn() -> None:
+        for _ in range(updates):
+            update()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return turn
 
 
 def _contenders(
     config: Config, dataset: EpisodeDataset, folder: Path
 ) -> dict[str, Callable[[], object]]:
-    student = _model(config.size, dataset.tasks, seed=0)
+    device = best_device(config.device)
+    student = _model(config.size, dataset.tasks, seed=0).to(device)
     sampler = SliceSampler(
         [dataset], dataset.tasks, horizon=3, batch_size=config.batch_size, seed=0
     )
-    batches = [sampler.sample() for _ in range(8)]
+    batches = [_moved(sampler.sample(), device) for _ in range(8)]
     draw = cycle(batches)
     settings = TrainConfig(
         data=dataset.path,
@@ -87,12 +106,12 @@ def _contenders(
             "plain": lambda: plain.step(draw(), settings.weights),
             "tdmpc-opt": _ours(student, batches, settings, None),
         }
-    teacher = _model(config.teacher, dataset.tasks, seed=1)
+    teacher = _model(config.teacher, dataset.tasks, seed=1).to(device)
     write_native(Path(settings.teacher), from_model(teacher))
-    found = open_distillation(replace(settings, teacher_cache=None), student, CPU)
+    found = open_distillation(replace(settings, teacher_cache=None), student, device)
     assert found is not None, "the published term is on by default"
     cache = TeacherCache(settings, [dataset], student.tasks)
-    cache.fill(found.teachers, CPU, Silent())
+    cache.fill(found.teachers, device, Silent())
     cached = Distillation(cache, found.weights, None)
     plain = PlainLearner(student, teacher, found.weights.at(0)["reward_mse"])
     return {
@@ -102,14 +121,19 @@ def _contenders(
     }
 
 
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    fields = ("obs", "action", "label", "reward", "task")
+    return replace(batch, **{field: getattr(batch, field).to(device) for field in fields})
+
+
 def _ours(
     student: WorldModel,
     batches: Sequence[Batch],
     settings: TrainConfig,
     distillation: Distillation | None,
 ) -> Callable[[], object]:
-    fabric = Fabric(accelerator="cpu", devices=1)
-    copied = WorldModel(student.config, student.tasks)
+    fabric = Fabric(accelerator=student.bins.device.type, devices=1)
+    copied = WorldModel(student.config, student.tasks).to(student.bins.device)
     copied.load_state_dict(student.state_dict())
     learner = build_learner(fabric, copied, settings)
     draw = cycle(batches)

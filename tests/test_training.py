@@ -242,6 +242,20 @@ def test_a_crash_loses_the_updates_since_the_last_checkpoint_alone(config, tmp_p
     assert _rows(config.output) == _rows(tmp_path / "whole" / "run")
 
 
+def test_updates_multiply_with_the_precision_that_was_asked_for(config):
+    class Precision(Silent):
+        def __init__(self) -> None:
+            self.seen: set[str] = set()
+
+        def update(self, done, total, text):
+            self.seen.add(torch.get_float32_matmul_precision())
+
+    progress = Precision()
+    train(replace(config, matmul="medium"), progress)
+    assert progress.seen == {"medium"}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def _start(config: TrainConfig) -> subprocess.Popen:
     arguments = ["train", "--data", config.data, "--output", config.output, "--size", "0.3"]
     arguments += ["--updates", config.updates, "--batch-size", 8, "--device", "cpu"]
@@ -288,6 +302,7 @@ def test_a_run_that_gets_a_signal_can_go_on(config, number):
         ({"seed": 3}, "seed"),
         ({"batch_size": 9}, "batch_size"),
         ({"size": "1"}, "size"),
+        ({"matmul": "medium"}, "matmul"),
         ({"weights": LossWeights(entropy=0.4)}, "weights"),
     ],
 )

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tdmpc_opt import zoo
 from tdmpc_opt.evaluation.compare import ablation as ablation_rows
 from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.evaluation.score import stored_score
+from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.presets import PRESETS, PUBLISHED
 from tdmpc_opt.runtime.contract import by_contract, contracts_of
-from tdmpc_opt.schema import MT30, PlannerBudget
+from tdmpc_opt.schema import MT30, PlannerBudget, Size, model_config
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -488,6 +490,39 @@ def costs() -> str:
     ]
     by_size = _table(("parameters", "published budget", "64 samples, 1 iteration"), sizes)
     return f"{_table(head, rows)}\n\n{by_size}"
+
+
+def teachers() -> str:
+    """Memory of the published sizes on MT30, computed, and measured times of their plans."""
+    found = _read("bench-planner-cost")["sizes"]
+    sizes: tuple[Size, ...] = ("1", "5", "19", "48", "317")
+    rows = []
+    for size, measured in zip(sizes, found, strict=True):
+        with torch.device("meta"):
+            model = WorldModel(model_config(size, MT30), MT30)
+        weights = {name: 4 * value.numel() for name, value in model.state_dict().items()}
+        policy = sum(
+            count
+            for name, count in weights.items()
+            if name.startswith(("task_embedding", "encoder", "policy_head"))
+        )
+        rows.append(
+            (
+                f"{size}M, {measured['parameters']:,} parameters",
+                f"{sum(weights.values()) / 1e6:,.0f} MB",
+                f"{policy / 1e6:,.0f} MB",
+                f"{measured['full']['ms'] / 1000:.1f} s",
+                f"{measured['small']['ms'] / 1000:.2f} s",
+            )
+        )
+    head = (
+        "teacher",
+        "memory of all networks, fp32",
+        "of encoder and policy",
+        "a plan, published budget",
+        "a plan, 64 samples and 1 iteration",
+    )
+    return _table(head, rows)
 
 
 def search() -> str:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tdmpc_opt.agents.agent import Agent
+from tdmpc_opt.configs import MatmulPrecision
 from tdmpc_opt.data.episodes import Episode
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.files import parse_json, replace_when_done, sort_metadata
@@ -372,11 +373,16 @@ def rollout(
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch compute on so many threads: on one, sums round equally on every machine."""
-    before = torch.get_num_threads()
+def threads(count: int, matmul: MatmulPrecision = "highest") -> Iterator[None]:
+    """Let torch compute on so many threads, and with this precision of matrix products.
+
+    On one thread, sums round equally on every machine.
+    """
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(count)
+    torch.set_float32_matmul_precision(matmul)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])

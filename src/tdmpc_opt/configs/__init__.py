@@ -6,6 +6,7 @@ from tdmpc_opt.configs.common import (
     REPORTED_SEED,
     Device,
     EngineName,
+    MatmulPrecision,
     Mode,
     device_of_work,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "FromTeacher",
     "InspectConfig",
     "LossWeights",
+    "MatmulPrecision",
     "Mode",
     "PlayConfig",
     "QuantizeConfig",

@@ -8,6 +8,7 @@ from tdmpc_opt.errors import InputError
 
 Mode = Literal["planner", "policy"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+MatmulPrecision = Literal["highest", "medium"]
 EngineName = Literal["auto", "eager"]
 """`auto` is ONNX Runtime where it is installed and the agent fits, and else eager torch."""
 

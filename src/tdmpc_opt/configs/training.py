@@ -13,6 +13,7 @@ from tdmpc_opt.configs.common import (
     Acting,
     ByWorkers,
     Labelled,
+    MatmulPrecision,
     OfDataset,
     OnDevice,
     OnTasks,
@@ -328,6 +329,9 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
     step; 1 to its end; between them a mixture (TD(lambda))."""
     start: str | None = None
     """Checkpoint whose weights the training starts from; without it random ones."""
+    matmul: Annotated[MatmulPrecision, LATER] = "highest"
+    """Precision of float32 matrix products, as torch names it: `medium` multiplies in bf16 and
+    sums in float32 on processors with units for that; weights stay float32."""
     threads: Annotated[int, UNRECORDED] = 0
     """Threads of torch on the CPU; 0 takes OMP_NUM_THREADS, or the cores that are given and not
     busy when the training starts."""
@@ -402,6 +406,9 @@ class DistillConfig(OnTasks, ToOutput, OnDevice, ByWorkers, Seeded):
     updates: int | None = None
     """Gradient updates in all, from which episodes and rounds follow; 45,000 without it
     and without `hours`."""
+    matmul: MatmulPrecision = "highest"
+    """Precision of float32 matrix products in training, as torch names it: `medium` multiplies
+    in bf16 and sums in float32 on processors with units for that."""
 
     def __post_init__(self) -> None:
         """Refuse budgets that cannot be spent."""

@@ -189,7 +189,7 @@ def stored_plan(config: DistillConfig, teachers: Teachers, progress: Progress) -
     """Return the plan of the output folder; a folder without one gets one."""
     path = config.output / "work" / "plan.json"
     tables = {name: source.tasks(name) for name, (_, source) in teachers.items()}
-    identity = {
+    identity: dict[str, Any] = {
         "teachers": {
             name: source.identity(tables[name]) for name, (_, source) in teachers.items()
         },
@@ -198,6 +198,8 @@ def stored_plan(config: DistillConfig, teachers: Teachers, progress: Progress) -
         "updates": config.updates,
         "seed": config.seed,
     }
+    if config.matmul != "highest":  # plans of older versions do not name it
+        identity["matmul"] = config.matmul
     if path.exists():
         with repairable(path, RunError):
             content = parse_json(path.read_bytes())
@@ -357,7 +359,7 @@ def _measure_student(config: DistillConfig, tasks: TaskTable) -> tuple[float, fl
     batch, labelled = (
         _any_batch(tasks, slices, settings.horizon, device) for slices in (BATCH, LABELLED)
     )
-    with threads(choose_threads().count):
+    with threads(choose_threads().count, config.matmul):
         learner = build_learner(fabric, model, settings)
         update = _mean_seconds(
             lambda: train_step(fabric, learner, batch, settings, labelled=labelled)
@@ -407,4 +409,5 @@ def recipe(config: DistillConfig, output: Path, updates: int) -> TrainConfig:
         lr=1e-3,
         encoder_lr_scale=1.0,
         td_lambda=1.0,
+        matmul=config.matmul,
     )

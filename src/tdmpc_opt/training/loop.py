@@ -74,7 +74,7 @@ def train(config: TrainConfig, progress: Progress | None = None) -> Path:
     fabric, ranks = join(device, some_unused=projected)
     progress = progress if ranks.is_first else _Discarded()
     chosen = choose_threads(config.threads)
-    with threads(chosen.count):
+    with threads(chosen.count, config.matmul):
         return _run(config, datasets, progress, fabric, ranks, f"threads: {chosen}")
 
 
@@ -88,7 +88,7 @@ def seconds_per_update(config: TrainConfig) -> float:
     # Filling a cache is no part of an update: teachers compute here, which takes longer.
     alone = replace(config, on_policy=None, on_policy_share=None, teacher_cache=None)
     fabric, ranks = join(best_device(config.device), some_unused=False)
-    with threads(choose_threads(config.threads).count):
+    with threads(choose_threads(config.threads).count, config.matmul):
         model = _initial_model(alone, datasets)
         draws, found = Draws(alone, datasets, model.tasks, ranks), None
         if config.teacher is not None:
