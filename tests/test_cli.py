@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import tdmpc_opt
-from tdmpc_opt import cli, configs, files
+from tdmpc_opt import cli, files, tasks
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
-from tdmpc_opt.cli.output import ConsoleProgress
+from tdmpc_opt.cli.output import Terminal
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
 TRAIN = ("--size", "0.3", "--updates", "2", "--batch-size", "8", "--device", "cpu")
@@ -468,7 +468,7 @@ def test_an_interrupt_exits_with_status_130_and_says_how_to_go_on(run, tmp_path,
         if done:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ConsoleProgress, "update", stop)
+    monkeypatch.setattr(Terminal, "update", stop)
     out = tmp_path / "r.json"
     status, _, errors = run("evaluate", "random", *ONE_TASK, "--output", out)
     assert status == 130
@@ -490,7 +490,7 @@ def test_a_missing_library_is_answered_with_the_extra_that_brings_it(monkeypatch
     def without_scipy(config):
         raise ModuleNotFoundError("No module named 'scipy'", name="scipy.stats")
 
-    monkeypatch.setitem(cli._RUNS, configs.TasksConfig, without_scipy)
+    monkeypatch.setattr(tasks, "choose_tasks", without_scipy)
     assert cli.main(["tasks"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -42,6 +42,7 @@ from tdmpc_opt.agents.sources import CheckpointSource
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import describe, read_checkpoint
 from tdmpc_opt.cli import files
+from tdmpc_opt.cli.output import Terminal
 from tdmpc_opt.configs import (
     DataExportConfig,
     DataImportConfig,
@@ -90,7 +91,7 @@ def _has_header(content: bytes) -> bool:
 
 def _inspect(path: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as shown:
-        files._inspect(InspectConfig(checkpoint=str(path)))
+        files._inspect(InspectConfig(checkpoint=str(path)), Terminal("inspect"))
     assert "\x1b" not in shown.getvalue(), "the file wrote to the terminal"
 
 

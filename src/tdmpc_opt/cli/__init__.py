@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from difflib import get_close_matches
 from typing import Any
 
@@ -10,7 +11,7 @@ import tdmpc_opt
 from tdmpc_opt import machine
 from tdmpc_opt.cli import data, deploy, files, measure, training
 from tdmpc_opt.cli.command import UsageError, overview, parse, with_options
-from tdmpc_opt.cli.output import console
+from tdmpc_opt.cli.output import Terminal
 from tdmpc_opt.errors import InputError, TdmpcOptError, printable
 
 _GROUPS = {
@@ -21,9 +22,8 @@ _GROUPS = {
     "Look at tasks and files": files.COMMANDS,
 }
 _COMMANDS = {command.name: command for group in _GROUPS.values() for command in group}
-_RUNS = {command.config: command.run for command in _COMMANDS.values()}
+_OF_CONFIG = {command.config: command for command in _COMMANDS.values()}
 _FAMILIES = {name.partition(" ")[0] for name in _COMMANDS if " " in name}
-_BY_RANKS = {command.config for command in _COMMANDS.values() if command.by_ranks}
 
 # Libraries that only some commands need, and the extra that brings each.
 _EXTRAS = {
@@ -46,30 +46,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
-        _show(f"tdmpc-opt {tdmpc_opt.__version__}")
+        Terminal("").print(f"tdmpc-opt {tdmpc_opt.__version__}")
         return 0
     if arguments in (["-h"], ["--help"]):
-        _show(overview(_GROUPS))
+        Terminal("").print(overview(_GROUPS))
         return 0
-    status = 0
     try:
         config = _parse(arguments)
-        if machine.world_size() > 1 and type(config) not in _BY_RANKS:
+        command = _OF_CONFIG[type(config)]
+        if machine.world_size() > 1 and not command.by_ranks:
             raise InputError(
                 "torchrun can start train alone; call the other commands without it"
             )
-        _RUNS[type(config)](config)
+        with closing(Terminal(command.name)) as terminal:
+            command.run(config, terminal)
     except TdmpcOptError as error:
-        status = _fail(with_options(str(error), type(config)))
+        return _fail(with_options(str(error), type(config)))
     except ModuleNotFoundError as error:
-        status = _fail(_missing(error))
+        return _fail(_missing(error))
     except KeyboardInterrupt:
         done = "interrupted; what was finished is kept, and the same command goes on from there"
-        status = _fail(done, 130)
+        return _fail(done, 130)
     except BrokenPipeError:  # whoever read the output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    return status
+        return 1
+    return 0
 
 
 def _parse(arguments: Sequence[str]) -> Any:
@@ -95,10 +96,6 @@ def _unknown(name: str) -> str:
     else:
         hint = f"; did you mean {near[0]}?" if near else ""
     return f"no command {printable(name, 40)!r}{hint} (tdmpc-opt --help lists them all)"
-
-
-def _show(text: str) -> None:
-    console().print(text, soft_wrap=True)
 
 
 def _fail(message: str, status: int = 1) -> int:

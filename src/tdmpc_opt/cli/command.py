@@ -19,6 +19,7 @@ from tyro.constructors import (
 )
 
 import tdmpc_opt
+from tdmpc_opt.cli.output import Terminal
 from tdmpc_opt.configs import Schedule
 from tdmpc_opt.configs.common import knobs
 from tdmpc_opt.errors import InputError
@@ -30,8 +31,8 @@ class Command:
 
     name: str
     """One word, or two for a command of a family such as `data info`."""
-    run: Callable[[Any], None]
-    """Takes the configuration that the options make."""
+    run: Callable[[Any, Terminal], None]
+    """Takes the configuration that the options make, and where to print."""
     example: str
     """Words that follow the name in the example of its help."""
     essentials: tuple[str, ...] | None = None

@@ -5,14 +5,13 @@ from typing import Any
 
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
-from tdmpc_opt.cli.output import ConsoleProgress, console, table_of
+from tdmpc_opt.cli.output import Terminal, table
 
 
-def _quantize(config: configs.QuantizeConfig) -> None:
+def _quantize(config: configs.QuantizeConfig, terminal: Terminal) -> None:
     from tdmpc_opt.compression.quantize import quantize
 
-    with ConsoleProgress("quantize") as progress:
-        report = quantize(config, progress)
+    report = quantize(config, terminal)
     if report.max_error is not None:
         cost = f", largest rounding {report.max_error:.1e}"
     elif report.action_error is not None:
@@ -22,7 +21,7 @@ def _quantize(config: configs.QuantizeConfig) -> None:
         cost += _distilled(report.undistilled, kept=report.distilled)
     else:
         cost = "; --data DIR would round it better and measure the cost"
-    console().print(
+    terminal.print(
         f"{report.source.name}: {report.source_bytes:,} bytes -> {report.output}: "
         f"{report.output_bytes:,} bytes ({report.source_bytes / report.output_bytes:.2f}x "
         f"smaller, {report.format}{cost})"
@@ -40,25 +39,20 @@ def _distilled(before: tuple[float, float | None] | None, *, kept: bool) -> str:
     return f"; before distilling {shown}"
 
 
-def _sensitivity(config: configs.SensitivityConfig) -> None:
+def _sensitivity(config: configs.SensitivityConfig, terminal: Terminal) -> None:
     from tdmpc_opt.compression.sensitivity import sensitivity
     from tdmpc_opt.report.charts import plot_sensitivity
 
-    with ConsoleProgress("sensitivity") as progress:
-        content = sensitivity(config, progress)
-    table = table_of(
-        *(str(config.output), "layer", "format", "bytes"),
-        *("action error", "value error", "policy score"),
+    content = sensitivity(config, terminal)
+    columns = ("format", "bytes", "action error", "value error")
+    rows = [
+        (row["layer"], *_errors(row), "-" if row["score"] is None else f"{row['score']:.2f}")
+        for row in content["rows"]
+    ]
+    terminal.print(
+        table(str(config.output), ("layer", *columns, "policy score"), rows),
+        table("Whole agent", columns, map(_errors, content["whole"])),
     )
-    for row in content["rows"]:
-        score = "-" if row["score"] is None else f"{row['score']:.2f}"
-        table.add_row(row["layer"], *_errors(row), score)
-    terminal = console()
-    terminal.print(table)
-    whole = table_of("Whole agent", "format", "bytes", "action error", "value error")
-    for row in content["whole"]:
-        whole.add_row(*_errors(row))
-    terminal.print(whole)
     if config.plot is not None:
         plot_sensitivity(content["rows"], config.plot)
         terminal.print(f"plot: {config.plot}")
@@ -70,33 +64,27 @@ def _errors(row: dict[str, Any]) -> tuple[str, ...]:
     return row["format"], f"{row['size_bytes']:,}", f"{row['action_error']:.4f}", value
 
 
-def _export(config: configs.ExportConfig) -> None:
+def _export(config: configs.ExportConfig, terminal: Terminal) -> None:
     from tdmpc_opt.export.export import export
 
-    terminal = console()
-    with ConsoleProgress("export") as progress:
-        report = export(config, progress=progress)
+    report = export(config, progress=terminal)
     parity = report.parity
     what = "policy" if report.preset is None else f"planner, preset {report.preset}"
-    terminal.print(
-        f"{report.source.name}: {report.source_bytes:,} bytes -> {report.output} ({what}, "
-        f"{report.format}): {report.output_bytes:,} bytes, {parity.act_ms:.2f} ms an action "
-        f"here; took {report.seconds:.0f} s"
-    )
     exact = parity.judged_error == parity.max_error
     judged = "" if exact else f", 9 of 10 within {parity.judged_error:.1e}"
     own = f"; torch's own fp32 errs by {parity.torch_error:.1e}" if parity.torch_error else ""
     terminal.print(
+        f"{report.source.name}: {report.source_bytes:,} bytes -> {report.output} ({what}, "
+        f"{report.format}): {report.output_bytes:,} bytes, {parity.act_ms:.2f} ms an action "
+        f"here; took {report.seconds:.0f} s",
         f"against torch on {parity.rows} real observations of {parity.tasks} tasks: largest "
         f"difference {parity.max_error:.1e}{judged} (tolerance {report.tolerance:.1e}), mean "
-        f"cosine {parity.cosine:.6f}{own}"
+        f"cosine {parity.cosine:.6f}{own}",
     )
 
 
-def _play(config: configs.PlayConfig) -> None:
+def _play(config: configs.PlayConfig, terminal: Terminal) -> None:
     from tdmpc_opt.play.server import page_server
-
-    terminal = console()
 
     def started(name: str) -> None:
         terminal.print(f"preparing {name} for the browser ...")
@@ -109,10 +97,9 @@ def _play(config: configs.PlayConfig) -> None:
             terminal.print("stopped")
 
 
-def _serve(config: configs.ServeConfig) -> None:
+def _serve(config: configs.ServeConfig, terminal: Terminal) -> None:
     from tdmpc_opt.server.server import PolicyServer
 
-    terminal = console()
     server = PolicyServer(
         config.checkpoint, config.threads, config.max_clients, 1024 * config.max_message_kb
     )

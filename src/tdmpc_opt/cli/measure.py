@@ -4,136 +4,108 @@ from typing import Any
 
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
-from tdmpc_opt.cli.output import ConsoleProgress, console, table_of
+from tdmpc_opt.cli.output import Terminal, table
 from tdmpc_opt.files import refuse_overwrite
 
 
-def _evaluate(config: configs.EvaluateConfig) -> None:
+def _evaluate(config: configs.EvaluateConfig, terminal: Terminal) -> None:
     from tdmpc_opt.agents.sources import CheckpointSource, open_source
+    from tdmpc_opt.evaluation import score
     from tdmpc_opt.evaluation.evaluate import evaluate
-    from tdmpc_opt.evaluation.score import (
-        MEAN_RETURN,
-        NORMALIZED,
-        normalized_score,
-        stored_score,
-        unit_of,
-    )
     from tdmpc_opt.export.engine import engine_choice
 
     full = config.chosen_mode == "planner" and config.preset in (None, "full", "published")
     if full and isinstance(open_source(config.checkpoint), CheckpointSource):
-        console().print(
+        terminal.print(
             f"plans with the preset {config.preset or 'full'}, some tenths of a second an "
             "action on a CPU core; --preset realtime and --mode policy are faster"
         )
-    with ConsoleProgress("evaluate") as progress:
-        content = evaluate(config, progress, engine_choice(config.engine))
-    unit = unit_of(content["tasks"])
-    points = ("score",) if unit is NORMALIZED else ()
-    columns = ("task", *points, "mean return", "95% CI", "episodes")
-    table = table_of(str(config.output), *columns)
+    content = evaluate(config, terminal, engine_choice(config.engine))
+    unit = score.unit_of(content["tasks"])
+    points = ("score",) if unit is score.NORMALIZED else ()
+    rows = []
     for name, record in content["tasks"].items():
-        returns = MEAN_RETURN.shown(normalized_score({name: record["returns"]}))
+        found = score.normalized_score({name: record["returns"]})
+        returns = score.MEAN_RETURN.shown(found)
         cells = [f"{record['score']:.2f}"] if points else []
-        cells += [f"{returns.mean:.1f}", _interval(returns.ci95), str(len(record["returns"]))]
-        table.add_row(name, *cells)
-    score = unit.shown(stored_score(content["score"]))
-    terminal = console()
-    terminal.print(table)
-    single = "" if score.ci95 else " (one episode: no CI)"
-    terminal.print(f"{unit.name} {score}{single}")
+        cells += [f"{returns.mean:.1f}", _interval(returns.ci95)]
+        rows.append((name, *cells, len(record["returns"])))
+    columns = ("task", *points, "mean return", "95% CI", "episodes")
+    whole = unit.shown(score.stored_score(content["score"]))
+    single = "" if whole.ci95 else " (one episode: no CI)"
+    terminal.print(table(str(config.output), columns, rows), f"{unit.name} {whole}{single}")
 
 
-def _compare(config: configs.CompareConfig) -> None:
+def _compare(config: configs.CompareConfig, terminal: Terminal) -> None:
     from tdmpc_opt.evaluation.compare import compare
     from tdmpc_opt.evaluation.score import NORMALIZED
 
     first, second = config.results
     result = compare(first, second)
     measure = "points" if result.unit is NORMALIZED else "in return"
-    table = table_of(f"{second.name} - {first.name}", "task", measure)
-    for name, points in result.per_task.items():
-        table.add_row(name, f"{points:+.2f}")
-    terminal = console()
-    terminal.print(table)
+    rows = [(name, f"{points:+.2f}") for name, points in result.per_task.items()]
     terminal.print(
-        f"paired difference {result.difference} {measure} over {result.episodes} episodes"
+        table(f"{second.name} - {first.name}", ("task", measure), rows),
+        f"paired difference {result.difference} {measure} over {result.episodes} episodes",
     )
 
 
-def _ablation(config: configs.AblationConfig) -> None:
+def _ablation(config: configs.AblationConfig, terminal: Terminal) -> None:
     from tdmpc_opt.evaluation.compare import ablation
     from tdmpc_opt.report.charts import save_picture, score_chart
 
     refuse_overwrite(config)
-    rows = ablation(config.results)
-    unit = rows[0].unit
-    table = table_of("Ablation at equal budget", "run", "seeds", unit.name, "95% CI")
-    for row in rows:
-        interval = row.score.ci95
-        shown = f"[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "-"
-        table.add_row(row.label, str(len(row.seeds)), f"{row.score.mean:.2f}", shown)
-    terminal = console()
-    terminal.print(table)
+    found = ablation(config.results)
+    unit = found[0].unit
+    rows = [
+        (row.label, len(row.seeds), f"{row.score.mean:.2f}", _interval(row.score.ci95, 2))
+        for row in found
+    ]
+    columns = ("run", "seeds", unit.name, "95% CI")
+    terminal.print(table("Ablation at equal budget", columns, rows))
     if config.plot is not None:
-        chart = score_chart({row.label: row.score for row in rows}, unit)
-        save_picture(chart, config.plot)
+        save_picture(score_chart({row.label: row.score for row in found}, unit), config.plot)
         terminal.print(f"plot: {config.plot}")
 
 
-def _tune(config: configs.TuneConfig) -> None:
+def _tune(config: configs.TuneConfig, terminal: Terminal) -> None:
     from tdmpc_opt.evaluation.score import stored_score, unit_of
     from tdmpc_opt.evaluation.tune import tune
     from tdmpc_opt.export.engine import engine_choice
     from tdmpc_opt.report.charts import plot_front
 
-    with ConsoleProgress("tune-planner") as progress:
-        content = tune(config, progress, engine_choice(config.engine))
+    content = tune(config, terminal, engine_choice(config.engine))
     unit = unit_of(content["config"]["tasks"])
-    columns = ("budget", "ms", "Hz", unit.name, "95% CI", "preset")
-    table = table_of("Pareto front", *columns)
-    names: dict[str, list[str]] = {}
-    for name, preset in content["presets"].items():
-        names.setdefault(str(preset["budget"]), []).append(name)
+    rows = []
     for trial in content["trials"]:
-        chosen = ", ".join(names.get(str(trial["budget"]), []))
+        budget, presets = trial["budget"], content["presets"].items()
+        chosen = ", ".join(name for name, preset in presets if preset["budget"] == budget)
         if trial["on_front"] or chosen:
             ms, score = trial["latency_ms"], unit.shown(stored_score(trial["score"]))
-            table.add_row(
-                _shown(trial["budget"]),
-                f"{ms:.1f}",
-                f"{1000 / ms:.0f}",
-                f"{score.mean:.1f}",
-                _interval(score.ci95),
-                chosen,
-            )
-    terminal = console()
-    terminal.print(table)
+            cells = (f"{ms:.1f}", f"{1000 / ms:.0f}", f"{score.mean:.1f}")
+            rows.append((_shown(budget), *cells, _interval(score.ci95), chosen))
+    columns = ("budget", "ms", "Hz", unit.name, "95% CI", "preset")
+    terminal.print(table("Pareto front", columns, rows))
     if content["full"]:
         full = unit.shown(stored_score(content["full"]))
-        line = f"preset full: {unit.name} {full.mean:.1f} {_interval(full.ci95)}"
-        terminal.print(line)
+        terminal.print(f"preset full: {unit.name} {full.mean:.1f} {_interval(full.ci95)}")
     plot_front(content, config.output / "front.png")
     terminal.print(f"plot: {config.output / 'front.png'}")
     if config.store is not None:
         terminal.print(f"presets are stored in {config.store}")
 
 
-def _bench(config: configs.BenchConfig) -> None:
+def _bench(config: configs.BenchConfig, terminal: Terminal) -> None:
     from tdmpc_opt.evaluation.bench import bench
 
-    with ConsoleProgress("bench") as progress:
-        content = bench(config, progress)
-    terminal = console()
+    content = bench(config, terminal)
+    columns = ("policy", "p50 ms", "p95", "p99", "jitter", "Hz", "peak MB", "speedup", "by CPU")
     for batch in config.batch:
-        table = table_of(
-            *(f"Batch {batch}", "policy", "p50 ms", "p95", "p99", "jitter", "Hz"),
-            *("peak MB", "speedup", "by CPU"),
-        )
+        rows = []
         for record in content["candidates"]:
             times = record["batches"].get(str(batch))
-            table.add_row(record["name"], *(_times(times) if times else ["cannot"]))
-        terminal.print(table)
+            rows.append((record["name"], *(_times(times) if times else ["cannot"])))
+        terminal.print(table(f"Batch {batch}", columns, rows))
     facts = content["config"]
     terminal.print(
         f"{facts['task']}; {facts['observations']}; {facts['threads']} thread(s); speedup "
@@ -144,12 +116,11 @@ def _bench(config: configs.BenchConfig) -> None:
 
 
 def _times(times: dict[str, Any]) -> list[str]:
-    latencies = [times[name] for name in ("p50_ms", "p95_ms", "p99_ms", "jitter_ms")]
+    measured = ("p50_ms", "p95_ms", "p99_ms", "jitter_ms", "hz")
     peak = times["peak_rss_bytes"]
-    ratios = [times[name] for name in ("speedup", "speedup_cpu")]
+    ratios = (times["speedup"], times["speedup_cpu"])
     return [
-        *(_number(latency) for latency in latencies),
-        _number(times["hz"]),
+        *(_number(times[name]) for name in measured),
         f"{peak / 1e6:.0f}" if peak else "-",
         *(f"{_number(ratio)}x" if ratio else "-" for ratio in ratios),
     ]
@@ -168,35 +139,30 @@ def _shown(budget: dict[str, Any]) -> str:
     )
 
 
-def _interval(ci95: tuple[float, float] | None) -> str:
-    return f"[{ci95[0]:.1f}, {ci95[1]:.1f}]" if ci95 else "-"
+def _interval(ci95: tuple[float, float] | None, digits: int = 1) -> str:
+    return f"[{ci95[0]:.{digits}f}, {ci95[1]:.{digits}f}]" if ci95 else "-"
 
 
-def _report(config: configs.ReportConfig) -> None:
+def _report(config: configs.ReportConfig, terminal: Terminal) -> None:
     from tdmpc_opt.report.page import write_report
 
     summary = write_report(config)
-    terminal = console()
     reasons: dict[str, list[str]] = {}
     for path, reason in summary.skipped:
         reasons.setdefault(reason, []).append(str(path))
     for reason, paths in reasons.items():
         terminal.print(f"left out {', '.join(paths)}: {reason}")
     size = f"{summary.size_bytes / 1000:,.0f} kB"
-    terminal.print(
-        f"wrote {summary.path}: {summary.files} result files, {size}", highlight=False
-    )
+    terminal.print(f"wrote {summary.path}: {summary.files} result files, {size}")
     if config.figures is not None:
         terminal.print(f"wrote {len(summary.figures)} pictures to {config.figures}")
 
 
-def _video(config: configs.VideoConfig) -> None:
+def _video(config: configs.VideoConfig, terminal: Terminal) -> None:
     from tdmpc_opt.report.film import video
 
-    with ConsoleProgress("video") as progress:
-        written = video(config, progress)
-    for path in written:
-        console().print(f"wrote {path}: {path.stat().st_size / 1000:,.0f} kB")
+    for path in video(config, terminal):
+        terminal.print(f"wrote {path}: {path.stat().st_size / 1000:,.0f} kB")
 
 
 COMMANDS = (

@@ -1,7 +1,8 @@
-"""How commands print: tables, and the progress of long work."""
+"""What a command prints: its results, and the progress of long work."""
 
 import sys
 import time
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -13,30 +14,28 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from tdmpc_opt import machine
+from tdmpc_opt.errors import printable
 
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_TO_ESTIMATE = 2.0
 """Time after which the first line with an estimate may follow the one before."""
+_WIDTH = 120  # of tables in a file
+_LONGEST_CELL = 10_000  # characters; text of a foreign file may be of any length
 
 
-def console() -> Console:
-    """Return standard output, of a fixed width where it is no terminal.
-
-    It shows text as it is, without markup. Of several processes that torchrun started the first
-    prints for all.
-    """
-    width = None if sys.stdout.isatty() else 120
-    return Console(width=width, quiet=machine.rank() > 0, markup=False, highlight=False)
-
-
-def table_of(title: str, *columns: str) -> Table:
-    """Return an empty table whose first column is of text and whose others are of numbers."""
-    table = Table(title=title, title_justify="left")
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, text: int = 1
+) -> Table:
+    """Return a table whose first `text` columns are of text and whose others are of numbers."""
+    made = Table(title=printable(title, 300), title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
-    return table
+        made.add_column(column, justify="left" if index < text else "right")
+    for row in rows:
+        made.add_row(*(Text(printable(str(cell), _LONGEST_CELL)) for cell in row))
+    return made
 
 
 class Lines:
@@ -51,65 +50,74 @@ class Lines:
         sys.stderr.write(f"tdmpc-opt: warning: {text}\n")
 
 
-class ConsoleProgress:
-    """A bar with the time left in a terminal; a line now and then in a log file.
+class Terminal:
+    """Results on standard output; on standard error a bar with the time left, or a log.
 
-    Of several processes that torchrun started the first shows it for all.
+    Text is shown as it is, without markup. Of several processes that torchrun started the first
+    prints for all.
     """
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._silent = machine.rank() > 0
-        self._console = Console(stderr=True, quiet=self._silent)
+        self._quiet = machine.rank() > 0
+        width = None if sys.stdout.isatty() else _WIDTH
+        self._results = Console(width=width, quiet=self._quiet, markup=False, highlight=False)
+        self._console = Console(stderr=True, quiet=self._quiet, markup=False, highlight=False)
         self._bar: Bar | None = None
-        self._stage: tuple[int, int, float] | None = (
-            None  # total, units done at its start, time
-        )
+        self._total, self._start, self._start_time = -1, 0, 0.0  # of a stage
         self._last_line = 0.0
         self._estimated = False
 
-    def __enter__(self) -> "ConsoleProgress":
-        """Start the bar."""
-        if self._console.is_terminal and not self._silent:
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(elapsed_when_finished=True),
-                TextColumn("{task.fields[note]}"),
-                console=self._console,
-            )
-            self._bar.start()
-            self._bar.add_task(self._title, total=None, note="")
-        return self
+    def print(self, *parts: str | Table) -> None:
+        """End the bar, and show tables and lines of text."""
+        self.close()
+        for part in parts:
+            self._results.print(part, soft_wrap=isinstance(part, str))
 
-    def __exit__(self, *_: object) -> None:
-        """Leave the terminal as it was."""
+    def close(self) -> None:
+        """End the bar."""
         if self._bar:
             self._bar.stop()
+            self._bar = None
 
     def update(self, done: int, total: int, text: str) -> None:
         """Show the report."""
-        if self._silent:
+        if self._quiet:
             return
-        if self._bar:
+        if self._console.is_terminal:
+            self._bar = self._bar or self._started()
             self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=text)
             return
         now = time.monotonic()
-        if self._stage is None or self._stage[0] != total or done < self._stage[1]:
-            self._stage, self._estimated = (total, done, now), False
-        _, already, start = self._stage
-        soon = done > already and not self._estimated
-        wait = SECONDS_TO_ESTIMATE if soon else SECONDS_BETWEEN_LINES
+        if total != self._total or done < self._start:
+            self._total, self._start, self._start_time = total, done, now
+            self._estimated = False
+        passed = done - self._start
+        wait = SECONDS_BETWEEN_LINES
+        if passed and not self._estimated:
+            wait = SECONDS_TO_ESTIMATE
         if done < total and now - self._last_line < wait:
             return
-        self._last_line, self._estimated = now, done > already
-        rate = (done - already) / max(now - start, 1e-9)
-        eta = f", {(total - done) / rate / 60:.1f} min left" if rate and done < total else ""
+        self._last_line, self._estimated = now, passed > 0
+        left = (total - done) * (now - self._start_time) / 60 / passed if passed else 0.0
+        eta = f", {left:.1f} min left" if left else ""
         sys.stderr.write(f"{self._title}: {done}/{total}{eta}  {text}\n")
         sys.stderr.flush()
 
+    def _started(self) -> Bar:
+        bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+        )
+        bar.start()
+        bar.add_task(self._title, total=None, note="")
+        return bar
+
     def warn(self, text: str) -> None:
         """Show the fault on a separate line, above the bar if there is one."""
-        self._console.print(f"tdmpc-opt: warning: {text}", highlight=False, soft_wrap=True)
+        self._console.print(f"tdmpc-opt: warning: {text}", soft_wrap=True)
