@@ -9,9 +9,10 @@ import pytest
 from tdmpc_opt import cli
 from tdmpc_opt.configs import ReportConfig
 from tdmpc_opt.errors import ResultError
-from tdmpc_opt.report.charts import Point, pareto_front
+from tdmpc_opt.evaluation.score import Score
+from tdmpc_opt.report.charts import pareto_front
 from tdmpc_opt.report.page import write_report
-from tdmpc_opt.report.read import read_result_files
+from tdmpc_opt.report.read import Agent, read_result_files
 
 ROOT = Path(__file__).parents[1]
 POLICY = ROOT / "results" / "released-1m-policy.json"
@@ -111,7 +112,7 @@ def test_charts_are_text_and_follow_the_theme(full_report):
 def test_figures_are_written_for_papers(full_report):
     summary, _ = full_report
     names = {path.name for path in summary.figures}
-    assert {"scores-1.png", "scores-1.svg", "tasks-1.png", "curves-experts.svg"} <= names
+    assert {"scores-1.png", "scores-1.svg", "tasks-1.png", "curves-1.svg"} <= names
     for path in summary.figures:
         head = path.read_bytes()[:400]
         assert head.startswith(b"\x89PNG") or b"<svg" in head or b"<!DOCTYPE svg" in head
@@ -158,7 +159,7 @@ _POINTS = (("a", 1.0, 10.0), ("b", 2.0, 9.0), ("c", 2.0, 20.0), ("d", 3.0, 20.0)
 
 
 def test_a_point_is_on_the_front_if_none_is_cheaper_and_better():
-    a, b, c, d = (Point(n, x, y) for n, x, y in _POINTS)
+    a, b, c, d = (Agent(name, Score(y, None), x) for name, x, y in _POINTS)
     assert pareto_front([d, c, b, a]) == [a, c]
 
 

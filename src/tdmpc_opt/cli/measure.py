@@ -52,7 +52,7 @@ def _compare(config: configs.CompareConfig, terminal: Terminal) -> None:
 
 def _ablation(config: configs.AblationConfig, terminal: Terminal) -> None:
     from tdmpc_opt.evaluation.compare import ablation
-    from tdmpc_opt.report.charts import save_picture, score_chart
+    from tdmpc_opt.report.charts import bar_chart, save_picture
 
     refuse_overwrite(config)
     found = ablation(config.results)
@@ -64,7 +64,7 @@ def _ablation(config: configs.AblationConfig, terminal: Terminal) -> None:
     columns = ("run", "seeds", unit.name, "95% CI")
     terminal.print(table("Ablation at equal budget", columns, rows))
     if config.plot is not None:
-        save_picture(score_chart({row.label: row.score for row in found}, unit), config.plot)
+        save_picture(bar_chart({row.label: [row.score] for row in found}, unit), config.plot)
         terminal.print(f"plot: {config.plot}")
 
 

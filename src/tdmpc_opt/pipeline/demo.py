@@ -1,6 +1,5 @@
 """The demo: one distillation in minutes, against students without a teacher."""
 
-import csv
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,8 +15,8 @@ from tdmpc_opt.files import alone
 from tdmpc_opt.pipeline.distill import distill
 from tdmpc_opt.pipeline.plan import SCORE_EPISODES, WEIGHTS, plan, recipe
 from tdmpc_opt.progress import Progress, Silent, Stage
-from tdmpc_opt.report.charts import curve_chart, save_picture, score_chart
-from tdmpc_opt.report.read import Curve
+from tdmpc_opt.report.charts import bar_chart, curve_chart, save_picture
+from tdmpc_opt.report.read import read_metrics, training_curve
 from tdmpc_opt.training.loop import train
 
 TEACHER = "mt30-1m"
@@ -92,16 +91,16 @@ def _demo(folder: Path, progress: Progress, updates: int, tasks: str) -> list[De
         "random actions": "random",
     }
     rows = [_row(name, path, folder, tasks, progress) for name, path in policies.items()]
-    curves = {
-        "distilled, offline": _losses(work / "trained"),
-        "no teacher": _losses(folder / "plain"),
-        "cloned data": _losses(folder / "cloned"),
-    }
-    scores = score_chart({row.name: Score(row.score, row.ci95) for row in rows}, NORMALIZED)
+    scores = bar_chart({row.name: [Score(row.score, row.ci95)] for row in rows}, NORMALIZED)
     save_picture(scores, folder / "scores.png")
+    runs = {
+        "distilled, offline": work / "trained",
+        "no teacher": folder / "plain",
+        "cloned data": folder / "cloned",
+    }
     panels = {  # a panel for each: losses of two objectives differ
-        name: [Curve(name, "Training", "loss", "gradient updates", "loss", points)]
-        for name, points in curves.items()
+        name: [training_curve(name, "loss", read_metrics(run), "loss")]
+        for name, run in runs.items()
     }
     save_picture(curve_chart(panels), folder / "curves.png")
     facts = {
@@ -150,8 +149,3 @@ def _row(name: str, source: str, folder: Path, tasks: str, progress: Progress) -
         parameters=summary.parameters if summary else 0,
         size_bytes=summary.size_bytes if summary else 0,
     )
-
-
-def _losses(run: Path) -> list[tuple[float, float]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return [(float(row["update"]), float(row["loss"])) for row in csv.DictReader(file)]

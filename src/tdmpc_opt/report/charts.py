@@ -10,14 +10,13 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Affine2DBase, ScaledTranslation
 
-from tdmpc_opt.errors import ResultError
+from tdmpc_opt.errors import InputError, ResultError
 from tdmpc_opt.evaluation.score import NORMALIZED, Score, Unit, stored_score, unit_of
 from tdmpc_opt.files import written
-from tdmpc_opt.report.read import Curve
+from tdmpc_opt.report.read import Agent, Curve
 
 INK = "#1b1b1b"
 """Text and axes."""
@@ -93,6 +92,9 @@ def themed(svg: str) -> str:
     return svg
 
 
+Draw = Callable[[float], Figure]
+"""Draws a chart at a width in inches."""
+
 AGENTS = len(SERIES)
 """Agents that one chart can show distinctly."""
 
@@ -104,117 +106,109 @@ _NARROW = 5.0
 _LEGEND_BELOW = 0.42  # inches from an axis to its legend: ticks and label stand between
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """A chart with its summary for readers who do not see it."""
-
-    name: str
-    """File stem, unique in a report."""
-    title: str
-    summary: str
-    draw: Callable[[float], Figure]
-    """Draws at a width in inches."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """An agent in a chart of what a score costs."""
-
-    name: str
-    cost: float
-    score: float
-    unit: Unit = NORMALIZED
+def _grid(
+    width: float, panels: int, columns: int, heights: Sequence[float]
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many panels, in rows of these heights in inches."""
+    with rc_context(RC):
+        figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+        ratios: dict[str, Any] = {"height_ratios": heights}
+        grid = figure.subplots(len(heights), columns, squeeze=False, gridspec_kw=ratios)
+        axes: list[Axes] = list(grid.flat)
+        for axis in axes[panels:]:
+            axis.set_axis_off()
+    return figure, axes[:panels]
 
 
-def score_chart(scores: Mapping[str, Score], unit: Unit) -> Callable[[float], Figure]:
-    """Return a chart of scores, in the unit, as bars with their 95% intervals."""
+def bar_chart(
+    rows: Mapping[str, Sequence[Score]], unit: Unit, agents: Sequence[str] = ("",)
+) -> Draw:
+    """Return a chart of scores as bars with their 95% intervals, in rows with a title.
 
-    def draw(width: float) -> Figure:
-        figure, axis = _single(width, 2 * _ROW * len(scores) + 0.75)
-        rows = [row + 0.22 for row in range(len(scores))]
-        axis.barh(rows, [score.mean for score in scores.values()], 0.42, color=SERIES[0].color)
-        _intervals(axis, list(scores.values()), rows)
-        for y, (name, score) in zip(rows, scores.items(), strict=True):
-            axis.text(0.8, y - 0.42, name, va="center", fontsize=8.5)
-            edge = max(score.mean, score.ci95[1] if score.ci95 else 0)
-            text, point = f"{score.mean:.1f}", (edge, y)
-            axis.annotate(
-                text, point, (4, 0), textcoords="offset points", va="center", fontsize=8.5
-            )
-        _score_axis(axis, unit)
-        axis.set_ylim(len(scores) - 0.45, -0.5)
-        return figure
-
-    return draw
-
-
-def task_chart(
-    scores: Mapping[str, Mapping[str, Score]], unit: Unit
-) -> Callable[[float], Figure]:
-    """Return a chart of each task's score by agent: task by task, the agents' bars together.
-
-    There are at most `AGENTS` agents, of the same tasks.
+    Args:
+        rows: The scores of each row in the unit, one for each agent.
+        unit: Their unit.
+        agents: Names of the agents, at most `AGENTS`; a single one needs none, and its scores
+            are written beside the bars.
     """
-    tasks = list(next(iter(scores.values())))
+    step = len(agents) * 0.62 + 1.15
+    tops = [place * step for place in range(len(rows))]
+    single = len(agents) == 1
 
     def draw(width: float) -> Figure:
-        lines = (len(scores) * 0.62 + 1.15) * len(tasks)
-        legend = len(scores) if width < _NARROW else (len(scores) + 1) // 2
-        figure, axis = _single(width, _ROW * (lines + legend) + 0.8)
-        step = len(scores) * 0.62 + 1.15
-        tops = [place * step for place in range(len(tasks))]
-        for top, task in zip(tops, tasks, strict=True):
-            axis.text(0.8, top, task, va="center", fontsize=8.5)
-        for index, (series, found) in enumerate(zip(SERIES, scores.values(), strict=False)):
+        columns = 1 if width < _NARROW else 2
+        legend = 0 if single else -(-len(agents) // columns)
+        height = _ROW * (len(rows) * step + legend) + 0.8
+        figure, (axis,) = _grid(width, 1, 1, [height])
+        for top, title in zip(tops, rows, strict=True):
+            axis.text(0.8, top, title, va="center", fontsize=8.5)
+        for index, (series, name) in enumerate(zip(SERIES, agents, strict=False)):
             y = [top + 0.8 + index * 0.62 for top in tops]
-            means = [found[task].mean for task in tasks]
-            colors: dict[str, Any] = {"color": series.color, "edgecolor": PAPER}
-            axis.barh(y, means, 0.56, linewidth=0, hatch=series.hatch, **colors)
-            _intervals(axis, [found[task] for task in tasks], y)
-        axis.set_ylim(len(tasks) * step - 0.2, -0.7)
-        _score_axis(axis, unit)
-        _legend(figure, list(scores), width)
+            scores = [row[index] for row in rows.values()]
+            look: dict[str, Any] = {"color": series.color, "edgecolor": PAPER, "linewidth": 0}
+            label = "\n".join(textwrap.wrap(name, 42))
+            axis.barh(
+                y, [s.mean for s in scores], 0.56, label=label, hatch=series.hatch, **look
+            )
+            _intervals(axis, scores, y)
+            for place, score in zip(y, scores, strict=True) if single else ():
+                edge = max(score.mean, score.ci95[1] if score.ci95 else 0)
+                beside: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
+                axis.annotate(
+                    f"{score.mean:.1f}", (edge, place), (4, 0), fontsize=8.5, **beside
+                )
+        axis.set_ylim(len(rows) * step - 0.2, -0.7)
+        low, high = axis.get_xlim()
+        axis.set_xlim(min(0.0, low), max(107.0 if unit is NORMALIZED else 0.0, high))
+        axis.set_yticks([])
+        axis.spines["left"].set_visible(False)
+        axis.axvline(0, color=INK, linewidth=0.7)
+        axis.grid(axis="x", color=GRID)
+        axis.set_xlabel(f"{unit.name} (line: 95% interval)", fontsize=8.5)
+        if not single:
+            where: dict[str, Any] = {"loc": "outside upper left", "ncols": columns}
+            figure.legend(frameon=False, fontsize=8.5, handlelength=2.6, **where)
         return figure
 
     return draw
 
 
-def curve_chart(panels: Mapping[str, Sequence[Curve]]) -> Callable[[float], Figure]:
+def _intervals(axis: Axes, scores: Sequence[Score], y: Sequence[float]) -> None:
+    """Draw the intervals of those scores that have one."""
+    rows = [
+        (score.mean, *score.ci95, at) for score, at in zip(scores, y, strict=True) if score.ci95
+    ]
+    if not rows:
+        return
+    means, lows, highs, places = (np.array(column) for column in zip(*rows, strict=True))
+    # The bootstrap of equal returns may miss their mean by rounding.
+    error = np.maximum([means - lows, highs - means], 0)
+    look: dict[str, Any] = {"color": INK, "linewidth": 0.9, "capsize": 1.8, "linestyle": "none"}
+    axis.errorbar(means, places, xerr=error, **look)
+
+
+def curve_chart(panels: Mapping[str, Sequence[Curve]]) -> Draw:
     """Return learning curves, a panel for each set of curves that share their axes."""
 
     def draw(width: float) -> Figure:
         columns = 1 if width < _NARROW or len(panels) == 1 else 2
-        rows = -(-len(panels) // columns)
-        per_row = [list(panels.values())[columns * row :][:columns] for row in range(rows)]
-        heights = [2.0 + 1.1 * _ROW * max(map(len, part)) for part in per_row]
-        with rc_context(RC):
-            figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-            ratios: dict[str, Any] = {"height_ratios": heights}
-            axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=ratios).flat
-            for axis, (title, curves) in zip(axes, panels.items(), strict=False):
-                _draw_panel(axis, title, curves, figure.dpi_scale_trans)
-            for axis in list(axes)[len(panels) :]:
-                axis.set_axis_off()
+        sizes = [len(curves) for curves in panels.values()]
+        rows = [sizes[start : start + columns] for start in range(0, len(sizes), columns)]
+        heights = [2.0 + 1.1 * _ROW * max(row) for row in rows]
+        figure, axes = _grid(width, len(panels), columns, heights)
+        for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+            _draw_curves(axis, title, curves, figure.dpi_scale_trans)
         return figure
 
     return draw
 
 
-def _draw_panel(axis: Axes, title: str, curves: Sequence[Curve], inches: Affine2DBase) -> None:
+def _draw_curves(axis: Axes, title: str, curves: Sequence[Curve], inches: Affine2DBase) -> None:
     for curve, series in zip(curves, SERIES, strict=False):
         x, y = zip(*curve.points, strict=True)
-        marks = max(1, len(x) // 8)
-        axis.plot(
-            x,
-            y,
-            label=curve.name,
-            color=series.color,
-            linestyle=series.dash,
-            linewidth=1.4,
-            marker=series.marker,
-            markersize=4,
-            markevery=marks,
-        )
+        look: dict[str, Any] = {"color": series.color, "linestyle": series.dash}
+        marks: dict[str, Any] = {"marker": series.marker, "markevery": max(1, len(x) // 8)}
+        axis.plot(x, y, label=curve.name, linewidth=1.4, markersize=4, **look, **marks)
     axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
     axis.set_title(title, fontsize=9, loc="left")
     axis.set_xlabel(curves[0].x_label, fontsize=8)
@@ -234,108 +228,80 @@ def _draw_panel(axis: Axes, title: str, curves: Sequence[Curve], inches: Affine2
 
 
 def cost_chart(
-    points: Sequence[Point], label: str, unit: str, score: str
-) -> Callable[[float], Figure]:
+    agents: Sequence[Agent], label: str, unit: str, score: str, level: Agent | None = None
+) -> Draw:
     """Return a chart of score over cost on a logarithmic axis, with the Pareto front.
 
     Args:
-        points: Agents; those on the front have no other that costs less and scores more.
+        agents: Those with a name are numbered by cost and listed; on the front are those that
+            no other beats in both.
         label: What the cost is.
         unit: Its unit, which takes prefixes such as k.
         score: What the score is.
+        level: Agent of any cost, whose score is a line.
     """
-    ordered = sorted(points, key=lambda point: (point.cost, -point.score))
+    ordered = sorted(agents, key=_order)
     front = pareto_front(ordered)
 
     def draw(width: float) -> Figure:
-        figure, axis = _single(width, 3.0 + _ROW * len(ordered))
+        listed = sum(bool(agent.name) for agent in ordered)
+        figure, (axis,) = _grid(width, 1, 1, [3.0 + _ROW * max(listed, 6)])
         if len(front) > 1:
-            steps = ([p.cost for p in front], [p.score for p in front])
+            steps = ([each.cost for each in front], [each.score.mean for each in front])
             axis.plot(*steps, drawstyle="steps-post", color=INK, linewidth=0.8, zorder=1)
-        for number, point in enumerate(ordered, 1):
-            on_front = point in front
-            series = SERIES[0 if on_front else 1]
-            axis.plot(
-                point.cost,
-                point.score,
-                marker="o" if on_front else "s",
-                color=series.color,
-                markersize=6,
-                linestyle="none",
-                label=f"{number}  {point.name}" + (" (front)" if on_front else ""),
-            )
-            axis.annotate(
-                str(number), (point.cost, point.score), (5, 4), textcoords="offset points"
-            )
+        for number, agent in enumerate(ordered, 1):
+            on_front, place = agent in front, (agent.cost, agent.score.mean)
+            color, name = SERIES[0 if on_front else 1].color, None
+            if agent.name:
+                name = f"{number}  {agent.name}" + (" (front)" if on_front else "")
+                axis.annotate(str(number), place, (5, 4), textcoords="offset points")
+            if agent.score.ci95:
+                axis.vlines(agent.cost, *agent.score.ci95, color=color, linewidth=1, alpha=0.4)
+            axis.plot(*place, "o" if on_front else "s", color=color, label=name)
+        if level is not None:
+            axis.axhline(level.score.mean, color=INK, linestyle=":", label=level.name)
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
         axis.xaxis.set_major_formatter(EngFormatter(unit=unit))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.margins(x=0.12, y=0.15)
         axis.set_xlabel(label)
-        axis.set_ylabel(score)
+        axis.set_ylabel(f"{score} (line: 95% interval)")
         axis.grid()
-        figure.legend(loc="outside lower left", frameon=False, fontsize=8.5)
+        if listed or level is not None:
+            figure.legend(loc="outside lower left", frameon=False, fontsize=8.5)
         return figure
 
     return draw
 
 
-def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other beats in both, by ascending cost."""
-    front: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.cost, -point.score)):
-        if not front or point.score > front[-1].score:
-            front.append(point)
+def _order(agent: Agent) -> tuple[float, float]:
+    return agent.cost, -agent.score.mean
+
+
+def pareto_front(agents: Sequence[Agent]) -> list[Agent]:
+    """Return the agents that no other beats in both cost and score, by ascending cost."""
+    front: list[Agent] = []
+    for agent in sorted(agents, key=_order):
+        if not front or agent.score.mean > front[-1].score.mean:
+            front.append(agent)
     return front
 
 
-def _single(width: float, height: float) -> tuple[Figure, Axes]:
-    with rc_context(RC):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axis = figure.subplots()
-    return figure, axis
+def plot_front(content: Mapping[str, Any], path: Path) -> None:
+    """Draw score against latency for the budgets of `tuning.json`, with their Pareto front.
 
-
-def _score_axis(axis: Axes, unit: Unit) -> None:
-    """Lay out an axis of scores whose rows carry their names themselves."""
-    low, high = axis.get_xlim()
-    axis.set_xlim(min(0.0, low), max(107.0 if unit is NORMALIZED else 0.0, high))
-    axis.set_yticks([])
-    axis.spines["left"].set_visible(False)
-    axis.axvline(0, color=INK, linewidth=0.7)
-    axis.grid(axis="x", color=GRID)
-    axis.set_xlabel(f"{unit.name} (line: 95% interval)", fontsize=8.5)
-
-
-def _intervals(axis: Axes, scores: Sequence[Score], y: Sequence[float]) -> None:
-    """Draw the intervals of those scores that have one."""
-    rows = [
-        (score.mean, *score.ci95, at) for score, at in zip(scores, y, strict=True) if score.ci95
+    Raises:
+        ResultError: A file that cannot be written.
+    """
+    unit, full = unit_of(content["config"]["tasks"]), content["full"]
+    budgets = [
+        Agent("", unit.shown(stored_score(trial["score"])), trial["latency_ms"] / 1000)
+        for trial in content["trials"]
     ]
-    if not rows:
-        return
-    means, lows, highs, places = (np.array(column) for column in zip(*rows, strict=True))
-    # The bootstrap of equal returns may miss their mean by rounding.
-    error = np.maximum([means - lows, highs - means], 0)
-    look: dict[str, Any] = {"color": INK, "linewidth": 0.9, "capsize": 1.8, "linestyle": "none"}
-    axis.errorbar(means, places, xerr=error, **look)
-
-
-def _legend(figure: Figure, names: Sequence[str], width: float) -> None:
-    handles = [
-        Patch(facecolor=series.color, hatch=series.hatch, edgecolor=PAPER, linewidth=0)
-        for series, _ in zip(SERIES, names, strict=False)
-    ]
-    figure.legend(
-        handles,
-        ["\n".join(textwrap.wrap(name, 42)) for name in names],
-        loc="outside upper left",
-        ncols=1 if width < _NARROW else 2,
-        frameon=False,
-        fontsize=8.5,
-        handlelength=2.6,
-    )
+    level = Agent("preset full", unit.shown(stored_score(full)), 0.0) if full else None
+    label = "an action of the tuning episodes (processor time, one thread)"
+    save_picture(cost_chart(budgets, label, "s", unit.name, level), path)
 
 
 def plot_sensitivity(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -352,12 +318,11 @@ def plot_sensitivity(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     shown = [name for name in measures if any(row[name] is not None for row in rows)]
 
     def draw(width: float) -> Figure:
-        figure = Figure(figsize=(width, 4.2), layout="constrained")
-        axes = figure.subplots(1, len(shown), squeeze=False)[0]
+        figure, axes = _grid(width, len(shown), len(shown), [4.2])
         for axis, name in zip(axes, shown, strict=True):
             _draw_sensitivity(axis, name, rows)
             axis.set_ylabel(measures[name])
-        handles, labels = figure.axes[0].get_legend_handles_labels()
+        handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
         return figure
 
@@ -367,9 +332,8 @@ def plot_sensitivity(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def _draw_sensitivity(axis: Axes, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     bits = {"fp16": 16, "int8": 8, "int4": 4}
     for index, layer in enumerate(dict.fromkeys(row["layer"] for row in rows)):
-        points = [(bits[row["format"]], row[name]) for row in rows if row["layer"] == layer]
-        points = [point for point in points if point[1] is not None]
-        x, y = zip(*points, strict=True) if points else ((), ())
+        own = [row for row in rows if row["layer"] == layer and row[name] is not None]
+        x, y = [bits[row["format"]] for row in own], [row[name] for row in own]
         color, line = SERIES[index % AGENTS].color, SERIES[index // AGENTS % AGENTS].dash
         axis.plot(x, y, label=layer, marker=".", color=color, linestyle=line)
     axis.set_xscale("log", base=2)
@@ -380,45 +344,43 @@ def _draw_sensitivity(axis: Axes, name: str, rows: Sequence[Mapping[str, Any]]) 
         axis.set_ylim(bottom=0)
 
 
-def plot_front(content: Mapping[str, Any], path: Path) -> None:
-    """Draw score against latency for the budgets of `tuning.json`, its Pareto front as a line.
+_BINS, _HISTOGRAMS = 20, 5  # of a histogram; histograms in a row
+
+
+def plot_returns(returns: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Draw one small histogram of each task's episode returns, with the mean marked.
 
     Raises:
+        InputError: No task to draw.
         ResultError: A file that cannot be written.
     """
-    unit = unit_of(content["config"]["tasks"])
+    if not returns:
+        raise InputError("there are no returns to plot; collect some episodes first")
+    columns = min(_HISTOGRAMS, len(returns))
+    heights = [1.9] * -(-len(returns) // columns)
 
     def draw(width: float) -> Figure:
-        figure, axis = _single(width, 4.0)
-        points = []
-        for trial in content["trials"]:
-            ms, score = trial["latency_ms"], unit.shown(stored_score(trial["score"]))
-            color = SERIES[1 if trial["on_front"] else 0].color
-            if score.ci95:
-                axis.plot([ms, ms], score.ci95, color=color, alpha=0.4, linewidth=1)
-            axis.plot(ms, score.mean, "o", color=color, markersize=5)
-            points += [(ms, score.mean)] if trial["on_front"] else []
-        line: dict[str, Any] = {"color": SERIES[1].color, "label": "Pareto front"}
-        axis.step(*zip(*points, strict=True), where="post", **line)
-        if content["full"]:
-            full = unit.per_point * content["full"]["mean"]
-            axis.axhline(full, color="gray", linestyle=":", label="preset full")
-        axis.set_xscale("log")
-        axis.set_xlabel("ms per action (processor time, one thread)")
-        axis.set_ylabel(f"{unit.name} of the tuning episodes (line: 95% interval)")
-        axis.legend(frameon=False)
+        figure, axes = _grid(width, len(returns), columns, heights)
+        for axis, (task, values) in zip(axes, returns.items(), strict=True):
+            axis.set_title(f"{task} ({len(values)})", fontsize=8)
+            axis.tick_params(labelsize=7)
+            axis.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+            if len(values):
+                span = (min(0.0, *values), max(1.0, *values))
+                axis.hist(values, bins=_BINS, range=span, color=SERIES[0].color)
+                axis.axvline(float(np.mean(values)), color=SERIES[1].color, linewidth=1.5)
+        figure.supxlabel("episode return (line: mean)", fontsize=9)
+        figure.supylabel("episodes", fontsize=9)
         return figure
 
-    save_picture(draw, path)
+    save_picture(draw, path, 2.6 * columns + 0.4)
 
 
-def save_picture(
-    draw: Callable[[float], Figure], path: Path, width: float = BROAD, kind: str = "png"
-) -> None:
+def save_picture(draw: Draw, path: Path, width: float = BROAD, kind: str = "png") -> None:
     """Write a chart as a picture with a white background.
 
     Args:
-        draw: Draws at a width in inches.
+        draw: The chart.
         path: File to write.
         width: Width in inches.
         kind: `png` or `svg`; equal charts give equal files.

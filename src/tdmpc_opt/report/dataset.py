@@ -1,62 +1,16 @@
-"""A dataset's returns as histograms, and its card: sources, counts and returns in Markdown."""
+"""The card of a dataset: sources, counts and returns in Markdown."""
 
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.reports import summarize
-from tdmpc_opt.errors import InputError, ResultError
+from tdmpc_opt.errors import ResultError
 from tdmpc_opt.files import written
-from tdmpc_opt.report.charts import SERIES, save_picture
-
-_BINS = 20
-_COLUMNS = 5
-
-
-def plot_returns(returns: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Draw one small histogram of each task's episode returns, with the mean marked.
-
-    Raises:
-        InputError: No task to draw.
-        ResultError: A file that cannot be written.
-    """
-    if not returns:
-        raise InputError("there are no returns to plot; collect some episodes first")
-    columns = min(_COLUMNS, len(returns))
-    rows = math.ceil(len(returns) / columns)
-
-    def draw(width: float) -> Figure:
-        figure = Figure(figsize=(width, 1.9 * rows + 0.5), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flat
-        for axis, (task, values) in zip(axes, returns.items(), strict=False):
-            _draw_histogram(axis, task, np.asarray(values, dtype=np.float64))
-        for axis in list(axes)[len(returns) :]:
-            axis.set_axis_off()
-        figure.supxlabel("episode return (line: mean)", fontsize=9)
-        figure.supylabel("episodes", fontsize=9)
-        return figure
-
-    save_picture(draw, path, 2.6 * columns + 0.4)
-
-
-def _draw_histogram(axis: Axes, task: str, values: NDArray[np.float64]) -> None:
-    axis.set_title(f"{task} ({len(values)})", fontsize=8)
-    axis.tick_params(labelsize=7)
-    axis.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    if not len(values):
-        return
-    low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
-    axis.hist(values, bins=_BINS, range=(low, high), color=SERIES[0].color)
-    axis.axvline(float(values.mean()), color=SERIES[1].color, linewidth=1.5)
 
 
 def write_dataset_card(dataset: EpisodeDataset, plot: Path, path: Path) -> None:

@@ -32,6 +32,7 @@ _COLUMNS, _THUMB, _LABEL = 6, 192, 36  # of the contact sheet
 _INK, _FAINT, _PAPER = "#f2f2f2", "#a8b0b8", "#15181c"
 _SEED = 0  # of the environments
 _WINDOW = 25  # actions whose median time is shown
+_LETTERS = 46  # of an agent's name in a film
 
 
 FRAMES_PER_SECOND = 25.0
@@ -76,8 +77,10 @@ class Shot:
 class _Job:
     sources: tuple[PolicySource, ...]
     tasks: TaskTable
-    seed: int
-    seconds: float | None
+    seconds: float | None = None
+    """Simulated time of a film; None films whole episodes."""
+    poses: bool = False
+    """Whether one picture is taken of each task, half an episode after its start."""
 
 
 def video(config: VideoConfig, progress: Progress | None = None) -> list[Path]:
@@ -95,41 +98,36 @@ def video(config: VideoConfig, progress: Progress | None = None) -> list[Path]:
     """
     refuse_overwrite(config)
     progress = progress or Silent()
-    sources = _sources(config)
-    tasks = sources[0].tasks(config.tasks)
-    for source in sources[1:]:
-        source.tasks(tasks.selection)
-    written = []
-    if config.output is not None:
-        names = [_name(source, tasks) for source in sources]
-        job = _Job(sources, tasks, _SEED, config.seconds)
-        with drawing_process(film, job) as shots:
-            size = (_PANEL * len(sources), _PANEL + _TITLE + _CAPTION)
-            seen = _reported(shots, progress, len(tasks), "film")
-            write_film(config.output, size, (_frame(shot, names) for shot in seen))
-        written.append(config.output)
-    if config.sheet is not None:
-        job = _Job(sources[:1], tasks, _SEED, None)
-        with drawing_process(poses, job) as shots:
-            seen = _reported(shots, progress, len(tasks), "contact sheet")
-            _write_sheet(config.sheet, list(seen))
-        written.append(config.sheet)
-    return written
-
-
-def _sources(config: VideoConfig) -> tuple[PolicySource, ...]:
     chosen = [(config.checkpoint, config.chosen_mode)]
     if config.against is not None:
         chosen.append((config.against, config.against_mode or config.chosen_mode))
-    return tuple(
+    sources = tuple(
         open_source(source, mode=mode, names=config.tasks, preset=config.preset, device="cpu")
         for source, mode in chosen
     )
+    tasks = sources[0].tasks(config.tasks)
+    for source in sources[1:]:
+        source.tasks(tasks.selection)
+    if config.output is not None:
+        names = [_name(source, tasks) for source in sources]
+        with drawing_process(film, _Job(sources, tasks, config.seconds)) as shots:
+            size = (_PANEL * len(sources), _PANEL + _TITLE + _CAPTION)
+            seen = _reported(shots, progress, len(tasks), "film")
+            write_film(config.output, size, (_frame(shot, names) for shot in seen))
+    if config.sheet is not None:
+        with drawing_process(film, _Job(sources[:1], tasks, poses=True)) as shots:
+            seen = _reported(shots, progress, len(tasks), "contact sheet")
+            _write_sheet(config.sheet, list(seen))
+    return [path for path in (config.output, config.sheet) if path is not None]
 
 
 def _name(source: PolicySource, tasks: TaskTable) -> str:
+    """Return what a film calls an agent, shortened in its middle to the width of a picture."""
     name = str(source.identity(tasks)["name"])
-    return f"{name}, {source.mode}" if isinstance(source, CheckpointSource) else name
+    name = f"{name}, {source.mode}" if isinstance(source, CheckpointSource) else name
+    return (
+        name if len(name) <= _LETTERS else f"{name[: _LETTERS // 2]}...{name[-_LETTERS // 2 :]}"
+    )
 
 
 def film(job: _Job) -> Iterator[Shot]:
@@ -141,36 +139,22 @@ def film(job: _Job) -> Iterator[Shot]:
 
 
 def _clip(policies: list[Policy], task: Task, job: _Job) -> Iterator[Shot]:
-    players = [_Player(policy, task, job.seed) for policy in policies]
-    rate = FRAMES_PER_SECOND / players[0].steps_per_second
-    last = task.episode_length
+    players = [_Player(policy, task, _SEED) for policy in policies]
+    last = task.episode_length // 2 if job.poses else task.episode_length
     if job.seconds is not None:
         last = min(last, round(job.seconds * players[0].steps_per_second))
+    # The film runs in real time whatever the task's control step.
+    rate = FRAMES_PER_SECOND / players[0].steps_per_second
     for step in range(last + 1):
-        if step:
-            for player in players:
-                player.step()
-        # The film runs in real time whatever the task's control step.
+        for player in players if step else ():
+            player.step()
         frames = int((step + 1) * rate + 1e-6) - int(step * rate + 1e-6)
-        if frames:
+        if step == last if job.poses else frames:
             yield _shot(players, task, step, frames, (step + 1) / (last + 1))
-        if all(player.over for player in players):
+        if all(player.over for player in players) and not job.poses:
             break
     for player in players:
         player.env.close()
-
-
-def poses(job: _Job) -> Iterator[Shot]:
-    """Yield one shot of each task, half an episode after its start; run as `film`."""
-    with threads(1):
-        policy = job.sources[0].load(job.tasks)
-        for task in job.tasks.tasks:
-            player = _Player(policy, task, job.seed)
-            steps = task.episode_length // 2
-            for _ in range(steps):
-                player.step()
-            yield _shot([player], task, steps, 1, 1.0)
-            player.env.close()
 
 
 class _Player:
@@ -236,7 +220,7 @@ def _frame(shot: Shot, names: list[str]) -> tuple[Picture, int]:
     draw.text((width - 10, 7), f"{shot.seconds:.1f} s", _FAINT, large, anchor="ra")
     for index, name in enumerate(names):
         left = index * _PANEL
-        draw.text((left + 10, _TITLE), _fitted(name, small, _PANEL - 20), _FAINT, small)
+        draw.text((left + 10, _TITLE), name, _FAINT, small)
         draw.text((left + 10, _TITLE + 20), f"return {shot.returns[index]:.1f}", _INK, large)
         latency = shot.latencies_ms[index]
         if latency is not None:
@@ -251,16 +235,6 @@ def _frame(shot: Shot, names: list[str]) -> tuple[Picture, int]:
 
 def _square(picture: Picture, edge: int) -> Image.Image:
     return ImageOps.pad(Image.fromarray(picture), (edge, edge), color=_PAPER)
-
-
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Shorten a text in its middle until it fits."""
-    kept = len(text)
-    shown = text
-    while font.getlength(shown) > width and kept > 8:
-        kept -= 2
-        shown = f"{text[: kept // 2]}...{text[-(kept // 2) :]}"
-    return shown
 
 
 def _write_sheet(path: Path, shots: list[Shot]) -> None:

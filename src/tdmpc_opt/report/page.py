@@ -3,8 +3,8 @@
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,137 +24,127 @@ from tdmpc_opt.report.charts import (
     AGENTS,
     BROAD,
     RC,
-    Chart,
-    Point,
+    Draw,
+    bar_chart,
     cost_chart,
     css_variables,
     curve_chart,
     pareto_front,
     save_picture,
-    score_chart,
-    task_chart,
     themed,
 )
-from tdmpc_opt.report.read import Curve, Evaluated, ResultSet, Source, read_result_files
+from tdmpc_opt.report.read import (
+    Agent,
+    Curve,
+    Evaluated,
+    ResultSet,
+    Source,
+    read_result_files,
+)
 from tdmpc_opt.schema import MT30
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Numbers behind a chart."""
+class Chart:
+    """A chart, its summary for readers who do not see it, and the same in numbers."""
 
+    title: str
+    summary: str
+    draw: Draw
     columns: Sequence[str]
     """The first column is of text, the others of numbers."""
     rows: Sequence[Sequence[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A chart, and the same in numbers."""
-
-    chart: Chart
-    table: Table
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A part of the page."""
-
-    name: str
-    """Its anchor."""
-    title: str
-    text: str
-    figures: Sequence[Figure] = field(default_factory=list)
-
-
-def sections(results: ResultSet) -> list[Section]:
-    """Return the sections for which there are results.
+def sections(results: ResultSet) -> dict[str, list[Chart]]:
+    """Return the charts of each section for which there are results; the page has their titles.
 
     Raises:
         ResultError: Values that cannot be shown, such as a curve without a point.
     """
     names = ", ".join(source.name for source in results.sources)
     with refuse_damaged(f"{names}: cannot be shown"):
-        found = [part(results) for part in (_scores, _tasks, _costs, _ablations, _curves)]
-    return [section for section in found if section.figures]
+        found = {
+            "scores": [*_scores(results)],
+            "tasks": [*_tasks(results.evaluated)],
+            "costs": [*_costs(results)],
+            "ablation": [*_ablations(results.evaluated)],
+            "curves": [*_curves(results)],
+        }
+    return {name: charts for name, charts in found.items() if charts}
 
 
-def by_tasks(evaluated: Sequence[Evaluated]) -> dict[tuple[str, ...], list[Evaluated]]:
-    """Sort evaluations by their tasks, most tasks first: scores of others do not compare."""
+def _by_tasks(evaluated: Sequence[Evaluated]) -> list[tuple[str, list[Evaluated]]]:
+    """Return the evaluations of the same tasks, the best first, with a title for their tasks.
+
+    Those of most tasks come first; scores of different tasks do not compare.
+    """
     groups: dict[tuple[str, ...], list[Evaluated]] = {}
     for result in evaluated:
-        groups.setdefault(tuple(sorted(result.tasks)), []).append(result)
-    return dict(sorted(groups.items(), key=lambda group: -len(group[0])))
+        groups.setdefault(tuple(sorted(result.returns)), []).append(result)
+    return [
+        (_title(tasks), sorted(groups[tasks], key=lambda member: -member.score.mean))
+        for tasks in sorted(groups, key=len, reverse=True)
+    ]
 
 
-def _title(tasks: Sequence[str]) -> str:
+def _title(tasks: Collection[str]) -> str:
     if set(tasks) == set(MT30.names):
         return "MT30"
-    names = ", ".join(tasks) if len(tasks) <= 6 else f"{', '.join(tasks[:5])}, ..."
-    return names if len(tasks) == 1 else f"{len(tasks)} tasks: {names}"
+    names = [*tasks] if len(tasks) <= 6 else [*[*tasks][:5], "..."]
+    return ", ".join(names) if len(tasks) == 1 else f"{len(tasks)} tasks: {', '.join(names)}"
 
 
-def _scores(results: ResultSet) -> Section:
-    figures = []
-    for number, (tasks, members) in enumerate(by_tasks(results.evaluated).items(), 1):
-        members = sorted(members, key=lambda member: -member.score.mean)
-        unit, names = members[0].unit, _labels(members)
-        scores = {name: member.score for name, member in zip(names, members, strict=True)}
+def _scores(results: ResultSet) -> Iterator[Chart]:
+    rows: list[_ScoreRow]
+    for title, members in _by_tasks(results.evaluated):
         rows = [
-            [member.source.name, *_score_cells(member.score), _episodes(member), member.about]
-            for member in members
+            (label, member.score, (_episodes(member), member.about))
+            for label, member in zip(_labels(members), members, strict=True)
         ]
-        columns = ("agent", unit.name, "95% interval", "episodes a task", "what")
-        title = _title(tasks)
-        figures.append(
-            _score_figure(f"scores-{number}", title, scores, Table(columns, rows), unit)
-        )
-    for number, (source, lines) in enumerate(results.demos, 1):
+        yield _score_chart(title, members[0].unit, ("agent", "episodes a task", "what"), rows)
+    for name, lines in results.demos.items():
         lines = sorted(lines, key=lambda line: -line.score.mean)
-        scores = {line.name: line.score for line in lines}
         rows = [
-            [
-                line.name,
-                *_score_cells(line.score),
-                f"{line.size_bytes:,.0f}" if line.size_bytes else "-",
-            ]
+            (line.name, line.score, (f"{line.cost:,.0f}" if line.cost else "-",))
             for line in lines
         ]
-        table = Table(("agent", "score", "95% interval", "bytes"), rows)
-        title = f"Demo ({source.name})"
-        figures.append(_score_figure(f"demo-{number}", title, scores, table, NORMALIZED))
-    text = (
-        "Normalized score of MT30's tasks: mean episode return over 10, averaged over tasks; "
-        "other tasks show their mean return. The line is the 95% interval of a bootstrap over "
-        "episodes, with the tasks kept fixed; an agent of one episode a task has none. Scores "
-        "of different tasks do not compare. Where the numbers of episodes differ, each agent "
-        "shows its own: intervals of fewer episodes are wider, and tdmpc-opt compare pairs the "
-        "common ones."
+        yield _score_chart(f"Demo ({name})", NORMALIZED, ("agent", "bytes"), rows)
+
+
+_ScoreRow = tuple[str, Score, Sequence[str]]
+"""Name, score and further cells."""
+
+
+def _score_chart(
+    title: str, unit: Unit, columns: Sequence[str], rows: Sequence[_ScoreRow]
+) -> Chart:
+    """Return a chart of scores by name."""
+    name, best, _ = max(rows, key=lambda row: row[1].mean)
+    cells = [
+        (
+            *(name, f"{score.mean:.2f}"),
+            f"{score.ci95[0]:.2f} to {score.ci95[1]:.2f}" if score.ci95 else "-",
+            *further,
+        )
+        for name, score, further in rows
+    ]
+    return Chart(
+        title,
+        f"{len(rows)} agents; highest is {name} with {best}",
+        bar_chart({name: [score] for name, score, _ in rows}, unit),
+        (columns[0], unit.name, "95% interval", *columns[1:]),
+        cells,
     )
-    return Section("scores", "Scores", text, figures)
-
-
-def _score_figure(
-    name: str, title: str, scores: Mapping[str, Score], table: Table, unit: Unit
-) -> Figure:
-    best = max(scores, key=lambda agent: scores[agent].mean)
-    summary = f"{len(scores)} agents; highest is {best} with {scores[best]}"
-    return Figure(Chart(name, title, summary, score_chart(scores, unit)), table)
-
-
-def _score_cells(score: Score) -> tuple[str, str]:
-    interval = f"{score.ci95[0]:.2f} to {score.ci95[1]:.2f}" if score.ci95 else "-"
-    return f"{score.mean:.2f}", interval
 
 
 def _labels(members: Sequence[Evaluated]) -> list[str]:
     """Name agents by file, and by episodes a task where these are not all the same."""
     counts = [_episodes(member) for member in members]
-    several = len(set(counts)) > 1
+    if len(set(counts)) == 1:
+        return [member.source.name for member in members]
     return [
         f"{member.source.name} ({count} episode{'' if count == '1' else 's'} a task)"
-        if several
-        else member.source.name
         for member, count in zip(members, counts, strict=True)
     ]
 
@@ -164,138 +154,98 @@ def _episodes(result: Evaluated) -> str:
     return " or ".join(str(count) for count in sorted(counts))
 
 
-def _tasks(results: ResultSet) -> Section:
-    figures: list[Figure] = []
-    for tasks, members in by_tasks(results.evaluated).items():
-        members = sorted(members, key=lambda member: -member.score.mean)
+def _tasks(evaluated: Sequence[Evaluated]) -> Iterator[Chart]:
+    for title, members in _by_tasks(evaluated):
         for start in range(0, len(members), AGENTS):
             part = members[start : start + AGENTS]
-            figures.append(_task_figure(f"tasks-{len(figures) + 1}", tasks, part))
-    text = (
-        "Each task's mean episode return, over 10 for the tasks of MT30, with the 95% "
-        "interval of its episodes."
-    )
-    return Section("tasks", "Task by task", text, figures)
+            unit, labels, known = part[0].unit, _labels(part), part[0].returns
+            order = [task for task in MT30.names if task in known]
+            order += [task for task in known if task not in order]
+            scores = {
+                task: [unit.shown(normalized_score({task: own.returns[task]})) for own in part]
+                for task in order
+            }
+            rows = [[task, *map(str, found)] for task, found in scores.items()]
+            summary = f"Scores of {', '.join(labels)} on each of {len(order)} tasks"
+            draw = bar_chart(scores, unit, labels)
+            yield Chart(title, summary, draw, ("task", *labels), rows)
 
 
-def _task_figure(name: str, tasks: Sequence[str], members: Sequence[Evaluated]) -> Figure:
-    order = [task for task in MT30.names if task in tasks]
-    order += [task for task in members[0].tasks if task not in order]
-    unit, names = members[0].unit, _labels(members)
-    scores = {
-        name: {
-            task: unit.shown(normalized_score({task: member.returns[task]})) for task in order
-        }
-        for name, member in zip(names, members, strict=True)
-    }
-    rows = [[task, *(str(found[task]) for found in scores.values())] for task in order]
-    summary = f"Scores of {', '.join(names)} on each of {len(order)} tasks"
-    chart = Chart(name, _title(tasks), summary, task_chart(scores, unit))
-    return Figure(chart, Table(("task", *names), rows))
-
-
-def _costs(results: ResultSet) -> Section:
+def _costs(results: ResultSet) -> Iterator[Chart]:
     """Join sizes and latencies with scores by the checkpoint that both name."""
-    sized: dict[str, list[Point]] = {}
-    timed: dict[str, list[Point]] = {}
-    for row in results.benched:
-        for member in results.evaluated:
-            if row.checkpoint.is_that_of(member.checkpoint):
-                group, name = _title(member.tasks), f"{member.source.name}: {row.name}"
-                for groups, cost in ((sized, row.size_bytes), (timed, row.latency_s)):
-                    if cost is not None:
-                        point = Point(name, cost, member.score.mean, member.unit)
-                        groups.setdefault(group, []).append(point)
-    for source, lines in results.demos:
-        sized[f"Demo ({source.name})"] = [
-            Point(line.name, line.size_bytes, line.score.mean)
-            for line in lines
-            if line.size_bytes is not None
-        ]
-    figures = [
-        *_cost_figures("size", "bytes on disk", sized),
-        *_cost_figures("latency", "median time of an action", timed),
+    sized: dict[tuple[str, Unit], list[Agent]] = {}
+    timed: dict[tuple[str, Unit], list[Agent]] = {}
+    for row, member in product(results.benched, results.evaluated):
+        if row.checkpoint.is_that_of(member.checkpoint):
+            group = (_title(member.returns), member.unit)
+            for groups, cost in ((sized, row.size_bytes), (timed, row.latency_s)):
+                if cost is not None:
+                    agent = Agent(f"{member.source.name}: {row.name}", member.score, cost)
+                    groups.setdefault(group, []).append(agent)
+    for name, lines in results.demos.items():
+        sized[f"Demo ({name})", NORMALIZED] = [line for line in lines if line.cost]
+    for (title, unit), agents in sized.items():
+        yield _cost_chart(title, "bytes on disk", "B", unit, agents)
+    for (title, unit), agents in timed.items():
+        yield _cost_chart(title, "median time of an action", "s", unit, agents)
+
+
+def _cost_chart(
+    title: str, label: str, symbol: str, unit: Unit, agents: Sequence[Agent]
+) -> Chart:
+    front = pareto_front(agents)
+    rows = [
+        (
+            agent.name,
+            f"{agent.cost:,.0f}" if symbol == "B" else f"{1000 * agent.cost:.3f} ms",
+            f"{agent.score.mean:.2f}",
+            "yes" if agent in front else "no",
+        )
+        for agent in sorted(agents, key=lambda agent: agent.cost)
     ]
-    text = (
-        "Who gives most for least: the line joins the agents that no other beats in both. "
-        "Points are numbered by cost."
+    return Chart(
+        f"{title}: {label}",
+        f"Score over {label} of {len(agents)} agents, {len(front)} on the front",
+        cost_chart(agents, label, symbol, unit.name),
+        ("agent", label, unit.name, "on the front"),
+        rows,
     )
-    return Section("cost", "Score against size and latency", text, figures)
 
 
-def _cost_figures(name: str, label: str, groups: Mapping[str, list[Point]]) -> list[Figure]:
-    figures = []
-    for number, (title, points) in enumerate(groups.items(), 1):
-        front = pareto_front(points)
-        rows = [
-            [
-                point.name,
-                f"{point.cost:,.0f}" if name == "size" else f"{1000 * point.cost:.3f} ms",
-                f"{point.score:.2f}",
-                "yes" if point in front else "no",
-            ]
-            for point in sorted(points, key=lambda point: point.cost)
-        ]
-        summary = f"Score over {label} of {len(points)} agents, {len(front)} on the front"
-        draw = cost_chart(points, label, "B" if name == "size" else "s", points[0].unit.name)
-        chart = Chart(f"{name}-{number}", f"{title}: {label}", summary, draw)
-        columns = ("agent", label, points[0].unit.name, "on the front")
-        figures.append(Figure(chart, Table(columns, rows)))
-    return figures
+def _ablations(evaluated: Sequence[Evaluated]) -> Iterator[Chart]:
+    for paths in equal_budgets([each.source.path for each in evaluated if each.trained]):
+        found = ablation(paths)
+        if len(found) > 1:
+            rows = [(row.label, row.score, (str(len(row.seeds)),)) for row in found]
+            title = f"{len(paths)} runs"
+            yield _score_chart(title, found[0].unit, ("run", "seeds"), rows)
 
 
-def _ablations(results: ResultSet) -> Section:
-    figures: list[Figure] = []
-    trained = [result.source.path for result in results.evaluated if result.trained]
-    for paths in equal_budgets(trained):
-        rows = ablation(paths)
-        if len(rows) < 2:
-            continue
-        scores = {row.label: row.score for row in rows}
-        cells = [[row.label, str(len(row.seeds)), *_score_cells(row.score)] for row in rows]
-        unit = rows[0].unit
-        table = Table(("run", "seeds", unit.name, "95% interval"), cells)
-        name = f"ablation-{len(figures) + 1}"
-        figures.append(_score_figure(name, f"{len(paths)} runs", scores, table, unit))
-    text = (
-        "Runs on the same data with as many updates and the same evaluation, named by what "
-        "they differ in. Intervals resample training seeds and, within each, episodes."
-    )
-    return Section("ablation", "Ablation at equal budget", text, figures)
+def _objectives(results: ResultSet) -> list[str]:
+    """Return the objectives of the losses, each once."""
+    return list(dict.fromkeys(each.objective for each in results.curves if each.objective))
 
 
-def _curves(results: ResultSet) -> Section:
+def _curves(results: ResultSet) -> Iterator[Chart]:
     charts: dict[str, dict[str, list[Curve]]] = {}
-    objectives = list(
-        dict.fromkeys(each.objective for each in results.curves if each.objective)
-    )
+    objectives = _objectives(results)
     for curve in results.curves:
-        panels = charts.setdefault(curve.chart, {})
-        panel = curve.panel
+        panels, panel = charts.setdefault(curve.chart, {}), curve.panel
         if curve.objective and len(objectives) > 1:
             panel += f", objective {objectives.index(curve.objective) + 1}"
-        same = [name for name in panels if re.sub(r" \(\d+\)$", "", name) == panel]
-        if same and len(panels[same[-1]]) < AGENTS:
-            panels[same[-1]].append(curve)
-        else:  # a further panel, for more curves cannot be distinguished
-            panels[panel + (f" ({len(same) + 1})" if same else "")] = [curve]
-    figures = []
+        number, name = 1, panel
+        while len(panels.setdefault(name, [])) == AGENTS:  # more could not be distinguished
+            number, name = number + 1, f"{panel} ({number + 1})"
+        panels[name].append(curve)
     for title, panels in charts.items():
         rows = [
-            [name, curve.name, f"{curve.points[-1][0]:g}", f"{curve.points[-1][1]:.4g}"]
+            (name, curve.name, f"{curve.points[-1][0]:g}", f"{curve.points[-1][1]:.4g}")
             for name, curves in panels.items()
             for curve in curves
         ]
-        table = Table(("panel", "run", "last step", "last value"), rows)
         summary = f"{len(rows)} curves: {', '.join(panels)}"
-        chart = Chart(f"curves-{title.lower()}", title, summary, curve_chart(panels))
-        figures.append(Figure(chart, table))
-    listed = "; ".join(f"{number}: {each}" for number, each in enumerate(objectives, 1))
-    text = (
-        "Losses of different objectives do not compare and have panels of their own. "
-        f"Objectives by their weights: {listed}."
-    )
-    return Section("curves", "Learning curves", text if len(objectives) > 1 else "", figures)
+        columns = ("panel", "run", "last step", "last value")
+        yield Chart(title, summary, curve_chart(panels), columns, rows)
 
 
 _PHONE = 3.5  # inches
@@ -324,8 +274,8 @@ def write_report(config: ReportConfig) -> ReportSummary:
     """
     refuse_overwrite(config)
     results = read_result_files(config.results)
-    parts = sections(results)
-    if not parts:
+    charts = sections(results)
+    if not charts:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in results.skipped)
         raise ResultError(
             f"nothing to report ({reasons or 'no file has scores or curves'}); name result "
@@ -343,8 +293,8 @@ def write_report(config: ReportConfig) -> ReportSummary:
         "facts": partial(json.dumps, indent=1, ensure_ascii=False),
     }
     html = environment.get_template("report.html").render(
-        title="tdmpc-opt report",
-        sections=parts,
+        charts=charts,
+        objectives=_objectives(results),
         sources=results.sources,
         skipped=[(path.name, reason) for path, reason in results.skipped],
         light=css_variables(dark=False),
@@ -356,10 +306,10 @@ def write_report(config: ReportConfig) -> ReportSummary:
         temporary.write_text(html, encoding="utf-8")
     pictures: list[Path] = []
     if config.figures is not None:
-        charts = [figure.chart for section in parts for figure in section.figures]
-        for chart, kind in product(charts, ("png", "svg")):
-            pictures.append(config.figures / f"{chart.name}.{kind}")
-            save_picture(chart.draw, pictures[-1], kind=kind)
+        for name, found in charts.items():
+            for (number, chart), kind in product(enumerate(found, 1), ("png", "svg")):
+                pictures.append(config.figures / f"{name}-{number}.{kind}")
+                save_picture(chart.draw, pictures[-1], kind=kind)
     return ReportSummary(
         path=config.output,
         size_bytes=config.output.stat().st_size,
@@ -369,8 +319,11 @@ def write_report(config: ReportConfig) -> ReportSummary:
     )
 
 
-def _inline(chart: Chart) -> Markup:
-    """Return a chart as two SVGs for the page, of which CSS shows the one that fits."""
+def _inline(chart: Chart, name: str) -> Markup:
+    """Return a chart as two SVGs for the page, of which CSS shows the one that fits.
+
+    The name of the chart makes the ids in it unique on the page.
+    """
     parts = []
     for kind, width in (("broad", BROAD), ("narrow", _PHONE)):
         file = io.StringIO()
@@ -379,8 +332,7 @@ def _inline(chart: Chart) -> Markup:
         svg = file.getvalue()
         svg = svg[svg.index("<svg") :]
         svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-        # All charts share one document, in which an id may stand but once.
-        svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{chart.name}-{kind}-", svg)
+        svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-{kind}-", svg)
         svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1">', svg, count=1)
         label = Markup.escape(f"{chart.title}. {chart.summary}")
         opening = f'<svg class="{kind}" role="img" aria-label="{label}" '

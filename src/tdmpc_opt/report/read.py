@@ -1,7 +1,7 @@
 """Result files of every kind, read into what a report shows of them."""
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from tdmpc_opt.evaluation.results import read_evaluation, read_result, refuse_da
 from tdmpc_opt.evaluation.score import Score, Unit, normalized_score, stored_score, unit_of
 
 _SMOOTHED = 8  # episodes that one point of an expert's curve is the mean of
+_LABEL_OF_EXPERTS = f"return, mean of {_SMOOTHED} episodes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,16 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Agent:
+    """A score and what it costs."""
+
+    name: str
+    score: Score
+    cost: float
+    """Bytes or seconds; 0 where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluated:
     """The scores of one agent."""
 
@@ -63,21 +74,6 @@ class Evaluated:
     """Episode returns by task."""
     trained: bool
     """Whether the file states how the agent was trained."""
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of its tasks."""
-        return tuple(self.returns)
-
-
-@dataclass(frozen=True, slots=True)
-class DemoScore:
-    """One line of the demo's table."""
-
-    name: str
-    score: Score
-    size_bytes: float | None
-    """None for random actions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +109,8 @@ class ResultSet:
 
     sources: list[Source] = field(default_factory=list)
     evaluated: list[Evaluated] = field(default_factory=list)
-    demos: list[tuple[Source, list[DemoScore]]] = field(default_factory=list)
+    demos: dict[str, list[Agent]] = field(default_factory=dict)
+    """Agents with their sizes, by the name of the file."""
     curves: list[Curve] = field(default_factory=list)
     benched: list[Benched] = field(default_factory=list)
     skipped: list[tuple[Path, str]] = field(default_factory=list)
@@ -139,7 +136,11 @@ def read_result_files(paths: Sequence[Path]) -> ResultSet:
         facts = {key: content[key] for key in _FACTS if content.get(key)}
         source = Source(names[path], path, kind, facts)
         with refuse_damaged(f"{path} is damaged"):
-            _READERS[kind](results, source, content)
+            reason = _READERS[kind](results, source, content)
+        if reason:
+            results.skipped.append((path, reason))
+        else:
+            results.sources.append(source)
     return results
 
 
@@ -159,38 +160,30 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def _evaluation(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
+def _evaluation(results: ResultSet, source: Source, content: Mapping[str, Any]) -> str | None:
     content = read_evaluation(source.path)  # checks every record
     config, tasks = content["config"], content["tasks"]
     if not content.get("complete"):
-        done = f"unfinished: {len(tasks)} of {len(config['tasks'])} tasks"
-        results.skipped.append((source.path, done))
-        return
-    results.sources.append(source)
+        return f"unfinished: {len(tasks)} of {len(config['tasks'])} tasks"
+    mode, about = config.get("mode"), [str(config["checkpoint"]["name"])]
+    if mode:
+        about.append("policy alone" if mode == "policy" else "planner")
+    if config.get("noise"):
+        about.append("with exploration noise")
     returns = {name: record["returns"] for name, record in tasks.items()}
     unit = unit_of(returns)
     results.evaluated.append(
         Evaluated(
             source,
-            Checkpoint(
-                **config["checkpoint"], mode=config.get("mode"), budget=config.get("budget")
-            ),
-            _about(config),
+            Checkpoint(**config["checkpoint"], mode=mode, budget=config.get("budget")),
+            ", ".join(about),
             unit.shown(normalized_score(returns)),
             unit,
             returns,
             isinstance(content.get("training"), dict),
         )
     )
-
-
-def _about(config: Mapping[str, Any]) -> str:
-    words = [str(config["checkpoint"]["name"])]
-    if config.get("mode"):
-        words.append("policy alone" if config["mode"] == "policy" else "planner")
-    if config.get("noise"):
-        words.append("with exploration noise")
-    return ", ".join(words)
+    return None
 
 
 def _expert(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
@@ -199,80 +192,80 @@ def _expert(results: ResultSet, source: Source, content: Mapping[str, Any]) -> N
         points[end - 1][0]: sum(value for _, value in points[end - _SMOOTHED : end]) / _SMOOTHED
         for end in range(_SMOOTHED, len(points) + 1)
     }  # episodes that ended at the same step leave one point
-    task = str(content["config"]["task"])
-    label = f"return, mean of {_SMOOTHED} episodes"
-    results.sources.append(source)
-    results.curves.append(
-        Curve(
-            source.name, "Experts", task, "agent steps", label, list(smooth.items()) or points
-        )
-    )
+    task, labels = str(content["config"]["task"]), ("agent steps", _LABEL_OF_EXPERTS)
+    curve = Curve(source.name, "Experts", task, *labels, list(smooth.items()) or points)
+    results.curves.append(curve)
 
 
 def _demo(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
-    rows = [
-        DemoScore(
+    results.demos[source.name] = [
+        Agent(
             str(row["name"]),
             stored_score({"mean": row["score"], "ci95": row["ci95"]}),
-            float(row["size_bytes"]) or None,
+            float(row["size_bytes"]),
         )
         for row in content["rows"]
     ]
-    results.sources.append(source)
-    results.demos.append((source, rows))
+
+
+def training_curve(
+    name: str, measure: str, rows: Iterable[Mapping[str, Any]], key: str, objective: str = ""
+) -> Curve:
+    """Return a curve over the updates of a training.
+
+    Args:
+        name: Name of the run.
+        measure: What is drawn.
+        rows: Records with `update`; those without a value are left out.
+        key: Name of the value in them.
+        objective: As in `Curve`.
+    """
+    points = [
+        (float(row["update"]), float(row[key]))
+        for row in rows
+        if row.get(key) not in (None, "")
+    ]
+    return Curve(name, "Training", measure, "gradient updates", measure, points, objective)
 
 
 def _dagger(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
-    rounds = content["rounds"]
-    scores = [
-        (float(row["updates"]), float(row["score"]))
-        for row in rounds
-        if row["score"] is not None
-    ]
-    results.sources.append(source)
-    if scores:
-        results.curves.append(_score_curve(source, scores))
+    rows = ({"update": row["updates"], "score": row["score"]} for row in content["rounds"])
+    curve = training_curve(source.name, "normalized score", rows, "score")
+    results.curves += [curve] if curve.points else []
 
 
-def _score_curve(source: Source, points: Sequence[tuple[float, float]]) -> Curve:
-    label = "normalized score"
-    return Curve(source.name, "Training", label, "gradient updates", label, points)
-
-
-def _run(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
+def _run(results: ResultSet, source: Source, content: Mapping[str, Any]) -> str | None:
     """Read the curves that a run of train keeps beside its config."""
-    path = source.path.with_name("metrics.csv")
     try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_metrics(source.path.parent)
     except OSError as error:
-        reason = f"its curves cannot be read: {path.name}: {error.strerror}"
-        results.skipped.append((source.path, reason))
-        return
-    results.sources.append(source)
-    loss = [(float(row["update"]), float(row["loss"])) for row in rows if row["loss"]]
-    results.curves.append(
-        Curve(
-            *(source.name, "Training", "loss", "gradient updates", "loss", loss),
-            objective=_objective(content["config"]),
-        )
-    )
-    score = [(float(row["update"]), float(row["score"])) for row in rows if row.get("score")]
-    if score:
-        results.curves.append(_score_curve(source, score))
+        return f"its curves cannot be read: metrics.csv: {error.strerror}"
+    objective = _objective(content["config"])
+    score = training_curve(source.name, "normalized score", rows, "score")
+    results.curves.append(training_curve(source.name, "loss", rows, "loss", objective))
+    results.curves += [score] if score.points else []
+    return None
+
+
+def read_metrics(run: Path) -> list[dict[str, str]]:
+    """Read the rows of the metrics of a run of train.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _objective(config: Mapping[str, Any]) -> str:
     """Return what the loss of a run sums, and how far its TD targets look."""
     weights = {**(config.get("weights") or {}), **(config.get("terms") or {})}
-    parts = [f"{name} {weight}" for name, weight in weights.items() if weight]
-    looks = config.get("td_lambda")
-    return ", ".join(parts + ([f"td_lambda {looks}"] if looks else []))
+    weights["td_lambda"] = config.get("td_lambda")
+    return ", ".join(f"{name} {weight}" for name, weight in weights.items() if weight)
 
 
 def _bench(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
     """Read size and latency of each policy that was timed; latency is that of one robot."""
-    results.sources.append(source)
     for row in content["candidates"]:
         file, single = row["file"], row["batches"].get("1")
         results.benched.append(
@@ -287,7 +280,6 @@ def _bench(results: ResultSet, source: Source, content: Mapping[str, Any]) -> No
 
 def _formats(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
     """Read size and latency of each number format; its score is in another file."""
-    results.sources.append(source)
     for row in content["rows"]:
         mode = "policy" if row["how"] == "policy" else "planner"
         name = f"{row['format']}, {mode}"
@@ -296,7 +288,7 @@ def _formats(results: ResultSet, source: Source, content: Mapping[str, Any]) -> 
         results.benched.append(Benched(name, checkpoint, float(row["size_bytes"]), latency))
 
 
-_READERS: dict[str, Callable[[ResultSet, Source, Mapping[str, Any]], None]] = {
+_READERS: dict[str, Callable[[ResultSet, Source, Mapping[str, Any]], str | None]] = {
     "evaluation": _evaluation,
     "expert": _expert,
     "demo": _demo,
@@ -305,3 +297,4 @@ _READERS: dict[str, Callable[[ResultSet, Source, Mapping[str, Any]], None]] = {
     "bench": _bench,
     "formats": _formats,
 }
+"""By kind of file: adds its content to a set, or returns why it does not."""
