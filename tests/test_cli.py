@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
 from tdmpc_opt.cli.output import Terminal
+from tdmpc_opt.configs import Schedule
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
 TRAIN = ("--size", "0.3", "--updates", "2", "--batch-size", "8", "--device", "cpu")
@@ -94,6 +96,26 @@ def test_the_help_of_a_command_has_an_example_and_names_what_it_takes(run, name)
             line = re.compile(rf"^\W*--{field.replace('_', '-')}[ ,]", re.MULTILINE)
             assert line.search(essential)
             assert not line.search(advanced)
+
+
+def _options(config):
+    """The fields of a configuration and of its parts, with the option of each."""
+    for field in fields(config):
+        if is_dataclass(field.type) and field.type is not Schedule:
+            yield from ((f"{field.name}.{name}", each) for name, each in _options(field.type))
+        else:
+            yield field.name, field
+
+
+@pytest.mark.parametrize("name", cli._COMMANDS)
+def test_the_help_states_what_an_option_that_is_left_out_does(run, name):
+    _, out, _ = run(*name.split(), "--help")
+    shown = " ".join(out.replace("│", " ").split())
+    for option, field in _options(cli._COMMANDS[name].config):
+        if field.default is None:
+            _, text = re.split(rf" --{option.replace('_', '-')} (?=[A-Z{{])", shown, maxsplit=1)
+            text = re.split(r" --[a-z.-]+ [A-Z{]", text)[0]
+            assert re.search("[Ww]ithout", text), option
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,8 @@ class OfPart:
     policy_only: bool = False
     """Encoder and policy alone: a file that acts and cannot plan."""
     task: str | None = None
-    """One task alone, with its embedding folded into the biases and no padding."""
+    """One task alone, with its embedding folded into the biases and no padding; without it
+    all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,10 +63,12 @@ class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
     """Number format of the stored weights. `int8` and `int4` keep what is small or sensitive in
     more bits; `mixed` chooses each layer's by measurement."""
     budget_bytes: int | None = None
-    """With mixed: length of the file that must not be exceeded."""
+    """With mixed: length of the file that must not be exceeded; without it
+    `max_action_error` decides."""
     max_action_error: float | None = None
     """With mixed: root mean square change of the policy's actions that is allowed, in action
-    units (their range is 2); the smallest such file is written."""
+    units (their range is 2); the smallest such file is written. Without it `budget_bytes`
+    decides."""
     max_value_error: float = 0.02
     """With max_action_error: 1 less the correlation of planned values that is allowed."""
     distill_updates: int = 0
@@ -75,7 +77,8 @@ class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
 
     def __post_init__(self) -> None:
         """Refuse options that the format has no use for, and mixed without its own."""
-        limits = [name for name in ("budget_bytes", "max_action_error") if self._given(name)]
+        names = ("budget_bytes", "max_action_error")
+        limits = [name for name in names if getattr(self, name) is not None]
         if self.format == "mixed" and (self.data is None or len(limits) != 1):
             raise InputError(
                 "format mixed needs --data, a dataset to measure on, and either --budget-bytes "
@@ -93,9 +96,6 @@ class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
             )
         if self.distill_updates < 0 or (self.distill_updates and self.data is None):
             raise InputError("--distill-updates must be at least 0, and learn on a --data")
-
-    def _given(self, name: str) -> bool:
-        return getattr(self, name) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,8 @@ class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
     preset: str | None = None
     """Planner budget by name, as in `evaluate`; without it full."""
     result: Path | None = None
-    """`tdmpc-opt evaluate` result of this checkpoint, whose score the file is to state."""
+    """`tdmpc-opt evaluate` result of this checkpoint, whose score the file is to state; without
+    it none."""
     opset: int = 18
     """Operator set of an ONNX file, 18 to 20. 18 runs in onnxruntime from 1.15 on."""
     ir_version: int = 8

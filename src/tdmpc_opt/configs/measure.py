@@ -100,7 +100,7 @@ class BenchConfig:
     device: Device = "cpu"
     """Where the networks of checkpoints run."""
     output: Path | None = None
-    """Result file (JSON) to write."""
+    """Result file (JSON) to write; without it none."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be timed."""
@@ -142,7 +142,8 @@ class TuneConfig(OfCheckpoint, OnTasks, ToOutput, ByWorkers):
     """What computes the plans: torch, or with auto ONNX Runtime where it is installed, which
     first traces a graph for each budget (about 15 s)."""
     store: Path | None = None
-    """Checkpoint to write, with the presets in it; it may be the one that was read."""
+    """Checkpoint to write, with the presets in it; it may be the one that was read. Without it
+    none."""
 
     def __post_init__(self) -> None:
         """Refuse searches that cannot be run."""
@@ -165,7 +166,7 @@ class ReportConfig(OfResults):
     output: Path = Path("report.html")
     """Page to write; it opens from disk and needs no network."""
     figures: Path | None = None
-    """Folder for every chart as PNG and SVG."""
+    """Folder for every chart as PNG and SVG; without it none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,11 +176,12 @@ class VideoConfig(OfCheckpoint, OnTasks, Acting):
     against_mode: Mode | None = None
     """How the other agent acts; without it as the first."""
     against: str | None = None
-    """Another such agent, shown to the right in the same episodes."""
+    """Another such agent, shown to the right in the same episodes; without it none."""
     output: Path | None = None
-    """Film to write: FILE.mp4 or FILE.gif, one task after the other."""
+    """Film to write: FILE.mp4 or FILE.gif, one task after the other; without it none."""
     sheet: Path | None = None
-    """PNG to write with one picture of each task, half an episode after its start."""
+    """PNG to write with one picture of each task, half an episode after its start; without it
+    none."""
     seconds: float | None = 10.0
     """Simulated seconds of each task; None films whole episodes."""
 

@@ -1,9 +1,9 @@
 """Commands that make data, train on it, and distil."""
 
 import math
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tdmpc_opt.configs.common import (
     COST,
@@ -43,8 +43,8 @@ class ExpertsConfig(OnTasks, ToOutput, ByWorkers, Seeded):
     update_ratio: float = 0.25
     """Gradient updates of SAC per agent step."""
     warm_up: str | None = None
-    """Policy that drives the first episodes instead of random actions: a checkpoint or zoo
-    name, a folder of experts, or `plan`. Finds rewards that random actions do not."""
+    """Policy that drives the first episodes: a checkpoint or zoo name, a folder of experts, or
+    `plan`. It finds rewards that random actions, which drive without it, do not."""
     warm_up_task: str | None = None
     """Task of the same body whose policy acts; without it the trained task itself."""
     warm_up_episodes: int = 64
@@ -94,7 +94,7 @@ class DataInfoConfig(OfDataset, ToPlot):
     """Show what a dataset holds, and draw its returns."""
 
     card: Path | None = None
-    """Markdown file to write, with sources, counts and returns."""
+    """Markdown file to write, with sources, counts and returns; without it none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +107,9 @@ class DataImportConfig(ToOutput):
     sources: Annotated[tuple[Path, ...], POSITIONAL]
     """Official shard files, or folders of Minari datasets; their content decides which."""
     tasks: str | None = None
-    """Of shard files, task names joined by commas, to import no others; of Minari datasets, the
-    one task that their episodes are of, MODULE:ID for an environment of your own."""
+    """Of shard files, task names joined by commas, to import no others; without it all. Of
+    Minari datasets, the one task that their episodes are of, MODULE:ID for an environment of
+    your own."""
     on_bad: Literal["refuse", "skip"] = "refuse"
     """What to do about a source that is truncated or foreign, or an episode with NaN: stop, or
     name it and leave it out."""
@@ -297,7 +298,8 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
     """Dataset folder, or several whose episodes are drawn from as one."""
     on_policy: Path | None = None
     """Further dataset folder, of what the student visited itself: collected with labels between
-    two calls of the same run, it may grow where `data` must stay as it is."""
+    two calls of the same run, it may grow where `data` must stay as it is. Without it `data` is
+    all."""
     on_policy_share: float | None = None
     """Share of each batch that `on_policy` gives; without it draws are uniform."""
     sampling: Annotated[Literal["uniform", "task", "return"], LATER] = "uniform"
@@ -358,7 +360,8 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
         """Refuse counts and shares that cannot be run."""
         if not self.folders:
             raise InputError("name a dataset folder at least with --data")
-        idle = [f.name for f in fields(FromTeacher) if getattr(self, f.name) != _default(f)]
+        names, without = [f.name for f in fields(FromTeacher)], FromTeacher()
+        idle = [name for name in names if getattr(self, name) != getattr(without, name)]
         if self.teacher is None and idle:
             raise InputError(f"--{idle[0].replace('_', '-')} needs a --teacher")
         share = self.on_policy_share
@@ -383,11 +386,6 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
             )
 
 
-def _default(option: Field[Any]) -> object:
-    factory = option.default_factory
-    return option.default if factory is MISSING else factory()
-
-
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(OnTasks, ToOutput, OnDevice, ByWorkers, Seeded):
     """Make a small student of a teacher: collect, train, correct, quantise, export and score.
@@ -402,7 +400,8 @@ class DistillConfig(OnTasks, ToOutput, OnDevice, ByWorkers, Seeded):
     size: Size = "1"
     """Size of the student in millions of parameters."""
     hours: float | None = None
-    """Time to spend on this machine, from which the updates follow by measured speeds."""
+    """Time to spend on this machine, from which the updates follow by measured speeds; without
+    it `updates` decides."""
     updates: int | None = None
     """Gradient updates in all, from which episodes and rounds follow; 45,000 without it
     and without `hours`."""
