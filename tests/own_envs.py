@@ -31,7 +31,8 @@ class Point(gymnasium.Env):
         self.t += 1
         reward = np.nan if self.fault == "reward" else np.exp(-abs(self.x))
         fell = self.fault == "fall" and abs(self.x) > 1
-        return self._obs(), reward, fell or (self.fault == "end" and self.t == 3), False, {}
+        ended = {"end": self.t == 3, "drop": True}.get(self.fault, fell)
+        return self._obs(), reward, ended, False, {}
 
     def _obs(self):
         if self.fault == "width":
@@ -54,6 +55,7 @@ _register("Point-v0")
 _register("test/Point-v1")
 _register("Early-v0", fault="end")
 _register("Fall-v0", fault="fall")
+_register("Drop-v0", fault="drop")
 _register("NanReward-v0", fault="reward")
 _register("NoPicture-v0", fault="render")
 _register("NanObs-v0", fault="nan")

@@ -16,13 +16,13 @@ from torch.serialization import get_safe_globals
 from tdmpc_opt.cli import main
 from tdmpc_opt.configs import DataExportConfig, DataImportConfig
 from tdmpc_opt.data import official, shards
-from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.data.exchange import export_data, import_data
 from tdmpc_opt.data.reports import verify
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.progress import Silent
-from tdmpc_opt.schema import MT30, MT80, TaskTable
+from tdmpc_opt.schema import MT30, MT80, Task, TaskTable
 
 TASKS = (2, 7, 12)  # walker-run, pendulum-swingup, cup-catch
 ROWS = 9
@@ -127,6 +127,19 @@ def test_collected_episodes_are_exported_and_come_back(dataset_dir, tmp_path, br
     bring(*map(Path, exported))
     before, after = EpisodeDataset.open(dataset_dir), EpisodeDataset.open(tmp_path / "data")
     assert after.returns() == before.returns()
+
+
+@pytest.mark.parametrize(("steps", "terminated"), [(8, True), (5, False)])
+def test_episodes_that_end_early_are_not_exported(tmp_path, steps, terminated):
+    table = TaskTable((Task("one", 3, 2, episode_length=8),))
+    data = EpisodeDataset.create(tmp_path / "data", table)
+    rows = np.ones((steps + 1, 3), np.float32)
+    data.append_shard("a", [Episode("one", 0, rows, rows[:, :2], rows[:, 0])], {})
+    episode = Episode("one", 0, rows, rows[:, :2], rows[:, 0], terminated=terminated)
+    data.append_shard("b", [episode], {})
+    with pytest.raises(DataError, match=r"ended early.*--format minari"):
+        export_data(DataExportConfig(data=data.path, output=tmp_path / "out"))
+    assert not list((tmp_path / "out").glob("*.pt"))
 
 
 def test_mt80_is_told_by_its_widths_and_needs_a_folder_of_its_own(tmp_path, shard, bring):

@@ -20,6 +20,7 @@ from tdmpc_opt.agents.policies import random_policy, rollout
 from tdmpc_opt.checkpoints.checkpoint import build, from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
+from tdmpc_opt.compression.calibration import Observations, Reference
 from tdmpc_opt.compression.extract import compact_embedding, one_task
 from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
@@ -27,7 +28,7 @@ from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel, with_termination_head
 from tdmpc_opt.planning.mppi import draw_noise, plan, prepare, sequence_values
-from tdmpc_opt.schema import PlannerBudget, Task, TaskTable
+from tdmpc_opt.schema import PlannerBudget, Task, TaskTable, model_config
 from tdmpc_opt.tasks import choose_tasks
 from tdmpc_opt.training.objective import model_losses, td_target
 from tdmpc_opt.training.step import build_learner, train_step
@@ -198,6 +199,17 @@ def test_a_plan_stops_earning_at_the_predicted_end(episodic):
     assert 20 < ends < 180
 
 
+def test_compression_compares_values_that_stop_at_the_predicted_end(episodic):
+    source = torch.Generator().manual_seed(5)
+    task = torch.arange(40) % 2
+    reference = Reference(episodic, Observations(torch.randn(40, 5, generator=source), task))
+    deaf = build(from_model(episodic))
+    with torch.no_grad():
+        deaf.termination_head[-1].bias.fill_(-1e6)
+    assert reference.value_error(episodic) == pytest.approx(0, abs=1e-6)
+    assert reference.value_error(deaf) > 0.05
+
+
 def test_a_head_that_predicts_no_end_changes_no_plan(make_model, episodic):
     plain = make_model()
     plain.load_state_dict(episodic.state_dict(), strict=False)
@@ -336,6 +348,24 @@ def test_a_task_that_ends_goes_from_collection_to_a_file_that_acts(tmp_path):
     onnx = tmp_path / "small.onnx"
     _run("export", model, "--data", data, "--policy-only", "--output", onnx)
     _run("evaluate", onnx, *one, "--episodes", "2", "--output", tmp_path / "onnx.json")
+
+
+@pytest.mark.parametrize("share", [(), ("--on-policy-share", "0.5")])
+def test_a_student_that_falls_at_once_does_not_stop_its_correction(tmp_path, share):
+    """Its episodes of one step have no slice of the horizon's length; the teacher's have."""
+    table, draw = choose_tasks("own_envs:Drop-v0"), np.random.default_rng(0)
+    start, base, run = tmp_path / "start.safetensors", tmp_path / "base", tmp_path / "run"
+    write_native(start, from_model(WorldModel(model_config("0.3", table), table)))
+    obs, action = (draw.uniform(-1, 1, (9, n)).astype(np.float32) for n in (2, 1))
+    episode = Episode("Drop-v0", 0, obs, action, action[:, 0], action)
+    EpisodeDataset.create(base, table).append_shard("a", [episode], {})
+    words = ("--teacher", "own_policies:centre", "--tasks", "own_envs:Drop-v0", "--rounds", "2")
+    words += ("--updates", "1", "--episodes", "2", "--batch-size", "8", "--workers", "1")
+    _run("dagger", "--start", start, "--data", base, *words, *share, "--output", run)
+    driven = EpisodeDataset.open(run / "data")
+    assert [shard.rows for shard in driven.shards] == [(2, 2), (2, 2)]
+    assert driven.episodic
+    assert read_checkpoint(run / "model.safetensors").extra["updates"] == "2"
 
 
 def _cut_off(dataset: EpisodeDataset) -> list[Episode]:

@@ -230,10 +230,15 @@ def _actions(model: WorldModel, at: Observations) -> Float[Tensor, "rows action"
 
 @torch.no_grad()
 def _values(model: WorldModel, tried: Sequences) -> Float[Tensor, " rows"]:
-    """Return the planner's estimate of the sequences: rewards, then the mean of all Qs."""
+    """Return the planner's estimate of the sequences: rewards, then the mean of all Qs.
+
+    Both count up to the first latent that is predicted to end the episode.
+    """
     task, z = tried.start.task, latents(model, tried)
     discount = model.discount[task]
     rewards = model.decode(model.reward(z[:-1], tried.actions, task)).squeeze(-1)
     last = model.decode(model.q_values(z[-1], tried.last, task)).squeeze(-1).mean(0)
     weights = torch.stack([discount**step for step in range(len(z))])
+    if model.config.episodic:
+        weights[1:] *= (model.termination(z[1:], task).squeeze(-1) <= 0).cumprod(0)
     return (weights[:-1] * rewards).sum(0) + weights[-1] * last

@@ -237,9 +237,15 @@ def export_official(dataset: EpisodeDataset, output: Path, progress: Progress) -
         The files of this export, those that were there already included.
 
     Raises:
-        DataError: A shard that is missing or truncated, a full disk, or a folder that cannot be
-            written.
+        DataError: Episodes that end early; a shard that is missing or truncated, a full disk,
+            or a folder that cannot be written.
     """
+    if any(shard.rows or shard.terminated for shard in dataset.shards):
+        raise DataError(
+            f"{dataset.path} has episodes that ended early, and official shards have a place "
+            f"neither for that nor for fewer than {dataset.length - 1} steps; export it with "
+            "--format minari"
+        )
     files = _files(dataset)
     paths = [output / file.name for file in files]
     todo = [(file, path) for file, path in zip(files, paths, strict=True) if not path.exists()]

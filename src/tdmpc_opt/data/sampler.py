@@ -207,7 +207,8 @@ class SliceSampler:
             batch_size: Slices of a batch, over all ranks.
             seed: Seed of the draws, the same on all ranks.
             last_share: Share of each batch, rounded to whole slices, that the last dataset
-                gives; the others share the rest. None: as large as its share of all slices.
+                gives; the others share the rest. None, and where all its episodes or all of the
+                others are shorter than the horizon: as large as its share of all slices.
             sampling: `uniform`: each slice is as likely. `task`: each task is, and each slice
                 of a task. `return`: tasks as under `uniform`, and within each the episodes of
                 high return more than the others; but what `last_share` gives is drawn
@@ -218,11 +219,12 @@ class SliceSampler:
 
         Raises:
             DataError: An empty dataset, a task that is not the model's or has other sizes
-                there, a horizon longer than the episodes, a damaged shard, or a batch that
-                cannot be divided evenly.
+                there, a task all of whose episodes are shorter than the horizon, a damaged
+                shard, or a batch that cannot be divided evenly.
         """
         for dataset in datasets:
-            _refuse_unfit(dataset, tasks, horizon)
+            _refuse_unfit(dataset, tasks)
+        _refuse_short(datasets, horizon)
         if batch_size % world_size:
             raise DataError(
                 f"a batch of {batch_size} slices cannot be shared out evenly over {world_size} "
@@ -250,7 +252,7 @@ class SliceSampler:
                 _units(how, shards[begin:end], numbers[begin:end], episodes, begin),
             )
             for count, begin, end, how in _split(
-                batch_size, last_share, shards, datasets[-1], sampling
+                batch_size, last_share, len(datasets[-1].shards), sampling, episodes
             )
             if count
         ]
@@ -420,16 +422,19 @@ def joint_tasks(datasets: Sequence[EpisodeDataset]) -> TaskTable:
 def _split(
     batch_size: int,
     last_share: float | None,
-    shards: Sequence[tuple[EpisodeDataset, Shard]],
-    last: EpisodeDataset,
+    last_shards: int,
     sampling: Sampling,
+    episodes: _Episodes,
 ) -> list[tuple[int, int, int, Sampling]]:
     """Return slices of a batch, first shard, end and sampling of each part."""
-    if last_share is None:
-        return [(batch_size, 0, len(shards), sampling)]
-    count, cut = round(last_share * batch_size), len(shards) - len(last.shards)
+    shards = len(episodes.edges) - 1
+    cut = shards - last_shards
+    before, every = episodes.first[[episodes.edges[cut], -1]]
+    if last_share is None or before in (0, every):  # short episodes may have no slice to share
+        return [(batch_size, 0, shards, sampling)]
+    count = round(last_share * batch_size)
     beside: Sampling = "uniform" if sampling == "return" else sampling
-    return [(batch_size - count, 0, cut, sampling), (count, cut, len(shards), beside)]
+    return [(batch_size - count, 0, cut, sampling), (count, cut, shards, beside)]
 
 
 def _units(
@@ -471,7 +476,7 @@ def _rows(dataset: EpisodeDataset, shard: Shard, tasks: TaskTable) -> _Rows:
     )
 
 
-def _refuse_unfit(dataset: EpisodeDataset, tasks: TaskTable, horizon: int) -> None:
+def _refuse_unfit(dataset: EpisodeDataset, tasks: TaskTable) -> None:
     if not len(dataset):
         raise DataError(f"{dataset.path} holds no episodes; collect some into it")
     foreign = [name for name in dataset.task_names if name not in tasks.names]
@@ -487,10 +492,16 @@ def _refuse_unfit(dataset: EpisodeDataset, tasks: TaskTable, horizon: int) -> No
                 f"{name} has {here.obs_dim} observations and {here.action_dim} actions in "
                 f"{dataset.path}, {model.obs_dim} and {model.action_dim} in the model's table"
             )
-        rows = [dataset.rows_of(shard) for shard in dataset.shards if shard.task == name]
-        longest = max(int(found.max()) for found in rows) - 1
-        if longest < horizon:
+
+
+def _refuse_short(datasets: Sequence[EpisodeDataset], horizon: int) -> None:
+    longest: dict[str, int] = {}
+    for dataset, shard in ordered_shards(datasets):
+        steps = int(dataset.rows_of(shard).max()) - 1
+        longest[shard.task] = max(steps, longest.get(shard.task, 0))
+    for name, steps in longest.items():
+        if steps < horizon:
             raise DataError(
-                f"a slice of {horizon} steps does not fit into the {longest} steps of the "
-                f"longest episode of {name} in {dataset.path}; choose a shorter horizon"
+                f"a slice of {horizon} steps does not fit into the {steps} steps of the "
+                f"longest episode of {name}; choose a shorter horizon, or add longer episodes"
             )
