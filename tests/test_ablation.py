@@ -68,6 +68,7 @@ def test_own_tasks_are_compared_by_their_returns(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     (row,) = ablation([path])
     assert (row.score.mean, row.unit) == (-30.0, MEAN_RETURN)
+    assert row.score.ci95 == pytest.approx((-40.0, -20.0))
     assert compare(path, path).unit == MEAN_RETURN
 
 

@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,17 @@ from tdmpc_opt.errors import (
 )
 from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.evaluation.evaluate import _identity, evaluate
-from tdmpc_opt.evaluation.results import EvaluationFile, read_evaluation
-from tdmpc_opt.evaluation.score import normalized_score
+from tdmpc_opt.evaluation.results import EvaluationFile, read_evaluation, read_finished
+from tdmpc_opt.evaluation.score import (
+    NORMALIZED,
+    normalized_score,
+    stored_score,
+    unit_of,
+)
 from tdmpc_opt.export.engine import fast_engine
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.progress import Silent
+from tdmpc_opt.schema import MT30, Task, TaskTable
 from tdmpc_opt.tasks.environment import make_env
 
 TASKS = "pendulum-swingup,cartpole-balance"
@@ -86,6 +93,13 @@ def test_the_interval_is_that_of_the_resampled_means():
     assert constant.ci95 == pytest.approx((30, 30))
 
 
+def test_the_score_of_a_committed_result_is_the_same_to_the_last_digit():
+    path = Path(__file__).parents[1] / "results" / "mt30-1m-policy.json"
+    stored = read_evaluation(path)
+    assert normalized_score(_returns(stored)) == stored_score(stored["score"])
+    assert unit_of(stored["tasks"]) == NORMALIZED
+
+
 def test_the_interval_agrees_with_a_bootstrap_by_hand(rng):
     returns = {name: rng.uniform(0, 1000, 8).tolist() for name in "abc"}
     low, high = normalized_score(returns).ci95
@@ -141,7 +155,11 @@ def test_the_file_says_what_was_measured_and_how(finished):
 
 def test_episode_k_starts_from_the_seed_plus_k(tmp_path):
     config = _config(tmp_path / "r.json", tasks="cartpole-balance", seed=40)
-    got = _returns(evaluate(config))["cartpole-balance"]
+    start = time.perf_counter()
+    content = evaluate(config)
+    seconds = time.perf_counter() - start
+    assert 0 < content["tasks"]["cartpole-balance"]["seconds"] < seconds + 0.01
+    got = _returns(content)["cartpole-balance"]
     for k in range(2):
         env = make_env("cartpole-balance", 40 + k)
         env.reset()
@@ -207,6 +225,17 @@ def test_more_episodes_are_added_to_those_of_the_file(tmp_path):
     assert got["config"]["episodes"] == 3
     for name, record in got["tasks"].items():
         assert record["score"] == expected["tasks"][name]["score"]
+
+
+def test_the_estimate_counts_the_episodes_that_are_missing(result, monkeypatch):
+    counted = []
+    monkeypatch.setattr(
+        "tdmpc_opt.evaluation.evaluate.estimate",
+        lambda _, episodes, __: counted.append(episodes),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(_config(result, episodes=5), Interrupting(after=0))
+    assert list(counted[0].values()) == [3, 3]
 
 
 def test_a_missing_task_is_measured_again(result, finished):
@@ -302,6 +331,30 @@ def test_a_file_from_before_the_engines_goes_on_as_eager(tmp_path, checkpoint_fi
         EvaluationFile(path, _planner_config(checkpoint_file, fast_engine))
 
 
+def test_episodes_are_added_to_a_file_from_before_the_seconds(tmp_path):
+    config = {"tasks": ["cartpole-balance"], "episodes": 2}
+    path = _write_old(tmp_path / "old.json", config | {"episodes": 1})
+    file = EvaluationFile(path, config)
+    assert (file.finished, file.measured("cartpole-balance")) == (0, 1)
+    assert file.measured("cup-catch") == 0
+    file.add("cartpole-balance", {"returns": [3.0], "seeds": [1], "seconds": 1.2345})
+    assert file.finished == 1
+    assert json.loads(path.read_text())["tasks"]["cartpole-balance"] == {
+        "returns": [1.0, 3.0],
+        "seeds": [0, 1],
+        "score": 0.2,
+        "seconds": 1.23,
+    }
+
+
+def test_the_file_names_the_environments_of_own_tasks_alone():
+    own = Task("Point-v0", 2, 1, env="module:Point-v0")
+    config, policy = _config(Path("unused.json")), open_source("random")
+    both = _identity(config, policy, TaskTable((own, MT30["cup-catch"])))
+    assert both["environments"] == {"Point-v0": "module:Point-v0"}
+    assert "environments" not in _identity(config, policy, MT30)
+
+
 @pytest.mark.parametrize(
     ("engine", "precision"),
     [("native", "int8"), ("openvino", "fp32"), ("compile", "fp32"), ("onnxruntime", "int8")],
@@ -354,6 +407,16 @@ def test_damaged_files_are_refused_and_kept(tmp_path, content):
     with pytest.raises(ResultError):
         compare(path, path)
     assert path.read_bytes() == before
+
+
+def test_a_finished_result_of_one_checkpoint_can_be_asked_for(tmp_path):
+    path = _write_old(tmp_path / "r.json", {"checkpoint": {"name": "agent", "sha256": "a"}})
+    with pytest.raises(ResultError, match="is not complete"):
+        read_finished(path, "a")
+    _edit(path, lambda content: content.update(complete=True))
+    assert read_finished(path, "a") == read_finished(path)
+    with pytest.raises(ResultError, match=r"of another checkpoint \(agent\)"):
+        read_finished(path, "b")
 
 
 def test_a_missing_or_unwritable_file_is_refused(tmp_path):

@@ -22,7 +22,7 @@ from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, plan, prepare, sequence_values
 from tdmpc_opt.schema import PlannerBudget, Task, TaskTable
-from tdmpc_opt.training import objective, terms
+from tdmpc_opt.training import objective, step, terms
 from tdmpc_opt.training.objective import td_target
 from tdmpc_opt.training.step import build_learner, train_step
 
@@ -118,8 +118,8 @@ def trained(golden, model, batch) -> tuple[WorldModel, list[Arrays]]:
     """The model after three updates, and the terms of each."""
     fabric = Fabric(accelerator="cpu", devices=1)
     learner = build_learner(fabric, model, TRAINING)
-    steps = [train_step(fabric, learner, batch, TRAINING) for _ in range(3)]
-    return learner.model, [{k: torch.as_tensor(v) for k, v in step.items()} for step in steps]
+    updates = [train_step(fabric, learner, batch, TRAINING) for _ in range(3)]
+    return learner.model, [{k: torch.as_tensor(v) for k, v in u.items()} for u in updates]
 
 
 def test_three_updates_have_the_losses_of_the_public_code(golden, trained):
@@ -133,10 +133,10 @@ def test_three_updates_have_the_losses_of_the_public_code(golden, trained):
         "policy_grad_norm": "pi_grad_norm",
         "q_scale": "pi_scale",
     }
-    for number, step in enumerate(trained[1]):
+    for number, found in enumerate(trained[1]):
         for ours, public in columns.items():
             expected = float(golden[f"update{number}/{public}"])
-            assert float(step[ours]) == pytest.approx(expected, rel=1e-4, abs=1e-4), (
+            assert float(found[ours]) == pytest.approx(expected, rel=1e-4, abs=1e-4), (
                 number,
                 ours,
             )
@@ -194,6 +194,7 @@ def test_the_published_weights_of_the_losses_are_the_default():
     weights = LossWeights()
     assert (weights.consistency, weights.reward, weights.value) == (20, 0.1, 0.1)
     assert (weights.entropy, objective.RHO) == (1e-4, 0.5)
+    assert (step.TAU, step.GRAD_CLIP) == (0.01, 20)
 
 
 @pytest.fixture(scope="module")

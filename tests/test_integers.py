@@ -1,5 +1,6 @@
 """Weights in integers: rounding, storing, computing, and every reader of their files."""
 
+import copy
 import itertools
 import json
 from dataclasses import replace
@@ -21,16 +22,20 @@ from tdmpc_opt.compression.distillation import distilled
 from tdmpc_opt.compression.extract import compact_embedding, one_task, policy_only
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.compression.rounding import (
+    group_of,
     layers,
     recipe,
     round_by_inputs,
+    round_layer,
     round_to_nearest,
     to_integers,
+    weight_bytes,
 )
 from tdmpc_opt.compression.sensitivity import SensitivityRow, most_accurate, smallest
 from tdmpc_opt.configs import QuantizeConfig, SensitivityConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, DataError, InputError
+from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.quantized import QuantizedDense, quantized_weight
 from tdmpc_opt.progress import Silent
 
@@ -97,10 +102,17 @@ def test_stored_codes_come_back_times_their_scales(kind, columns, group):
 
 def test_rounding_to_nearest_stays_within_half_a_step(matrix):
     matrix[3] *= 1e-4  # scales of so small weights have few bits of their own
+    matrix[4] *= 127 * 2.0**-24 / matrix[4].abs().max()  # the least scale of fp16
+    matrix[5] = 0.0
     rounded = round_to_nearest(matrix, "int8", 70)
     error = (rounded.dense() - matrix).abs()
     assert (error <= rounded.scale.double() / 2 * (1 + 1e-9)).all()
-    assert int(rounded.codes.abs().max()) == 127
+    largest = matrix.abs().amax(1, keepdim=True)
+    below = (rounded.scale.view(torch.int16) - 1).view(torch.float16)
+    assert (127 * rounded.scale.double() >= largest).all()
+    assert ((127 * below.double() < largest) | (largest == 0)).all()
+    assert rounded.scale.min() > 0
+    assert rounded.codes.abs().amax(1)[[0, 4, 5]].tolist() == [127, 127, 0]
     assert error.max() > 0
 
 
@@ -157,6 +169,56 @@ def test_four_bit_scales_are_the_best_of_those_tried(matrix):
         step = (share * groups.abs().amax(2, keepdim=True) / 7).half().double()
         tried.append(((groups / step).round().clamp(-8, 7) * step - groups).square().sum(2))
     assert (error <= torch.stack(tried).amin(0) * 1.01).all()
+
+
+def test_four_bit_scales_are_the_best_for_the_inputs_that_vary(matrix):
+    """Inputs that are independent: the error of each weight counts by its input's variance."""
+    variance = 10 ** torch.linspace(-3, 3, 70, dtype=torch.float64)
+    rounded = round_by_inputs(matrix, variance.diag(), "int4", 70)
+    error = ((rounded.dense() - matrix).square() * variance).sum(1)
+    tried = []
+    for share in np.arange(0.5, 1.01, 0.02):
+        step = (share * matrix.abs().amax(1, keepdim=True) / 7).half().double()
+        codes = (matrix / step).round().clamp(-8, 7)
+        tried.append(((codes * step - matrix).square() * variance).sum(1))
+    assert (error <= torch.stack(tried).amin(0) * 1.05).all()
+
+
+@pytest.mark.parametrize(
+    ("layer", "columns", "kind", "expected"),
+    [
+        ("dynamics.0", 129, "fp16", 774),
+        ("dynamics.0", 129, "int8", 3 * (129 + 2)),
+        ("dynamics.0", 129, "int4", 3 * (65 + 3 * 2)),
+        ("policy_head.0", 129, "int4", 3 * (65 + 2 * 2)),
+        ("encoder.1", 7, "int4", 3 * (4 + 2)),
+    ],
+)
+def test_the_bytes_of_a_layer_are_known_before_it_is_rounded(layer, columns, kind, expected):
+    assert group_of(layer, "int4", 512) == (64 if layer.startswith("dynamics") else 128)
+    assert weight_bytes(layer, (3, columns), kind) == expected
+    if kind != "fp16":
+        group = group_of(layer, kind, columns)
+        rounded = round_to_nearest(torch.ones(3, columns).double(), kind, group)
+        assert rounded.size_bytes == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_is_fitted_to_inputs_that_changed(kind):
+    """The rounded layer sees twice the inputs and another mean, as after rounded layers."""
+    source = torch.Generator().manual_seed(0)
+    original = Dense(12, 5, activation="none")
+    original.initialize(source)
+    x = torch.randn(2000, 12, generator=source) + 3
+    y, working = 2 * x - 1, copy.deepcopy(original)
+    with torch.no_grad():
+        round_layer("dynamics.0", (original, working), (x, y), kind)
+        wanted = original.product(x)
+        error = (working.product(y) - wanted).std() / wanted.std()
+        assert error < {"int8": 0.02, "int4": 0.2}[kind]
+        torch.testing.assert_close(
+            working.product(y).mean(0), wanted.mean(0), atol=5e-3, rtol=0
+        )
 
 
 def test_independent_inputs_leave_each_weight_to_itself(matrix):

@@ -35,6 +35,8 @@ INVALID = {
     "short": (GOOD[:4], "observations of cartpole-balance have 5 numbers; got shape"),
     "long": (np.zeros(9), "observations of cartpole-balance have 5 numbers; got shape"),
     "empty": (np.zeros(0), r"observations are \[obs\] or \[B, obs\]; got shape \[0\]"),
+    "no rows": (np.zeros((0, 5)), r"observations? (is|are) .* got shape \[0, 5\]"),
+    "three axes": (np.zeros((1, 1, 5)), r"observations? (is|are) .* got shape \[1, 1, 5\]"),
     "missing": (None, "the observation is missing; give one number per sensor"),
     "words": (["a"] * 5, "the observation is not an array of numbers"),
     "ragged": ([[1.0], [1.0, 2.0]], "the observation is not an array of numbers"),
@@ -154,6 +156,7 @@ def test_a_batch_is_answered_as_a_whole(agent):
     last = agent.act(rows, TASK, on_invalid="hold")
     np.testing.assert_array_equal(agent.act(bad, TASK, on_invalid="hold"), last)
     np.testing.assert_array_equal(agent.act(bad[:, :4], TASK, on_invalid="hold"), last)
+    assert agent.act(bad[[1]], TASK, on_invalid="zero").shape == (1, 1)
     zeros = np.zeros((3, 1))  # another number of rows has no last action
     np.testing.assert_array_equal(agent.act(bad[[1, 1, 1]], TASK, on_invalid="hold"), zeros)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tdmpc_opt.configs import LossWeights, TrainConfig
 from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.errors import NonFiniteError
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.training import objective, step
 from tdmpc_opt.training.objective import (
@@ -21,7 +22,10 @@ from tdmpc_opt.training.objective import (
     td_target,
     two_random_heads,
 )
+from tdmpc_opt.training.ranks import Ranks
 from tdmpc_opt.training.step import Learner, build_learner, train_step
+from tdmpc_opt.training.teachers import TeacherTargets
+from tdmpc_opt.training.terms import Supervision
 
 CONFIG = TrainConfig(data=Path("unused"), output=Path("unused"), updates=1)
 
@@ -266,6 +270,26 @@ def test_the_behaviour_term_ignores_padded_actions(model, batch):
     assert torch.equal(before, policy_losses(model, *args)[0].behaviour)
 
 
+def test_a_single_label_counts_in_full(model, batch):
+    label = torch.full_like(batch.label, torch.nan)
+    label[1, 0] = 0.5
+    zs = model.encode(batch.obs[:-1], batch.task)
+    own = model.policy(zs, batch.task, torch.zeros(3, 4, 3)).mean[1, 0]
+    found = imitation(model, zs, replace(batch, label=label))
+    torch.testing.assert_close(found, ((own - 0.5) ** 2).mean())
+
+
+def test_ranks_draw_the_noise_of_their_rows_of_the_batch(model, batch):
+    with torch.no_grad():
+        model.target_q_ensemble[-1].bias.add_(torch.randn(2, 101, generator=_generator()))
+    next_z = model.encode(batch.obs[1:], batch.task).detach()
+    whole = td_target(model, next_z, batch.reward, batch.task, _generator())
+    for rank in range(2):
+        own = next_z[:, rank::2], batch.reward[:, rank::2], batch.task[rank::2]
+        target = td_target(model, *own, _generator(), Ranks(rank, 2))
+        torch.testing.assert_close(target, whole[:, rank::2])
+
+
 def test_the_scale_follows_the_percentile_range_and_stays_above_one():
     scale = RunningScale(0.5, torch.device("cpu"))
     scale.update(torch.linspace(0, 10, 101).unsqueeze(1))
@@ -349,6 +373,19 @@ def test_further_labels_train_encoder_and_policy_and_nothing_else(fabric, model,
     assert moved == {"encoder", "policy_head", "task_embedding"}
 
 
+def test_further_labels_belong_to_the_states_that_they_were_given_in(fabric, model, batch):
+    """The loss grows by the distance at each state's own observation."""
+    config = replace(CONFIG, weights=LossWeights(behaviour=10.0), behaviour_batch=4)
+    expected = 10 * imitation(model, model.encode(batch.obs[:-1], batch.task), batch).item()
+    plain = replace(batch, label=torch.full_like(batch.label, torch.nan))
+    losses = []
+    for labelled in (None, batch):
+        torch.manual_seed(0)
+        learner = build_learner(fabric, deepcopy(model), config)
+        losses.append(train_step(fabric, learner, plain, config, None, labelled)["loss"])
+    assert float(losses[1] - losses[0]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_further_labels_are_imitated_in_every_state_alike(model, batch):
     zs = model.encode(batch.obs[:-1], batch.task)
     own = model.policy(zs, batch.task, torch.zeros(3, 4, 3)).mean
@@ -414,9 +451,83 @@ def test_target_qs_move_by_tau(fabric, learner, batch, monkeypatch):
         torch.testing.assert_close(tensor, before[name].lerp(online[name], 0.25))
 
 
+class Deaf(Ranks):
+    """A rank that takes its own values for those of all."""
+
+    def mean(self, value: Tensor) -> Tensor:
+        return value
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        return rows
+
+
+def test_dropout_of_each_rank_follows_from_seed_update_and_rank(fabric, make_model, batch):
+    """So that a resumed run draws the same, whatever torch's own generator did before."""
+    losses = []
+    for rank, update, seed in ((0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 0)):
+        ranks = Deaf(rank, 2)
+        learner = build_learner(fabric, make_model(dropout=0.5), CONFIG, ranks=ranks)
+        learner.update = update
+        torch.manual_seed(seed)
+        losses.append(float(train_step(fabric, learner, batch, CONFIG)["value"]))
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("owner", ["model", "policy"])
+@pytest.mark.parametrize("given", ["teacher", "labels"])
+def test_each_optimiser_follows_teacher_and_labels(owner, given, fabric, model, batch):
+    """The other one stands still, so that the distance to the goal can fall by one alone."""
+    weights = LossWeights(behaviour=100.0 * (given == "labels"))
+    config = replace(CONFIG, lr=1e-3, weights=weights)
+    goal = torch.full((4, 4, 3), 0.3)
+    batch = replace(batch, label=torch.full_like(batch.label, torch.nan))
+    labelled = replace(batch, label=goal[:3].tanh()) if given == "labels" else None
+    taught = Supervision(
+        TeacherTargets(policy_location=goal), {"policy_mse": 100.0 * (given == "teacher")}
+    )
+    learner = build_learner(fabric, model, config)
+    still = learner.policy_optimizer if owner == "model" else learner.model_optimizer
+    for group in still.param_groups:
+        group["lr"] = 0.0
+
+    def distance() -> float:
+        with torch.no_grad():
+            return float(imitation(model, model.encode(batch.obs[:-1], batch.task), known))
+
+    known = replace(batch, label=goal[:3].tanh())
+    before = distance()
+    for _ in range(20):
+        train_step(fabric, learner, batch, config, taught, labelled)
+    assert distance() < 0.9 * before
+
+
+def test_what_is_not_finite_changes_nothing(fabric, learner, batch):
+    before = _weights(learner.model)
+    bad = replace(batch, reward=torch.full_like(batch.reward, torch.nan))
+    with pytest.raises(NonFiniteError, match="the loss is NaN or infinite"):
+        train_step(fabric, learner, bad, CONFIG)
+    learner.model.encoder[0].weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(NonFiniteError, match="a gradient is NaN or infinite"):
+        train_step(fabric, learner, batch, CONFIG)
+    assert not _changed(before, learner.model)
+
+
+def test_dropout_of_a_single_process_is_drawn_by_torchs_own_generator(
+    fabric, make_model, batch
+):
+    losses = []
+    for seed in (0, 0, 1):
+        learner = build_learner(fabric, make_model(dropout=0.5), CONFIG)
+        torch.manual_seed(seed)
+        losses.append(float(train_step(fabric, learner, batch, CONFIG)["loss"]))
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_a_step_reports_finite_scalars_and_counts(fabric, learner, batch):
     terms = train_step(fabric, learner, batch, CONFIG)
-    assert learner.update == 1
+    assert (learner.update, learner.skipped) == (1, 0)
+    assert "finite" not in terms, "the host waits for the CPU"
     for name, value in terms.items():
         assert value.shape == (), name
         assert math.isfinite(value), name

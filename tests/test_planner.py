@@ -135,6 +135,30 @@ def test_the_planner_follows_a_change_of_pace(timed):
     assert fast[-1] == pytest.approx(60)
 
 
+def test_the_cost_of_a_part_is_the_second_largest_of_the_last_eight():
+    timer = DeadlineTimer(lambda: now)
+    now = 0.0
+    timer.begin(500.0)
+    assert not timer.enough()
+    for now in (1.0, 2.0):
+        timer.end_part(now - 1)
+    for _ in range(7):
+        now = 0.0
+        assert timer.enough()
+        now = 0.25
+        timer.end_part(0.0)
+    assert not timer.enough(), "a part that ends with the deadline is in time"
+    now = 0.5
+    timer.finish()
+    assert (timer.acts, timer.misses) == (1, 0)
+    now = 0.50002
+    timer.finish()
+    assert (timer.acts, timer.misses) == (2, 1)
+    timer.begin(None)
+    timer.finish()
+    assert (timer.acts, timer.misses) == (2, 1)
+
+
 @pytest.mark.parametrize("deadline", [0.0, -5.0, float("nan")])
 def test_a_deadline_must_be_positive(model, deadline):
     agent = Agent(model, budget=SIX)
@@ -319,6 +343,22 @@ def test_a_row_that_was_reset_starts_from_zero_and_the_others_from_their_plans()
         state.plan(state.due(2), 1, np.ones((1, 1)), refine)
         state.next()
     np.testing.assert_array_equal(started[1][..., 0], [[0.5, 0.0], [0.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("converged", "asked"), [(0.0, [range(3)]), (0.5, [range(i, i + 1) for i in range(3)])]
+)
+def test_rounds_are_asked_for_at_once_where_none_may_be_the_last(converged, asked):
+    """A spread of 0.5 has not fallen below 0.5."""
+    rules, found = PlannerBudget(horizon=2, converged_std=converged), []
+
+    def refine(rounds, mean, std):
+        found.append(rounds)
+        return mean[0], mean, np.full_like(std, 0.5)
+
+    state = PlanState(rules, 1, DeadlineTimer(time.perf_counter))
+    assert state.plan(state.due(1), 3, np.ones((1, 1)), refine) == 3
+    assert found == asked
 
 
 def test_a_row_that_was_reset_starts_wide_again(model, starts):

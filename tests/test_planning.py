@@ -181,10 +181,10 @@ def test_elites_are_drawn_by_their_weight():
 
 
 @pytest.mark.parametrize(
-    ("pick", "expected"), [(0.0, 0.0), (0.59, 0.0), (0.61, 1.0), (0.95, 2.0), (1.0 - 2**-24, 2)]
+    ("pick", "expected"), [(0.0, 0), (0.49, 0), (0.5, 1), (0.74, 1), (0.75, 2), (1 - 2**-24, 2)]
 )
 def test_the_pick_inverts_the_cumulative_weights(pick, expected):
-    weights = torch.tensor([[0.6], [0.3], [0.1]])
+    weights = torch.tensor([[0.5], [0.25], [0.25 - 2**-20]])  # by rounding below 1
     first = torch.arange(3.0).reshape(3, 1, 1)
     assert float(mppi.draw_elite(first, weights, torch.tensor([pick]))) == expected
 
@@ -223,7 +223,9 @@ def test_the_drawn_heads_decide_the_value(make_model):
 
 def test_every_plan_draws_two_different_heads(make_model):
     model = make_model(num_q=5)
-    heads = draw_noise(model, BUDGET, _generators(*range(20))).heads
+    noise = draw_noise(model, BUDGET, _generators(*range(20)))
+    assert (noise.pick.shape, noise.explore.shape) == ((20,), (20, 3))
+    heads = noise.heads
     assert heads.shape == (6, 2, 20)
     assert (heads[:, 0] != heads[:, 1]).all()
     assert heads.unique().tolist() == [0, 1, 2, 3, 4]
@@ -248,6 +250,48 @@ def test_single_task_models_plan(make_model):
     result = _plan(model, seeds=(0, 1))
     assert result.action.shape == (2, 3)
     assert result.action.isfinite().all()
+
+
+def test_a_value_that_is_no_number_ranks_as_zero(model, monkeypatch):
+    """As in the public code."""
+    values = torch.tensor([[-0.5], [torch.nan], [-0.2], [0.3]])
+    monkeypatch.setattr(mppi, "sequence_values", lambda *_: values)
+    budget = PlannerBudget(horizon=2, samples=4, policy_samples=0, elites=3)
+    networks, task = FoldedModel(model), torch.tensor([0])
+    problem = prepare(networks, torch.zeros(1, 16), task, torch.zeros(2, 0, 1, 3))
+    noise = draw_noise(model, budget, _generators(0)).round(0)
+    mean, std = torch.zeros(2, 1, 3), torch.ones(2, 1, 3)
+    found = mppi.refine(networks, budget, problem, mean, std, noise)
+    assert torch.equal(found.first, noise.samples[0, [3, 1, 2]].clamp(-1, 1))
+    weights = torch.tensor([0.0, -0.3, -0.5]).mul(0.5).exp()  # temperature 0.5
+    torch.testing.assert_close(found.weights[:, 0], weights / weights.sum())
+
+
+def test_the_hold_counts_the_squared_distance_from_the_mean_of_the_policys_sequences(
+    model, monkeypatch
+):
+    """Sequences of the policy are 0.2 from their mean at both steps, in one dimension of two;
+    the sampled ones 0.3 and 0.4. The policy's sequences are worth 2 on average, but for sign.
+    """
+    values = torch.tensor([[-3.0], [-1.0], [0.0], [0.5]])
+    monkeypatch.setattr(mppi, "sequence_values", lambda *_: values)
+    budget = PlannerBudget(
+        horizon=2, samples=4, policy_samples=2, elites=4, prior_penalty=0.3, prior_hold=0.2
+    )
+    noise = draw_noise(model, budget, _generators(0)).round(0)
+    own = (
+        torch.tensor([[0.0, 0.2, 0.0], [0.4, 0.2, 0.0]]).reshape(1, 2, 1, 3).expand(2, -1, 1, 3)
+    )
+    networks, task = FoldedModel(model), torch.tensor([1])
+    problem = prepare(networks, torch.zeros(1, 16), task, torch.zeros(2, 2, 1, 3))
+    mean = torch.tensor([[[0.5, 0.2, 0.0]], [[0.2, -0.2, 0.0]]])
+    found = mppi.refine(
+        *(networks, budget, problem._replace(prior_actions=own), mean),
+        *(torch.zeros_like(mean), noise),
+    )
+    hold = (0.3 * 2 + 0.2) * torch.tensor([0.125, 0.125, 0.04, 0.04])
+    weights = torch.exp(0.5 * (torch.tensor([0.5, 0.0, -1.0, -3.0]) - hold))
+    torch.testing.assert_close(found.weights[:, 0], weights / weights.sum())
 
 
 def test_values_that_are_not_numbers_count_as_zero(model):

@@ -8,6 +8,7 @@ import torch
 
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler, joint_tasks
+from tdmpc_opt.data.shards import ReadAhead
 from tdmpc_opt.errors import DataError, NonFiniteError
 from tdmpc_opt.schema import Task, TaskTable
 
@@ -69,6 +70,25 @@ def test_narrow_tasks_are_padded_with_zeros_and_labelled(dataset):
     assert (batch.obs[:, thin, 2:] == 0).all()
     assert (batch.action[:, thin, 1:] == 0).all()
     assert torch.equal(batch.obs[:, ~thin, 3], batch.obs[:, ~thin, 0])
+
+
+def test_rows_are_counted_over_all_shards(dataset):
+    """Nine rows an episode; the fixture numbers the episodes in the order of the shards."""
+    batch = _sampler(dataset).sample()
+    number, step = batch.obs[..., 0].long() // 100, batch.obs[..., 0].long() % 100
+    assert torch.equal(batch.row, 9 * number + step)
+
+
+def test_the_system_reads_the_slices_of_the_next_batch_ahead(tmp_path, monkeypatch):
+    dataset = EpisodeDataset.create(tmp_path, TASKS)
+    dataset.append_shard("a", [_counting(WIDE, number) for number in range(3)], {})
+    announced = []
+    monkeypatch.setattr(ReadAhead, "begin", lambda _, *rows: announced.append(rows))
+    sampler = _sampler(dataset, batch_size=5)
+    sampler.sample()
+    expected = list(announced)
+    starts = sampler.sample().row[0].tolist()
+    assert expected == [(row, 4) for row in starts for _ in ("obs", "action", "reward")]
 
 
 def test_every_slice_of_every_episode_is_as_likely(dataset):
@@ -153,7 +173,7 @@ def test_the_order_in_which_shards_were_added_does_not_matter(dataset, tmp_path)
 def test_the_tasks_of_several_datasets_follow_the_first_table(dataset, long, tmp_path):
     more = TaskTable((Task("new", 3, 3, episode_length=STEPS), THIN))
     third = EpisodeDataset.create(tmp_path / "third", more)
-    assert joint_tasks([third]) == more
+    assert joint_tasks([third, EpisodeDataset.create(tmp_path / "fourth", TASKS)]) == more
     third.append_shard("a", [_counting(more["new"], 0)], {})
     assert joint_tasks([dataset, long]) == TASKS
     assert joint_tasks([long, dataset]).names == ("thin", "wide")
@@ -245,6 +265,14 @@ def test_tasks_can_be_made_as_likely_however_much_there_is_of_each(dataset, long
     assert wide[wide > 0] / wide.sum() == pytest.approx([0.2] * 5, abs=0.02)
 
 
+def test_a_task_of_a_single_slice_is_as_likely_as_the_others(tmp_path):
+    dataset = EpisodeDataset.create(tmp_path, TASKS)
+    dataset.append_shard("a", [_counting(WIDE, 0)], {})
+    dataset.append_shard("b", [_counting(THIN, 1, 3)], {})
+    batch = _sampler(dataset, batch_size=2000, sampling="task").sample()
+    assert (batch.task == 1).float().mean() == pytest.approx(0.5, abs=0.05)
+
+
 def test_high_returns_are_preferred_within_a_task_that_keeps_its_share(dataset):
     sampler = _sampler(dataset, batch_size=1000, sampling="return")
     number = torch.cat([sampler.sample().obs[0, :, 0] // 100 for _ in range(40)]).long()
@@ -306,11 +334,11 @@ def test_a_weighted_sampler_resumes_to_the_slice(dataset, sampling):
 
 @pytest.fixture
 def ended(dataset) -> EpisodeDataset:
-    """Ten more, of 5, 2 and 8 steps each; a state ended every second one."""
+    """Ten more, of 5, 1 and 8 steps each; a state ended every second one."""
     for name, task, first in (("d", WIDE, 10), ("e", THIN, 13)):
         episodes = [
             replace(_counting(task, first + i, steps), terminated=i % 2 == 0)
-            for i, steps in enumerate((5, 2, 8, 5, 8)[: 3 + 2 * (task is THIN)])
+            for i, steps in enumerate((5, 1, 8, 5, 8)[: 3 + 2 * (task is THIN)])
         ]
         dataset.append_shard(name, episodes, {})
     return dataset
@@ -333,7 +361,7 @@ def test_slices_never_cross_an_end_and_know_which_is_one(ended, sampling):
         number = (step[0] // 100).int().tolist()
         last = torch.tensor([LAST.get(n, -1) for n in number])
         expected = (step[1:] % 100 == last).float()
-        assert torch.equal(batch.terminated[..., 0], expected)
+        assert torch.equal(batch.terminated, expected.unsqueeze(-1))
         ends += int(expected.sum())
     assert ends > 20
     possible = {100 * n + start for n, starts in STARTS.items() for start in range(starts)}

@@ -55,6 +55,11 @@ def _batch(model: WorldModel, source: torch.Generator) -> Batch:
     )
 
 
+def test_the_total_is_the_weighted_sum():
+    losses = {"reward_mse": torch.tensor(3.0), "latent": torch.tensor(4.0)}
+    assert Supervision(None, {"reward_mse": 2.0, "latent": 0.5}).total(losses) == 8
+
+
 def test_reward_mse_of_one_step_is_the_published_term(source):
     student, teacher = (torch.randn(1, 6, 1, generator=source) for _ in range(2))
     expected = np.mean((student.numpy() - teacher.numpy()) ** 2)

@@ -38,7 +38,6 @@ class Units:
         """Draw slices by their numbers."""
         point = self.edges[-1] * generator.random(size)
         unit = np.searchsorted(self.edges, point, side="right") - 1
-        unit = np.minimum(unit, len(self.first) - 1)  # rounding may reach the last edge
         return self.first[unit] + generator.integers(self.slices[unit])
 
 
@@ -321,7 +320,7 @@ class SliceSampler:
             column: Number of the slice in the batch.
         """
         slice_ = self._drawn[[column]]
-        shard, episode, _ = (int(values[0]) for values in self._locate(slice_))
+        shard, episode, _ = (values.item() for values in self._locate(slice_))
         source = self._shards[shard]
         return (
             f"{source.path}: shard {source.name}, "

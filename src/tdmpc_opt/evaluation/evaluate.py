@@ -26,7 +26,7 @@ class TaskWork:
     task: Task
     episodes: int
     seed: int
-    first: int = 0
+    first: int
     """Number of the first episode to run; those before it are known."""
 
 

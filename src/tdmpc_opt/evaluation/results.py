@@ -1,6 +1,5 @@
 """Result files: JSON that carries scores, configuration, versions and machine."""
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -84,7 +83,6 @@ class EvaluationFile(ResultFile):
         self.tasks: dict[str, dict[str, Any]] = {}
         if path.is_dir():
             raise ResultError(f"{path} is a folder; name a file for the result")
-        _require_writable(path)
         if path.exists():
             found = read_evaluation(path)
             _require_same(path, found["config"], self._config)
@@ -131,16 +129,6 @@ def _joined(known: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]
         "score": task_score(returns),
         "seconds": round(known.get("seconds", 0.0) + more["seconds"], 2),
     }
-
-
-def _require_writable(path: Path) -> None:
-    """Find out before hours of work whether the result can be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ResultError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _completed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,5 +93,5 @@ def normalized_score(returns: Mapping[str, Sequence[float]]) -> Score:
     return Score(mean, (float(interval.low), float(interval.high)))
 
 
-def _mean_of_means(*samples: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+def _mean_of_means(*samples: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)

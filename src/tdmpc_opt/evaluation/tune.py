@@ -319,7 +319,7 @@ class _Search:
     def _returns(self, budget: PlannerBudget) -> dict[str, list[float]]:
         policy = replace(self.policy, preset=budget)
         work = [
-            TaskWork(policy, task, self.config.episodes, TUNING_SEED)
+            TaskWork(policy, task, self.config.episodes, TUNING_SEED, 0)
             for task in self.tasks.tasks
         ]
         records = run_parallel(evaluate_task, work, self.config.workers, self.config.ray)
