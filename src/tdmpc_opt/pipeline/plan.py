@@ -326,15 +326,19 @@ def _seconds_of(source: PolicySource, task: Task) -> float:
 
 
 def _schedule(updates: int) -> dict[str, int]:
-    """Return how a number of updates is divided, and the episodes for them."""
+    """Return how a number of updates is divided, and the episodes for them.
+
+    Many updates need many starts: of tasks that draw a target for each episode, a student
+    memorises the targets of few episodes.
+    """
     rounds = min(6, max(1, updates // 200))
     each = max(1, updates // 2 // rounds)
     return {
         "updates": max(1, updates - rounds * each),
         "rounds": rounds,
         "round_updates": each,
-        "episodes": min(20, max(1, updates // 100)),
-        "round_episodes": min(4, max(1, updates // 200)),
+        "episodes": min(100, max(1, updates // 100), 14 + updates // 500),
+        "round_episodes": min(16, max(1, updates // 200), 3 + updates // 3000),
     }
 
 
