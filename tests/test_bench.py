@@ -52,9 +52,10 @@ def test_the_torch_free_runtime_is_told_by_the_checkpoints_own_names():
 
 
 def test_the_speedup_is_of_turns_side_by_side():
-    slowing = [[4.0, 4.0], [40.0], [8.0]]
-    assert _speedup([[2.0], [20.0, 20.0, 90.0], [2.0]], slowing) == 2.0
-    assert _speedup([[1.0]], None) is None
+    slowing = [{"ms": turn} for turn in ([4.0, 4.0], [40.0], [8.0])]
+    own = [{"ms": turn} for turn in ([2.0], [20.0, 20.0, 90.0], [2.0])]
+    assert _speedup(own, slowing, "ms") == 2.0
+    assert _speedup(own, None, "ms") is None
 
 
 def test_policies_are_timed_against_the_first(checkpoint_file, policy_file, tmp_path, capsys):

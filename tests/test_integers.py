@@ -334,8 +334,8 @@ def test_calibration_on_real_observations_beats_plain_rounding(
         build(to_integers(checkpoint, formats, observations), policy_will_do=True)
         for observations in (None, used)
     )
-    assert reference.action_error(calibrated).rms < reference.action_error(plain).rms
-    errors = reference.value_error(calibrated), reference.value_error(plain)
+    assert reference.errors(calibrated).action < reference.errors(plain).action
+    errors = reference.errors(calibrated).value, reference.errors(plain).value
     assert 0 < errors[0] < errors[1] < 2
 
 
@@ -343,10 +343,10 @@ def test_the_original_has_no_error_and_another_agent_much(make_model, dataset_di
     models = [make_model(EpisodeDataset.open(dataset_dir).tasks, seed=seed) for seed in (0, 1)]
     _, held_out = read_observations(dataset_dir, models[0].tasks)
     reference = Reference(models[0], held_out)
-    assert reference.action_error(models[0]).rms == 0
-    assert reference.value_error(models[0]) == pytest.approx(0, abs=1e-6)
-    assert reference.action_error(models[1]).rms > 0.1
-    assert reference.value_error(models[1]) > 0.05
+    assert reference.errors(models[0]).action == 0
+    assert reference.errors(models[0]).value == pytest.approx(0, abs=1e-6)
+    assert reference.errors(models[1]).action > 0.1
+    assert reference.errors(models[1]).value > 0.05
 
 
 def test_held_out_observations_are_others_and_padded_alike(dataset_dir, checkpoint_file):
@@ -531,8 +531,8 @@ def test_a_mixed_file_keeps_its_budgets(agent_file, dataset_dir, checkpoint_file
             max_action_error=0.02,
         )
     )
-    assert 0 < report.action_error <= 0.02
-    assert report.value_error <= 0.02
+    assert 0 < report.errors.action <= 0.02
+    assert report.errors.value <= 0.02
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -548,9 +548,9 @@ def test_distilling_brings_a_rounded_agent_closer_to_the_original(
     trained = distilled(small, teacher, used, 60, Silent())
     reference = Reference(build(checkpoint, policy_will_do=True), held_out)
     before, after = (build(each, policy_will_do=True) for each in (small, trained))
-    assert reference.action_error(after).rms < 0.8 * reference.action_error(before).rms
+    assert reference.errors(after).action < 0.8 * reference.errors(before).action
     if whole:
-        assert reference.value_error(after) < reference.value_error(before)
+        assert reference.errors(after).value < reference.errors(before).value
     for name, weight in small.quantized.items():
         same = trained.quantized[name]
         assert (same.format, same.shape, same.group) == (

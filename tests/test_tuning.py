@@ -160,7 +160,7 @@ def test_the_cost_of_plans_is_measured_in_own_tasks(make_model):
     small = PlannerBudget(samples=40, elites=8, iterations=1)
     agent = Agent(make_model(tasks, task_dim=0), budget=small)
     full = Agent(make_model(tasks, task_dim=0), budget=PlannerBudget())
-    assert 0 < cost_of(agent, full, tasks.tasks[0]).share < 1
+    assert 0 < cost_of(agent, full, tasks.tasks[0])[0] < 1
 
 
 def test_an_agent_that_cannot_plan_is_not_tuned(make_model, tmp_path, capsys):

@@ -84,6 +84,12 @@ class Checkpoint:
         plain = sum(tensor.numel() for tensor in self.without_targets().values())
         return plain + sum(weight.parameters for weight in self.quantized.values())
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all weights."""
+        plain = sum(tensor.nbytes for tensor in self.tensors.values())
+        return plain + sum(weight.size_bytes for weight in self.quantized.values())
+
     def without_targets(self) -> dict[str, Tensor]:
         """Return the weights that acting needs: all but the target Qs."""
         return {

@@ -14,11 +14,16 @@ def _quantize(config: configs.QuantizeConfig, terminal: Terminal) -> None:
     report = quantize(config, terminal)
     if report.max_error is not None:
         cost = f", largest rounding {report.max_error:.1e}"
-    elif report.action_error is not None:
-        cost = f", actions {report.action_error:.4f} rms off (their range is 2)"
-        if report.value_error is not None:
-            cost += f", planned values correlate {1 - report.value_error:.4f}"
-        cost += _distilled(report.undistilled, kept=report.distilled)
+    elif report.errors is not None:
+        cost = f", actions {report.errors.action:.4f} rms off (their range is 2)"
+        if report.errors.value is not None:
+            cost += f", planned values correlate {1 - report.errors.value:.4f}"
+        if report.distilled and report.undistilled is not None:
+            cost += f"; before distilling {report.undistilled.action:.4f}"
+            if report.undistilled.value is not None:
+                cost += f" and {1 - report.undistilled.value:.4f}"
+        elif report.undistilled is not None:
+            cost += "; distilling did not reduce the error and was dropped"
     else:
         cost = "; --data DIR would round it better and measure the cost"
     terminal.print(
@@ -26,17 +31,6 @@ def _quantize(config: configs.QuantizeConfig, terminal: Terminal) -> None:
         f"{report.output_bytes:,} bytes ({report.source_bytes / report.output_bytes:.2f}x "
         f"smaller, {report.format}{cost})"
     )
-
-
-def _distilled(before: tuple[float, float | None] | None, *, kept: bool) -> str:
-    """Return how far the distillation reduced the errors, where there was one."""
-    if before is None:
-        return ""
-    if not kept:
-        return "; distilling did not reduce the error and was dropped"
-    action, value = before
-    shown = f"{action:.4f}" if value is None else f"{action:.4f} and {1 - value:.4f}"
-    return f"; before distilling {shown}"
 
 
 def _sensitivity(config: configs.SensitivityConfig, terminal: Terminal) -> None:

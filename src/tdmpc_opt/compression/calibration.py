@@ -1,6 +1,5 @@
 """Real observations to calibrate with, and to measure errors of compressed agents on."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,15 +47,19 @@ def read_observations(path: Path, tasks: TaskTable) -> tuple[Observations, Obser
     dataset = EpisodeDataset.open(path)
     shards = _shards_of(dataset, tasks)
     each = max(ROWS // len(shards), 2 * _HELD_OUT)
-    used: list[tuple[Tensor, int]] = []
-    held_out: list[tuple[Tensor, int]] = []
+    halves: tuple[list[Observations], list[Observations]] = [], []
     for shard in shards:
-        task = 0 if tasks.names == (UNNAMED,) else tasks.index(shard.task)
         rows = _rows(dataset, shard, tasks, each)
+        number = 0 if tasks.names == (UNNAMED,) else tasks.index(shard.task)
+        task = torch.full((len(rows),), number)
         cut = len(rows) - len(rows) // _HELD_OUT
-        used.append((rows[:cut], task))
-        held_out.append((rows[cut:], task))
-    return _joined(used), _joined(held_out)
+        for half, span in zip(halves, (slice(cut), slice(cut, None)), strict=True):
+            half.append(Observations(rows[span], task[span]))
+    used, held_out = (
+        Observations(torch.cat([part.obs for part in half]), torch.cat([p.task for p in half]))
+        for half in halves
+    )
+    return used, held_out
 
 
 def _shards_of(dataset: EpisodeDataset, tasks: TaskTable) -> list[Shard]:
@@ -91,11 +94,6 @@ def _rows(dataset: EpisodeDataset, shard: Shard, tasks: TaskTable, count: int) -
         )
     rows = torch.from_numpy(np.asarray(stored[episode, step, :width], dtype=np.float32))
     return torch.nn.functional.pad(rows, (0, tasks.obs_dim - width))
-
-
-def _joined(parts: Sequence[tuple[Tensor, int]]) -> Observations:
-    task = [torch.full((len(rows),), number) for rows, number in parts]
-    return Observations(torch.cat([rows for rows, _ in parts]), torch.cat(task))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +162,25 @@ def inputs_of(
 
 
 @dataclass(frozen=True, slots=True)
-class ActionError:
-    """Distance of two policies' mean actions, over the real dimensions of each task's."""
+class Errors:
+    """How far an agent's actions and planned values are from the original's."""
 
-    mean: float
-    """Mean absolute distance, in action units (the range is 2)."""
-    rms: float
-    """Root mean square distance, in action units."""
+    action: float
+    """Root mean square distance of the policies' mean actions over the real dimensions of each
+    task's, in action units (the range is 2)."""
+    action_mean: float
+    """Mean absolute distance of the same."""
     by_task: dict[int, float]
     """Root mean square distance in each task, by its id."""
+    value: float | None
+    """1 less the correlation of the values of tried action sequences, averaged over
+    observations: a planner compares sequences from one observation, so what shifts or scales
+    all of those equally does not count. None where there is no world model."""
+
+    @property
+    def sum(self) -> float:
+        """Both as one number: a loss of correlation is of the order of a square."""
+        return self.action**2 + (self.value or 0.0)
 
 
 class Reference:
@@ -193,29 +201,22 @@ class Reference:
             self._tried = try_actions(original, repeated)
             self._values = _values(original, self._tried)
 
-    def action_error(self, model: WorldModel) -> ActionError:
-        """Return how far the policy's actions are from the original's."""
+    def errors(self, model: WorldModel) -> Errors:
+        """Return how far the model is from the original."""
         distance = (_actions(model, self._observations) - self._actions).abs()
         real, task = distance[self._mask], self._observations.task
         by_task = {
             index: _rms(distance[task == index][self._mask[task == index]])
             for index in task.unique().tolist()
         }
-        return ActionError(float(real.mean()), _rms(real), by_task)
+        return Errors(_rms(real), float(real.mean()), by_task, self._value_error(model))
 
-    def value_error(self, model: WorldModel) -> float | None:
-        """Return how far the ranking of tried action sequences is from the original's.
-
-        It is 1 less the correlation of their values, averaged over observations: a planner
-        compares sequences from one observation, so what shifts or scales all of those
-        equally does not count. None where there is no world model.
-        """
+    def _value_error(self, model: WorldModel) -> float | None:
         if self._tried is None:
             return None
         found = torch.stack([_values(model, self._tried), self._values])
         rows = found.double().unflatten(1, (-1, _TRIALS))
-        centred = rows - rows.mean(dim=-1, keepdim=True)
-        unit = torch.nn.functional.normalize(centred, dim=-1)
+        unit = torch.nn.functional.normalize(rows - rows.mean(dim=-1, keepdim=True), dim=-1)
         return float(1 - unit.prod(dim=0).sum(dim=-1).mean())
 
 

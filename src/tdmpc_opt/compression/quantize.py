@@ -3,11 +3,17 @@
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, with_origin
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.compression.calibration import Observations, Reference, read_observations
+from tdmpc_opt.compression.calibration import (
+    Errors,
+    Observations,
+    Reference,
+    read_observations,
+)
 from tdmpc_opt.compression.distillation import distilled
 from tdmpc_opt.compression.extract import compact_embedding, one_task, policy_only
 from tdmpc_opt.compression.rounding import (
@@ -47,16 +53,14 @@ class QuantizeReport:
     output_bytes: int
     parameters: int
     """Weights written; target Qs are left out, and columns of a wide task embedding."""
-    max_error: float | None
+    max_error: float | None = None
     """Largest absolute change of a weight by rounding; None for integers, which differ on
     purpose where that keeps the outputs."""
-    action_error: float | None = None
-    """Root mean square change of the policy's actions on observations of the dataset that were
-    not used otherwise, in action units; None without a dataset."""
-    value_error: float | None = None
-    """1 less the correlation of planned values there; None without dataset or world model."""
-    undistilled: tuple[float, float | None] | None = None
-    """Both errors before the distillation; None without one."""
+    errors: Errors | None = None
+    """Of the actions and planned values on observations of the dataset that were not used
+    otherwise; None without a dataset."""
+    undistilled: Errors | None = None
+    """Those before the distillation; None without one."""
     distilled: bool = False
     """Whether its weights were kept, being closer to the original's."""
 
@@ -84,38 +88,34 @@ def quantize(config: QuantizeConfig, progress: Progress | None = None) -> Quanti
         contracts = with_own_contracts(checkpoint.contracts, part.tasks, config.tasks)
         own = {name: contracts[name] for name in part.tasks.names if name in contracts}
         part = replace(part, extra=part.extra | {CONTRACT: contracts_to_json(own)})
-    report = QuantizeReport(
+    measured: dict[str, Any] = {}
+    if config.format in DTYPES:
+        small = replace(part, tensors=round_weights(part.tensors, DTYPES[config.format]))
+        measured["max_error"] = max(
+            float((part.tensors[name].double() - tensor.double()).abs().max())
+            for name, tensor in small.tensors.items()
+        )
+    else:
+        small, measured = _integers(config, part, progress or Silent())
+    write_native(config.output, small)
+    return QuantizeReport(
         source=source,
         output=config.output,
         format=config.format,
         source_bytes=source.stat().st_size,
-        output_bytes=0,
-        parameters=0,
-        max_error=None,
-    )
-    if config.format in DTYPES:
-        rounded = round_weights(part.tensors, DTYPES[config.format])
-        errors = (
-            float((part.tensors[name].double() - tensor.double()).abs().max())
-            for name, tensor in rounded.items()
-        )
-        report = replace(report, max_error=max(errors))
-        small = replace(part, tensors=rounded)
-    else:
-        small, report = _integers(config, part, report, progress or Silent())
-    write_native(config.output, small)
-    return replace(
-        report, output_bytes=config.output.stat().st_size, parameters=small.parameters
+        output_bytes=config.output.stat().st_size,
+        parameters=small.parameters,
+        **measured,
     )
 
 
 def _integers(
-    config: QuantizeConfig, part: Checkpoint, report: QuantizeReport, progress: Progress
-) -> tuple[Checkpoint, QuantizeReport]:
-    """Return the agent in integers, and the errors of its actions and values."""
+    config: QuantizeConfig, part: Checkpoint, progress: Progress
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """Return the agent in integers, and what the report states of its errors."""
     part = compact_embedding(part)
     if config.data is None:
-        return to_integers(part, _recipe(config, part), None), report
+        return to_integers(part, _recipe(config, part), None), {}
     used, held_out = read_observations(config.data, part.tasks)
     note = f"{len(used)} observations of {config.data.resolve().name}"
     part = replace(part, extra=part.extra | {"calibration": note})
@@ -125,19 +125,14 @@ def _integers(
         small = _mixed(config, part, (used, held_out), reference, progress)
     else:
         small = to_integers(part, _recipe(config, part), used)
-    errors = before = _errors(small, reference)
-    if config.distill_updates:
-        trained = distilled(small, teacher, used, config.distill_updates, progress)
-        after = _errors(trained, reference)
-        report = replace(report, undistilled=before, distilled=_sum(after) < _sum(before))
-        if report.distilled:
-            small, errors = trained, after
-    return small, replace(report, action_error=errors[0], value_error=errors[1])
-
-
-def _sum(errors: tuple[float, float | None]) -> float:
-    """Return both errors as one number; a loss of correlation is of the order of a square."""
-    return errors[0] ** 2 + (errors[1] or 0.0)
+    errors = _errors(small, reference)
+    if not config.distill_updates:
+        return small, {"errors": errors}
+    trained = distilled(small, teacher, used, config.distill_updates, progress)
+    after = _errors(trained, reference)
+    if after.sum < errors.sum:
+        return trained, {"errors": after, "undistilled": errors, "distilled": True}
+    return small, {"errors": errors, "undistilled": errors}
 
 
 def _recipe(config: QuantizeConfig, part: Checkpoint) -> Recipe:
@@ -145,9 +140,8 @@ def _recipe(config: QuantizeConfig, part: Checkpoint) -> Recipe:
     return recipe(config.format, part)
 
 
-def _errors(small: Checkpoint, reference: Reference) -> tuple[float, float | None]:
-    model = build(small, policy_will_do=True)
-    return reference.action_error(model).rms, reference.value_error(model)
+def _errors(small: Checkpoint, reference: Reference) -> Errors:
+    return reference.errors(build(small, policy_will_do=True))
 
 
 def _mixed(
@@ -169,14 +163,15 @@ def _mixed(
     limits = aims = (config.max_action_error, config.max_value_error)
     for _ in range(_TRIES):  # errors of layers add up only roughly: what misses is tightened
         small = to_integers(part, smallest(rows, *aims), used)
-        action, value = _errors(small, reference)
-        excess = (action / limits[0], (value or 0.0) / limits[1])
+        found = _errors(small, reference)
+        excess = (found.action / limits[0], (found.value or 0.0) / limits[1])
         if max(excess) <= 1:
             return small
         aims = (aims[0] / max(1.0, 1.05 * excess[0]), aims[1] / max(1.0, 1.05 * excess[1]))
     raise InputError(
-        f"no mix of formats was found within these errors; the last one's were {action:.3g} "
-        f"(actions) and {value or 0.0:.3g} (values): allow more, or take fp16"
+        "no mix of formats was found within these errors; the last one's were "
+        f"{found.action:.3g} (actions) and {found.value or 0.0:.3g} (values): allow more, or "
+        "take fp16"
     )
 
 

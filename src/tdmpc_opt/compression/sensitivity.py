@@ -90,15 +90,10 @@ def measure(
         for kind in FORMATS:
             with torch.no_grad():
                 round_layer(name, pair, seen, kind)
-            shape = shapes[name]
-            yield SensitivityRow(
-                layer=name,
-                format=kind,
-                parameters=torch.Size(shape).numel(),
-                size_bytes=weight_bytes(name, shape, kind),
-                action_error=reference.action_error(changed).rms,
-                value_error=reference.value_error(changed),
-            )
+            shape, errors = shapes[name], reference.errors(changed)
+            size = weight_bytes(name, shape, kind)
+            count = torch.Size(shape).numel()
+            yield SensitivityRow(name, kind, count, size, errors.action, errors.value)
             done += 1
             progress.update(done, total, f"{name} {kind}")
         pair[1].load_state_dict(kept)
@@ -118,18 +113,17 @@ def measure_whole(
         agents[kind] = to_integers(compact, recipe(kind, compact), used)
     rows = []
     for name, small in agents.items():
-        model = build(small, policy_will_do=True)
-        actions = reference.action_error(model)
-        by_task = {checkpoint.tasks.names[i]: rms for i, rms in actions.by_task.items()}
+        errors = reference.errors(build(small, policy_will_do=True))
         rows.append(
             {
                 "format": name,
-                "size_bytes": sum(t.nbytes for t in small.tensors.values())
-                + sum(weight.size_bytes for weight in small.quantized.values()),
-                "action_error": actions.rms,
-                "action_error_mean": actions.mean,
-                "action_error_by_task": by_task,
-                "value_error": reference.value_error(model),
+                "size_bytes": small.size_bytes,
+                "action_error": errors.action,
+                "action_error_mean": errors.action_mean,
+                "action_error_by_task": {
+                    checkpoint.tasks.names[index]: rms for index, rms in errors.by_task.items()
+                },
+                "value_error": errors.value,
             }
         )
     return rows

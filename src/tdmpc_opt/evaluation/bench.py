@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,6 @@ class Candidate:
         run = " eager" if self.engine == "eager" and self.preset != "policy" else ""
         return f"{Path(self.path).name} {self.preset}{run}"
 
-    def file(self) -> dict[str, Any]:
-        """Return name, content hash and size of the file."""
-        path = Path(self.path)
-        size = path.stat().st_size
-        return {"name": path.name, "sha256": sha256(path), "size_bytes": size}
-
 
 def candidates(config: BenchConfig) -> list[Candidate]:
     """Return what to time; the first is what the others are compared with.
@@ -75,7 +69,12 @@ def candidates(config: BenchConfig) -> list[Candidate]:
     """
     found = []
     for source in config.sources:
-        path = _path(source)
+        path = zoo.path(source) if source in zoo.names() else Path(source)
+        if not path.is_file():
+            raise CheckpointError(
+                f"{source} is neither a file nor a bundled checkpoint; bundled: "
+                f"{', '.join(zoo.names()) or 'none'}"
+            )
         runs: list[tuple[str, str | None]] = [("runtime", None)]
         if not _is_for_devices(path):
             runs = [
@@ -87,28 +86,15 @@ def candidates(config: BenchConfig) -> list[Candidate]:
     return list(dict.fromkeys(found))
 
 
-def _path(source: str) -> Path:
-    path = Path(source)
-    if path.is_file():
-        return path
-    if source in zoo.names():
-        return zoo.path(source)
-    raise CheckpointError(
-        f"{source} is neither a file nor a bundled checkpoint; bundled: "
-        f"{', '.join(zoo.names()) or 'none'}"
-    )
-
-
 def _is_for_devices(path: Path) -> bool:
     """Return whether the file is not a checkpoint with a world model, which needs torch."""
     if path.suffix == ".onnx":
         return True
     try:
         with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
+            return {name.partition(".")[0] for name in file.keys()} <= _POLICY_PARTS  # noqa: SIM118
     except SafetensorError:
         return False
-    return {name.partition(".")[0] for name in names} <= _POLICY_PARTS
 
 
 class _Worker:
@@ -163,18 +149,8 @@ class _Worker:
 _STEPS = 16
 _WARM = 2
 Array = NDArray[np.float32]
-
-
-@dataclass
-class _Times:
-    """One policy's turns at one batch size."""
-
-    wall_ms: list[list[float]] = field(default_factory=list)
-    """Milliseconds of each action by turn."""
-    cpu_ms: list[list[float]] = field(default_factory=list)
-    """The same in processor time."""
-    peak_rss_bytes: int | None = None
-    """Most memory that the process held up to the last of them."""
+Turns = list[dict[str, Any]]
+"""What a worker measured of one policy at one batch size, by turn."""
 
 
 def bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -212,13 +188,9 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, An
             for candidate, worker, own in zip(found, workers, times, strict=True)
         ]
     settings = {
-        "task": task,
-        "observations": kind,
-        "threads": config.threads,
-        "device": config.device,
-        "rounds": config.rounds,
-        "seconds": config.seconds,
+        name: getattr(config, name) for name in ("threads", "device", "rounds", "seconds")
     }
+    settings = {"task": task, "observations": kind} | settings
     # The load of the machine, where the system states it; 0 to 1 is a quiet one.
     load = {"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
     return ResultFile(config.output, "bench", settings).write(
@@ -263,57 +235,48 @@ def _walk(env: Any) -> Array:
 
 def _timed_in_turns(
     config: BenchConfig, workers: Sequence[_Worker], task: str, steps: Array, progress: Progress
-) -> list[dict[int, _Times]]:
-    """Return the times of each policy by those batch sizes that it can do."""
-    times: list[dict[int, _Times]] = [{} for _ in workers]
+) -> list[dict[int, Turns]]:
+    """Return what was measured of each policy by those batch sizes that it can do."""
+    measured: list[dict[int, Turns]] = [{} for _ in workers]
     turns = list(product(config.batch, range(config.rounds), range(len(workers))))
     refused: set[tuple[int, int]] = set()
     for done, (batch, turn, index) in enumerate(turns, 1):
         progress.update(done, len(turns), f"batch {batch}")
         if (batch, index) in refused:
             continue
-        reply = workers[index].ask(
-            {
-                "task": task,
-                "obs": steps[:, :batch].tolist(),
-                "seconds": config.seconds,
-                "warm": 0 if turn else _WARM,
-            }
-        )
+        warm, obs = 0 if turn else _WARM, steps[:, :batch].tolist()
+        request = {"task": task, "obs": obs, "seconds": config.seconds, "warm": warm}
+        reply = workers[index].ask(request)
         if "error" in reply:
             refused.add((batch, index))
-            continue
-        own = times[index].setdefault(batch, _Times())
-        own.wall_ms.append(reply["wall_ms"])
-        own.cpu_ms.append(reply["cpu_ms"])
-        own.peak_rss_bytes = reply["peak_rss_bytes"]
-    return times
+        else:
+            measured[index].setdefault(batch, []).append(reply)
+    return measured
 
 
 def _record(
     candidate: Candidate,
     facts: dict[str, Any],
-    own: dict[int, _Times],
-    reference: dict[int, _Times],
+    own: dict[int, Turns],
+    reference: dict[int, Turns],
 ) -> dict[str, Any]:
+    path = Path(candidate.path)
+    size = path.stat().st_size
     return {
         "name": candidate.name,
-        "file": candidate.file(),
-        "engine": facts["engine"],
+        "file": {"name": path.name, "sha256": sha256(path), "size_bytes": size},
         "preset": candidate.preset,
         "threads": candidate.threads,
-        "mode": facts["mode"],
-        "budget": facts["budget"],
-        "load_seconds": facts["load_seconds"],
+        **{name: facts[name] for name in ("engine", "mode", "budget", "load_seconds")},
         "batches": {
-            str(batch): _statistics(times, batch, reference.get(batch))
-            for batch, times in own.items()
+            str(batch): _statistics(turns, batch, reference.get(batch))
+            for batch, turns in own.items()
         },
     }
 
 
-def _statistics(times: _Times, batch: int, reference: _Times | None) -> dict[str, Any]:
-    wall, cpu = np.concatenate(times.wall_ms), np.concatenate(times.cpu_ms)
+def _statistics(turns: Turns, batch: int, reference: Turns | None) -> dict[str, Any]:
+    wall, cpu = (np.concatenate([turn[of] for turn in turns]) for of in ("wall_ms", "cpu_ms"))
     p50, p95, p99 = (float(value) for value in np.quantile(wall, (0.5, 0.95, 0.99)))
     return {
         "p50_ms": p50,
@@ -325,15 +288,15 @@ def _statistics(times: _Times, batch: int, reference: _Times | None) -> dict[str
         "cpu_p50_ms": float(np.median(cpu)),
         "cpu_min_ms": float(cpu.min()),
         "timed": len(wall),
-        "peak_rss_bytes": times.peak_rss_bytes,
-        "speedup": _speedup(times.wall_ms, reference.wall_ms if reference else None),
-        "speedup_cpu": _speedup(times.cpu_ms, reference.cpu_ms if reference else None),
+        "peak_rss_bytes": turns[-1]["peak_rss_bytes"],
+        "speedup": _speedup(turns, reference, "wall_ms"),
+        "speedup_cpu": _speedup(turns, reference, "cpu_ms"),
     }
 
 
-def _speedup(own: list[list[float]], reference: list[list[float]] | None) -> float | None:
+def _speedup(own: Turns, reference: Turns | None, time: str) -> float | None:
     """Return the median over turns of the ratio of both's medians, of turns side by side."""
     if reference is None:
         return None
     pairs = zip(reference, own, strict=True)
-    return float(np.median([np.median(theirs) / np.median(ours) for theirs, ours in pairs]))
+    return float(np.median([np.median(r[time]) / np.median(o[time]) for r, o in pairs]))

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -119,20 +119,15 @@ _TURNS, _ACTIONS = 5, 8
 _TURNS_THAT_WARM = 1
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Time of one action for one observation on one thread."""
-
-    share: float
-    """Of the time that the published budget takes, measured in turns with it."""
-    full_ms: float
-    """The latter in milliseconds: processor time, so that other programs count little."""
-
-
-def cost_of(agent: Agent, full: Agent, task: Task) -> Cost:
+def cost_of(agent: Agent, full: Agent, task: Task) -> tuple[float, float]:
     """Time the agent in an episode, and in between the same model with the published budget.
 
     An agent that does not name its tasks acts in its only one.
+
+    Returns:
+        Time of one action for one observation on one thread as a share of that of the published
+        budget, and the latter in milliseconds: processor time, so that other programs count
+        little.
     """
     name = None if agent.tasks.names == (UNNAMED,) else task.name
     generators = {each: torch_generator((0,)) for each in (agent, full)}
@@ -159,11 +154,7 @@ def cost_of(agent: Agent, full: Agent, task: Task) -> Cost:
                 shares.append(statistics.mean(own) / seconds)
                 full_ms.append(1000 * seconds)
         env.close()
-    return Cost(statistics.median(shares), min(full_ms))
-
-
-_RETURNS, _BUDGET, _FULL_MS = "returns", "budget", "full_ms"
-_IDENTITY, _FULL = "identity", "full"
+    return statistics.median(shares), min(full_ms)
 
 
 @dataclass(frozen=True)
@@ -218,10 +209,7 @@ def tune(
     }
     with alone(config.output / "tuning.json"):
         study = _open(config, identity)
-        search = _Search(config, policy, tasks, study, checkpoint)
-        for _ in search.run(progress):
-            _write(config, identity, study)
-        content = _write(config, identity, study)
+        content = _Search(config, policy, tasks, checkpoint, identity, study).run(progress)
     if config.store is not None:
         presets = choose(_trials(study), config.realtime_ms, config.balanced_ms)
         extra = checkpoint.extra | storable(presets)
@@ -258,29 +246,38 @@ class _Search:
     config: TuneConfig
     policy: CheckpointSource
     tasks: TaskTable
-    study: optuna.Study
     checkpoint: Checkpoint
+    identity: Mapping[str, Any]
+    study: optuna.Study
 
-    def run(self, progress: Progress) -> Iterator[None]:
-        """Score budgets until there are as many as asked for, and pause after each."""
-        left = self.config.trials - len(_done(self.study))
-        progress.update(self.config.trials - left, self.config.trials, self._expected(left))
+    def run(self, progress: Progress) -> dict[str, Any]:
+        """Score budgets until there are as many as asked for; return the content of the file.
+
+        The file is written after each.
+        """
+        config, study, done = self.config, self.study, len(_done(self.study))
+        progress.update(done, config.trials, self._expected(config.trials - done))
         full = self._agent(PlannerBudget())
-        for _ in iter(lambda: len(_done(self.study)) >= self.config.trials, True):
-            done = len(_done(self.study))
+        while (done := len(_done(study))) < config.trials:
             # A search that goes on must not draw again what it drew before it was stopped.
-            seed = SEARCH_SEED + len(self.study.trials)
-            self.study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
-            trial = self.study.ask(_space(self.config.max_samples, self.config.max_iterations))
+            seed = SEARCH_SEED + len(study.trials)
+            study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+            trial = study.ask(_space(config.max_samples, config.max_iterations))
             budget = budget_of(trial.params)
-            score, share = self._measure(trial, budget, full)
-            self.study.tell(trial, (score, share))
+            share, full_ms = cost_of(self._agent(budget), full, self.tasks.tasks[0])
+            returns = self._returns(budget)
+            record = {"returns": returns, "budget": asdict(budget), "full_ms": full_ms}
+            for name, value in record.items():
+                trial.set_user_attr(name, value)
+            score = normalized_score(returns).mean
+            study.tell(trial, (score, share))
             shown = unit_of(self.tasks.names).per_point * score
             note = f"{shown:.1f} at {100 * share:.1f}% of the published budget's time"
-            progress.update(done + 1, self.config.trials, note)
-            yield
-        if self.config.score_full:
+            progress.update(done + 1, config.trials, note)
+            self._write()
+        if config.score_full:
             self._score_full()
+        return self._write()
 
     def _expected(self, budgets: int) -> str:
         """Return how long the search takes at most, judged by the largest budget."""
@@ -297,24 +294,14 @@ class _Search:
 
     def _score_full(self) -> None:
         """Score the preset `full`, unless a search that goes on scored the same one before."""
-        config = self.config
-        budget = choose(_trials(self.study), config.realtime_ms, config.balanced_ms)[
-            "full"
-        ].budget
-        found = self.study.user_attrs.get(_FULL)
-        if found is None or found[_BUDGET] != asdict(budget):
-            scored = {_BUDGET: asdict(budget), _RETURNS: self._returns(budget)}
-            self.study.set_user_attr(_FULL, scored)
+        budget = self._presets()["full"].budget
+        found = self.study.user_attrs.get("full")
+        if found is None or found["budget"] != asdict(budget):
+            scored = {"budget": asdict(budget), "returns": self._returns(budget)}
+            self.study.set_user_attr("full", scored)
 
-    def _measure(
-        self, trial: optuna.Trial, budget: PlannerBudget, full: Agent
-    ) -> tuple[float, float]:
-        cost = cost_of(self._agent(budget), full, self.tasks.tasks[0])
-        returns = self._returns(budget)
-        trial.set_user_attr(_RETURNS, returns)
-        trial.set_user_attr(_BUDGET, asdict(budget))
-        trial.set_user_attr(_FULL_MS, cost.full_ms)
-        return normalized_score(returns).mean, cost.share
+    def _presets(self) -> dict[str, Preset]:
+        return choose(_trials(self.study), self.config.realtime_ms, self.config.balanced_ms)
 
     def _returns(self, budget: PlannerBudget) -> dict[str, list[float]]:
         policy = replace(self.policy, preset=budget)
@@ -329,6 +316,16 @@ class _Search:
         model = build(self.checkpoint)
         engine = self.policy.choose_engine(model.config, model.bins.device, model.dtype)
         return Agent(model, budget=budget, engine=engine)
+
+    def _write(self) -> dict[str, Any]:
+        config, full = self.config, self.study.user_attrs.get("full")
+        limits = {"realtime_ms": config.realtime_ms, "balanced_ms": config.balanced_ms}
+        settings = {**self.identity, **limits, "seed": SEARCH_SEED}
+        return ResultFile(config.output / "tuning.json", "tuning", settings).write(
+            trials=[asdict(trial) for trial in _trials(self.study)],
+            full=None if full is None else asdict(normalized_score(full["returns"])),
+            presets={name: asdict(preset) for name, preset in self._presets().items()},
+        )
 
 
 def _open(config: TuneConfig, identity: Mapping[str, Any]) -> optuna.Study:
@@ -345,9 +342,9 @@ def _open(config: TuneConfig, identity: Mapping[str, Any]) -> optuna.Study:
         directions=["maximize", "minimize"],
         load_if_exists=True,
     )
-    found = study.user_attrs.get(_IDENTITY)
+    found = study.user_attrs.get("identity")
     if found is None:
-        study.set_user_attr(_IDENTITY, dict(identity))
+        study.set_user_attr("identity", dict(identity))
         for parameters in starts(config.max_samples, config.max_iterations):
             study.enqueue_trial(parameters)
         return study
@@ -371,12 +368,12 @@ def _trials(study: optuna.Study) -> list[Trial]:
     """Return what was scored, the fastest first."""
     done = _done(study)
     front = {trial.number for trial in study.best_trials}
-    least = min((trial.user_attrs[_FULL_MS] for trial in done), default=0.0)
+    least = min((trial.user_attrs["full_ms"] for trial in done), default=0.0)
     trials = [
         Trial(
             number=trial.number,
-            budget=PlannerBudget(**trial.user_attrs[_BUDGET]),
-            score=normalized_score(trial.user_attrs[_RETURNS]),
+            budget=PlannerBudget(**trial.user_attrs["budget"]),
+            score=normalized_score(trial.user_attrs["returns"]),
             share=trial.values[1],
             latency_ms=trial.values[1] * least,
             on_front=trial.number in front,
@@ -384,17 +381,3 @@ def _trials(study: optuna.Study) -> list[Trial]:
         for trial in done
     ]
     return sorted(trials, key=lambda trial: trial.share)
-
-
-def _write(
-    config: TuneConfig, identity: Mapping[str, Any], study: optuna.Study
-) -> dict[str, Any]:
-    trials, full = _trials(study), study.user_attrs.get(_FULL)
-    presets = choose(trials, config.realtime_ms, config.balanced_ms)
-    limits = {"realtime_ms": config.realtime_ms, "balanced_ms": config.balanced_ms}
-    settings = {**identity, **limits, "seed": SEARCH_SEED}
-    return ResultFile(config.output / "tuning.json", "tuning", settings).write(
-        trials=[asdict(trial) for trial in trials],
-        full=None if full is None else asdict(normalized_score(full[_RETURNS])),
-        presets={name: asdict(preset) for name, preset in presets.items()},
-    )
