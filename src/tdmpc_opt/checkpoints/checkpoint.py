@@ -36,7 +36,6 @@ class Checkpoint:
     """Weights under this project's names, with what is needed to build their network."""
 
     config: ModelConfig
-    """Widths of the network."""
     tasks: TaskTable
     """Tasks in the order of the embedding's rows."""
     tensors: dict[str, Tensor]
@@ -108,13 +107,9 @@ def expected_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
 
 
 def validate(checkpoint: Checkpoint, *, values: bool = True) -> None:
-    """Check names, shapes, number formats and values.
+    """Check names, shapes, number formats and, with `values`, all weights for NaN and infinity.
 
     Target Qs may be absent as a whole, and so may all but encoder and policy.
-
-    Args:
-        checkpoint: What to check.
-        values: Whether to read the weights as well, in search of NaN and infinity.
 
     Raises:
         CheckpointError: The task table does not fit the widths, or a tensor is missing,
@@ -133,12 +128,7 @@ def validate(checkpoint: Checkpoint, *, values: bool = True) -> None:
         expected = {k: v for k, v in expected.items() if not k.startswith(TARGET_PREFIX)}
     if not checkpoint.has_world_model:
         expected = {k: v for k, v in expected.items() if k.startswith(POLICY_PREFIXES)}
-    _validate_names({*tensors, *quantized}, expected)
-    for name, shape in expected.items():
-        if name in quantized:
-            _validate_quantized(name, quantized[name], shape)
-        else:
-            _validate_tensor(name, tensors[name], shape)
+    _validate_weights(tensors, quantized, expected)
     for name, tensor in tensors.items() if values else ():
         for block in _blocks(tensor):
             _refuse_nan(name, block)
@@ -156,22 +146,25 @@ def _validate_tasks(config: ModelConfig, tasks: TaskTable) -> None:
         )
 
 
-def _validate_names(names: set[str], expected: Mapping[str, tuple[int, ...]]) -> None:
-    for name in expected:
+def _validate_weights(
+    tensors: Mapping[str, Tensor],
+    quantized: Mapping[str, QuantizedWeight],
+    expected: Mapping[str, tuple[int, ...]],
+) -> None:
+    names = {*tensors, *quantized}
+    for name in (*expected, *sorted(names)):
         if name not in names:
             raise CheckpointError(f"tensor {name!r} is missing")
-    for name in sorted(names):
         if name not in expected:
             raise CheckpointError(f"tensor {name!r} is unknown to this world model")
-
-
-def _validate_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise CheckpointError(
-            f"tensor {name!r} is {list(tensor.shape)}, expected {list(shape)}"
-        )
-    if tensor.dtype not in _DTYPES:
-        raise CheckpointError(f"tensor {name!r} is {tensor.dtype}, expected floating point")
+    for name, weight in quantized.items():
+        _validate_quantized(name, weight, expected[name])
+    for name, tensor in tensors.items():
+        shape, found = expected[name], tuple(tensor.shape)
+        if found != shape:
+            raise CheckpointError(f"tensor {name!r} is {[*found]}, expected {[*shape]}")
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(f"tensor {name!r} is {tensor.dtype}, not of floating point")
 
 
 def _blocks(tensor: Tensor) -> Iterable[Tensor]:
@@ -289,12 +282,7 @@ def _copies(
 
 
 def from_model(model: WorldModel, extra: Mapping[str, str] | None = None) -> Checkpoint:
-    """Return a copy of the model's weights on the CPU, in the number format they have.
-
-    Args:
-        model: Any world model.
-        extra: Facts to keep beside the weights.
-    """
+    """Return a copy of the model's weights on the CPU, as they are, with facts beside them."""
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in model.state_dict().items()

@@ -59,25 +59,20 @@ def _fetch(name: str) -> Path:
     """Return the weights of a model on the hub, from the local cache where they are there."""
     missing = f"{name} is neither a file nor a folder here"
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
+        from huggingface_hub import errors, hf_hub_download
     except ModuleNotFoundError as error:
         raise CheckpointError(
             f"{missing}; if it is a hub id, run: pip install 'tdmpc-opt[hub]'"
         ) from error
+    refused = (errors.EntryNotFoundError, errors.HfHubHTTPError, errors.HFValidationError)
     try:
         return Path(hf_hub_download(name, MODEL_FILE, library_name="tdmpc-opt"))
-    except LocalEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{missing}, and as a hub id it is not in the local cache and the hub cannot be "
             "reached; correct the path, or go online"
         ) from error
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+    except (*refused, OSError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise CheckpointError(
             f"{missing}, and the hub gives no {MODEL_FILE}: {reason}"
@@ -90,7 +85,7 @@ def read_checkpoint(
     """Read a checkpoint of this project or of any public layout.
 
     Args:
-        path_or_name: File, or zoo name.
+        path_or_name: As `resolve` takes.
         check_values: Look for NaN and infinity at once, which reads the whole file; else
             `build` looks for them in what it uses, and no more is ever read.
         tasks: Names joined by commas, for a file that does not name its tasks: each of them,
@@ -170,13 +165,22 @@ def _named(path: Path, checkpoint: Checkpoint, text: str) -> TaskTable:
 
 
 def _read(path: Path, check_values: bool) -> Checkpoint:
-    head = _head(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; name the checkpoint file in it")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    if not head:
+        raise CheckpointError(f"{path} is empty")
+    is_text = all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
     # First, since the length before the brace may begin with any byte, a pickle's too.
-    if head[_SAFETENSORS_BRACE : _SAFETENSORS_BRACE + 1] == b"{" and not _is_text(head):
+    if head[_SAFETENSORS_BRACE : _SAFETENSORS_BRACE + 1] == b"{" and not is_text:
         return read_native(path, check_values=check_values)
     if head.startswith((ZIP_MAGIC, _PICKLE_MAGIC)):
         return read_public(path, check_values=check_values)
-    if _is_text(head):
+    if is_text:
         raise CheckpointError(
             f"{path} is a text file, not a checkpoint; a web page or a Git LFS pointer may "
             "have been saved in its place"
@@ -187,25 +191,6 @@ def _read(path: Path, check_values: bool) -> Checkpoint:
             "tdmpc_opt.runtime.load, or name the checkpoint it was exported from"
         )
     raise CheckpointError(f"{path} is not a checkpoint of any known format, or is cut off")
-
-
-def _head(path: Path) -> bytes:
-    """Return the first bytes of the file."""
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; name the checkpoint file in it")
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    if not head:
-        raise CheckpointError(f"{path} is empty")
-    return head
-
-
-def _is_text(head: bytes) -> bool:
-    """Return whether the bytes contain no control characters but those of text."""
-    return all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
 
 
 def convert(config: ConvertConfig) -> "CheckpointSummary":
@@ -238,17 +223,12 @@ class CheckpointSummary:
     """Facts of one checkpoint file, for `tdmpc-opt inspect`."""
 
     path: Path
-    """File that was read."""
     layout: Layout
-    """Naming of the tensors in it."""
     size_bytes: int
-    """Length of the file."""
     sha256: str
-    """SHA-256 of the file, in hexadecimal."""
     config: ModelConfig
-    """Widths of the network."""
     tasks: tuple[str, ...]
-    """Task names in id order."""
+    """Names in the order of their ids."""
     dtypes: dict[str, str]
     """Number formats of each part, `float16` or, where mixed, `float16, float32`."""
     part_parameters: dict[str, int]
@@ -260,20 +240,16 @@ class CheckpointSummary:
     extra: dict[str, str]
     """Further facts that the file has, such as its source."""
     contracts: Contracts
-    """Names and units of the numbers of the tasks."""
 
 
 def describe(path_or_name: str | Path, tasks: str | None = None) -> CheckpointSummary:
-    """Return the contents of a checkpoint file or zoo name in numbers.
+    """Return the contents of a checkpoint in numbers.
 
-    Args:
-        path_or_name: The file.
-        tasks: Names joined by commas: of the tasks of a file that does not name them, and
-            environments whose numbers are to be described.
+    `tasks` are names joined by commas: of the tasks of a file that does not name them, and
+    environments whose numbers are to be described.
 
     Raises:
-        CheckpointError: A file that cannot be read as a checkpoint.
-        UnknownTaskError, InputError: As `read_checkpoint`.
+        CheckpointError, UnknownTaskError, InputError: As `read_checkpoint`.
     """
     path = resolve(path_or_name)
     checkpoint = read_checkpoint(path, tasks=tasks)

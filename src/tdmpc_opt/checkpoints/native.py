@@ -29,11 +29,8 @@ from tdmpc_opt.schema import ModelConfig, TaskTable, from_record
 def write_native(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint so that readers find the old file or the complete new one.
 
-    The new file is read back and checked before it takes the place of the old one.
-
-    Args:
-        path: File to write; parent folders are made.
-        checkpoint: Weights in the number format they are to be stored in.
+    The new file, in a folder that is made if need be, is read back and checked before it takes
+    the place of the old one.
 
     Raises:
         CheckpointError: Weights that do not fit their config, or a file that cannot be written
@@ -50,15 +47,12 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
     }
     if CONTRACT in checkpoint.extra:  # within the other facts each of its quotes has 4 bytes
         metadata[CONTRACT] = checkpoint.extra[CONTRACT]
-    tensors = dict(checkpoint.tensors)
+    tensors, layout = dict(checkpoint.tensors), {}
+    for name, weight in quantized.items():
+        layout[name] = [weight.format, weight.columns, weight.group]
+        tensors |= {name: weight.codes, _scale_name(name): weight.scale}
     if quantized:
-        layout = {
-            name: [weight.format, weight.columns, weight.group]
-            for name, weight in quantized.items()
-        }
         metadata["quantized"] = json.dumps(layout, separators=(",", ":"))
-        for name, weight in quantized.items():
-            tensors |= {name: weight.codes, _scale_name(name): weight.scale}
     try:
         with replace_when_done(path) as temporary:
             save_file(_storable(tensors), temporary, metadata)
@@ -90,9 +84,7 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def read_native(path: Path, *, check_values: bool = True) -> Checkpoint:
     """Read a checkpoint that `write_native` wrote.
 
-    Args:
-        path: File to read.
-        check_values: Look for NaN and infinity; else `build` does.
+    Without `check_values` only `build` looks for NaN and infinity.
 
     Raises:
         CheckpointError: A file that is unreadable, damaged, foreign, of a newer schema, or
@@ -111,8 +103,8 @@ def read_native(path: Path, *, check_values: bool = True) -> Checkpoint:
         own = {key: metadata[key] for key in (CONTRACT,) if key in metadata}
         extra = _json(metadata, "extra", dict) | own
         checkpoint = Checkpoint(
-            _config(_json(metadata, "config", dict)),
-            _tasks(_json(metadata, "tasks", list)),
+            from_record(ModelConfig, _json(metadata, "config", dict)),
+            TaskTable.from_json(_json(metadata, "tasks", list)),
             tensors,
             extra={str(key): str(value) for key, value in extra.items()},
             quantized=quantized,
@@ -120,6 +112,8 @@ def read_native(path: Path, *, check_values: bool = True) -> Checkpoint:
         validate(checkpoint, values=check_values)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its config or tasks cannot be used: {error}") from error
     return checkpoint
 
 
@@ -151,17 +145,3 @@ def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:
     if not isinstance(value, kind):
         raise CheckpointError(f"its metadata entry {key!r} is not a {kind.__name__}")
     return value
-
-
-def _config(values: dict[str, Any]) -> ModelConfig:
-    try:
-        return from_record(ModelConfig, values)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"its config cannot be built: {error}") from error
-
-
-def _tasks(records: list[Any]) -> TaskTable:
-    try:
-        return TaskTable.from_json(records)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"its task table cannot be used: {error}") from error

@@ -6,7 +6,7 @@ Source: TD-MPC2's repository (MIT), releases of 2023 to 2025, and its issue 23 o
 import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,8 @@ def read_public(path: Path, *, check_values: bool = True) -> Checkpoint:
     """Read a `torch.save` file of public layout A, B or C.
 
     Sizes are read off the shapes. Files of 30 or 80 tasks with the widths of MT30 or MT80 get
-    those task tables, others unnamed tasks. Quantised entries come out as float32.
-
-    Args:
-        path: File to read.
-        check_values: Look for NaN and infinity; else `build` does, in what it uses.
+    those task tables, others unnamed tasks. Quantised entries come out as float32. Without
+    `check_values` only `build` looks for NaN and infinity, in what it uses.
 
     Raises:
         CheckpointError: A file that is damaged, would run code, has a pixel encoder, or lacks
@@ -68,9 +65,8 @@ def read_public(path: Path, *, check_values: bool = True) -> Checkpoint:
         content, mapped = _open(path)
     except TorchFileError as error:
         raise CheckpointError(f"{path} {error}") from error
-    source = _Source(path.stat().st_size, mapped)
     try:
-        checkpoint = _convert(_entries(content), source)
+        checkpoint = _convert(_entries(content), _Source(path.stat().st_size, mapped))
         validate(checkpoint, values=check_values)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -110,33 +106,27 @@ class _Source:
 def _convert(entries: dict[str, Any], source: _Source) -> Checkpoint:
     """Rename and size up the entries of a state dict."""
     _refuse_foreign(entries)
-    layout = _layout(entries)
-    masks = entries.get(_MASKS)
+    masks = entries.pop(_MASKS, None)
     stored = {
         key: source.tensor(key, value)
         for key, value in entries.items()
-        if key != _MASKS
-        and not key.startswith(_IGNORED_STARTS)
-        and not key.endswith(_IGNORED_ENDS)
+        if not key.startswith(_IGNORED_STARTS) and not key.endswith(_IGNORED_ENDS)
     }
     tensors = _native_names({key: _plain(tensor) for key, tensor in stored.items()})
     config = _config(tensors)
-    known = source.tensor(_MASKS, masks) if isinstance(masks, Tensor) else None
-    tasks = _tasks(config, known)
+    tasks = _tasks(config, source.tensor(_MASKS, masks) if isinstance(masks, Tensor) else None)
     quantised = sum(tensor.is_quantized for tensor in stored.values())
     extra = {"quantised": f"{quantised} of {len(stored)} tensors"} if quantised else {}
-    return Checkpoint(config, tasks, tensors, layout, extra, mapped=source.mapped)
+    return Checkpoint(config, tasks, tensors, _layout([*entries]), extra, mapped=source.mapped)
 
 
 def _entries(content: Any) -> dict[str, Any]:
     """Return the state dict, bare or under `_NESTED`, without prefixes of wrappers."""
     while isinstance(content, dict):
-        inner = next(
-            (content[key] for key in _NESTED if isinstance(content.get(key), dict)), None
-        )
-        if inner is None:
+        nested = [content[key] for key in _NESTED if isinstance(content.get(key), dict)]
+        if not nested:
             break
-        content = inner
+        content = nested[0]
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise CheckpointError("contains no state dict of a TD-MPC2 world model")
     entries: dict[str, Any] = {}
@@ -163,9 +153,8 @@ def _refuse_foreign(entries: Mapping[str, Any]) -> None:
             )
 
 
-def _layout(entries: Iterable[str]) -> Layout:
+def _layout(keys: Sequence[str]) -> Layout:
     """Return the layout, by keys that only one of them has."""
-    keys = list(entries)
     if not any(key.startswith("_encoder.") and ".ln." in key for key in keys):
         return "public C (sequential)"
     functorch = any(key.startswith("_Qs.params.") and key[-1].isdigit() for key in keys)

@@ -63,11 +63,8 @@ def load_outline(path: Path, stand_ins: Mapping[str, Callable[..., Any]] | None 
     """Return the contents of a zipped `torch.save` file, with tensors on the meta device.
 
     `MappedFile` reads the values of such a tensor. Quantised tensors cannot be outlined.
-
-    Args:
-        path: File to read; of its tensors only the sizes are read.
-        stand_ins: What to call for further classes and functions that the file names, by their
-            full names; torch's own allow-list applies too.
+    `stand_ins` are what to call for further classes and functions that the file names, by their
+    full names; torch's own allow-list applies too.
 
     Raises:
         TorchFileError: As `load_whole`; or a torch that does not record the places.
@@ -184,9 +181,6 @@ class MappedFile:
     torch works the places of tensors out from the order in which it writes them, which a file
     that another program packed anew need not keep: the file's own index decides.
 
-    Args:
-        path: The file.
-
     Raises:
         TorchFileError: A file without an index, or one that cannot be mapped into memory.
     """
@@ -259,12 +253,7 @@ def _span(tensor: Tensor) -> int:
 
 
 class StateFolder:
-    """The newest training states of a run, named after the updates done.
-
-    Args:
-        run: Run folder; the states are in `states` below it.
-        keep: How many are kept, at least 1.
-    """
+    """The newest `keep` training states of a run, in `states` below it, named by updates."""
 
     def __init__(self, run: Path, keep: int = 1) -> None:
         self.path = run / "states"

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,6 @@ from tdmpc_opt.evaluation.score import (
 )
 from tdmpc_opt.files import without_removed
 
-# What must be the same in all runs, or their scores do not show the effect of the rest.
-_BUDGET = (
-    *product(["training"], ("data", "updates", "batch_size", "horizon", "size", "start")),
-    *product(["config"], ("tasks", "episodes", "seed", "mode", "budget", "noise")),
-)
 # What differs between runs without meaning anything for their comparison.
 _FREE = {"seed", *cost_fields(TrainConfig), *REMOVED_COST}
 # Options of a teacher at their defaults, which runs without one lack.
@@ -119,8 +113,14 @@ def ablation(paths: Sequence[Path]) -> list[AblationRow]:
 
 def _rows(paths: Sequence[Path]) -> list[AblationRow]:
     contents = [_read(path) for path in paths]
+    first = _budget(contents[0])
     for path, content in zip(paths, contents, strict=True):
-        _require_equal_budget(paths[0], contents[0], path, content)
+        for name, value in _budget(content).items():
+            if value != first[name]:
+                raise ResultError(
+                    f"{path} has another budget than {paths[0]}: its {name} is {value}, not "
+                    f"{first[name]}"
+                )
     flat = [_flatten(content["training"]) for content in contents]
     names = dict.fromkeys(name for row in flat for name in row)
     varied = [name for name in names if len({row.get(name) for row in flat}) > 1]
@@ -144,8 +144,8 @@ def equal_budgets(paths: Sequence[Path]) -> list[list[Path]]:
     for path in paths:
         content = _read(path)
         run = json.dumps(content["training"], sort_keys=True)
-        budget = [content[part].get(name) for part, name in _BUDGET]
-        sets.setdefault(json.dumps(budget, sort_keys=True), {}).setdefault(run, path)
+        budget = json.dumps(_budget(content), sort_keys=True)
+        sets.setdefault(budget, {}).setdefault(run, path)
     return [list(runs.values()) for runs in sets.values()]
 
 
@@ -200,15 +200,12 @@ def _read(path: Path) -> dict[str, Any]:
     return content | {"training": without_removed(training, REMOVED)}
 
 
-def _require_equal_budget(
-    first: Path, wanted: Mapping[str, Any], path: Path, found: Mapping[str, Any]
-) -> None:
-    for part, name in _BUDGET:
-        a, b = wanted[part].get(name), found[part].get(name)
-        if a != b:
-            raise ResultError(
-                f"{path} has another budget than {first}: its {name} is {b}, not {a}"
-            )
+def _budget(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be the same in all runs, or scores show the effect of that as well."""
+    names = ("data", "updates", "batch_size", "horizon", "size", "start")
+    found = {name: content["training"].get(name) for name in names}
+    names = ("tasks", "episodes", "seed", "mode", "budget", "noise")
+    return found | {name: content["config"].get(name) for name in names}
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -131,14 +131,6 @@ def _joined(known: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete the config of a file from before some options, which had today's defaults."""
-    budget = config.get("budget")
-    if not isinstance(budget, dict):
-        return dict(config)
-    return {"engine": "eager"} | dict(config) | {"budget": asdict(PlannerBudget()) | budget}
-
-
 def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     found = dict(found)
     precision, engine = found.pop("precision", None), found.get("engine")
@@ -220,13 +212,16 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     content = read_result(path)
     if content.get("kind") != KIND:
         raise ResultError(f"{path} is not a result of tdmpc-opt evaluate")
-    tasks = content.get("tasks")
-    if not isinstance(tasks, dict) or not isinstance(content.get("config"), dict):
+    tasks, config = content.get("tasks"), content.get("config")
+    if not isinstance(tasks, dict) or not isinstance(config, dict):
         raise ResultError(f"{path} lacks its tasks or config; it was not written by evaluate")
     for name, record in tasks.items():
         if not _is_record(record):
             raise ResultError(f"{path}: the record of {name} is damaged")
-    return content | {"config": _completed(content["config"])}
+    if isinstance(config.get("budget"), dict):  # older files lack options that had one value
+        budget = asdict(PlannerBudget()) | config["budget"]
+        config = {"engine": "eager"} | config | {"budget": budget}
+    return content | {"config": config}
 
 
 def read_finished(path: Path, sha256: str | None = None) -> dict[str, Any]:
@@ -247,11 +242,8 @@ def read_finished(path: Path, sha256: str | None = None) -> dict[str, Any]:
 
 
 def _is_record(record: object) -> bool:
-    if not isinstance(record, dict):
-        return False
-    returns, seeds = record.get("returns"), record.get("seeds")
-    if not isinstance(returns, list) or not isinstance(seeds, list):
-        return False
-    numbers = all(isinstance(value, int | float) and abs(value) < _MOST for value in returns)
-    numbers = numbers and all(isinstance(seed, int) for seed in seeds)
-    return bool(returns) and len(returns) == len(seeds) and numbers
+    match record:
+        case {"returns": [_, *_] as returns, "seeds": [*seeds]} if len(returns) == len(seeds):
+            numbers = all(isinstance(x, int | float) and abs(x) < _MOST for x in returns)
+            return numbers and all(isinstance(seed, int) for seed in seeds)
+    return False

@@ -5,34 +5,21 @@ This module decides what each is given; `work/plan.json` is all that it stores.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tdmpc_opt import configs
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.agents.teachers import Assigned, write_assignment
 from tdmpc_opt.compression.quantize import quantize
-from tdmpc_opt.configs import (
-    CHOICE_SEED,
-    REPORTED_SEED,
-    CollectConfig,
-    ConvertConfig,
-    DaggerConfig,
-    DistillConfig,
-    EvaluateConfig,
-    ExportConfig,
-    QuantizeConfig,
-    ReportConfig,
-    TrainConfig,
-    device_of_work,
-)
 from tdmpc_opt.errors import CheckpointError, RunError
 from tdmpc_opt.evaluation.compare import Comparison, compare
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.score import Score, stored_score
 from tdmpc_opt.export.export import export
 from tdmpc_opt.export.model_folder import save_folder
-from tdmpc_opt.files import alone, parse_json, refuse_overwrite, replace_when_done
+from tdmpc_opt.files import alone, parse_json, refuse_overwrite, written
 from tdmpc_opt.pipeline.plan import (
     NOISES,
     PRESET,
@@ -74,7 +61,7 @@ class Student:
     """Student's policy less teacher, paired by start; scores are in its unit."""
 
 
-def distill(config: DistillConfig, progress: Progress | None = None) -> Student:
+def distill(config: configs.DistillConfig, progress: Progress | None = None) -> Student:
     """Make a student of a teacher: collect, train, correct, quantise, export and score it.
 
     The teacher acts by its policy or its planner, whichever is better on a few episodes of each
@@ -110,7 +97,11 @@ class _Pipeline:
     """The stages, each in its folder below `work`."""
 
     def __init__(
-        self, config: DistillConfig, decided: Plan, teachers: Teachers, progress: Progress
+        self,
+        config: configs.DistillConfig,
+        decided: Plan,
+        teachers: Teachers,
+        progress: Progress,
     ) -> None:
         self._config, self._plan, self._progress = config, decided, progress
         self._teachers = teachers
@@ -155,13 +146,8 @@ class _Pipeline:
         """Return the mean return by task of a few episodes."""
         team = self._work / f"{way}.json"
         write_assignment(team, policies)
-        found = self._evaluate(
-            str(team),
-            self._work / f"trial-{way}.json",
-            ",".join(policies),
-            CHOICE_SEED,
-            TRIAL_EPISODES,
-        )
+        output, seed = self._work / f"trial-{way}.json", configs.CHOICE_SEED
+        found = self._evaluate(str(team), output, ",".join(policies), seed, TRIAL_EPISODES)
         names = {name: self._teachers[name][1].tasks(name).names[0] for name in policies}
         returns = {name: found["tasks"][task]["returns"] for name, task in names.items()}
         return {name: sum(row) / len(row) for name, row in returns.items()}
@@ -169,7 +155,7 @@ class _Pipeline:
     def _evaluate(
         self, source: str, output: Path, tasks: str, seed: int, episodes: int
     ) -> dict[str, Any]:
-        config = EvaluateConfig(
+        config = configs.EvaluateConfig(
             checkpoint=source,
             tasks=tasks,
             mode="policy",
@@ -184,14 +170,14 @@ class _Pipeline:
 
     def _collect(self) -> None:
         for number, noise in enumerate(NOISES):
-            config = CollectConfig(
+            config = configs.CollectConfig(
                 policy=self._team,
                 tasks=self._tasks,
                 noise=noise,
                 episodes=self._plan.episodes,
                 seed=number * 1000 + self._config.seed,
                 output=self._work / "data",
-                device=device_of_work(self._config.device, self._config.ray),
+                device=configs.device_of_work(self._config.device, self._config.ray),
                 workers=self._config.workers,
                 ray=self._config.ray,
             )
@@ -201,8 +187,7 @@ class _Pipeline:
         """Train on in rounds in which the student drives and the teacher labels."""
         updates = self._plan.rounds * self._plan.round_updates
         shared = recipe(self._config, self._work / "corrected", updates)
-        values = {field.name: getattr(shared, field.name) for field in fields(TrainConfig)}
-        values |= {
+        values = vars(shared) | {
             "updates": self._plan.round_updates,
             "rounds": self._plan.rounds,
             "episodes": self._plan.round_episodes,
@@ -214,15 +199,15 @@ class _Pipeline:
             "ray": self._config.ray,
         }
         del values["on_policy"]  # follows from the output
-        config = DaggerConfig(**values)
+        config = configs.DaggerConfig(**values)
         dagger(config, self._progress)
 
     def _compress(self) -> Path:
         """Write the FP16 weights, and the int8 policy and the planner as ONNX files."""
         output, weights = self._config.output, self._work / "student.safetensors"
         model = str(self._work / "corrected" / "model.safetensors")
-        quantize(QuantizeConfig(checkpoint=model, output=weights))
-        int8 = ExportConfig(
+        quantize(configs.QuantizeConfig(checkpoint=model, output=weights))
+        int8 = configs.ExportConfig(
             checkpoint=str(weights),
             output=output / INT8,
             policy_only=True,
@@ -249,23 +234,22 @@ class _Pipeline:
         return weights
 
     def _score(self, weights: Path) -> dict[str, Path]:
-        results = self._config.output / "results"
+        output, seed = self._config.output, configs.REPORTED_SEED
         sources = {
             "teacher": self._team,
             "student": str(weights),
-            "student-int8": str(self._config.output / INT8),
+            "student-int8": str(output / INT8),
         }
+        results = {name: output / "results" / f"{name}.json" for name in sources}
         for name, source in sources.items():
-            self._evaluate(
-                source, results / f"{name}.json", self._tasks, REPORTED_SEED, SCORE_EPISODES
-            )
-        return {name: results / f"{name}.json" for name in sources}
+            self._evaluate(source, results[name], self._tasks, seed, SCORE_EPISODES)
+        return results
 
     def _write_folder(
         self, weights: Path, results: Mapping[str, Path], planned: Sequence[str]
     ) -> Student:
         output = self._config.output
-        convert = ConvertConfig(
+        convert = configs.ConvertConfig(
             checkpoint=str(weights), output=output, results=(results["student"],)
         )
         save_folder(convert)
@@ -273,14 +257,13 @@ class _Pipeline:
         lost = compare(results["teacher"], results["student"])
         card = output / "README.md"
         text = card.read_text(encoding="utf-8") + _card(contents, lost, planned)
-        try:
-            with replace_when_done(card) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise RunError(f"cannot write {card}: {error.strerror}") from error
+        with written(card, RunError) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         curves = [self._work / name / "config.json" for name in ("trained", "corrected")]
         write_report(
-            ReportConfig(results=(*results.values(), *curves), output=output / "report.html")
+            configs.ReportConfig(
+                results=(*results.values(), *curves), output=output / "report.html"
+            )
         )
         teacher, policy, int8 = (
             lost.unit.shown(stored_score(content["score"])) for content in contents.values()
@@ -299,18 +282,14 @@ def _card(
         cells = (f"{value:.2f}" for value in found)
         rows.append(f"| {task} | {' | '.join(cells)} | {difference:+.2f} |")
     means = [f"{factor * content['score']['mean']:.2f}" for content in contents.values()]
-    labels = (
-        f"its planner on {', '.join(planned)}, its policy elsewhere"
-        if planned
-        else "its policy"
-    )
+    way = f"planner on {', '.join(planned)}, its policy elsewhere" if planned else "policy"
     lines = [
         "",
         "## Teacher and student",
         "",
-        f"The teacher acted by {labels}. {SCORE_EPISODES} episodes a task from starts "
-        f"{REPORTED_SEED:,} on, the same for all; the student acts by its policy. The numbers "
-        f"are {lost.unit.name}s.",
+        f"The teacher acted by its {way}. {SCORE_EPISODES} episodes a task from starts "
+        f"{configs.REPORTED_SEED:,} on, the same for all; the student acts by its policy. The "
+        f"numbers are {lost.unit.name}s.",
         "",
         "| task | teacher | student | student, int8 | student less teacher |",
         "|---|---|---|---|---|",

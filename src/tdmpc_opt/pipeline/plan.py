@@ -1,8 +1,10 @@
 """What a distillation will do: teachers, tasks, episodes, updates, and their duration here."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,7 @@ LABELLED = 128
 """Further slices per update for imitation, which costs a quarter of the others."""
 _MOST_FOR_PLANS = 2.0
 """Times the duration without plans that labels by planning may make of the whole."""
+_MOST_UPDATES = 10_000_000
 _MEASURED_CALLS = 3
 _SLOW = 0.5
 """Seconds of a step from which it is not measured in batches."""
@@ -275,18 +278,14 @@ class _Speeds:
     def _affordable(self, *, planned: bool) -> int:
         """Return the most updates that the hours allow."""
         limit = 3600 * (self._config.hours or 0)
-        least, most = 0, 10_000_000
-        while least < most:
-            middle = (least + most + 1) // 2
-            fits = self._seconds(middle, planned=planned) <= limit
-            least, most = (middle, most) if fits else (least, middle - 1)
-        if not least:
-            shortest = self._seconds(1, planned=planned) / 3600
+        seconds = partial(self._seconds, planned=planned)
+        most = bisect_right(range(1, _MOST_UPDATES), limit, key=seconds)
+        if not most:
             raise InputError(
                 f"--hours {self._config.hours:g} is too short: episodes and exports alone take "
-                f"about {shortest:.2g} hours here"
+                f"about {seconds(1) / 3600:.2g} hours here"
             )
-        return least
+        return most
 
     def _length(self, name: str) -> int:
         return self._tables[name].tasks[0].episode_length
