@@ -7,7 +7,6 @@ import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def read_public(path: Path, *, check_values: bool = True) -> Checkpoint:
     except TorchFileError as error:
         raise CheckpointError(f"{path} {error}") from error
     try:
-        checkpoint = _convert(_entries(content), _Source(path.stat().st_size, mapped))
+        checkpoint = _convert(_entries(content), path.stat().st_size, mapped)
         validate(checkpoint, values=check_values)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -81,43 +80,37 @@ def _open(path: Path) -> tuple[Any, MappedFile | None]:
     return load_whole(path), None
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What the entries of a state dict are taken from."""
-
-    size_bytes: int
-    mapped: MappedFile | None
-
-    def tensor(self, key: str, value: Any) -> Tensor:
-        """Refuse what is not a tensor that is stored completely in the file."""
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"entry {key!r} is not a tensor")
-        # A stride of zero or the meta device turns a few bytes into terabytes.
-        expected = "meta" if self.mapped else "cpu"
-        stored = value.layout is torch.strided and value.device.type == expected
-        if not stored or value.numel() * value.element_size() > self.size_bytes:
-            raise CheckpointError(f"tensor {key!r} is larger than the file or not stored in it")
-        try:
-            return self.mapped.tensor(value) if self.mapped else value
-        except TorchFileError as error:
-            raise CheckpointError(f"tensor {key!r} is not stored in it ({error})") from error
+def _stored(key: str, value: Any, size_bytes: int, mapped: MappedFile | None) -> Tensor:
+    """Return an entry; refuse what is not a tensor that is stored completely in the file."""
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"entry {key!r} is not a tensor")
+    # A stride of zero or the meta device turns a few bytes into terabytes.
+    there = value.layout is torch.strided and value.device.type == ("meta" if mapped else "cpu")
+    if not there or value.numel() * value.element_size() > size_bytes:
+        raise CheckpointError(f"tensor {key!r} is larger than the file or not stored in it")
+    try:
+        return mapped.tensor(value) if mapped else value
+    except TorchFileError as error:
+        raise CheckpointError(f"tensor {key!r} is not stored in it ({error})") from error
 
 
-def _convert(entries: dict[str, Any], source: _Source) -> Checkpoint:
+def _convert(entries: dict[str, Any], size_bytes: int, mapped: MappedFile | None) -> Checkpoint:
     """Rename and size up the entries of a state dict."""
     _refuse_foreign(entries)
-    masks = entries.pop(_MASKS, None)
     stored = {
-        key: source.tensor(key, value)
+        key: _stored(key, value, size_bytes, mapped)
         for key, value in entries.items()
-        if not key.startswith(_IGNORED_STARTS) and not key.endswith(_IGNORED_ENDS)
+        if not key.startswith(_IGNORED_STARTS)
+        and not key.endswith(_IGNORED_ENDS)
+        and (key != _MASKS or isinstance(value, Tensor))
     }
+    masks = stored.pop(_MASKS, None)
     tensors = _native_names({key: _plain(tensor) for key, tensor in stored.items()})
     config = _config(tensors)
-    tasks = _tasks(config, source.tensor(_MASKS, masks) if isinstance(masks, Tensor) else None)
     quantised = sum(tensor.is_quantized for tensor in stored.values())
     extra = {"quantised": f"{quantised} of {len(stored)} tensors"} if quantised else {}
-    return Checkpoint(config, tasks, tensors, _layout([*entries]), extra, mapped=source.mapped)
+    layout, tasks = _layout([*entries]), _tasks(config, masks)
+    return Checkpoint(config, tasks, tensors, layout, extra, mapped=mapped)
 
 
 def _entries(content: Any) -> dict[str, Any]:

@@ -115,7 +115,13 @@ def _load(
     except TorchFileError:
         raise  # it is a ValueError, which is caught below
     except pickle.UnpicklingError as error:
-        raise TorchFileError(_reason(str(error))) from error
+        # What follows the mark is the fault itself; the advice before it names classes as well.
+        fault = str(error).rpartition("WeightsUnpickler error:")[2]
+        if any(sign in fault for sign in _CODE_SIGNS):
+            raise TorchFileError(_REFUSED) from error
+        raise TorchFileError(
+            "is truncated or damaged, or contains other things than tensors"
+        ) from error
     except PermissionError as error:
         raise TorchFileError(f"cannot be read: {error.strerror}") from error
     except _DAMAGE as error:
@@ -164,15 +170,6 @@ def _refuse_filling(pickled: bytes) -> None:
     """Refuse arrays of bytes, of which a few letters make one as large as memory."""
     if b"\nbytearray\n" in pickled:
         raise TorchFileError(_REFUSED)
-
-
-def _reason(message: str) -> str:
-    """Return in one line why the restricted unpickler refused."""
-    # What follows the mark is the fault itself; the advice before it names classes as well.
-    fault = message.rpartition("WeightsUnpickler error:")[2]
-    if any(sign in fault for sign in _CODE_SIGNS):
-        return _REFUSED
-    return "is truncated or damaged, or contains other things than tensors"
 
 
 class MappedFile:

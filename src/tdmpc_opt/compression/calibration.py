@@ -29,7 +29,6 @@ class Observations:
     task: Int[Tensor, " rows"]
 
     def __len__(self) -> int:
-        """Return their number."""
         return len(self.obs)
 
     def spread(self, rows: int) -> "Observations":

@@ -42,7 +42,6 @@ class ConvertConfig(OfCheckpoint, OnTasks, ToOutput):
     """Licence of the weights for the model card, by its id on the hub, such as mit."""
 
     def __post_init__(self) -> None:
-        """Refuse a card's facts where there is no card."""
         if self.is_file and (self.results or self.license != "unknown"):
             raise InputError("`results` and `license` belong to the card of a model folder")
 
@@ -76,7 +75,6 @@ class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
     does; kept where they bring the file closer to it. 300 to 1000 are worth it for int4."""
 
     def __post_init__(self) -> None:
-        """Refuse options that the format has no use for, and mixed without its own."""
         names = ("budget_bytes", "max_action_error")
         limits = [name for name in names if getattr(self, name) is not None]
         if self.format == "mixed" and (self.data is None or len(limits) != 1):
@@ -110,7 +108,6 @@ class SensitivityConfig(OfCheckpoint, ToOutput, ToPlot, ByWorkers):
     """Episodes per task that score the policy for each layer and format; 0 scores none."""
 
     def __post_init__(self) -> None:
-        """Refuse counts that cannot be run."""
         if self.episodes < 0 or self.workers < 0:
             raise InputError("`episodes` and `workers` must be at least 0")
 
@@ -143,7 +140,6 @@ class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
     where that is more (plans: 0.005); for fp16 0.02 (plans: 0.2); for int8 0.3 (plans: 1.0)."""
 
     def __post_init__(self) -> None:
-        """Refuse what no file can be."""
         if self.tolerance is not None and not self.tolerance > 0:
             raise InputError(f"`tolerance` must be above 0, got {self.tolerance}")
         if not (18 <= self.opset <= 20 and 8 <= self.ir_version <= 10):

@@ -49,7 +49,6 @@ class EvaluateConfig(OfCheckpoint, OnTasks, Acting, ToOutput, OnDevice, ByWorker
         return self.mode or ("planner" if plans else "policy")
 
     def __post_init__(self) -> None:
-        """Refuse seeds that data collection may have seen."""
         if self.episodes < 1 or self.seed < 0:
             raise InputError("`episodes` must be at least 1 and `seed` at least 0")
         if self.seed + self.episodes > COLLECTION_SEED:
@@ -64,7 +63,6 @@ class CompareConfig(OfResults):
     """Show the paired difference B - A of two result files, A and B, with its interval."""
 
     def __post_init__(self) -> None:
-        """Refuse another number of files."""
         if len(self.results) != 2:
             raise InputError(f"compare takes two result files, got {len(self.results)}")
 
@@ -103,7 +101,6 @@ class BenchConfig:
     """Result file (JSON) to write; without it none."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be timed."""
         if not (self.sources and self.preset and self.engine and self.batch):
             raise InputError(
                 "name at least one file, and one value of `preset`, `engine` and `batch`"
@@ -146,7 +143,6 @@ class TuneConfig(OfCheckpoint, OnTasks, ToOutput, ByWorkers):
     none."""
 
     def __post_init__(self) -> None:
-        """Refuse searches that cannot be run."""
         if not 1 <= self.episodes <= COLLECTION_SEED - TUNING_SEED:
             raise InputError(f"`episodes` must be in 1..{COLLECTION_SEED - TUNING_SEED:,}")
         if self.trials < 1:
@@ -186,7 +182,6 @@ class VideoConfig(OfCheckpoint, OnTasks, Acting):
     """Simulated seconds of each task; None films whole episodes."""
 
     def __post_init__(self) -> None:
-        """Refuse what gives no picture."""
         if self.output is None and self.sheet is None:
             raise InputError("name a film with --output or a contact sheet with --sheet")
         if self.output is not None and self.output.suffix.lower() not in (".mp4", ".gif"):

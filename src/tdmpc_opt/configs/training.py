@@ -56,7 +56,6 @@ class ExpertsConfig(OnTasks, ToOutput, ByWorkers, Seeded):
     """Agent steps between saved states; a killed run loses at most these."""
 
     def __post_init__(self) -> None:
-        """Refuse counts that cannot be run."""
         if min(self.steps, self.hidden, self.episodes, self.save_every, self.envs) < 1:
             raise InputError(
                 "`steps`, `hidden`, `episodes`, `save_every` and `envs` must be at least 1"
@@ -82,7 +81,6 @@ class CollectConfig(OnTasks, Acting, ToOutput, OnDevice, ByWorkers, Labelled, Se
     """Episodes per task."""
 
     def __post_init__(self) -> None:
-        """Refuse counts and noise that cannot be run."""
         if self.episodes < 1 or self.seed < 0 or self.noise < 0:
             raise InputError("`episodes` must be at least 1; `seed` and `noise` at least 0")
         if self.preset is not None and self.mode == "policy":
@@ -115,7 +113,6 @@ class DataImportConfig(ToOutput):
     name it and leave it out."""
 
     def __post_init__(self) -> None:
-        """Refuse an import of nothing."""
         if not self.sources:
             raise InputError("name a shard file or a Minari folder at least")
 
@@ -145,7 +142,6 @@ class Schedule:
     """Updates that lead from `start` to `end`; 0 without an `end`."""
 
     def __post_init__(self) -> None:
-        """Refuse weights that cannot be meant."""
         for value in (self.start, self.end):
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise InputError(f"a weight must be finite and at least 0, got {value}")
@@ -161,11 +157,6 @@ class Schedule:
             return self.start
         part = min(update / self.updates, 1.0)
         return (1 - part) * self.start + part * self.end
-
-    @property
-    def is_zero(self) -> bool:
-        """True for a weight that is 0 all along."""
-        return not (self.start or self.end)
 
     @classmethod
     def parse(cls, text: str) -> "Schedule":
@@ -187,7 +178,6 @@ class Schedule:
             ) from None
 
     def __str__(self) -> str:
-        """Return the text that `parse` reads."""
         return f"{self.start}" + ("" if self.end is None else f":{self.end}@{self.updates}")
 
 
@@ -357,7 +347,6 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
         return (self.data,) if isinstance(self.data, Path) else self.data
 
     def __post_init__(self) -> None:
-        """Refuse counts and shares that cannot be run."""
         if not self.folders:
             raise InputError("name a dataset folder at least with --data")
         names, without = [f.name for f in fields(FromTeacher)], FromTeacher()
@@ -410,7 +399,6 @@ class DistillConfig(OnTasks, ToOutput, OnDevice, ByWorkers, Seeded):
     in bf16 and sums in float32 on processors with units for that."""
 
     def __post_init__(self) -> None:
-        """Refuse budgets that cannot be spent."""
         if not self.teachers:
             raise InputError("name a teacher: a checkpoint, zoo name, folder or MODULE:FACTORY")
         if self.hours is not None and self.updates is not None:
@@ -455,7 +443,6 @@ class DaggerConfig(TrainConfig, ByWorkers, Labelled):
     """The dataset that grows: `data` in the output folder."""
 
     def __post_init__(self) -> None:
-        """Refuse counts that cannot be run."""
         object.__setattr__(self, "on_policy", self.output / "data")
         super().__post_init__()
         if min(self.rounds, self.episodes) < 1 or min(self.noise, self.planner_episodes) < 0:

@@ -98,7 +98,6 @@ class Plan:
     """Expected size of the output folder with its data."""
 
     def __str__(self) -> str:
-        """Return the plan in two lines."""
         updates = self.updates + self.rounds * self.round_updates
         plans = ""
         if self.planner_seconds:
