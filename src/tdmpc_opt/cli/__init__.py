@@ -9,7 +9,7 @@ from typing import Any
 
 import tdmpc_opt
 from tdmpc_opt import machine
-from tdmpc_opt.cli import data, deploy, files, measure, training
+from tdmpc_opt.cli import deploy, files, measure, training
 from tdmpc_opt.cli.command import UsageError, overview, parse, with_options
 from tdmpc_opt.cli.output import Terminal
 from tdmpc_opt.errors import InputError, TdmpcOptError, printable
@@ -18,7 +18,7 @@ _GROUPS = {
     "Train": training.COMMANDS,
     "Measure and show": measure.COMMANDS,
     "Compress and deploy": deploy.COMMANDS,
-    "Make and exchange data": data.COMMANDS,
+    "Make and exchange data": training.DATA_COMMANDS,
     "Look at tasks and files": files.COMMANDS,
 }
 _COMMANDS = {command.name: command for group in _GROUPS.values() for command in group}
