@@ -20,7 +20,7 @@ def test_the_demo_runs_end_to_end_and_goes_on_where_it_was(tmp_path):
         "control: cloned data",
         "random actions",
     ]
-    assert [row.name for row in rows] == names
+    assert [row["name"] for row in rows] == names
     for picture in ("scores.png", "curves.png"):
         assert (output / picture).read_bytes().startswith(b"\x89PNG")
     assert demo(output, updates=20, tasks=tasks) == rows

@@ -132,9 +132,10 @@ def _demo(config: configs.DemoConfig, terminal: Terminal) -> None:
 
     rows = []
     for row in demo(config.output, terminal):
-        interval = f"[{row.ci95[0]:.1f}, {row.ci95[1]:.1f}]" if row.ci95 else "-"
-        sizes = (f"{row.parameters:,}", f"{row.size_bytes:,}") if row.parameters else ("-", "-")
-        rows.append((row.name, f"{row.score:.1f}", interval, *sizes))
+        ci95, counts = row["ci95"], (row["parameters"], row["size_bytes"])
+        interval = f"[{ci95[0]:.1f}, {ci95[1]:.1f}]" if ci95 else "-"
+        sizes = (f"{count:,}" if count else "-" for count in counts)
+        rows.append((row["name"], f"{row['score']:.1f}", interval, *sizes))
     columns = ("agent", "score (0..100)", "95% CI", "parameters", "bytes")
     terminal.print(
         table("Demo, policy alone", columns, rows),

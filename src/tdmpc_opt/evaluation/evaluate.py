@@ -90,7 +90,7 @@ def _evaluate(
         progress.update(result.finished, len(tasks), note)
     if not result.tasks:
         raise ResultError("nothing was evaluated")
-    return result.content(**result.measured_so_far())
+    return result.content()
 
 
 def _identity(config: EvaluateConfig, policy: PolicySource, tasks: TaskTable) -> dict[str, Any]:

@@ -106,18 +106,19 @@ class EvaluationFile(ResultFile):
         """
         known = self.tasks.get(task)
         self.tasks[task] = dict(record) if known is None else _joined(known, record)
-        self.write(**self.measured_so_far())
+        self.write()
 
-    def measured_so_far(self) -> dict[str, Any]:
-        """Return the scores of the tasks in the order of the config, as JSON-ready data."""
+    def content(self, **measured: Any) -> dict[str, Any]:
+        """Return the whole file, with the scores of the tasks in the order of the config."""
         order = [name for name in self._config["tasks"] if name in self.tasks]
         score = normalized_score({name: self.tasks[name]["returns"] for name in order})
-        return {
-            "complete": self.finished == len(self._config["tasks"]),
-            "score": {"mean": score.mean, "ci95": score.ci95},
-            "tasks": {name: self.tasks[name] for name in order},
-            "training": self._training,
-        }
+        return super().content(
+            complete=self.finished == len(self._config["tasks"]),
+            score={"mean": score.mean, "ci95": score.ci95},
+            tasks={name: self.tasks[name] for name in order},
+            training=self._training,
+            **measured,
+        )
 
 
 def _joined(known: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

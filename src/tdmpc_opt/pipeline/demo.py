@@ -1,8 +1,9 @@
 """The demo: one distillation in minutes, against students without a teacher."""
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from tdmpc_opt import zoo
 from tdmpc_opt.checkpoints.load import describe
@@ -23,21 +24,9 @@ TEACHER = "mt30-1m"
 TASKS = "pendulum-swingup,cup-catch,reacher-easy"
 
 
-@dataclass(frozen=True, slots=True)
-class DemoRow:
-    """One line of the demo's table."""
-
-    name: str
-    score: float
-    ci95: tuple[float, float] | None
-    parameters: int
-    """Target Qs not counted; 0 for random actions."""
-    size_bytes: int
-
-
 def demo(
     output: Path, progress: Progress | None = None, *, updates: int = 3000, tasks: str = TASKS
-) -> list[DemoRow]:
+) -> list[dict[str, Any]]:
     """Distil the bundled student further by `distill`, and train controls without a teacher.
 
     The controls have the student's size and see the same episodes in as many updates: one by
@@ -51,7 +40,8 @@ def demo(
         tasks: Names of tasks joined by commas.
 
     Returns:
-        The rows of the table, which `demo.json` and the plots in `output` show too.
+        The rows of the table, as in `demo.json`: name, score with `ci95`, parameters (target Qs
+        not counted) and bytes of each policy; these are 0 for random actions.
 
     Raises:
         TdmpcOptError: As the stages raise.
@@ -60,7 +50,7 @@ def demo(
         return _demo(output, progress or Silent(), updates, tasks)
 
 
-def _demo(folder: Path, progress: Progress, updates: int, tasks: str) -> list[DemoRow]:
+def _demo(folder: Path, progress: Progress, updates: int, tasks: str) -> list[dict[str, Any]]:
     start = time.perf_counter()
     config = DistillConfig(
         teachers=(TEACHER,), tasks=tasks, size="0.3", updates=updates, output=folder / "student"
@@ -91,8 +81,8 @@ def _demo(folder: Path, progress: Progress, updates: int, tasks: str) -> list[De
         "random actions": "random",
     }
     rows = [_row(name, path, folder, tasks, progress) for name, path in policies.items()]
-    scores = bar_chart({row.name: [Score(row.score, row.ci95)] for row in rows}, NORMALIZED)
-    save_picture(scores, folder / "scores.png")
+    scores = {row["name"]: [Score(row["score"], row["ci95"])] for row in rows}
+    save_picture(bar_chart(scores, NORMALIZED), folder / "scores.png")
     runs = {
         "distilled, offline": work / "trained",
         "no teacher": folder / "plain",
@@ -112,7 +102,7 @@ def _demo(folder: Path, progress: Progress, updates: int, tasks: str) -> list[De
     }
     file = ResultFile(folder / "demo.json", "demo", facts)
     seconds = round(time.perf_counter() - start, 1)
-    file.write(rows=[asdict(row) for row in rows], seconds=seconds)
+    file.write(rows=rows, seconds=seconds)
     return rows
 
 
@@ -127,7 +117,9 @@ def _with_actions_as_labels(source: Path, output: Path) -> Path:
     return output
 
 
-def _row(name: str, source: str, folder: Path, tasks: str, progress: Progress) -> DemoRow:
+def _row(
+    name: str, source: str, folder: Path, tasks: str, progress: Progress
+) -> dict[str, Any]:
     output = folder / "results" / (name.replace(": ", "-").replace(" ", "-") + ".json")
     content = evaluate(
         EvaluateConfig(
@@ -142,10 +134,10 @@ def _row(name: str, source: str, folder: Path, tasks: str, progress: Progress) -
         Stage(progress, f"evaluate {name}"),
     )
     summary = None if source == "random" else describe(source)
-    return DemoRow(
-        name=name,
-        score=content["score"]["mean"],
-        ci95=content["score"]["ci95"],
-        parameters=summary.parameters if summary else 0,
-        size_bytes=summary.size_bytes if summary else 0,
-    )
+    return {
+        "name": name,
+        "score": content["score"]["mean"],
+        "ci95": content["score"]["ci95"],
+        "parameters": summary.parameters if summary else 0,
+        "size_bytes": summary.size_bytes if summary else 0,
+    }
