@@ -69,7 +69,7 @@ def test_no_field_that_moves_the_weights_is_marked_as_cost(kind):
 def test_younger_fields_are_recorded_as_absent_at_their_default(tmp_path):
     config = TrainConfig(data=tmp_path, output=tmp_path, updates=1)
     younger = {name for name, knob in knobs(TrainConfig).items() if knob.since > 1}
-    assert younger == {"sampling", "behaviour_batch", "td_lambda", "more_teachers"}
+    assert younger == {"sampling", "behaviour_batch", "td_lambda", "more_teachers", "matmul"}
     assert {recorded(config)[name] for name in younger} == {None}
     assert recorded(replace(config, td_lambda=0.5))["td_lambda"] == 0.5
     names = {field.name for field in fields(TrainConfig)}
