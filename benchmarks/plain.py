@@ -20,7 +20,7 @@ from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import LOG_STD_MAX, LOG_STD_MIN, WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise
 from tdmpc_opt.schema import PlannerBudget
-from tdmpc_opt.training.objective import RHO
+from tdmpc_opt.training.losses import RHO
 
 LR, ENCODER_LR, CLIP, TAU = 3e-4, 0.9e-4, 20.0, 0.01
 

@@ -29,10 +29,9 @@ from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import Size, TaskTable, model_config
-from tdmpc_opt.training.distillation import open_distillation
+from tdmpc_opt.training.distillation import Distillation, open_distillation
 from tdmpc_opt.training.step import build_learner, train_step
-from tdmpc_opt.training.teacher_cache import TeacherCache
-from tdmpc_opt.training.terms import Distillation
+from tdmpc_opt.training.teachers import TeacherCache
 
 UPDATES_ON_A_GPU = 20
 
@@ -135,15 +134,10 @@ def _ours(
     fabric = Fabric(accelerator=student.bins.device.type, devices=1)
     copied = WorldModel(student.config, student.tasks).to(student.bins.device)
     copied.load_state_dict(student.state_dict())
-    learner = build_learner(fabric, copied, settings)
+    learner = build_learner(fabric, copied, settings, distillation)
     draw = cycle(batches)
 
-    def update() -> object:
-        batch = draw()
-        labels = distillation.supervision(batch, learner.update) if distillation else None
-        return train_step(fabric, learner, batch, settings, labels)
-
-    return update
+    return lambda: train_step(learner, draw())
 
 
 def _model(size: Size, tasks: TaskTable, seed: int) -> WorldModel:

@@ -22,7 +22,7 @@ from tdmpc_opt.configs import LossWeights, TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model.world_model import NETWORKS, WorldModel
 from tdmpc_opt.schema import MT30, model_config
-from tdmpc_opt.training.objective import model_losses, td_target
+from tdmpc_opt.training.losses import model_losses, td_target
 from tdmpc_opt.training.ranks import ALONE, Ranks
 from tdmpc_opt.training.step import build_learner
 
@@ -55,8 +55,9 @@ def _batch(model: WorldModel, ranks: Ranks, source: torch.Generator) -> Batch:
     action = torch.rand(3, BATCH, sizes.action_dim, generator=source) * 2 - 1
     reward = torch.rand(3, BATCH, 1, generator=source)
     task = torch.randint(0, sizes.num_tasks, (BATCH,), generator=source)
-    parts = (ranks.own_rows(part, 1) for part in (obs, action, action, reward))
-    return Batch(*parts, ranks.own_rows(task, 0))
+    own = slice(ranks.rank, None, ranks.count)
+    parts = (part[:, own] for part in (obs, action, action, reward))
+    return Batch(*parts, task[own])
 
 
 def _held(parameter: torch.Tensor) -> torch.Tensor:
@@ -78,9 +79,7 @@ def main() -> None:
         batch = _batch(model, ranks, generator)
         with torch.no_grad():
             next_z = model.encode(batch.obs[1:], batch.task)
-            target = td_target(
-                model, next_z, batch.reward, batch.task, learner.generator, ranks
-            )
+            target = td_target(model, next_z, batch, learner.generator, ranks)
         losses, _ = model_losses(model, batch, next_z, target, weights, ranks)
         loss = losses.total(weights)
         learner.model_optimizer.zero_grad()

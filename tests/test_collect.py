@@ -6,13 +6,9 @@ import pytest
 
 from tdmpc_opt.agents.agent import Agent, load_agent
 from tdmpc_opt.agents.collect import collect
-from tdmpc_opt.agents.policies import (
-    ExpertNetwork,
-    agent_policy,
-    expert_path,
-    expert_policy,
-    rollout,
-)
+from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
+from tdmpc_opt.agents.rollout import agent_policy, rollout
+from tdmpc_opt.agents.sources import ExpertSource
 from tdmpc_opt.configs import CollectConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, DataError, InputError, UnknownTaskError
@@ -209,7 +205,7 @@ def test_a_planner_labels_with_its_warm_start_along_the_way(checkpoint_file, car
         model = load_agent(checkpoint_file).world_model
         return Agent(model, mode="planner", budget=budget)
 
-    expert, labeller = expert_policy(cartpole), agent_policy(planner())
+    expert, labeller = ExpertSource(source=str(cartpole)).load(), agent_policy(planner())
     episodes = rollout(expert, task, seeds, streams, noise=0.1, labeller=labeller)
     alone = rollout(expert, task, seeds, streams, noise=0.1)
     for episode, same, stream in zip(episodes, alone, streams, strict=True):

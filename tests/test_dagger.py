@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tdmpc_opt.agents.agent import load_agent
 from tdmpc_opt.agents.collect import collect
-from tdmpc_opt.agents.policies import ExpertNetwork, expert_path
+from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.native import write_native

@@ -13,8 +13,7 @@ from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.training import loop
-from tdmpc_opt.training.batches import FaultKeeper
+from tdmpc_opt.training.faults import FaultKeeper
 from tdmpc_opt.training.step import Learner, build_learner, train_step
 
 ON_THE_CPU = {"aten::quantile", "aten::_fused_adam_"}
@@ -41,25 +40,25 @@ def model(make_model: Callable[..., WorldModel]) -> WorldModel:
     return plain
 
 
-def _learner(model: WorldModel, *, waits: bool) -> tuple[Fabric, Learner]:
+def _learner(model: WorldModel, *, waits: bool) -> Learner:
     fabric = Fabric(accelerator="cpu", devices=1)
     learner = build_learner(fabric, deepcopy(model), CONFIG)
     learner.waits = waits
-    return fabric, learner
+    return learner
 
 
 def test_an_update_does_not_make_the_host_wait_for_a_value(model):
     """On the CPU alone, `quantile` reads its percentiles and Adam's kernel `found_inf`."""
-    fabric, learner = _learner(model, waits=False)
+    learner = _learner(model, waits=False)
     batch = _batch()
-    train_step(fabric, learner, batch, CONFIG)
+    train_step(learner, batch)
     with torch.profiler.profile() as profile:
-        train_step(fabric, learner, batch, CONFIG)
+        train_step(learner, batch)
     reads = [event for event in profile.events() if event.name == "aten::_local_scalar_dense"]
     assert {_outermost(event) for event in reads} <= ON_THE_CPU
-    fabric, learner = _learner(model, waits=True)
+    learner = _learner(model, waits=True)
     with torch.profiler.profile() as profile:
-        train_step(fabric, learner, batch, CONFIG)
+        train_step(learner, batch)
     reads = [event for event in profile.events() if event.name == "aten::_local_scalar_dense"]
     assert "aten::is_nonzero" in {_outermost(event) for event in reads}
 
@@ -73,9 +72,9 @@ def _outermost(event) -> str:
 def test_updates_with_and_without_waiting_are_the_same(model):
     weights = []
     for waits in (True, False):
-        fabric, learner = _learner(model, waits=waits)
+        learner = _learner(model, waits=waits)
         for _ in range(3):
-            terms = train_step(fabric, learner, _batch(), CONFIG)
+            terms = train_step(learner, _batch())
         weights.append(learner.model.state_dict())
     assert bool(terms["finite"])
     for name, value in weights[0].items():
@@ -83,17 +82,17 @@ def test_updates_with_and_without_waiting_are_the_same(model):
 
 
 def test_an_update_with_nan_is_left_out_by_the_device(model):
-    fabric, learner = _learner(model, waits=False)
-    train_step(fabric, learner, _batch(), CONFIG)
+    learner = _learner(model, waits=False)
+    train_step(learner, _batch())
     before, scale = deepcopy(learner.model.state_dict()), learner.scale.value.clone()
     bad = replace(_batch(), reward=torch.full((3, 4, 1), torch.nan))
-    terms = train_step(fabric, learner, bad, CONFIG)
+    terms = train_step(learner, bad)
     assert not bool(terms["finite"])
     assert float(terms["loss"]) == float(terms["grad_norm"]) == 0
     assert torch.equal(learner.scale.value, scale)
     for name, value in learner.model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    terms = train_step(fabric, learner, _batch(), CONFIG)
+    terms = train_step(learner, _batch())
     assert bool(terms["finite"])
     assert not torch.equal(
         learner.model.state_dict()["dynamics.0.weight"], before["dynamics.0.weight"]
@@ -108,17 +107,21 @@ def test_left_out_updates_are_reported_and_limited(model):
         def warn(self, text):
             self.append(text)
 
-    _, learner = _learner(model, waits=False)
+    learner = _learner(model, waits=False)
     told, flags = Told(), (True, False, True)
-    faults = FaultKeeper(learner, SliceSampler.__new__(SliceSampler), CONFIG, told)
-    unread = [(number, torch.tensor(flag)) for number, flag in enumerate(flags, 1)]
-    loop._read(unread, faults)
+    faults = FaultKeeper(learner, SliceSampler.__new__(SliceSampler), told)
+    for number, flag in enumerate(flags, 1):
+        learner.update, terms = number, {"finite": torch.tensor(flag)}
+        faults.read_later(terms)
+        assert terms == {}
+    assert not told, "the host waits when it is told to"
+    faults.read()
     assert len(told) == 1
     assert "of update 2 was NaN or infinite" in told[0]
-    assert unread == []
     assert learner.skipped == 1
+    faults.read_later({"finite": torch.tensor(False)})
     with pytest.raises(RunError, match="stopped, for 1 batches were skipped"):
-        loop._read([(4, torch.tensor(False))], faults)
+        faults.read()
 
 
 @pytest.mark.gpu
@@ -128,11 +131,11 @@ def test_an_update_on_a_gpu_does_not_synchronise(make_model):
     learner = build_learner(fabric, make_model(), CONFIG)
     assert not learner.waits
     batch = _batch("cuda")
-    train_step(fabric, learner, batch, CONFIG)  # allocates
+    train_step(learner, batch)  # allocates
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        terms = train_step(fabric, learner, batch, CONFIG)
+        terms = train_step(learner, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert bool(terms["finite"])

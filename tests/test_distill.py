@@ -9,8 +9,8 @@ import pytest
 import torch
 from public_layouts import layout_c
 
+from tdmpc_opt.agents.own import Assigned, write_assignment
 from tdmpc_opt.agents.sources import open_source
-from tdmpc_opt.agents.teachers import Assigned, write_assignment
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.cli import main

@@ -34,7 +34,6 @@ from tdmpc_opt.training import step
 from tdmpc_opt.training.distillation import open_distillation
 from tdmpc_opt.training.loop import train
 from tdmpc_opt.training.step import Learner, build_learner, train_step
-from tdmpc_opt.training.terms import Distillation
 
 EXPERTS = Path(__file__).parents[1] / "experts"
 TASKS = MT30.subset(["pendulum-swingup", "cartpole-balance"])
@@ -111,8 +110,7 @@ def _config(teacher: Path, terms: DistillWeights, **settings) -> TrainConfig:
 
 def _learner(fabric: Fabric, student: WorldModel, config: TrainConfig):
     found = open_distillation(config, student, CPU)
-    learner = build_learner(fabric, student, config, found.projection if found else None)
-    return learner, found
+    return build_learner(fabric, student, config, found)
 
 
 def _sampler(dataset_dir: Path, model: WorldModel) -> SliceSampler:
@@ -120,16 +118,8 @@ def _sampler(dataset_dir: Path, model: WorldModel) -> SliceSampler:
     return SliceSampler([dataset], model.tasks, horizon=3, batch_size=32, seed=0)
 
 
-def _step(
-    fabric: Fabric,
-    learner: Learner,
-    found: Distillation | None,
-    config: TrainConfig,
-    sampler: SliceSampler,
-) -> dict[str, Tensor]:
-    batch = sampler.sample()
-    supervision = found.supervision(batch, learner.update) if found else None
-    return train_step(fabric, learner, batch, config, supervision)
+def _step(learner: Learner, sampler: SliceSampler) -> dict[str, Tensor]:
+    return train_step(learner, sampler.sample())
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -142,10 +132,10 @@ def test_a_weight_counts_in_proportion(
     for weight in (0.0, 1.0, 2.0):
         weights = replace(OFF, **{name: Schedule(weight)})
         config = _config(teacher_file, weights)
-        learner, found = _learner(fabric, make_model(TASKS), config)
+        learner = _learner(fabric, make_model(TASKS), config)
         torch.manual_seed(1)  # dropout
         sampler = _sampler(dataset_dir, learner.model)
-        row = _step(fabric, learner, found, config, sampler)
+        row = _step(learner, sampler)
         policy = [p.grad.flatten() for p in learner.model.policy_head.parameters()]
         rows.append((row, torch.cat(policy)))
     (off, plain), (one, some), (two, more) = rows
@@ -166,9 +156,8 @@ def test_the_models_optimiser_owns_the_projection(
 ):
     monkeypatch.setattr(step, "GRAD_CLIP", 1e-3)
     config = _config(teacher_file, replace(OFF, latent=Schedule(1.0)))
-    learner, found = _learner(fabric, make_model(TASKS), config)
+    learner = _learner(fabric, make_model(TASKS), config)
     projection = learner.projection
-    assert projection is found.projection
     assert projection.weight.shape == (24, 16)
     owned = [p for group in learner.model_optimizer.param_groups for p in group["params"]]
     policy = [p for group in learner.policy_optimizer.param_groups for p in group["params"]]
@@ -177,7 +166,7 @@ def test_the_models_optimiser_owns_the_projection(
         assert not any(parameter is other for other in policy)
     before = [parameter.detach().clone() for parameter in projection.parameters()]
     sampler = _sampler(dataset_dir, learner.model)
-    row = _step(fabric, learner, found, config, sampler)
+    row = _step(learner, sampler)
     for parameter, old in zip(projection.parameters(), before, strict=True):
         assert not torch.equal(parameter, old)
     clipped = torch.stack([p.grad.norm() for p in owned if p.grad is not None]).norm()
@@ -193,21 +182,18 @@ def test_a_term_falls_when_it_is_trained_on(
     weights = replace(OFF, **{name: Schedule(1.0)})
     quiet = LossWeights(consistency=1.0, reward=0.0, value=0.0)
     config = _config(teacher_file, weights, lr=3e-3, weights=quiet, reward_steps="all")
-    learner, found = _learner(fabric, make_model(TASKS), config)
+    learner = _learner(fabric, make_model(TASKS), config)
     sampler = _sampler(dataset_dir, learner.model)
-    curve = [
-        float(_step(fabric, learner, found, config, sampler)[f"distill_{name}"])
-        for _ in range(40)
-    ]
+    curve = [float(_step(learner, sampler)[f"distill_{name}"]) for _ in range(40)]
     assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_the_loss_falls_within_50_steps(fabric, make_model, teacher_file, dataset_dir):
     config = _config(teacher_file, DistillWeights(), lr=1e-3)
-    learner, found = _learner(fabric, make_model(TASKS, seed=4), config)
+    learner = _learner(fabric, make_model(TASKS, seed=4), config)
     sampler = _sampler(dataset_dir, learner.model)
-    curves = [_step(fabric, learner, found, config, sampler) for _ in range(50)]
+    curves = [_step(learner, sampler) for _ in range(50)]
     for name in ("loss", "reward", "distill_reward_mse"):
         first, last = (
             sum(float(row[name]) for row in part) for part in (curves[:5], curves[-5:])

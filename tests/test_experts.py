@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from tdmpc_opt.agents.policies import Act, ExpertNetwork, Stream, expert_path
+from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
+from tdmpc_opt.agents.rollout import Act, Stream
 from tdmpc_opt.agents.sources import SimulatorSource
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
@@ -313,9 +314,9 @@ def _trained(config: ExpertsConfig) -> dict[str, Any]:
 
 def test_the_record_has_a_mean_return_for_each_batch_of_episodes(tmp_path: Path) -> None:
     curve = [(1000, 1.0), (1000, 3.0), (2000, 5.0), (2000, 6.0)]
-    progress = Progress(identity={"task": "pendulum-swingup"}, step=2000, curve=curve)
-    task = MT30["pendulum-swingup"]
-    experts._finish(_network(), task, _config(tmp_path), progress, Silent())
+    training = experts._Training(_config(tmp_path), MT30["pendulum-swingup"], Silent())
+    training.progress = Progress(identity={"task": "pendulum-swingup"}, step=2000, curve=curve)
+    training.finish(_network())
     record = json.loads((tmp_path / "pendulum-swingup.json").read_text())
     assert record["learning_curve"] == [[1000, 2.0], [2000, 5.5]]
 

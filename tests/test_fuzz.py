@@ -37,7 +37,7 @@ pytest.importorskip("matplotlib")
 
 from tdmpc_opt import runtime
 from tdmpc_opt.agents.agent import load_agent
-from tdmpc_opt.agents.policies import ExpertNetwork
+from tdmpc_opt.agents.expert import ExpertNetwork
 from tdmpc_opt.agents.sources import CheckpointSource
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import describe, read_checkpoint
@@ -73,7 +73,6 @@ pytestmark = [
 ]
 CORPUS = Path(__file__).parent / "corpus"
 TASKS = MT30.subset(["pendulum-swingup", "cartpole-balance"])
-TRAIN = TrainConfig(data=(Path("data"),), output=Path("run"), updates=4)
 RUN = {"size": "0.3", "updates": 4, "lr": 0.001, "data": [None, "x"]}
 HANG_SECONDS = 20
 
@@ -157,7 +156,7 @@ def _result(path: Path, way: int) -> None:
 
 def _record(path: Path, way: int) -> None:
     if path.name == "config.json":
-        runs._require_same(path, TRAIN, RUN)
+        runs.stored_record(path, TrainConfig, RUN)
     elif path.name == "rounds.json":
         _RoundsFile(path, RUN)
     else:

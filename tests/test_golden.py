@@ -22,8 +22,8 @@ from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, plan, prepare, sequence_values
 from tdmpc_opt.schema import PlannerBudget, Task, TaskTable
-from tdmpc_opt.training import objective, step, terms
-from tdmpc_opt.training.objective import td_target
+from tdmpc_opt.training import losses, step
+from tdmpc_opt.training.losses import td_target
 from tdmpc_opt.training.step import build_learner, train_step
 
 FOLDER = Path(__file__).parent / "golden"
@@ -110,7 +110,7 @@ def test_td_targets_use_the_discount_of_each_task(golden, model, batch):
     with torch.no_grad():
         next_z = model.encode(batch.obs[1:], batch.task)
     noise = torch.Generator().manual_seed(SEED)
-    _close(td_target(model, next_z, batch.reward, batch.task, noise), golden["td_target"])
+    _close(td_target(model, next_z, batch, noise), golden["td_target"])
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def trained(golden, model, batch) -> tuple[WorldModel, list[Arrays]]:
     """The model after three updates, and the terms of each."""
     fabric = Fabric(accelerator="cpu", devices=1)
     learner = build_learner(fabric, model, TRAINING)
-    updates = [train_step(fabric, learner, batch, TRAINING) for _ in range(3)]
+    updates = [train_step(learner, batch) for _ in range(3)]
     return learner.model, [{k: torch.as_tensor(v) for k, v in u.items()} for u in updates]
 
 
@@ -187,13 +187,13 @@ def test_rewards_of_the_released_agent_are_coded_and_distilled_as_by_the_public_
     target = d["soft_ce_target"][:, 0]
     _close(two_hot.soft_cross_entropy(d["soft_ce_logits"], target, bins), d["soft_ce"])
     student, teacher = d["reward_value"][None], d["teacher_reward"][None]
-    _close(terms.reward_mse(student, teacher, torch.ones(1)), d["distill_loss"])
+    _close(losses.reward_mse(student, teacher, torch.ones(1)), d["distill_loss"])
 
 
 def test_the_published_weights_of_the_losses_are_the_default():
     weights = LossWeights()
     assert (weights.consistency, weights.reward, weights.value) == (20, 0.1, 0.1)
-    assert (weights.entropy, objective.RHO) == (1e-4, 0.5)
+    assert (weights.entropy, losses.RHO) == (1e-4, 0.5)
     assert (step.TAU, step.GRAD_CLIP) == (0.01, 20)
 
 
@@ -219,15 +219,13 @@ def test_targets_and_losses_with_terminations_are_those_of_the_public_code(ended
     batch = Batch(**fields, label=ended["action"], task=task)
     next_z = episodic.encode(batch.obs[1:], task)
     noise = torch.Generator().manual_seed(SEED)
-    target = td_target(
-        *(episodic, next_z, batch.reward, task, noise), terminated=batch.terminated
-    )
+    target = td_target(episodic, next_z, batch, noise)
     _close(target, ended["td_target"])
     weights = LossWeights()
-    losses, _ = objective.model_losses(episodic, batch, next_z, target, weights)
+    found, _ = losses.model_losses(episodic, batch, next_z, target, weights)
     for name in ("consistency", "reward", "value", "termination"):
-        _close(getattr(losses, name), ended[f"{name}_loss"])
-    _close(losses.total(weights), ended["total_loss"])
+        _close(getattr(found, name), ended[f"{name}_loss"])
+    _close(found.total(weights), ended["total_loss"])
 
 
 def test_plans_earn_after_a_predicted_end_what_they_do_in_the_public_code(ended, episodic):

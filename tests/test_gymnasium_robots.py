@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tdmpc_opt import cli, make_env
-from tdmpc_opt.agents.policies import ExpertNetwork, expert_path
+from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.runtime import load

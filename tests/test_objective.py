@@ -8,12 +8,15 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from tdmpc_opt.configs import LossWeights, TrainConfig
+from tdmpc_opt.configs import DistillWeights, LossWeights, Schedule, TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.errors import NonFiniteError
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.training import objective, step
-from tdmpc_opt.training.objective import (
+from tdmpc_opt.training import losses as module
+from tdmpc_opt.training import step
+from tdmpc_opt.training.batches import slices_of
+from tdmpc_opt.training.distillation import Distillation
+from tdmpc_opt.training.losses import (
     ModelLosses,
     RunningScale,
     imitation,
@@ -25,7 +28,6 @@ from tdmpc_opt.training.objective import (
 from tdmpc_opt.training.ranks import Ranks
 from tdmpc_opt.training.step import Learner, build_learner, train_step
 from tdmpc_opt.training.teachers import TeacherTargets
-from tdmpc_opt.training.terms import Supervision
 
 CONFIG = TrainConfig(data=Path("unused"), output=Path("unused"), updates=1)
 
@@ -59,7 +61,7 @@ def _terms(
 ) -> tuple[ModelLosses, Tensor]:
     with torch.no_grad():
         next_z = model.encode(batch.obs[1:], batch.task)
-    target = td_target(model, next_z, batch.reward, batch.task, _generator())
+    target = td_target(model, next_z, batch, _generator())
     losses, rollout = model_losses(model, batch, next_z, target, weights)
     return losses, rollout.zs
 
@@ -88,9 +90,7 @@ def test_targets_look_ahead_as_far_as_lambda_says(model, batch, lookahead):
         rewards = sum(0.99**k * batch.reward[t + k] for k in range(steps))
         return rewards + 0.99**steps * value[t + steps - 1]
 
-    target = td_target(
-        model, next_z, batch.reward, batch.task, _generator(), td_lambda=lookahead
-    )
+    target = td_target(model, next_z, batch, _generator(), td_lambda=lookahead)
     for t in range(3):
         longest = 3 - t
         expected = lookahead ** (longest - 1) * after(t, longest)
@@ -101,16 +101,14 @@ def test_targets_look_ahead_as_far_as_lambda_says(model, batch, lookahead):
 
 def test_targets_come_from_the_target_qs_alone(model, batch):
     next_z = model.encode(batch.obs[1:], batch.task).detach()
-    before = td_target(model, next_z, batch.reward, batch.task, _generator())
+    before = td_target(model, next_z, batch, _generator())
     with torch.no_grad():
         model.q_ensemble[-1].bias.add_(torch.arange(101.0))
-    same = td_target(model, next_z, batch.reward, batch.task, _generator())
+    same = td_target(model, next_z, batch, _generator())
     assert torch.equal(before, same)
     with torch.no_grad():
         model.target_q_ensemble[-1].bias.add_(torch.arange(101.0))
-    assert not torch.allclose(
-        before, td_target(model, next_z, batch.reward, batch.task, _generator())
-    )
+    assert not torch.allclose(before, td_target(model, next_z, batch, _generator()))
 
 
 @pytest.mark.parametrize("name", ["consistency", "reward", "value", "entropy", "behaviour"])
@@ -135,7 +133,7 @@ def test_rho_weighs_later_steps(model, batch, monkeypatch):
     next_z = model.encode(batch.obs[1:], batch.task).detach()
     found = []
     for rho in (1e-9, 1.0):
-        monkeypatch.setattr(objective, "RHO", rho)
+        monkeypatch.setattr(module, "RHO", rho)
         weights = LossWeights(behaviour=1.0)
         found.append(model_losses(model, batch, next_z, batch.reward, weights)[0])
     near, far = found
@@ -283,10 +281,10 @@ def test_ranks_draw_the_noise_of_their_rows_of_the_batch(model, batch):
     with torch.no_grad():
         model.target_q_ensemble[-1].bias.add_(torch.randn(2, 101, generator=_generator()))
     next_z = model.encode(batch.obs[1:], batch.task).detach()
-    whole = td_target(model, next_z, batch.reward, batch.task, _generator())
+    whole = td_target(model, next_z, batch, _generator())
     for rank in range(2):
-        own = next_z[:, rank::2], batch.reward[:, rank::2], batch.task[rank::2]
-        target = td_target(model, *own, _generator(), Ranks(rank, 2))
+        own = slices_of(batch, slice(rank, None, 2))
+        target = td_target(model, next_z[:, rank::2], own, _generator(), Ranks(rank, 2))
         torch.testing.assert_close(target, whole[:, rank::2])
 
 
@@ -334,7 +332,7 @@ def test_the_encoder_learns_at_its_own_rate(fabric, model, batch, factor, fallin
     config = replace(CONFIG, encoder_lr_scale=factor, lr_zero_at=falling)
     learner = build_learner(fabric, model, config)
     before = _weights(model)
-    train_step(fabric, learner, batch, config)
+    train_step(learner, batch)
 
     def step(name: str) -> float:
         return float((model.state_dict()[name] - before[name]).abs().max())
@@ -344,10 +342,10 @@ def test_the_encoder_learns_at_its_own_rate(fabric, model, batch, factor, fallin
     assert step("policy_head.0.weight") == pytest.approx(3e-4, rel=2e-2)
 
 
-def test_the_learning_rates_fall_on_a_line_to_zero(fabric, learner, batch):
-    config = replace(CONFIG, lr_zero_at=4)
+def test_the_learning_rates_fall_on_a_line_to_zero(learner, batch):
+    learner.config = replace(CONFIG, lr_zero_at=4)
     for share in (1, 0.75, 0.5, 0.25):
-        train_step(fabric, learner, batch, config)
+        train_step(learner, batch)
         rest, encoder = (group["lr"] for group in learner.model_optimizer.param_groups)
         assert rest == learner.policy_optimizer.param_groups[0]["lr"]
         assert rest == pytest.approx(share * 3e-4)
@@ -362,7 +360,7 @@ def test_further_labels_train_encoder_and_policy_and_nothing_else(fabric, model,
     for labelled in (None, batch):
         torch.manual_seed(0)
         learner = build_learner(fabric, deepcopy(model), config)
-        train_step(fabric, learner, plain, config, labelled=labelled)
+        train_step(learner, plain, labelled=labelled)
         gradients.append({n: p.grad for n, p in learner.model.named_parameters()})
     without, with_labels = gradients
     moved = {
@@ -382,7 +380,7 @@ def test_further_labels_belong_to_the_states_that_they_were_given_in(fabric, mod
     for labelled in (None, batch):
         torch.manual_seed(0)
         learner = build_learner(fabric, deepcopy(model), config)
-        losses.append(train_step(fabric, learner, plain, config, None, labelled)["loss"])
+        losses.append(train_step(learner, plain, labelled)["loss"])
     assert float(losses[1] - losses[0]) == pytest.approx(expected, rel=1e-4)
 
 
@@ -394,9 +392,9 @@ def test_further_labels_are_imitated_in_every_state_alike(model, batch):
     torch.testing.assert_close(imitation(model, zs, batch), expected)
 
 
-def test_a_step_trains_every_part_and_the_policy_by_its_own_loss_alone(fabric, learner, batch):
+def test_a_step_trains_every_part_and_the_policy_by_its_own_loss_alone(learner, batch):
     before = _weights(learner.model)
-    train_step(fabric, learner, batch, CONFIG)
+    train_step(learner, batch)
     untouched = before.keys() - _changed(before, learner.model)
     assert untouched == set()
     assert all(p.requires_grad for p in learner.model.q_ensemble.parameters())
@@ -404,21 +402,21 @@ def test_a_step_trains_every_part_and_the_policy_by_its_own_loss_alone(fabric, l
     before = _weights(learner.model)
     for group in learner.model_optimizer.param_groups:
         group["lr"] = 0.0
-    train_step(fabric, learner, batch, CONFIG)
+    train_step(learner, batch)
     moved = {name.split(".")[0] for name in _changed(before, learner.model)}
     assert moved == {"policy_head", "target_q_ensemble"}
 
     before = _weights(learner.model)
     for group in learner.policy_optimizer.param_groups:
         group["lr"] = 0.0
-    train_step(fabric, learner, batch, CONFIG)
+    train_step(learner, batch)
     moved = {name.split(".")[0] for name in _changed(before, learner.model)}
     assert moved == {"target_q_ensemble"}
 
 
-def test_the_policy_step_leaves_no_gradient_elsewhere(fabric, learner, batch, monkeypatch):
+def test_the_policy_step_leaves_no_gradient_elsewhere(learner, batch, monkeypatch):
     """Each optimiser's clipping must count what it steps and nothing else."""
-    train_step(fabric, learner, batch, CONFIG)
+    train_step(learner, batch)
     kept = {
         name: p.grad.clone()
         for name, p in learner.model.named_parameters()
@@ -430,7 +428,7 @@ def test_the_policy_step_leaves_no_gradient_elsewhere(fabric, learner, batch, mo
         if p.requires_grad and not name.startswith("policy_head")
     }
     monkeypatch.setattr(step, "GRAD_CLIP", 1e-3)
-    terms = train_step(fabric, learner, batch, CONFIG)
+    terms = train_step(learner, batch)
     for part, total in (("policy_head", "policy_grad_norm"), ("", "grad_norm")):
         grads = [
             p.grad
@@ -442,10 +440,10 @@ def test_the_policy_step_leaves_no_gradient_elsewhere(fabric, learner, batch, mo
         assert float(terms[total]) > 1e-3
 
 
-def test_target_qs_move_by_tau(fabric, learner, batch, monkeypatch):
+def test_target_qs_move_by_tau(learner, batch, monkeypatch):
     monkeypatch.setattr(step, "TAU", 0.25)
     before = _weights(learner.model.target_q_ensemble)
-    train_step(fabric, learner, batch, CONFIG)
+    train_step(learner, batch)
     online = learner.model.q_ensemble.state_dict()
     for name, tensor in learner.model.target_q_ensemble.state_dict().items():
         torch.testing.assert_close(tensor, before[name].lerp(online[name], 0.25))
@@ -469,7 +467,7 @@ def test_dropout_of_each_rank_follows_from_seed_update_and_rank(fabric, make_mod
         learner = build_learner(fabric, make_model(dropout=0.5), CONFIG, ranks=ranks)
         learner.update = update
         torch.manual_seed(seed)
-        losses.append(float(train_step(fabric, learner, batch, CONFIG)["value"]))
+        losses.append(float(train_step(learner, batch)["value"]))
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
 
@@ -483,10 +481,13 @@ def test_each_optimiser_follows_teacher_and_labels(owner, given, fabric, model, 
     goal = torch.full((4, 4, 3), 0.3)
     batch = replace(batch, label=torch.full_like(batch.label, torch.nan))
     labelled = replace(batch, label=goal[:3].tanh()) if given == "labels" else None
-    taught = Supervision(
-        TeacherTargets(policy_location=goal), {"policy_mse": 100.0 * (given == "teacher")}
+    off, on = Schedule(0.0), Schedule(100.0)
+    taught = Distillation(
+        lambda _: TeacherTargets(policy_location=goal),
+        DistillWeights(reward_mse=off, policy_mse=on if given == "teacher" else off),
+        None,
     )
-    learner = build_learner(fabric, model, config)
+    learner = build_learner(fabric, model, config, taught)
     still = learner.policy_optimizer if owner == "model" else learner.model_optimizer
     for group in still.param_groups:
         group["lr"] = 0.0
@@ -498,7 +499,7 @@ def test_each_optimiser_follows_teacher_and_labels(owner, given, fabric, model, 
     known = replace(batch, label=goal[:3].tanh())
     before = distance()
     for _ in range(20):
-        train_step(fabric, learner, batch, config, taught, labelled)
+        train_step(learner, batch, labelled)
     assert distance() < 0.9 * before
 
 
@@ -506,10 +507,10 @@ def test_what_is_not_finite_changes_nothing(fabric, learner, batch):
     before = _weights(learner.model)
     bad = replace(batch, reward=torch.full_like(batch.reward, torch.nan))
     with pytest.raises(NonFiniteError, match="the loss is NaN or infinite"):
-        train_step(fabric, learner, bad, CONFIG)
+        train_step(learner, bad)
     learner.model.encoder[0].weight.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(NonFiniteError, match="a gradient is NaN or infinite"):
-        train_step(fabric, learner, batch, CONFIG)
+        train_step(learner, batch)
     assert not _changed(before, learner.model)
 
 
@@ -520,12 +521,12 @@ def test_dropout_of_a_single_process_is_drawn_by_torchs_own_generator(
     for seed in (0, 0, 1):
         learner = build_learner(fabric, make_model(dropout=0.5), CONFIG)
         torch.manual_seed(seed)
-        losses.append(float(train_step(fabric, learner, batch, CONFIG)["loss"]))
+        losses.append(float(train_step(learner, batch)["loss"]))
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_a_step_reports_finite_scalars_and_counts(fabric, learner, batch):
-    terms = train_step(fabric, learner, batch, CONFIG)
+    terms = train_step(learner, batch)
     assert (learner.update, learner.skipped) == (1, 0)
     assert "finite" not in terms, "the host waits for the CPU"
     for name, value in terms.items():
@@ -534,8 +535,9 @@ def test_a_step_reports_finite_scalars_and_counts(fabric, learner, batch):
         assert not value.requires_grad, name
 
 
-def test_embedding_rows_stay_within_one(fabric, learner, batch):
+def test_embedding_rows_stay_within_one(fabric, model, batch):
+    learner = build_learner(fabric, model, replace(CONFIG, lr=0.3))
     with torch.no_grad():
         learner.model.task_embedding.weight.fill_(0.5)
-    train_step(fabric, learner, batch, replace(CONFIG, lr=0.3))
+    train_step(learner, batch)
     assert float(learner.model.task_embedding.weight.detach().norm(dim=-1).max()) <= 1 + 1e-6

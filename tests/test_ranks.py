@@ -24,7 +24,7 @@ from tdmpc_opt.cli import main
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.schema import MT30, model_config
-from tdmpc_opt.training.ranks import ALONE, join
+from tdmpc_opt.training.ranks import ALONE, Ranks, join
 
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-4
@@ -245,11 +245,19 @@ def test_what_cannot_be_run_is_said_by_the_first_rank_and_ends_all(dataset_dir, 
 def test_a_rank_alone_talks_to_nobody():
     value = torch.ones(2)
     assert ALONE.mean(value) is value
-    assert ALONE.own_rows(value, 0) is value
     assert ALONE.gather({"a": 1}) == [{"a": 1}]
     assert ALONE.any(True)
     assert not ALONE.any(False)
     assert ALONE.is_first
+
+
+def test_ranks_share_the_rows_of_the_same_noise():
+    def drawn(ranks: Ranks, rows: int) -> torch.Tensor:
+        return ranks.randn((3, rows, 2), torch.Generator().manual_seed(1))
+
+    whole = drawn(ALONE, 4)
+    for rank in range(2):
+        assert torch.equal(drawn(Ranks(rank, 2), 2), whole[:, rank::2])
 
 
 @pytest.fixture

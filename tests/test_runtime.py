@@ -18,7 +18,7 @@ import tdmpc_opt
 from tdmpc_opt import make_env, zoo
 from tdmpc_opt.agents.agent import Agent as TorchAgent
 from tdmpc_opt.agents.agent import load_agent
-from tdmpc_opt.agents.policies import ExpertNetwork
+from tdmpc_opt.agents.expert import ExpertNetwork
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native

@@ -15,7 +15,7 @@ from tdmpc_opt.checkpoints.checkpoint import build, expected_shapes
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.data.official_files import open_official
 from tdmpc_opt.schema import MT30, model_config
-from tdmpc_opt.training.teachers import Question, WorldModelTeacher
+from tdmpc_opt.training.teachers import WorldModelTeacher
 
 _ON_THE_WAY = 128_000_000  # blocks that are read and not yet dropped by the system, in bytes
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -44,9 +44,8 @@ def _load(path: Path, use: str, computes: str) -> dict[str, Any]:
     if use == "agent":
         model = build(checkpoint, dtype=dtype)
     else:
-        question = Question(frozenset({"reward_mse"}), first_reward_only=True)
-        cpu = torch.device("cpu")
-        model = WorldModelTeacher(checkpoint, checkpoint.tasks, question, cpu, dtype).model
+        terms, cpu = frozenset({"reward_mse"}), torch.device("cpu")
+        model = WorldModelTeacher(checkpoint, checkpoint.tasks, terms, cpu).model
     kept = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     peak = memory()["peak_rss_bytes"]
     return {"kept_bytes": kept, "before_bytes": before, "peak_bytes": peak}

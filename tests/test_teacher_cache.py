@@ -18,7 +18,7 @@ from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.training.distillation import open_distillation
 from tdmpc_opt.training.loop import train
-from tdmpc_opt.training.teacher_cache import TeacherCache
+from tdmpc_opt.training.teachers import TeacherCache
 
 TASKS = MT30.subset(["pendulum-swingup", "cartpole-balance"])
 CPU = torch.device("cpu")

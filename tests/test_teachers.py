@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from public_layouts import layout_b
 from torch import Tensor
 
-from tdmpc_opt.agents.policies import ExpertNetwork, expert_path
+from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
@@ -19,16 +19,14 @@ from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.schema import MT30, Task, TaskTable
-from tdmpc_opt.training.distillation import open_distillation
+from tdmpc_opt.training.distillation import Distillation, open_distillation
 from tdmpc_opt.training.step import build_learner, train_step
 from tdmpc_opt.training.teachers import (
     ExpertTeacher,
-    Question,
     TeacherTargets,
     WorldModelTeacher,
     load_experts,
 )
-from tdmpc_opt.training.terms import Distillation
 
 CPU = torch.device("cpu")
 EXPERTS = Path(__file__).parents[1] / "experts"
@@ -63,12 +61,9 @@ def _teacher(
     *,
     first: bool = False,
 ) -> WorldModelTeacher:
-    question = Question(frozenset(terms), first)
-    return WorldModelTeacher(from_model(model), tasks, question, CPU)
-
-
-def _ask(teacher, batch: Batch) -> TeacherTargets:
-    return teacher(batch.obs, batch.action, batch.task)
+    return WorldModelTeacher(
+        from_model(model), tasks, frozenset(terms), CPU, first_reward_only=first
+    )
 
 
 def _given(targets: TeacherTargets) -> dict[str, Tensor]:
@@ -79,7 +74,7 @@ def _given(targets: TeacherTargets) -> dict[str, Tensor]:
 def test_a_teacher_says_what_its_networks_say_of_the_real_observations(make_model):
     model = make_model(num_q=3)
     batch = _batch(model.tasks)
-    targets = _ask(_teacher(model, model.tasks), batch)
+    targets = _teacher(model, model.tasks)(batch)
     with torch.no_grad():
         for t in range(4):
             z = model.encode(batch.obs[t], batch.task)
@@ -101,14 +96,14 @@ def test_an_answer_belongs_to_its_own_step(make_model):
     """Another action or observation at one step changes the answers of that step alone."""
     model = make_model()
     batch, teacher = _batch(model.tasks), _teacher(model, model.tasks)
-    before = _given(_ask(teacher, batch))
+    before = _given(teacher(batch))
     changes = {
         "action": ({"reward", "reward_logits", "value_logits"}, batch.action.clone()),
         "obs": (before.keys(), batch.obs.clone()),
     }
     for field, (touched, values) in changes.items():
         values[1] = values[1] * 0.5
-        after = _given(_ask(teacher, replace(batch, **{field: values})))
+        after = _given(teacher(replace(batch, **{field: values})))
         for name, tensor in before.items():
             moved = [not torch.equal(a, b) for a, b in zip(tensor, after[name], strict=True)]
             expected = [step == 1 and name in touched for step in range(len(tensor))]
@@ -121,7 +116,7 @@ def test_the_bundled_agent_predicts_the_reward_of_its_own_step(dataset_dir):
     dataset = EpisodeDataset.open(dataset_dir)
     tasks = dataset.tasks.subset(dataset.task_names)
     teacher = WorldModelTeacher(
-        read_checkpoint("mt30-1m"), tasks, Question(frozenset({"reward_mse"}), False), CPU
+        read_checkpoint("mt30-1m"), tasks, frozenset({"reward_mse"}), CPU
     )
     batch = SliceSampler([dataset], tasks, horizon=6, batch_size=1024, seed=0).sample()
     chosen = batch.task == tasks.index("cartpole-balance")
@@ -130,7 +125,7 @@ def test_the_bundled_agent_predicts_the_reward_of_its_own_step(dataset_dir):
 
     def error(action_shift: int, reward_shift: int) -> float:
         actions = action[1 + action_shift : 5 + action_shift]
-        predicted = teacher(obs[1:6], actions, task).reward
+        predicted = teacher(Batch(obs[1:6], actions, actions, reward[1:5], task)).reward
         real = reward[1 + reward_shift : 5 + reward_shift]
         return float((predicted - real).square().mean())
 
@@ -162,7 +157,7 @@ def test_a_teacher_keeps_and_computes_what_is_asked_for_alone(name, make_model):
     teacher = _teacher(model, model.tasks, (name,))
     kept = {key.partition(".")[0] for key, _ in teacher.model.named_parameters()}
     assert kept == {"encoder", "task_embedding", *PARTS[name]}
-    targets = _given(_ask(teacher, _batch(model.tasks)))
+    targets = _given(teacher(_batch(model.tasks)))
     assert targets.keys() == FIELDS[name]
     assert {tensor.dtype for tensor in targets.values()} == {torch.float32}
 
@@ -184,7 +179,7 @@ def test_a_teacher_encodes_no_more_observations_than_it_needs(
     teacher = _teacher(model, model.tasks, terms, first=first)
     seen = []
     teacher.model.encoder.register_forward_hook(lambda m, args, out: seen.append(len(out)))
-    targets = _ask(teacher, _batch(model.tasks))
+    targets = teacher(_batch(model.tasks))
     assert seen == [observations]
     if targets.reward is not None:
         assert len(targets.reward) == (1 if first else 3)
@@ -198,13 +193,13 @@ def test_a_teacher_never_drops_out_and_never_changes(make_model):
     before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
     batch = _batch(student.tasks)
     weights = DistillWeights(**{**ALL, "latent": OFF})
-    distillation = Distillation(lambda b: _ask(teacher, b), weights, None)
+    distillation = Distillation(teacher, weights, None)
     config = TrainConfig(data=Path("unused"), output=Path("unused"), updates=1)
-    learner = build_learner(fabric, student, config)
-    first = _given(_ask(teacher, batch))
-    for update in range(3):
-        train_step(fabric, learner, batch, config, distillation.supervision(batch, update))
-    again = _given(_ask(teacher, batch))
+    learner = build_learner(fabric, student, config, distillation)
+    first = _given(teacher(batch))
+    for _ in range(3):
+        train_step(learner, batch)
+    again = _given(teacher(batch))
     assert all(torch.equal(first[name], again[name]) for name in first)
     after = teacher.model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
@@ -218,13 +213,12 @@ def test_a_teacher_maps_its_own_ids_and_widths(make_model):
     wide = TaskTable((Task("wide", 9, 4), Task("two", 4, 2), Task("one", 5, 3)))
     model, student = make_model(wide), make_model()
     batch = _batch(student.tasks)
-    targets = _ask(_teacher(model, student.tasks), batch)
+    targets = _teacher(model, student.tasks)(batch)
     obs = torch.nn.functional.pad(batch.obs, (0, 4))
     action = torch.nn.functional.pad(batch.action, (0, 1))
     ids = torch.tensor([2, 1])[batch.task]
-    expected = _ask(
-        _teacher(model, wide),
-        Batch(obs=obs, action=action, label=action, reward=batch.reward, task=ids),
+    expected = _teacher(model, wide)(
+        Batch(obs=obs, action=action, label=action, reward=batch.reward, task=ids)
     )
     assert targets.policy_location.shape == (4, 8, 3)
     torch.testing.assert_close(targets.policy_location, expected.policy_location[..., :3])
@@ -235,7 +229,7 @@ def test_a_teacher_maps_its_own_ids_and_widths(make_model):
 def test_the_experts_of_the_repository_say_what_they_say_one_by_one():
     batch = _batch(EXPERT_TASKS, rows=13)
     experts = load_experts(EXPERTS, EXPERT_TASKS)
-    targets = _ask(ExpertTeacher(experts, EXPERT_TASKS, CPU), batch)
+    targets = ExpertTeacher(experts, EXPERT_TASKS, CPU)(batch)
     assert _given(targets).keys() == {"policy_location"}
     actions = torch.tanh(targets.policy_location).numpy()
     for row, index in enumerate(batch.task.tolist()):
@@ -267,7 +261,7 @@ def test_experts_of_different_widths_share_a_stack():
         "one": _expert("one", 5, 3, (4, 9), seed=1),
     }
     batch = _batch(tasks.subset(["one", "two"]), rows=5)
-    targets = _ask(ExpertTeacher(experts, tasks, CPU), batch)
+    targets = ExpertTeacher(experts, tasks, CPU)(batch)
     assert targets.policy_location.shape == (4, 5, 4)
     for row, name in enumerate(("one", "two", "one", "two", "one")):
         task = tasks[name]
@@ -334,7 +328,7 @@ def test_each_row_is_answered_by_the_first_teacher_that_knows_its_task(write, ma
             task=batch.task[[row]],
         )
         wanted = tuple(set(TERMS) - {"latent"})
-        said = _given(_ask(_teacher(owner[name], student.tasks, wanted, first=True), alone))
+        said = _given(_teacher(owner[name], student.tasks, wanted, first=True)(alone))
         assert said.keys() == targets.keys()
         for field, value in said.items():
             torch.testing.assert_close(targets[field][:, row], value[:, 0])
@@ -354,7 +348,7 @@ def test_experts_teach_the_policies_of_their_tasks_and_the_teacher_those_of_the_
     batch = _batch(student.tasks, rows=9)
     targets = found.teachers(batch)
     wanted = ("policy_mse", "reward_mse", "value_kl")
-    main = _ask(_teacher(model, student.tasks, wanted, first=True), batch)
+    main = _teacher(model, student.tasks, wanted, first=True)(batch)
     torch.testing.assert_close(targets.reward, main.reward)
     torch.testing.assert_close(targets.value_logits, main.value_logits)
     swingup = batch.task == student.tasks.index("pendulum-swingup")
@@ -396,7 +390,7 @@ def test_another_checkpoint_can_teach_the_policy(write, make_model):
         student, {"policy_kl": ON, "reward_mse": ON}, teacher=main, policy_teacher=other
     )
     batch = _batch(student.tasks)
-    wanted = _ask(_teacher(model, student.tasks, ("policy_kl",)), batch)
+    wanted = _teacher(model, student.tasks, ("policy_kl",))(batch)
     targets = found.teachers(batch)
     torch.testing.assert_close(targets.policy_location, wanted.policy_location)
     torch.testing.assert_close(targets.policy_log_std, wanted.policy_log_std)
@@ -498,15 +492,17 @@ def test_a_teacher_reads_no_network_that_its_terms_do_not_ask_for(tmp_path, make
     tasks = checkpoint.tasks
 
     def ask(*terms: str) -> WorldModelTeacher:
-        return WorldModelTeacher(checkpoint, tasks, Question(frozenset(terms), True), CPU)
+        return WorldModelTeacher(
+            checkpoint, tasks, frozenset(terms), CPU, first_reward_only=True
+        )
 
     teacher = ask("reward_mse", "policy_kl")
     assert len(teacher.model.reward_head) == len(teacher.model.policy_head) == 3
     assert not len(teacher.model.q_ensemble) + len(teacher.model.dynamics)
     terms = ("reward_mse", "policy_kl")
     whole = _teacher(model, model.tasks, terms, first=True)
-    expected = _given(_ask(whole, _batch(model.tasks)))
-    found = _given(_ask(teacher, _batch(model.tasks)))
+    expected = _given(whole(_batch(model.tasks)))
+    found = _given(teacher(_batch(model.tasks)))
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         assert torch.equal(found[name], values)

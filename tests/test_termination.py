@@ -16,7 +16,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tdmpc_opt import cli
-from tdmpc_opt.agents.policies import random_policy, rollout
+from tdmpc_opt.agents.rollout import rollout
+from tdmpc_opt.agents.sources import RandomSource
 from tdmpc_opt.checkpoints.checkpoint import build, from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
@@ -30,7 +31,7 @@ from tdmpc_opt.model.world_model import WorldModel, with_termination_head
 from tdmpc_opt.planning.mppi import draw_noise, plan, prepare, sequence_values
 from tdmpc_opt.schema import PlannerBudget, Task, TaskTable, model_config
 from tdmpc_opt.tasks import choose_tasks
-from tdmpc_opt.training.objective import model_losses, td_target
+from tdmpc_opt.training.losses import model_losses, td_target
 from tdmpc_opt.training.step import build_learner, train_step
 
 FALL = "own_envs:Fall-v0"
@@ -104,15 +105,17 @@ def _chain(make_model, value: Tensor) -> WorldModel:
 def test_nothing_is_earned_after_an_end(make_model, td_lambda, ended, expected):
     """By hand: rewards 1, 2, 3 before states worth 10, 20, 30, discounted by 0.9."""
     model = _chain(make_model, torch.tensor([10.0, 20.0, 30.0]))
-    found = td_target(
-        model,
-        torch.zeros(3, 1, 16),
-        torch.tensor([1.0, 2.0, 3.0]).reshape(3, 1, 1),
-        torch.zeros(1, dtype=torch.int64),
-        torch.Generator(),
-        td_lambda=td_lambda,
+    action = torch.zeros(3, 1, 3)
+    batch = Batch(
+        obs=torch.zeros(4, 1, 5),
+        action=action,
+        label=action,
+        reward=torch.tensor([1.0, 2.0, 3.0]).reshape(3, 1, 1),
+        task=torch.zeros(1, dtype=torch.int64),
         terminated=None if ended is None else torch.tensor(ended).float().reshape(3, 1, 1),
     )
+    next_z = torch.zeros(3, 1, 16)
+    found = td_target(model, next_z, batch, torch.Generator(), td_lambda=td_lambda)
     assert found.flatten().tolist() == pytest.approx(expected)
 
 
@@ -142,7 +145,7 @@ def test_an_update_trains_the_head_and_a_model_without_one_has_no_such_term(
     found, fabric = [], Fabric(accelerator="cpu", devices=1)
     for trained in (make_model(episodic=True), model):
         learner = build_learner(fabric, trained, CONFIG)
-        found.append([train_step(fabric, learner, ended, CONFIG) for _ in range(30)])
+        found.append([train_step(learner, ended) for _ in range(30)])
     with_head, without = found
     assert with_head[-1]["termination"] < 0.5 * with_head[0]["termination"]
     assert "termination" not in without[0]
@@ -306,7 +309,7 @@ def test_a_rollout_ends_each_episode_where_its_state_does():
     task = choose_tasks(FALL).tasks[0]
     table = TaskTable((task,))
     seeds, streams = range(12), [(0, k) for k in range(12)]
-    episodes = rollout(random_policy(table), task, seeds, streams)
+    episodes = rollout(RandomSource(source="random").load(table), task, seeds, streams)
     rows = [len(episode.obs) for episode in episodes]
     assert len({*rows}) > 2
     for episode, seed, stream in zip(episodes, seeds, streams, strict=True):
@@ -314,7 +317,7 @@ def test_a_rollout_ends_each_episode_where_its_state_does():
         assert (np.abs(episode.obs[1:-1, 0]) <= 1).all()
         assert episode.terminated == (fell and len(episode.obs) < 9)
         assert fell or len(episode.obs) == 9
-        (alone,) = rollout(random_policy(table), task, [seed], [stream])
+        (alone,) = rollout(RandomSource(source="random").load(table), task, [seed], [stream])
         assert np.array_equal(alone.obs, episode.obs)
         assert np.array_equal(alone.reward[1:], episode.reward[1:])
     assert any(episode.terminated for episode in episodes)

@@ -60,8 +60,10 @@ _ROUNDING = [
 ]
 _EVALUATION = ["tests/test_evaluation.py", "tests/test_ablation.py"]
 SAMPLES: dict[str, tuple[int, list[str]]] = {
-    "training/objective.py": (16, ["tests/test_golden.py", "tests/test_objective.py"]),
-    "training/terms.py": (14, ["tests/test_terms.py", "tests/test_golden.py"]),
+    "training/losses.py": (
+        30,
+        ["tests/test_terms.py", "tests/test_golden.py", "tests/test_objective.py"],
+    ),
     "training/step.py": (
         10,
         ["tests/test_golden.py", "tests/test_objective.py", "tests/test_device_updates.py"],

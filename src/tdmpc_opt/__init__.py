@@ -106,18 +106,16 @@ def load_agent(
     dtype: "torch.dtype | None" = None,
     engine: Literal["auto", "eager"] = "auto",
 ) -> "Agent":
-    """Load an agent from a file, folder, zoo name or hub id.
-
-    Details: `tdmpc_opt.agents.agent.load_agent`.
+    """Load an agent, ready to act, from any known checkpoint.
 
     Args:
         path_or_name: File of this project or of any public TD-MPC2 layout, model folder, zoo
             name, or `owner/name` on the Hugging Face hub.
         device: Where it computes; `auto` chooses.
-        preset: Planner budget by name; None is `full`: the file's own, or else the published
-            one.
-        mode: `planner`, or `policy` for the policy network alone.
-        dtype: Number format of the computation; None is float32.
+        preset: Planner budget by name: `published`, `full`, `balanced`, `realtime`, `policy` or
+            one stored in the file; None is `full`: the file's own, or else the published one.
+        mode: `planner`, or `policy` for the policy network alone, whatever the preset.
+        dtype: Number format of the computation, whatever the file stores; None is float32.
         engine: `auto` computes plans in ONNX Runtime where the extra `export` is installed and
             the agent is on the CPU in float32, and by torch elsewhere; `eager` always by torch.
 

@@ -14,12 +14,8 @@ class TdmpcOptError(Exception):
 
 def printable(text: str, longest: int) -> str:
     """Return a text without control characters of terminals, cut to a length."""
-    plain = text if text.isprintable() else "".join(map(_visible, text))
+    plain = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
     return plain if len(plain) <= longest else f"{plain[: longest - 4]} ..."
-
-
-def _visible(letter: str) -> str:
-    return letter if letter.isprintable() else ascii(letter)[1:-1]
 
 
 class UnknownTaskError(TdmpcOptError, ValueError):

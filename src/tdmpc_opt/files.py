@@ -5,9 +5,9 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,27 +23,20 @@ from tdmpc_opt.errors import CheckpointError, InputError, RunError, TdmpcOptErro
 def replace_when_done(path: Path) -> Iterator[Path]:
     """Yield a temporary file to write, and move it to `path` once the block has succeeded.
 
-    Parent folders are made. On any exception the temporary file is deleted and `path` stays
-    unchanged.
-
-    Args:
-        path: File to create or to replace.
-
-    Yields:
-        An empty file in the folder of `path`, so that the move cannot cross file systems.
+    Parent folders are made. The file is in the folder of `path`, so that the move cannot cross
+    file systems. On any exception it is deleted and `path` stays unchanged.
 
     Raises:
         OSError: A folder that cannot be made or written, or a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
-        _to_disk(temporary)
+        _to_disk(temporary)  # or a power cut after the move could leave an empty file
         temporary.replace(path)
-        _folder_to_disk(path.parent)
+        _to_disk(path.parent)  # or one could restore the old file
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -52,10 +45,6 @@ def replace_when_done(path: Path) -> Iterator[Path]:
 @contextmanager
 def written(path: Path, error: type[TdmpcOptError]) -> Iterator[Path]:
     """As `replace_when_done`, with one line where the file cannot be written.
-
-    Args:
-        path: File to create or to replace.
-        error: Class of the error to raise.
 
     Raises:
         TdmpcOptError: Of class `error`, in place of an OSError.
@@ -91,10 +80,7 @@ def refuse_overwrite(config: Any) -> None:
     """Refuse a configuration with an output that is an input or another output.
 
     Names and links do not matter: files are compared by inode. Of a folder, the model, run or
-    dataset in it counts as well.
-
-    Args:
-        config: Configuration of a command; inputs that do not exist do not count.
+    dataset in it counts as well. Inputs that do not exist do not count.
 
     Raises:
         InputError: The message names both.
@@ -187,22 +173,18 @@ def _locked(lock: Path) -> TextIO | None:
         file = lock.open("a+", encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot write to {lock.parent}: {error.strerror}") from error
-    if _lock(file) and lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
-        return file
-    file.close()
-    return None
-
-
-def _lock(file: TextIO) -> bool:
-    """Lock an open file; False where another process has it locked."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _LOCKED:
-            return False
+            file.close()
+            return None
         if error.errno not in _UNSUPPORTED:
             raise
-    return True
+    if lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
+        return file
+    file.close()
+    return None
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -215,26 +197,12 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """Flush the file, so that a power cut after the move cannot leave an empty one."""
-    path.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _folder_to_disk(folder: Path) -> None:
-    """Flush the new name, so that a power cut cannot restore the old file."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Flush a file, or the names of a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    """Return the process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -293,9 +261,6 @@ def sort_metadata(path: Path) -> None:
     """Sort the metadata of a safetensors file in place; the library writes it in random order.
 
     Result files name checkpoints by their SHA-256, so equal weights have to give equal files.
-
-    Args:
-        path: File that the library has just written.
     """
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -329,11 +294,7 @@ def without_removed(found: Mapping[str, Any], removed: Mapping[str, object]) -> 
 
 @contextmanager
 def repairable(path: Path, error: type[TdmpcOptError]) -> Iterator[None]:
-    """Turn what the content of a damaged record raises into one line.
-
-    Args:
-        path: File that is read in the block.
-        error: Class of the error to raise.
+    """Turn what the content of a damaged record, read in the block, raises into one line.
 
     Raises:
         TdmpcOptError: Of class `error`; the file cannot be read, or lacks what is expected.
@@ -402,12 +363,7 @@ def _difference(key: str, found: object, requested: object) -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any], error: type[TdmpcOptError]) -> None:
-    """Write a document, completely or not at all.
-
-    Args:
-        path: File to write; parent folders are made.
-        content: Values that JSON can represent.
-        error: Class of the error to raise.
+    """Write values that JSON can represent, completely or not at all.
 
     Raises:
         TdmpcOptError: Of class `error`; the file cannot be written.

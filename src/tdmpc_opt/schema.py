@@ -76,11 +76,7 @@ class TaskTable:
         return self.names in ((UNNAMED,), tuple(f"{UNNAMED}-{i}" for i in range(len(self))))
 
     def __getitem__(self, name: str) -> Task:
-        """Return the task called `name`.
-
-        Raises:
-            UnknownTaskError: No such task; the message lists near matches.
-        """
+        """Return the task called `name`, as `index` finds it."""
         return self.tasks[self.index(name)]
 
     def index(self, name: str) -> int:
@@ -89,15 +85,11 @@ class TaskTable:
         Raises:
             UnknownTaskError: No such task; the message lists near matches.
         """
-        try:
+        if name in self.names:
             return self.names.index(name)
-        except ValueError:
-            raise UnknownTaskError(self._unknown(name)) from None
-
-    def _unknown(self, name: str) -> str:
         near = difflib.get_close_matches(name.replace("_", "-"), self.names, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(self.names)}"
-        return f"unknown task {name!r}; {hint}"
+        raise UnknownTaskError(f"unknown task {name!r}; {hint}")
 
     def subset(self, names: Sequence[str]) -> "TaskTable":
         """Return a table of these tasks in the order of this table, without repeats.
@@ -149,7 +141,20 @@ class TaskTable:
             TypeError: A record with missing or foreign fields, or a value of a wrong kind.
             ValueError: A width or length that no task has, or a name that cannot be shown.
         """
-        return cls(tuple(_task_of(record) for record in records))
+        tasks = []
+        for record in records:
+            if not isinstance(record, dict):
+                raise TypeError(f"the entry {record!r:.40} is not a task")
+            task = from_record(Task, record)
+            sizes = (task.obs_dim, task.action_dim, task.episode_length)
+            if min(sizes) < 1 or max(sizes) > _MOST:
+                raise ValueError(
+                    f"task {task.name!r:.40} has a width or length not in 1..{_MOST:,}"
+                )
+            if not (task.name.isprintable() and task.env.isprintable()):
+                raise ValueError(f"a task is called {task.name!r:.40}")
+            tasks.append(task)
+        return cls(tuple(tasks))
 
 
 MT30 = TaskTable(
@@ -308,18 +313,6 @@ def from_record(kind: type[Record], values: dict[str, Any]) -> Record:
         if item.default is MISSING and name not in values:
             raise TypeError(f"it lacks the field {name!r}")
     return kind(**values)
-
-
-def _task_of(record: Any) -> Task:
-    if not isinstance(record, dict):
-        raise TypeError(f"the entry {record!r:.40} is not a task")
-    task = from_record(Task, record)
-    sizes = (task.obs_dim, task.action_dim, task.episode_length)
-    if min(sizes) < 1 or max(sizes) > _MOST:
-        raise ValueError(f"task {task.name!r:.40} has a width or length not in 1..{_MOST:,}")
-    if not (task.name.isprintable() and task.env.isprintable()):
-        raise ValueError(f"a task is called {task.name!r:.40}")
-    return task
 
 
 _WIDTHS = ("enc_dim", "mlp_dim", "latent_dim", "num_enc_layers", "num_q", "task_dim")

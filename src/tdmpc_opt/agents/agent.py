@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
@@ -182,88 +183,59 @@ class Agent(ControlLoop):
         self, obs: Any, task: Any, deterministic: bool, generator: Generators
     ) -> Float[Tensor, "*batch action"]:
         """Return the actions for observations, on the model's device."""
-        model = self.world_model
+        model, config = self.world_model, self.world_model.config
         if not isinstance(obs, Tensor):  # torch takes no read-only or reversed arrays
             found = numbers(obs)
             obs = torch.from_numpy(np.array(found, found.dtype.newbyteorder("=")))
         if obs.is_complex():
             raise ObservationError("the observation contains complex numbers; give real ones")
-        rows = obs.to(model.bins.device, model.dtype)
-        single = rows.ndim == 1
+        given = obs.to(model.bins.device, model.dtype)
         one = task if isinstance(task, int) else None
-        check_shape(self.tasks, one, rows.shape)
-        check_observation(float(rows.abs().max()))
-        rows = self._padded(rows.unsqueeze(0) if single else rows)
+        check_shape(self.tasks, one, given.shape)
+        check_observation(float(given.abs().max()))
+        rows = torch.atleast_2d(functional.pad(given, (0, config.obs_dim - given.shape[-1])))
         ids = self._task_ids(task, len(rows))
         generators = _per_row(generator, len(rows))
         if self._planner:
-            action = self._plan(self._planner, rows, ids, generators, explore=not deterministic)
+            with self._one_call:
+                action = self._planner.act(rows, ids, generators, explore=not deterministic)
+                largest = float(action.abs().max())
+                if not largest <= 1:  # the next plan would start from this one
+                    self._planner.reset()
         else:
-            action = self._policy(model.encode(rows, ids), ids, generators, deterministic)
-            check_action(float(action.abs().max()))
+            width = config.action_dim
+            noise = rows.new_zeros(len(rows), width)
+            if not deterministic:
+                drawn = [torch.randn(width, generator=source) for source in generators]
+                noise = torch.stack(drawn).to(rows)
+            output = model.policy(model.encode(rows, ids), ids, noise)
+            action = output.mean if deterministic else output.action
+            largest = float(action.abs().max())
+        check_action(largest)
         if one is not None:
             action = action[:, : self.tasks.tasks[one].action_dim]
-        return action[0] if single else action
+        return action[0] if given.ndim == 1 else action
 
     def _one_task(self, task: TaskArgument) -> int | None:
         """Return the id of the task of all rows; None where each row has one."""
-        if task is None or isinstance(task, str | int | np.integer):
-            return task_id(
-                self.tasks, task if task is None or isinstance(task, str) else int(task)
-            )
-        return None
+        if task is None or isinstance(task, str):
+            return task_id(self.tasks, task)
+        return task_id(self.tasks, int(task)) if isinstance(task, int | np.integer) else None
 
     def _task_ids(self, task: Any, rows: int) -> Int[Tensor, " batch"]:
         """Return the id of each row."""
         device = self.world_model.bins.device
         if isinstance(task, int):
             return torch.full((rows,), task, device=device)
-        ids = torch.as_tensor(np.array(task) if isinstance(task, np.ndarray) else task).to(
-            device
-        )
+        ids = torch.as_tensor(np.array(task) if isinstance(task, np.ndarray) else task)
         if ids.shape != (rows,) or ids.is_floating_point() or ids.dtype == torch.bool:
             raise InputError(
                 f"task ids must be integers of shape [{rows}], one per row; got "
                 f"{ids.dtype} of shape {list(ids.shape)}"
             )
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.tasks):
+        if rows and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.tasks):
             raise UnknownTaskError(f"task ids must be in 0..{len(self.tasks) - 1}")
-        return ids.long()
-
-    def _padded(self, rows: Tensor) -> Tensor:
-        full = self.world_model.config.obs_dim
-        return torch.nn.functional.pad(rows, (0, full - rows.shape[1]))
-
-    def _plan(
-        self,
-        planner: Planner,
-        rows: Float[Tensor, "batch obs"],
-        ids: Int[Tensor, " batch"],
-        generators: Sequence[torch.Generator | None],
-        *,
-        explore: bool,
-    ) -> Float[Tensor, "batch action"]:
-        with self._one_call:
-            action = planner.act(rows, ids, generators, explore=explore)
-            largest = float(action.abs().max())
-            if not largest <= 1:  # the next plan would start from this one
-                planner.reset()
-        check_action(largest)
-        return action
-
-    def _policy(
-        self,
-        z: Float[Tensor, "batch latent"],
-        ids: Int[Tensor, " batch"],
-        generators: Sequence[torch.Generator | None],
-        deterministic: bool,
-    ) -> Float[Tensor, "batch action"]:
-        model = self.world_model
-        width = model.config.action_dim
-        if deterministic:
-            return model.policy(z, ids, z.new_zeros(len(z), width)).mean
-        noise = torch.stack([torch.randn(width, generator=source) for source in generators])
-        return model.policy(z, ids, noise.to(z)).action
+        return ids.to(device).long()
 
 
 def _like(obs: Tensor | None, action: Tensor) -> Tensor | NDArray[np.float32]:
@@ -292,18 +264,13 @@ def best_device(name: str = "auto") -> torch.device:
     Raises:
         InputError: A device that this machine does not offer.
     """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(kind for kind, usable in available.items() if usable)
+    usable = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    usable.append("cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(usable[0] if name == "auto" else name)
     except RuntimeError:
         raise InputError(f"unknown device {name!r}; take auto, cpu, cuda or mps") from None
-    if not available.get(device.type, False):
+    if device.type not in usable:
         raise InputError(f"device {name!r} is not available on this machine")
     return device
 
@@ -316,23 +283,7 @@ def load_agent(
     dtype: torch.dtype = torch.float32,
     choose_engine: ChooseEngine = eager_engine,
 ) -> Agent:
-    """Load an agent, ready to act, from any known checkpoint.
-
-    Args:
-        path_or_name: File of this project or of any public TD-MPC2 layout, model folder, zoo
-            name, or `owner/name` on the Hugging Face hub.
-        device: Where it computes; `auto` chooses.
-        preset: Planner budget, or the name of a preset: `published`, `full`, `balanced`,
-            `realtime`, `policy` or one stored in the file; None is `full`: the file's own, or
-            else the published budget.
-        mode: `planner`, or `policy` for the policy network alone, whatever the preset.
-        dtype: Number format of the computation, whatever the file stores.
-        choose_engine: Chooses what computes the planner's iterations.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, foreign or unsafe.
-        InputError: An unknown preset, mode or device.
-    """
+    """Load an agent as `tdmpc_opt.load_agent` does; takes a budget and a choice of engines."""
     checkpoint = read_checkpoint(path_or_name, check_values=False)
     where = best_device(str(device))
     model = build(checkpoint, device=where, dtype=dtype, policy_will_do=True)

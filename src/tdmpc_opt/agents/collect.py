@@ -2,28 +2,18 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tdmpc_opt.agents.executor import choose_processes, run_parallel
-from tdmpc_opt.agents.policies import rollout, threads
-from tdmpc_opt.agents.sources import Identity, PolicySource, RandomSource, estimate, open_source
+from tdmpc_opt.agents.rollout import rollout, threads
+from tdmpc_opt.agents.sources import Identity, PolicySource, RandomSource, open_source
+from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.files import alone, refuse_overwrite
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import MT30, Task, TaskTable, seed_number
-
-
-@dataclass(frozen=True)
-class _TaskWork:
-    policy: PolicySource
-    labeller: PolicySource | None
-    """None: the acting policy labels."""
-    task: Task
-    episodes: int
-    noise: float
-    seed: int
 
 
 def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeDataset:
@@ -66,30 +56,25 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
         labeller.require_labels(tasks)
     own = any(task.env for task in tasks.tasks)
     dataset = EpisodeDataset.open_or_create(config.output, tasks if own else MT30)
-    names, sources = {}, {}
-    for name in tasks.names:
-        sources[name] = _source(tasks.subset([name]), config, policy, labeller)
-        names[name] = _shard_name(name, sources[name])
-    work = [
-        _TaskWork(policy, labeller, task, config.episodes, config.noise, config.seed)
-        for task in tasks.tasks
-        if not dataset.has_shard(names[task.name])
-    ]
+    sources = {
+        name: _source(tasks.subset([name]), config, policy, labeller) for name in tasks.names
+    }
+    names = {name: _shard_name(name, source) for name, source in sources.items()}
+    work = [task for task in tasks.tasks if not dataset.has_shard(names[task.name])]
     done = len(tasks) - len(work)
     workers = choose_processes(config.workers, config.ray)
     drivers = [policy] if labeller is None else [policy, labeller]
-    missing = {item.task: item.episodes for item in work}
-    expected = estimate(drivers, missing, workers.count)
+    expected = estimate(drivers, dict.fromkeys(work, config.episodes), workers.count)
     progress.update(done, len(tasks), f"processes: {workers}{expected}")
+    drive = partial(_drive, config, policy, labeller)
     with ExitStack() as held:
-        for item in work:  # another process may collect other shards at the same time
-            held.enter_context(alone(dataset.path / names[item.task.name]))
-        for item, episodes in run_parallel(_collect_task, work, workers.count, config.ray):
-            name = item.task.name
-            dataset.append_shard(names[name], episodes, sources[name])
+        for task in work:  # another process may collect other shards at the same time
+            held.enter_context(alone(dataset.path / names[task.name]))
+        for task, episodes in run_parallel(drive, work, workers.count, config.ray):
+            dataset.append_shard(names[task.name], episodes, sources[task.name])
             done += 1
             mean = sum(episode.total_reward for episode in episodes) / len(episodes)
-            progress.update(done, len(tasks), f"{name} mean return {mean:.0f}")
+            progress.update(done, len(tasks), f"{task.name} mean return {mean:.0f}")
     return dataset
 
 
@@ -112,34 +97,34 @@ def _source(
 
 
 def _shard_name(task: str, source: Mapping[str, Any]) -> str:
+    def short(policy: Identity) -> str:
+        """Return a part of the policy's hash, or its word."""
+        return (policy["sha256"] or str(policy["name"]))[:12]
+
     how = "-".join([source["mode"], *filter(None, [source.get("preset")])])
     name = (
-        f"{task}-{_short(source['policy'])}-{how}-noise{source['noise']:g}"
+        f"{task}-{short(source['policy'])}-{how}-noise{source['noise']:g}"
         f"-seed{source['seed']}-n{source['episodes']}"
     )
     if "label" in source:
         label = source["label"]
-        name += f"-label-{_short(label['policy'])}-{label['mode']}"
+        name += f"-label-{short(label['policy'])}-{label['mode']}"
     return name
 
 
-def _short(policy: Identity) -> str:
-    """Return what names a policy in a shard's name: a part of its hash, or its word."""
-    return (policy["sha256"] or str(policy["name"]))[:12]
-
-
-def _collect_task(work: _TaskWork) -> list[Episode]:
+def _drive(
+    config: CollectConfig, policy: PolicySource, labeller: PolicySource | None, task: Task
+) -> list[Episode]:
+    """Return the episodes of one task; without a labeller the policy labels itself."""
     with threads(1):
-        task_id = seed_number(work.task)
-        first = COLLECTION_SEED + work.seed
-        tasks = TaskTable((work.task,))
-        policy = work.policy.load(tasks)
-        own = None if isinstance(work.policy, RandomSource) else policy
+        first, table = COLLECTION_SEED + config.seed, TaskTable((task,))
+        driver = policy.load(table)
+        own = None if isinstance(policy, RandomSource) else driver
         return rollout(
-            policy,
-            work.task,
-            seeds=range(first, first + work.episodes),
-            streams=[(first, task_id, k) for k in range(work.episodes)],
-            noise=work.noise,
-            labeller=work.labeller.load(tasks) if work.labeller else own,
+            driver,
+            task,
+            seeds=range(first, first + config.episodes),
+            streams=[(first, seed_number(task), k) for k in range(config.episodes)],
+            noise=config.noise,
+            labeller=labeller.load(table) if labeller else own,
         )

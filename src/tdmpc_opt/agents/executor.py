@@ -145,8 +145,7 @@ def _busy_cores() -> float:
     after = _ticks()
     busy = 0.0
     for core in _allowed() & before.keys() & after.keys():
-        used = after[core][0] - before[core][0]
-        passed = after[core][1] - before[core][1]
+        used, passed = (new - old for new, old in zip(after[core], before[core], strict=True))
         busy += used / max(passed, 1)
     return busy
 
@@ -272,7 +271,11 @@ def _connect(address: str, workers: int) -> None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init("local", num_cpus=workers or cores(), include_dashboard=False)
         else:
-            _require_listener(address)
+            if address != "auto":  # Ray itself would try for minutes where nothing listens
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                if not port.isdecimal():
+                    raise ValueError("it is not HOST:PORT")
+                socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
             ray.init(address)
     except (OSError, RuntimeError, ValueError) as error:
         raise RunError(
@@ -283,16 +286,6 @@ def _connect(address: str, workers: int) -> None:
         if type(error) is not Exception:  # what Ray raises after 30 s of a slow start
             raise
         raise RunError(f"Ray did not start ({error}); try again when less runs here") from error
-
-
-def _require_listener(address: str) -> None:
-    """Fail at once where nothing listens: Ray itself would try for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():
-        raise ValueError("it is not HOST:PORT")
-    socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
 
 
 def _in_folder(function: Callable[[Item], Result], item: Item, folder: str) -> Result:

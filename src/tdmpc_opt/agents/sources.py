@@ -1,9 +1,9 @@
 """Where policies come from: one class a kind, small enough to send to worker processes."""
 
 import hashlib
-import time
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,40 +13,30 @@ import numpy as np
 import torch
 
 from tdmpc_opt.agents.agent import Agent, best_device
-from tdmpc_opt.agents.policies import (
-    Policy,
-    agent_policy,
-    device_policy,
+from tdmpc_opt.agents.expert import (
+    ExpertNetwork,
     existing_expert,
     expert_path,
-    expert_policy,
-    random_policy,
-    simulator_policy,
-    threads,
+    is_expert_folder,
 )
+from tdmpc_opt.agents.rollout import Act, Array, Policy, Stream, agent_policy
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
-from tdmpc_opt.checkpoints.load import (
-    is_model_folder,
-    read_checkpoint,
-    require_names,
-    resolve,
-    sha256,
-)
+from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, resolve, sha256
 from tdmpc_opt.configs import Device, Mode
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.files import parse_json
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, find_preset
-from tdmpc_opt.progress import expected
+from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.runtime.agent import load as load_for_device
 from tdmpc_opt.runtime.onnx_file import is_onnx
-from tdmpc_opt.schema import MT30, UNNAMED, PlannerBudget, Task, TaskTable
+from tdmpc_opt.schema import MT30, UNNAMED, PlannerBudget, TaskTable
 from tdmpc_opt.tasks import choose_tasks
-from tdmpc_opt.tasks.environment import make_env
 
 Identity = dict[str, str | None]
 """File name and SHA-256 of the content, with no path; the hash is None without a file."""
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,19 +115,13 @@ def open_source(
         return RandomSource(source=text, mode=mode)
     if text == "plan":
         return SimulatorSource(source=text, mode=mode)
-    # These open the sources that they are made of.
-    from tdmpc_opt.agents.teachers import (
-        AssignedSource,
-        FactorySource,
-        is_assignment,
-        is_factory,
-    )
+    from tdmpc_opt.agents.own import AssignedSource, FactorySource  # the first opens others
 
-    if is_assignment(text):
+    if text.endswith(".json") and Path(text).is_file():
         return AssignedSource(
             source=text, mode=mode, device=device, choose_engine=choose_engine
         )
-    if is_factory(text):
+    if _FACTORY.fullmatch(text) and not Path(text).exists():
         return FactorySource(source=text, mode=mode)
     if is_expert_folder(text):
         return ExpertSource(source=text, mode=mode)
@@ -155,62 +139,17 @@ def open_source(
     )
 
 
-def estimate(
-    sources: Sequence[PolicySource], episodes: Mapping[Task, int], workers: int
-) -> str:
-    """Return what `seconds_of` does as the end of a report; empty where Ray decides."""
-    return expected(seconds_of(sources, episodes, workers)) if episodes and workers else ""
+def identify(text: str, tasks: TaskTable) -> Identity:
+    """Name the source of a text by its content; of experts those of the tasks that it has.
 
-
-def seconds_of(
-    sources: Sequence[PolicySource], episodes: Mapping[Task, int], workers: int
-) -> float:
-    """Return how long episodes take, in seconds, estimated from one step of the first task.
-
-    `sources` act or label in each step; the tasks are shared by `workers` processes.
+    Raises:
+        CheckpointError: A file that is missing or cannot be read.
     """
-    seconds = seconds_per_step(sources, next(iter(episodes)))
-    steps = sum(each.episode_length * count for each, count in episodes.items())
-    return seconds * steps / min(workers, len(episodes))
-
-
-_MEASURED_STEPS = 21
-_MEASURED_SECONDS = 2.0
-
-
-def seconds_per_step(sources: Sequence[PolicySource], task: Task, episodes: int = 1) -> float:
-    """Return the seconds of one step of a task on one thread, and of an action of each source.
-
-    The first source drives. `episodes` that are driven in step divide the time of an action.
-    """
-    env = make_env(task, 0)
-    obs = np.repeat(env.reset()[0][None], episodes, axis=0)
-    with threads(1):
-        streams = [(number,) for number in range(episodes)]
-        acts = [
-            source.load(TaskTable((task,)))(task.name, streams, [env] * episodes)
-            for source in sources
-        ]
-        seconds, begin = list[float](), time.perf_counter()
-        most = min(_MEASURED_STEPS, task.episode_length)
-        # Several, since other work on this machine may interrupt one.
-        while len(seconds) < 2 or (
-            len(seconds) < most and time.perf_counter() - begin < _MEASURED_SECONDS
-        ):
-            start = time.perf_counter()
-            actions = [act(obs) for act in acts]
-            acted = time.perf_counter()
-            _, _, terminated, truncated, _ = env.step(actions[0][0])
-            seconds.append((acted - start) / episodes + time.perf_counter() - acted)
-            if terminated or truncated:
-                env.reset()
-    env.close()
-    return sum(seconds[1:]) / (len(seconds) - 1)  # what the first action builds does not count
-
-
-def is_expert_folder(source: str) -> bool:
-    """Return whether a source is a folder without a model, which can only be one of experts."""
-    return Path(source).is_dir() and not is_model_folder(Path(source))
+    source = open_source(text)
+    if isinstance(source, ExpertSource):
+        known = [name for name in tasks.names if expert_path(Path(text), name).is_file()]
+        tasks = tasks.subset(known)
+    return source.identity(tasks)
 
 
 class SimulatorSource(PolicySource):
@@ -218,7 +157,21 @@ class SimulatorSource(PolicySource):
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Return the planner for these tasks."""
-        return simulator_policy(tasks)
+
+        def begin(task: str, streams: Sequence[Stream], envs: Sequence[Any]) -> Act:
+            from tdmpc_opt.tasks.batched_suite import batched_task  # needs the simulator
+
+            simulator = batched_task(tasks[task])
+            generators = [np.random.default_rng(stream) for stream in streams]
+            planner = SimulatorPlanner(simulator, SimulatorBudget(), generators)
+
+            def act(_: Array) -> Array:
+                states, constants = zip(*map(simulator.current, envs), strict=True)
+                return planner.plan(np.stack(states), np.stack(constants)).astype(np.float32)
+
+            return act
+
+        return begin
 
     def tasks(self, chosen: str | None) -> TaskTable:
         """Return the chosen tasks, or MT30."""
@@ -234,7 +187,15 @@ class RandomSource(SimulatorSource):
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Return random actions for these tasks."""
-        return random_policy(tasks)
+
+        def begin(task: str, streams: Sequence[Stream], _: Sequence[Any]) -> Act:
+            width = tasks[task].action_dim
+            generators = [np.random.default_rng(stream) for stream in streams]
+            return lambda _: np.array(
+                [source.uniform(-1, 1, width) for source in generators], np.float32
+            )
+
+        return begin
 
     def require_labels(self, tasks: TaskTable) -> None:
         """Refuse.
@@ -250,7 +211,13 @@ class ExpertSource(PolicySource):
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Return the experts, each read when its task begins."""
-        return expert_policy(Path(self.source))
+        folder = Path(self.source)
+
+        def begin(task: str, _: Sequence[Stream], __: Sequence[Any]) -> Act:
+            existing_expert(folder, task)
+            return ExpertNetwork.of_task(folder, task).mean
+
+        return begin
 
     def tasks(self, chosen: str | None) -> TaskTable:
         """Return the chosen tasks, or those of MT30 that have an expert."""
@@ -330,7 +297,15 @@ class ExportedSource(_FileSource):
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Load the file for ONNX Runtime."""
-        return device_policy(load_for_device(self.source))
+        agent = load_for_device(self.source)
+
+        def begin(task: str, streams: Sequence[Stream], _: Sequence[Any]) -> Act:
+            name = None if agent.tasks.names == (UNNAMED,) else task
+            generators = [np.random.default_rng(stream) for stream in streams]
+            agent.reset()
+            return lambda obs: agent.act(obs, name, generator=generators)
+
+        return begin
 
     def known_tasks(self) -> TaskTable:
         """Return the tasks that the file names."""
@@ -355,8 +330,7 @@ class CheckpointSource(_FileSource):
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Load the agent; the file is read once in a process."""
-        path, version = self._file()
-        model = _model(path, version, self.names, self.device)
+        model = _model(*self._file(), self.names, self.device)
         chosen = self.chosen()
         engine = self.choose_engine(model.config, best_device(self.device), model.dtype)
         agent = Agent(model, mode=chosen.mode, budget=chosen.budget, engine=engine)
@@ -389,10 +363,10 @@ class CheckpointSource(_FileSource):
             CheckpointError: The checkpoint cannot be read.
         """
         preset = find_preset(self.preset, self._checkpoint().extra)
+        budget = preset.budget
         if self.replan_every is not None:
-            budget = replace(preset.budget, replan_every=self.replan_every)
-            preset = replace(preset, budget=budget)
-        return replace(preset, mode="policy") if self.mode == "policy" else preset
+            budget = replace(budget, replan_every=self.replan_every)
+        return Preset("policy" if self.mode == "policy" else preset.mode, budget)
 
     def plans(self) -> bool:
         """Return whether the file has what a plan needs, and not the policy alone.

@@ -13,7 +13,8 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from tdmpc_opt.agents.executor import choose_processes
-from tdmpc_opt.agents.sources import open_source, seconds_of
+from tdmpc_opt.agents.sources import open_source
+from tdmpc_opt.agents.timing import seconds_of
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.checkpoints.native import write_native

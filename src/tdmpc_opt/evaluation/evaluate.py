@@ -6,8 +6,9 @@ from typing import Any
 
 from tdmpc_opt.agents.agent import best_device
 from tdmpc_opt.agents.executor import choose_processes, run_parallel
-from tdmpc_opt.agents.policies import rollout, threads
-from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, estimate, open_source
+from tdmpc_opt.agents.rollout import rollout, threads
+from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
+from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.configs import EvaluateConfig, device_of_work
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile

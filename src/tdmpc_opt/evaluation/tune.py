@@ -17,8 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.agents.executor import choose_processes, run_parallel
-from tdmpc_opt.agents.policies import Array, threads, torch_generator
-from tdmpc_opt.agents.sources import CheckpointSource, estimate
+from tdmpc_opt.agents.rollout import Array, threads, torch_generator
+from tdmpc_opt.agents.sources import CheckpointSource
+from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native

@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tdmpc_opt.agents.policies import ExpertNetwork
+from tdmpc_opt.agents.expert import ExpertNetwork
 from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
-from tdmpc_opt.errors import RunError
-from tdmpc_opt.experts.state import DAMAGE, Progress, damaged, read_arrays, write_arrays
+from tdmpc_opt.experts.state import Progress, read_arrays, whole_state, write_arrays
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.schema import Task, seed_number
 from tdmpc_opt.tasks.batched_suite import batched_task
@@ -166,7 +165,7 @@ class Imitation:
         Raises:
             RunError: The file is damaged.
         """
-        try:
+        with whole_state(path):
             arrays = read_arrays(path)
             for name, network in self._networks():
                 tensors = {
@@ -176,8 +175,6 @@ class Imitation:
                 network.load_state_dict(tensors)
             self._value_scale = float(arrays["value_scale"])
             self._episodes = {name: [arrays[name]] for name in _FIELDS}
-        except DAMAGE as error:
-            raise RunError(damaged(path, error)) from error
 
     def _networks(self) -> tuple[tuple[str, nn.Sequential], ...]:
         return ("policy", self.policy), ("value", self._value)

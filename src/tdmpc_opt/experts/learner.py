@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from tdmpc_opt.agents.policies import Act, ExpertNetwork, Stream, rollout
+from tdmpc_opt.agents.expert import ExpertNetwork
+from tdmpc_opt.agents.rollout import Act, Stream, rollout
 from tdmpc_opt.agents.sources import PolicySource, open_source
 from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
 from tdmpc_opt.schema import Task, TaskTable, seed_number
@@ -96,13 +98,9 @@ def warm_up(model: Any, config: ExpertsConfig, task: Task) -> int:
         seeds = [WARM_UP_SEED + config.seed + first + row for row in range(config.envs)]
         streams = [(seed, seed_number(task)) for seed in seeds]
         episodes = rollout(policy, task, seeds, streams, noise=_WARM_UP_NOISE)
-        rows = max(len(episode.action) for episode in episodes)
-        done = [
-            (episode, t)
-            for t in range(1, rows)
-            for episode in episodes
-            if t < len(episode.action)
-        ]
+        longest = max(len(episode.action) for episode in episodes)
+        steps_of = product(range(1, longest), episodes)
+        done = [(episode, t) for t, episode in steps_of if t < len(episode.action)]
         # The buffer takes one transition an environment: a few of unequal episodes are left.
         for begin in range(0, len(done) - config.envs + 1, config.envs):
             part = done[begin : begin + config.envs]

@@ -3,6 +3,8 @@
 import json
 import math
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -15,15 +17,10 @@ from tdmpc_opt.errors import RunError
 from tdmpc_opt.files import parse_json, replace_when_done
 
 _BUFFER_FIELDS = (
-    "observations",
-    "next_observations",
-    "actions",
-    "rewards",
-    "dones",
-    "timeouts",
+    *("observations", "next_observations", "actions"),
+    *("rewards", "dones", "timeouts"),
 )
 _POLICY_FIELDS = ("actor_state", "qf_state", "key", "noise_key")
-DAMAGE = (*DAMAGED_ARRAY, AttributeError, RuntimeError, zipfile.BadZipFile)
 _MODEL_FIELDS = ("ent_coef_state", "key")
 
 
@@ -39,6 +36,21 @@ class Progress:
     """Time spent, that of earlier runs included."""
     curve: list[tuple[int, float]] = field(default_factory=list)
     """Agent step and return of each training episode."""
+
+
+@contextmanager
+def whole_state(path: Path) -> Iterator[None]:
+    """Report in one line that a state file, which is read in the block, is damaged.
+
+    Raises:
+        RunError: It is.
+    """
+    try:
+        yield
+    except (*DAMAGED_ARRAY, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
+        raise RunError(
+            f"{path} is damaged ({error!r}); delete it to start this task over"
+        ) from error
 
 
 def save_state(path: Path, model: Any, progress: Progress) -> None:
@@ -75,14 +87,12 @@ def read_progress(path: Path) -> Progress:
     Raises:
         RunError: The file is damaged.
     """
-    try:
+    with whole_state(path):
         with path.open("rb") as file, _opened(file) as archive:
             fields = parse_json(archive["progress"].tobytes())
         # JSON has no tuples.
         fields["curve"] = [(int(step), float(value)) for step, value in fields["curve"]]
         return Progress(**fields)
-    except DAMAGE as error:
-        raise RunError(damaged(path, error)) from error
 
 
 def restore_model(path: Path, model: Any, progress: Progress) -> None:
@@ -93,7 +103,7 @@ def restore_model(path: Path, model: Any, progress: Progress) -> None:
     """
     from flax import serialization
 
-    try:
+    with whole_state(path):
         arrays = read_arrays(path)
         saved = serialization.from_bytes(_networks(model), arrays["networks"].tobytes())
         buffer = model.replay_buffer
@@ -102,8 +112,6 @@ def restore_model(path: Path, model: Any, progress: Progress) -> None:
         buffer.pos = int(arrays["position"])
         buffer.full = len(arrays["rewards"]) == buffer.buffer_size
         model._n_updates = int(arrays["updates"])
-    except DAMAGE as error:
-        raise RunError(damaged(path, error)) from error
     for name, value in saved["policy"].items():
         setattr(model.policy, name, value)
     for name, value in saved["model"].items():
@@ -112,7 +120,7 @@ def restore_model(path: Path, model: Any, progress: Progress) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read all arrays of a state file; a damaged one raises one of `DAMAGE`."""
+    """Read all arrays of a state file, in `whole_state`."""
     with path.open("rb") as file, _opened(file) as archive:
         return dict(archive)
 
@@ -139,8 +147,3 @@ def _networks(model: Any) -> dict[str, dict[str, Any]]:
         "policy": {name: getattr(policy, name) for name in _POLICY_FIELDS},
         "model": {name: getattr(model, name) for name in _MODEL_FIELDS},
     }
-
-
-def damaged(path: Path, error: Exception) -> str:
-    """Return the message for a state file that cannot be read."""
-    return f"{path} is damaged ({error!r}); delete it to start this task over"

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc_opt.agents.executor import choose_processes, run_parallel
-from tdmpc_opt.agents.policies import ExpertNetwork, expert_path
-from tdmpc_opt.agents.sources import estimate, open_source
+from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
+from tdmpc_opt.agents.sources import open_source
+from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.configs import CHOICE_SEED, ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
 from tdmpc_opt.evaluation.results import ResultFile
@@ -33,7 +34,7 @@ from tdmpc_opt.experts.state import (
 from tdmpc_opt.files import alone, parse_json, refuse_overwrite, require_same
 from tdmpc_opt.progress import Progress as Reports
 from tdmpc_opt.progress import Silent
-from tdmpc_opt.schema import MT30, Task, TaskTable
+from tdmpc_opt.schema import Task, TaskTable
 from tdmpc_opt.tasks import choose_tasks
 from tdmpc_opt.tasks.environment import make_env
 
@@ -104,145 +105,138 @@ def _expected(config: ExpertsConfig, tasks: list[Task]) -> str:
     return text + estimate([open_source("plan")], episodes, workers.count)
 
 
-def train_expert(
-    config: ExpertsConfig, asked: Task | str, reports: Reports | None = None
-) -> None:
+def train_expert(config: ExpertsConfig, task: Task, reports: Reports) -> None:
     """Train the policy of one task, from its saved state if there is one.
 
     Runs on one thread: it sets environment variables, so call it in a separate process,
     before jax or torch is imported there.
-
-    Args:
-        config: What to train and how.
-        asked: The task, or the name of one of MT30.
-        reports: Receives steps done and the text of each report.
 
     Raises:
         RunError: The saved state is damaged or of another config.
     """
     for name, value in _ONE_THREAD.items():
         os.environ.setdefault(name, value)
-    task = MT30[asked] if isinstance(asked, str) else asked
-    state = _state_path(config, task.name)
-    progress = Progress(identity=_identity(config, task.name))
-    if state.exists():
-        progress = read_progress(state)
-        _refuse_other(state, progress.identity, config, task.name)
-    reports = reports or Silent()
-    learn = _plan if config.method == "plan" else _reinforce
-    network = learn(config, task, progress, reports)
-    _finish(network, task, config, progress, reports)
+    training = _Training(config, task, reports)
+    training.finish(training.plan() if config.method == "plan" else training.reinforce())
 
 
-def _reinforce(
-    config: ExpertsConfig, task: Task, progress: Progress, reports: Reports
-) -> ExpertNetwork:
-    """Train by SAC to the last step."""
-    state = _state_path(config, task.name)
-    model = build_learner(config, task, first_episode=len(progress.curve))
-    if state.exists():
-        restore_model(state, model, progress)
-        reports.update(progress.step, config.steps, f"{task.name}: resumed at this step")
-    else:
-        progress.step = warm_up(model, config, task)
-    _learn(model, config, task, progress, reports)
-    save_state(state, model, progress)  # kept: a later run may train more steps
-    return read_network(model, task.name, progress.step)
+class _Training:
+    """The training of one expert.
 
-
-def _plan(
-    config: ExpertsConfig, task: Task, progress: Progress, reports: Reports
-) -> ExpertNetwork:
-    """Imitate planning in the simulator until all states are labelled."""
-    from tdmpc_opt.experts.imitation import Imitation
-
-    state = _state_path(config, task.name)
-    imitation = Imitation(config, task)
-    if state.exists():
-        imitation.load(state)
-        reports.update(progress.step, config.steps, f"{task.name}: resumed at this state")
-    spent, started, first = progress.seconds, time.monotonic(), progress.step
-    while progress.step < config.steps:
-        imitation.round(progress)
-        progress.seconds = spent + time.monotonic() - started
-        imitation.save(state, progress)
-        speed = (progress.step - first) / (time.monotonic() - started)
-        reports.update(progress.step, config.steps, _report(config, task.name, progress, speed))
-    return imitation.network(progress)
-
-
-def _learn(
-    model: Any, config: ExpertsConfig, task: Task, progress: Progress, reports: Reports
-) -> None:
-    """Train by whole episodes, so that a resumed run never continues half of one.
-
-    Episodes that states end are of any length; of those a resumed run leaves out what is left.
+    Args:
+        config: What to train and how.
+        task: What to train for.
+        reports: Receives steps done and the text of each report.
     """
-    early = int(EARLY_FRACTION * config.steps)
-    half_trained = expert_path(config.output / "early", task.name)
-    started, start, spent = time.monotonic(), progress.step, progress.seconds
-    due = started + _FIRST_REPORT_SECONDS
 
-    def watch(_: object, __: object) -> bool:
-        """Report now and then; one call of `learn` takes minutes."""
-        nonlocal due
-        now = time.monotonic()
-        if now >= due:
-            due = now + _REPORT_SECONDS
-            step = model.num_timesteps
-            speed = (step - start) / (now - started)
-            reports.update(step, config.steps, _report(config, task.name, progress, speed))
-        return True
+    def __init__(self, config: ExpertsConfig, task: Task, reports: Reports) -> None:
+        self._config, self._task, self._reports = config, task, reports
+        self._state = _state_path(config, task.name)
+        self.progress = Progress(identity=_identity(config, task.name))
+        if self._state.exists():
+            self.progress = read_progress(self._state)
+            _refuse_other(self._state, self.progress.identity, config, task.name)
+        self._begun, self._first = time.monotonic(), self.progress.step
+        self._spent = self.progress.seconds
 
-    while progress.step < config.steps:
-        before, episodes = progress.step, model._episode_num
-        model.learn(
-            task.episode_length * config.envs,
-            callback=watch,
-            reset_num_timesteps=False,
-            log_interval=None,
+    def _report(self, text: str) -> None:
+        step, total = self.progress.step, self._config.steps
+        self._reports.update(step, total, f"{self._task.name}: {text}")
+
+    def _report_speed(self, step: int) -> None:
+        speed = (step - self._first) / (time.monotonic() - self._begun)
+        curve = self.progress.curve[-8:]
+        recent = np.mean([value for _, value in curve]) if curve else np.nan
+        minutes = (self._config.steps - self.progress.step) / speed / 60
+        text = f"{speed:.0f} steps/s, recent return {recent:.0f}, {minutes:.0f} min left"
+        self._reports.update(step, self._config.steps, f"{self._task.name}: {text}")
+
+    def _count(self, step: int) -> None:
+        self.progress.step = step
+        self.progress.seconds = self._spent + time.monotonic() - self._begun
+
+    def reinforce(self) -> ExpertNetwork:
+        """Train by SAC to the last step."""
+        progress = self.progress
+        model = build_learner(self._config, self._task, first_episode=len(progress.curve))
+        if self._state.exists():
+            restore_model(self._state, model, progress)
+            self._report("resumed at this step")
+        else:
+            progress.step = warm_up(model, self._config, self._task)
+        self._learn(model)
+        save_state(self._state, model, progress)  # kept: a later run may train more steps
+        return read_network(model, self._task.name, progress.step)
+
+    def _learn(self, model: Any) -> None:
+        """Train by whole episodes, so that a resumed run never continues half of one.
+
+        Episodes that states end are of any length; of those a resumed run leaves out what is
+        left.
+        """
+        config, task, progress = self._config, self._task, self.progress
+        half_trained = expert_path(config.output / "early", task.name)
+        self._begun, self._first = time.monotonic(), progress.step
+        due = self._begun + _FIRST_REPORT_SECONDS
+
+        def watch(_: object, __: object) -> bool:
+            """Report now and then; one call of `learn` takes minutes."""
+            nonlocal due
+            if time.monotonic() >= due:
+                due = time.monotonic() + _REPORT_SECONDS
+                self._report_speed(model.num_timesteps)
+            return True
+
+        while progress.step < config.steps:
+            before, episodes = progress.step, model._episode_num
+            model.learn(
+                task.episode_length * config.envs,
+                callback=watch,
+                reset_num_timesteps=False,
+                log_interval=None,
+            )
+            self._count(model.num_timesteps)
+            finished = list(model.ep_info_buffer)[episodes - model._episode_num :]
+            progress.curve.extend((progress.step, float(each["r"])) for each in finished)
+            early = int(EARLY_FRACTION * config.steps)
+            if progress.step >= early and not half_trained.exists():
+                read_network(model, task.name, progress.step).save(half_trained)
+            if before // config.save_every < progress.step // config.save_every:
+                save_state(self._state, model, progress)
+
+    def plan(self) -> ExpertNetwork:
+        """Imitate planning in the simulator until all states are labelled."""
+        from tdmpc_opt.experts.imitation import Imitation
+
+        imitation = Imitation(self._config, self._task)
+        if self._state.exists():
+            imitation.load(self._state)
+            self._report("resumed at this state")
+        while self.progress.step < self._config.steps:
+            imitation.round(self.progress)
+            self._count(self.progress.step)
+            imitation.save(self._state, self.progress)
+            self._report_speed(self.progress.step)
+        return imitation.network(self.progress)
+
+    def finish(self, network: ExpertNetwork) -> None:
+        """Write the policy, measure what was written, then write the record that it is done."""
+        config, task, progress = self._config, self._task, self.progress
+        path = expert_path(config.output, task.name)
+        network.save(path)
+        stored = ExpertNetwork.load(path)
+        starts = range(CHOICE_SEED, CHOICE_SEED + config.episodes)
+        returns = [measure(stored, task, seed) for seed in starts]
+        replace(stored, returns=tuple(returns)).save(path)
+        record = _record_path(config, task.name)
+        ResultFile(record, "expert", progress.identity, RunError).write(
+            steps=progress.step,
+            learning_curve=_mean_curve(progress.curve),
+            returns=returns,
+            final_seed=CHOICE_SEED,
+            seconds=round(progress.seconds, 1),
         )
-        progress.step = model.num_timesteps
-        progress.seconds = spent + time.monotonic() - started
-        finished = list(model.ep_info_buffer)[episodes - model._episode_num :]
-        progress.curve.extend((progress.step, float(episode["r"])) for episode in finished)
-        if progress.step >= early and not half_trained.exists():
-            read_network(model, task.name, progress.step).save(half_trained)
-        if before // config.save_every < progress.step // config.save_every:
-            save_state(_state_path(config, task.name), model, progress)
-
-
-def _report(config: ExpertsConfig, task: str, progress: Progress, speed: float) -> str:
-    recent = np.mean([value for _, value in progress.curve[-8:]]) if progress.curve else np.nan
-    minutes = (config.steps - progress.step) / speed / 60
-    return f"{task}: {speed:.0f} steps/s, recent return {recent:.0f}, {minutes:.0f} min left"
-
-
-def _finish(
-    network: ExpertNetwork,
-    task: Task,
-    config: ExpertsConfig,
-    progress: Progress,
-    reports: Reports,
-) -> None:
-    """Write the policy, measure what was written, then write the record that it is done."""
-    path = expert_path(config.output, network.task)
-    network.save(path)
-    stored = ExpertNetwork.load(path)
-    returns = [
-        measure(stored, task, CHOICE_SEED + episode) for episode in range(config.episodes)
-    ]
-    replace(stored, returns=tuple(returns)).save(path)
-    file = ResultFile(_record_path(config, network.task), "expert", progress.identity, RunError)
-    file.write(
-        steps=progress.step,
-        learning_curve=_mean_curve(progress.curve),
-        returns=returns,
-        final_seed=CHOICE_SEED,
-        seconds=round(progress.seconds, 1),
-    )
-    done = f"{network.task}: finished, mean return {np.mean(returns):.1f}"
-    reports.update(progress.step, config.steps, done)
+        self._report(f"finished, mean return {np.mean(returns):.1f}")
 
 
 def _mean_curve(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -255,13 +249,7 @@ def _mean_curve(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def measure(network: ExpertNetwork, task: Task, seed: int) -> float:
-    """Return the return of one episode without noise.
-
-    Args:
-        network: Policy.
-        task: What it was trained for.
-        seed: Environment seed of the episode.
-    """
+    """Return the return of one episode without noise, from the start of an environment seed."""
     env = make_env(task, seed)
     obs: NDArray[np.float32] = env.reset()[0]
     total, terminated, truncated = 0.0, False, False

@@ -59,12 +59,8 @@ class FoldedNetwork(NamedTuple):
     ) -> Float[Tensor, "n out"]:
         """Apply the network to [input, action], or to actions where `bias` includes the input.
 
-        Args:
-            x: Inputs; the last axis before the features is that of the rows.
-            bias: Bias of the first layer for each row.
-
-        Returns:
-            Outputs, whose leading axes have become one.
+        The last axis of `x` before the features is that of the rows, of which each has its bias
+        of the first layer. The leading axes of the outputs have become one.
         """
         weight = self.layers[0].weight
         weight = weight if x.shape[-1] == weight.shape[-1] else self.of_action
@@ -84,28 +80,24 @@ class FoldedNetwork(NamedTuple):
 
     def member(self, index: int | Int[Tensor, "1"]) -> "FoldedNetwork":
         """Return one member of an ensemble."""
-        layers = tuple(
-            Layer(
-                _pick(layer.weight, index),
-                _pick(layer.bias, index),
-                None
-                if layer.norm is None
-                else (_pick(layer.norm[0], index), _pick(layer.norm[1], index)),
-            )
-            for layer in self.layers
-        )
-        of_input, of_action = _pick(self.of_input, index), _pick(self.of_action, index)
-        return FoldedNetwork(layers, of_input, of_action, self.group)
+
+        def pick(stacked: Tensor) -> Tensor:
+            if isinstance(index, int):
+                return stacked[index]
+            return stacked.index_select(0, index)[0]
+
+        layers = []
+        for weight, bias, norm in self.layers:
+            picked = None if norm is None else (pick(norm[0]), pick(norm[1]))
+            layers.append(Layer(pick(weight), pick(bias), picked))
+        parts = pick(self.of_input), pick(self.of_action)
+        return FoldedNetwork(tuple(layers), *parts, self.group)
 
     def first_outputs(self, count: int) -> "FoldedNetwork":
         """Return the network without the outputs after the first ones."""
         *before, last = self.layers
         short = Layer(last.weight[:count].clone(), last.bias[:count].clone(), last.norm)
         return self._replace(layers=(*before, short))
-
-
-def _pick(stacked: Tensor, index: int | Int[Tensor, "1"]) -> Tensor:
-    return stacked[index] if isinstance(index, int) else stacked.index_select(0, index)[0]
 
 
 class Shares(NamedTuple):
@@ -212,10 +204,7 @@ class FoldedModel(nn.Module):
     ) -> tuple[Float[Tensor, "samples batch latent"], Float[Tensor, "samples batch"]]:
         """Return the next latents, and the rewards in environment units.
 
-        Args:
-            shares: First-layer biases.
-            z: Latents; None where all samples of a row are at its first latent.
-            action: Actions of each sample.
+        `z` is None where all samples of a row are at its first latent.
         """
         biases = shares.at_start if z is None else shares.later
         x = action if z is None else torch.cat([z, action], dim=-1)
@@ -226,11 +215,9 @@ class FoldedModel(nn.Module):
     def goes_on(
         self, shares: Shares, z: Float[Tensor, "samples batch latent"]
     ) -> Float[Tensor, "samples batch"]:
-        """Return 1 where a latent is not predicted to end the episode, and 0 where it is.
+        """Return 1 where a latent after an action does not end the episode, by prediction.
 
-        Args:
-            shares: First-layer biases.
-            z: Latents after an action.
+        Elsewhere it is 0.
         """
         logit = self._termination.run(z, shares.later[3])
         return (logit <= 0).to(z.dtype).view(z.shape[:2])
@@ -242,13 +229,10 @@ class FoldedModel(nn.Module):
         noise: Float[Tensor, "samples batch action"],
         mask: Float[Tensor, "batch action"],
     ) -> Float[Tensor, "samples batch action"]:
-        """Sample the policy's actions in [-1, 1].
+        """Sample the policy's actions in [-1, 1] by standard normal noise.
 
-        Args:
-            shares: First-layer biases.
-            z: Latents; None where all samples of a row are at its first latent.
-            noise: Standard normal noise.
-            mask: 1 for real action dimensions, 0 for padded ones.
+        `z` is None where all samples of a row are at its first latent. The mask is 0 for padded
+        action dimensions.
         """
         if z is None:
             raw = self._policy.finish(shares.at_start[2])
@@ -266,11 +250,7 @@ class FoldedModel(nn.Module):
     ) -> Float[Tensor, "samples batch"]:
         """Average the returns that two members of the ensemble predict, in environment units.
 
-        Args:
-            shares: First-layer biases.
-            z: Latents.
-            action: Actions in them.
-            heads: Numbers of the two members for each row; one column is for all rows.
+        `heads` are their numbers for each row; one column is for all rows.
         """
         x = torch.cat([z, action], dim=-1)
         members, biases = self._members, list(shares.q.unbind(0))

@@ -189,15 +189,12 @@ def task_biases(
     of_task: Float[Tensor, "*heads out dim"],
     embeddings: Float[Tensor, "tasks dim"],
 ) -> Float[Tensor, "*heads tasks out"]:
-    """Return a first layer's bias in each task, with the share of the task's embedding.
+    """Return a first layer's bias in each task: with the share of the task's embedding.
 
-    Args:
-        bias: Bias of the layer.
-        of_task: Columns of its weight for the task embedding.
-        embeddings: Task embeddings.
+    `of_task` are the columns of its weight for that.
     """
     rows = embeddings if of_task.ndim == 2 else embeddings.expand(len(of_task), -1, -1)
-    return _product(rows, of_task) + bias.unsqueeze(-2)
+    return rows @ of_task.mT + bias.unsqueeze(-2)
 
 
 def _folded(
@@ -206,32 +203,14 @@ def _folded(
     """Multiply; the embeddings' share is computed once per task, as a bias of its rows."""
     of_x, of_task, of_action = split_inputs(first.weight, x.shape[-1], tasks.table.shape[-1])
     bias = task_biases(first.bias, of_task, tasks.table).index_select(-2, tasks.ids)
-    sums = torch.cat([bias] * x.shape[:-2].numel(), dim=-2)  # the products are added to it
-    sums = _add_product(sums, for_heads(x.flatten(0, -2), first), of_x)
+    sums = torch.cat([bias] * x.shape[:-2].numel(), dim=-2)
+    parts = [(x, of_x)]
     if action is not None:  # on its own: widths that are no multiple of 8 are slow to multiply
-        sums = _add_product(sums, for_heads(action.flatten(0, -2), first), of_action)
+        parts.append((action, of_action))
+    for inputs, weight in parts:
+        rows = for_heads(inputs.flatten(0, -2), first)
+        sums = (sums.addmm_ if weight.ndim == 2 else sums.baddbmm_)(rows, weight.mT)
     return sums
-
-
-def _product(
-    rows: Float[Tensor, "*heads n in_dim"], weight: Float[Tensor, "*heads out in_dim"]
-) -> Float[Tensor, "*heads n out"]:
-    if weight.ndim == 2:
-        return functional.linear(rows, weight)
-    return torch.bmm(rows, weight.transpose(1, 2))
-
-
-def _add_product(
-    sums: Float[Tensor, "*heads n out"],
-    rows: Float[Tensor, "*heads n in_dim"],
-    weight: Float[Tensor, "*heads out in_dim"],
-) -> Float[Tensor, "*heads n out"]:
-    """Add a product to the sums, in place where possible."""
-    if torch.is_autocast_enabled(rows.device.type):  # it has no in-place products
-        return sums + _product(rows, weight)
-    if weight.ndim == 2:
-        return sums.addmm_(rows, weight.t())
-    return sums.baddbmm_(rows, weight.transpose(1, 2))
 
 
 def layer_norm(
@@ -253,15 +232,10 @@ def norm_mish(
     shift: Float[Tensor, "*heads dim"],
     rate: float = 0.0,
 ) -> Float[Tensor, "*batch dim"]:
-    """Apply dropout, LayerNorm and Mish, `x * tanh(log(1 + exp(x)))`.
+    """Apply dropout at a rate, LayerNorm and Mish, `x * tanh(log(1 + exp(x)))`.
 
-    Without gradients it consists of operators that every inference engine has.
-
-    Args:
-        x: Products; where gain and shift have an axis of heads, it is the first one here too.
-        gain: LayerNorm's weight.
-        shift: LayerNorm's bias.
-        rate: Dropout rate.
+    Where gain and shift have an axis of heads, it is the first one of `x` too. Without
+    gradients it consists of operators that every inference engine has.
 
     Source:
         Mish, arXiv:1908.08681.
@@ -353,7 +327,7 @@ class _NormMish(torch.autograd.Function):
                 )
             )
         by_x, by_gain, by_shift = (
-            _stacked(parts) if wanted else None
+            (parts[0] if len(parts) == 1 else torch.stack(parts)) if wanted else None
             for parts, wanted in zip(zip(*found, strict=True), needed, strict=True)
         )
         if by_x is not None:
@@ -381,10 +355,6 @@ def _without(x: Tensor, dropped: Tensor | None) -> Tensor:
     if dropped is None:
         return x
     return x.reshape(-1).index_fill(0, dropped, 0.0).view(x.shape)
-
-
-def _stacked(parts: tuple[Tensor, ...]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack(parts)
 
 
 def _one(x: Tensor) -> Tensor:

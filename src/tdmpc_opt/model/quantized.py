@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float16, Int8, Shaped, UInt8
+from jaxtyping import Float, Float16, Int8, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -66,23 +66,17 @@ def quantized_weight(
     kind: IntFormat,
     group: int,
 ) -> QuantizedWeight:
-    """Store codes, two of int4 in a byte.
+    """Store codes, of which those of int4 lie in [-8, 7], two in a byte.
 
-    Args:
-        codes: One code per weight; those of int4 lie in [-8, 7].
-        scale: Value of one step of the codes of a group of inputs.
-        kind: Number format.
-        group: Neighbouring inputs that share a scale.
+    As many neighbouring inputs as `group` says share a scale, the value of a step of a code.
     """
-    stored = codes if kind == "int8" else _pack(codes)
-    return QuantizedWeight(stored, scale, codes.shape[-1], group)
-
-
-def _pack(codes: Int8[Tensor, "*rows in_dim"]) -> UInt8[Tensor, "*rows stored"]:
-    """Put two codes of 4 bits into each byte; a row of odd length gets a zero at its end."""
-    shifted = functional.pad(codes, (0, codes.shape[-1] % 2)).add(INT4_ZERO).to(torch.uint8)
+    columns = codes.shape[-1]
+    if kind == "int8":
+        return QuantizedWeight(codes, scale, columns, group)
+    # A row of odd length gets a zero at its end.
+    shifted = functional.pad(codes, (0, columns % 2)).add(INT4_ZERO).to(torch.uint8)
     low, high = shifted.chunk(2, dim=-1)
-    return low | (high << 4)
+    return QuantizedWeight(low | (high << 4), scale, columns, group)
 
 
 def dequantize(

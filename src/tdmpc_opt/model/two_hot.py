@@ -61,11 +61,9 @@ def decode(
 ) -> Float[Tensor, "*batch"]:
     """Turn logits over the bins into scalars in environment units, in float32.
 
-    Under autocast too: a product in bf16 would round the bins by up to 0.025, and with them
-    values below 2 by up to 0.02.
+    In bf16 the bins would be rounded by up to 0.025, and values below 2 by up to 0.02.
     """
-    with torch.autocast(logits.device.type, enabled=False):
-        return mean_value(logits.float(), bins.float())
+    return mean_value(logits.float(), bins.float())
 
 
 def mean_value(

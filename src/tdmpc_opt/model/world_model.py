@@ -71,7 +71,11 @@ class WorldModel(nn.Module):
         self.task_embedding = (
             nn.Embedding(c.num_tasks, c.task_dim, _weight=empty) if c.task_dim else None
         )
-        self.encoder = _encoder(c)
+        widths = [c.obs_dim + c.task_dim, *[c.enc_dim] * max(c.num_enc_layers - 1, 1)]
+        self.encoder = Network(
+            *(Dense(a, b) for a, b in pairwise(widths)),
+            Dense(widths[-1], c.latent_dim, activation="simnorm", simnorm_dim=c.simnorm_dim),
+        )
         self.dynamics = mlp(
             embedded + c.action_dim,
             c.mlp_dim,
@@ -82,8 +86,17 @@ class WorldModel(nn.Module):
         self.reward_head = mlp(embedded + c.action_dim, c.mlp_dim, c.num_bins)
         self.termination_head = mlp(embedded, c.mlp_dim, 1) if c.episodic else nn.Sequential()
         self.policy_head = mlp(embedded, c.mlp_dim, 2 * c.action_dim)
-        self.q_ensemble = _q_ensemble(c)
-        self.target_q_ensemble = _q_ensemble(c).requires_grad_(False)
+        self.q_ensemble, target = (
+            mlp(
+                embedded + c.action_dim,
+                c.mlp_dim,
+                c.num_bins,
+                heads=c.num_q,
+                dropout=c.dropout,
+            )
+            for _ in range(2)
+        )
+        self.target_q_ensemble = target.requires_grad_(False)
         self.register_buffer("bins", bin_centres(c), persistent=False)
         mask = torch.from_numpy(tasks.action_mask())
         self.register_buffer("action_mask", mask, persistent=False)
@@ -196,12 +209,7 @@ class WorldModel(nn.Module):
     ) -> Float[Tensor, "heads *batch bins"]:
         """Predict returns as two-hot logits, one set per member of the (target) ensemble.
 
-        Args:
-            z: Latent states.
-            action: Actions in them.
-            task: Task ids.
-            heads: Members to compute; None means all.
-            target: Use the target ensemble.
+        `heads` are the members to compute; None means all.
         """
         ensemble = self.target_q_ensemble if target else self.q_ensemble
         inputs = (z, self.task_rows(task), action)
@@ -217,12 +225,9 @@ class WorldModel(nn.Module):
         task: Int[Tensor, " tasks"] | None,
         noise: Float[Tensor, "*batch action"] | None = None,
     ) -> PolicyOutput:
-        """Propose actions for latents.
+        """Propose actions for latents, sampled by standard normal noise.
 
-        Args:
-            z: Latent states.
-            task: Task ids.
-            noise: Standard normal noise of the sample; None draws it from torch's generator.
+        Without noise it is drawn from torch's generator.
         """
         raw = self.policy_head(z, self.task_rows(task))
         mask = self.mask(task)
@@ -276,23 +281,3 @@ def unit_rows(x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
 def log_std_of(raw: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Squash the policy's raw output into the range of the log standard deviation."""
     return LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(raw) + 1)
-
-
-def _encoder(config: ModelConfig) -> Network:
-    widths = [config.obs_dim + config.task_dim]
-    widths += [config.enc_dim] * max(config.num_enc_layers - 1, 1)
-    hidden = [Dense(a, b) for a, b in pairwise(widths)]
-    last = Dense(
-        widths[-1], config.latent_dim, activation="simnorm", simnorm_dim=config.simnorm_dim
-    )
-    return Network(*hidden, last)
-
-
-def _q_ensemble(config: ModelConfig) -> Network:
-    return mlp(
-        config.latent_dim + config.task_dim + config.action_dim,
-        config.mlp_dim,
-        config.num_bins,
-        heads=config.num_q,
-        dropout=config.dropout,
-    )

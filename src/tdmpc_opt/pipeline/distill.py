@@ -11,7 +11,7 @@ from typing import Any
 
 from tdmpc_opt import configs
 from tdmpc_opt.agents.collect import collect
-from tdmpc_opt.agents.teachers import Assigned, write_assignment
+from tdmpc_opt.agents.own import Assigned, write_assignment
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.errors import CheckpointError, RunError
 from tdmpc_opt.evaluation.compare import Comparison, compare

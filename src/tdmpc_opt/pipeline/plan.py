@@ -14,15 +14,10 @@ from lightning_fabric import Fabric
 
 from tdmpc_opt.agents.agent import best_device
 from tdmpc_opt.agents.executor import choose_processes, choose_threads
-from tdmpc_opt.agents.policies import threads
-from tdmpc_opt.agents.sources import (
-    CheckpointSource,
-    PolicySource,
-    RandomSource,
-    open_source,
-    seconds_per_step,
-)
-from tdmpc_opt.agents.teachers import Assigned
+from tdmpc_opt.agents.own import Assigned
+from tdmpc_opt.agents.rollout import threads
+from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, RandomSource, open_source
+from tdmpc_opt.agents.timing import seconds_per_step
 from tdmpc_opt.checkpoints.load import share_names
 from tdmpc_opt.configs import (
     DistillConfig,
@@ -363,9 +358,7 @@ def _measure_student(config: DistillConfig, tasks: TaskTable) -> tuple[float, fl
     )
     with threads(choose_threads().count, config.matmul):
         learner = build_learner(fabric, model, settings)
-        update = _mean_seconds(
-            lambda: train_step(fabric, learner, batch, settings, labelled=labelled)
-        )
+        update = _mean_seconds(lambda: train_step(learner, batch, labelled))
     with torch.no_grad(), threads(1):
         obs, task = batch.obs[0, :1], batch.task[:1]
         action = _mean_seconds(

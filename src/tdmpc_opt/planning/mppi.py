@@ -3,7 +3,7 @@
 Source: TD-MPC2, arXiv:2310.16828, section 3.2 and appendix; MPPI, arXiv:1509.01149.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,45 +101,34 @@ def draw_noise(
 ) -> PlanNoise:
     """Draw the noise of one plan, each row of the batch from its own generator.
 
-    A row's numbers depend on its generator alone, not on the other rows. None draws from
+    A row's numbers depend on its generator alone, not on the other rows; None draws from
     torch's default generator. The CPU draws them, so that a seed has one effect everywhere.
-
-    Args:
-        model: World model, for the sizes, the device and the number format of the noise.
-        budget: Sizes of the search.
-        generators: Random generator of each row.
     """
-    rows = [_draw_row(model, budget, generator) for generator in generators]
-    parts = [
-        torch.stack(part, dim=axis)
-        for part, axis in zip(zip(*rows, strict=True), (2, 3, 2, 2, 0, 0), strict=True)
-    ]
-    device = model.bins.device
-    prior, samples, value, heads, pick, explore = (part.to(device) for part in parts)
-    to = model.dtype
-    return PlanNoise(
-        prior.to(to), samples.to(to), value.to(to), heads, pick.to(to), explore.to(to)
-    )
-
-
-def _draw_row(
-    model: WorldModel, budget: PlannerBudget, generator: torch.Generator | None
-) -> tuple[Tensor, ...]:
-    width = model.config.action_dim
+    width, members = model.config.action_dim, model.config.num_q
     rounds = iterations(budget, width)
     sampled = budget.samples - budget.policy_samples
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, width, generator=generator)
+    def row(generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, width, generator=generator)
 
-    heads = [torch.randperm(model.config.num_q, generator=generator)[:2] for _ in range(rounds)]
-    return (
-        normal(budget.horizon, budget.policy_samples),
-        normal(rounds, budget.horizon, sampled),
-        normal(rounds, budget.samples),
-        torch.stack(heads).expand(-1, 2),
-        torch.rand((), generator=generator),
-        normal(),
+        heads = [torch.randperm(members, generator=generator)[:2] for _ in range(rounds)]
+        return (
+            normal(budget.horizon, budget.policy_samples),
+            normal(rounds, budget.horizon, sampled),
+            normal(rounds, budget.samples),
+            torch.stack(heads).expand(-1, 2),
+            torch.rand((), generator=generator),
+            normal(),
+        )
+
+    drawn = zip(*map(row, generators), strict=True)
+    parts = (
+        torch.stack(part, dim=axis).to(model.bins.device)
+        for part, axis in zip(drawn, (2, 3, 2, 2, 0, 0), strict=True)
+    )
+    return PlanNoise(
+        *(part.to(model.dtype) if part.is_floating_point() else part for part in parts)
     )
 
 
@@ -151,30 +140,50 @@ def prepare(
 ) -> Problem:
     """Compute what all iterations share: the policy prior's sequences and their rewards.
 
-    Args:
-        networks: World model in eval mode, folded.
-        z: Latents to plan from.
-        task: Task ids; None for a single-task model.
-        noise: Standard normal noise of the sequences.
+    The sequences start from `z` and have standard normal noise. A single-task model needs no
+    task ids.
     """
     shares = networks.shares(z, task)
     # len(z) would fix the number of rows of a traced graph.
     discount = networks.discount(task).expand(z.shape[0])
     mask = networks.mask(task).expand(z.shape[0], -1)
-    value = z.new_zeros(noise.shape[1:3])
+
+    drawn = noise.unbind()
+
+    def act(step: int, latent: Tensor | None) -> Tensor:
+        return networks.act(shares, latent, drawn[step], mask)
+
+    actions, latent, value, weight = _follow(networks, shares, discount, act, len(drawn))
+    left = weight if networks.episodic else None
+    return Problem(shares, mask, discount, torch.stack(actions), latent, value, left)
+
+
+def _follow(
+    networks: FoldedModel,
+    shares: Shares,
+    discount: Float[Tensor, " batch"],
+    act: Callable[[int, Tensor | None], Tensor],
+    steps: int,
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Follow the actions [samples, batch, action] that `act` gives for a step and a latent.
+
+    Returns:
+        The actions, the last latents, the discounted rewards, and the discount of what comes
+        after: 0 where the episode has ended.
+    """
+    actions, latent, value = list[Tensor](), None, None
     weight = torch.ones_like(discount)
-    latent, actions = None, []
-    for step_noise in noise:
-        action = networks.act(shares, latent, step_noise, mask)
+    for step in range(steps):
+        action = act(step, latent)
         latent, reward = networks.step(shares, latent, action)
-        value = value + weight * reward
+        value = weight * reward if value is None else value + weight * reward
         weight = weight * discount
         if networks.episodic:
             weight = weight * networks.goes_on(shares, latent)
         actions.append(action)
     assert latent is not None, "the horizon is at least 1"
-    left = weight if networks.episodic else None
-    return Problem(shares, mask, discount, torch.stack(actions), latent, value, left)
+    assert value is not None, "likewise"
+    return actions, latent, value, weight
 
 
 def sequence_values(
@@ -202,22 +211,16 @@ def sequence_values(
     Source:
         TD-MPC2, arXiv:2310.16828, section 3.2; terminations as in its public code of 2025.
     """
-    z = None
-    value = problem.prior_value.new_zeros(actions.shape[1:3])
-    weight = torch.ones_like(problem.discount)
-    for action in actions:
-        z, reward = networks.step(problem.shares, z, action)
-        value = value + weight * reward
-        weight = weight * problem.discount
-        if networks.episodic:
-            weight = weight * networks.goes_on(problem.shares, z)
-    assert z is not None, "the horizon is at least 1"
+    shares, given = problem.shares, actions.unbind()
+    _, z, value, weight = _follow(
+        networks, shares, problem.discount, lambda step, _: given[step], len(given)
+    )
     if problem.prior_weight is not None:
         weight = torch.cat([problem.prior_weight, weight])
     value = torch.cat([problem.prior_value, value])
     z = torch.cat([problem.prior_latent, z])
-    last = networks.act(problem.shares, z, noise, problem.mask)
-    return value + weight * networks.q_mean(problem.shares, z, last, heads)
+    last = networks.act(shares, z, noise, problem.mask)
+    return value + weight * networks.q_mean(shares, z, last, heads)
 
 
 def refine(
@@ -228,18 +231,12 @@ def refine(
     std: Float[Tensor, "horizon batch action"],
     noise: RoundNoise,
 ) -> Refined:
-    """Sample sequences, estimate their values, and refit the distribution to the elites.
-
-    Args:
-        networks: World model in eval mode, folded.
-        budget: Sizes of the search.
-        problem: What the iterations share.
-        mean: Mean of the distribution.
-        std: Its standard deviation.
-        noise: Random numbers of this iteration.
+    """Sample sequences, estimate their values, and refit mean and std to the elites.
 
     Source:
-        TD-MPC2, arXiv:2310.16828, section 3.2; MPPI, arXiv:1509.01149.
+        TD-MPC2, arXiv:2310.16828, section 3.2; MPPI, arXiv:1509.01149. The distance from the
+        policy's sequences is a Gaussian prior of MPPI's free energy, around the policy as in
+        LOOP's actor regularised control, arXiv:2008.10066.
     """
     sampled = (mean.unsqueeze(1) + std.unsqueeze(1) * noise.samples).clamp(-1.0, 1.0)
     sampled = sampled * problem.mask
@@ -248,29 +245,19 @@ def refine(
     if budget.regularised:
         policy_value = value[: budget.policy_samples].mean(0).abs()
         weight = budget.prior_penalty * policy_value + budget.prior_hold
-        value = value - weight * _distance_to_prior(problem, actions)
+        squared = (actions - problem.prior_actions.mean(1, keepdim=True)) ** 2
+        # Summed over steps, and averaged over the dimensions of actions.
+        value = value - weight * (squared.sum((0, 3)) / problem.mask.sum(1))
     top, index = value.nan_to_num(0.0).topk(budget.elites, dim=0)
     shape = (len(actions), -1, -1, actions.shape[-1])
     elites = actions.gather(1, index[None, ..., None].expand(shape))
     weights = torch.exp(budget.temperature * (top - top[:1]))
     weights = weights / weights.sum(0)
-    mean, std = _refit(elites, weights, problem.mask, budget)
-    return Refined(mean, std, elites[0], weights)
-
-
-def _distance_to_prior(
-    problem: Problem, actions: Float[Tensor, "horizon samples batch action"]
-) -> Float[Tensor, "samples batch"]:
-    """Return squared distances from the policy's sequences.
-
-    They are summed over steps, and averaged over the dimensions of actions.
-
-    Source:
-        A Gaussian prior of MPPI's free energy, arXiv:1509.01149, around the policy as in LOOP's
-        actor regularised control, arXiv:2008.10066.
-    """
-    centre = problem.prior_actions.mean(1, keepdim=True)
-    return ((actions - centre) ** 2).sum((0, 3)) / problem.mask.sum(1)
+    share = weights.unsqueeze(-1)
+    mean = (share * elites).sum(1)
+    variance = (share * (elites - mean.unsqueeze(1)) ** 2).sum(1)
+    std = variance.sqrt().clamp(float(budget.min_std), float(budget.max_std))
+    return Refined(mean * problem.mask, std * problem.mask, elites[0], weights)
 
 
 def plan(
@@ -310,34 +297,11 @@ def run_rounds(
     noise: PlanNoise,
     rounds: range,
 ) -> Plan:
-    """Refine a distribution in some rounds of a plan, at least one, and draw an elite's action.
-
-    Args:
-        networks: World model in eval mode, folded.
-        budget: Sizes of the search.
-        problem: What the iterations share.
-        mean: Mean of the distribution.
-        std: Its standard deviation.
-        noise: All random numbers of the plan.
-        rounds: Numbers of the rounds.
-    """
+    """Refine a distribution in the rounds of these numbers, one at least; draw an action."""
     for index in rounds:
         result = refine(networks, budget, problem, mean, std, noise.round(index))
         mean, std = result.mean, result.std
     return Plan(mean, std, draw_elite(result.first, result.weights, noise.pick))
-
-
-def _refit(
-    elites: Float[Tensor, "horizon elites batch action"],
-    weights: Float[Tensor, "elites batch"],
-    mask: Tensor,
-    budget: PlannerBudget,
-) -> tuple[Tensor, Tensor]:
-    share = weights.unsqueeze(-1)
-    mean = (share * elites).sum(1)
-    variance = (share * (elites - mean.unsqueeze(1)) ** 2).sum(1)
-    std = variance.sqrt().clamp(float(budget.min_std), float(budget.max_std))
-    return mean * mask, std * mask
 
 
 def draw_elite(

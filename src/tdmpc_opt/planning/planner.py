@@ -41,13 +41,7 @@ class Engine(ABC):
         task: Int[Tensor, " batch"],
         noise: PlanNoise,
     ) -> Refine:
-        """Return what runs the rounds of a plan for each of these observations.
-
-        Args:
-            obs: Padded observations.
-            task: Task ids.
-            noise: All random numbers of the plans.
-        """
+        """Return what runs the rounds of a plan for each of these padded observations."""
 
 
 ChooseEngine = Callable[[ModelConfig, torch.device, torch.dtype], type[Engine]]
@@ -86,7 +80,12 @@ class EagerEngine(Engine):
             plan = run_rounds(
                 self._networks, self.budget, problem, start, spread, noise, rounds
             )
-            return _array(plan.action), _array(plan.mean), _array(plan.std)
+            # numpy has no bfloat16.
+            exact = obs.dtype if obs.dtype == torch.float64 else torch.float32
+            action, mean, std = (
+                part.to("cpu", exact).numpy() for part in (plan.action, plan.mean, plan.std)
+            )
+            return action, mean, std
 
         return run
 
@@ -138,13 +137,7 @@ class Planner:
         """Choose actions: the first of a new plan, or the next of one that is in use.
 
         Only the rows that are due are planned for; the generators of the others then draw
-        nothing but the noise of exploring.
-
-        Args:
-            obs: Padded observations of the rows.
-            task: Task ids.
-            generators: Random generator of each row.
-            explore: Add noise of the plan's standard deviation.
+        nothing but the noise of exploring, which has the plan's standard deviation.
         """
         due = self._state.due(len(obs))
         noise = obs.new_zeros(len(obs), self._model.config.action_dim)
@@ -160,10 +153,3 @@ class Planner:
         for row in set(range(len(obs))) - set(due):
             noise[row] = torch.randn(noise.shape[1], generator=generators[row]).to(noise)
         return (action + std * noise).clamp(-1, 1)
-
-
-def _array(values: Tensor) -> NDArray[Any]:
-    """Return an array of the values; numpy has no bfloat16."""
-    exact = values if values.dtype == torch.float64 else values.float()
-    array: NDArray[Any] = exact.cpu().numpy()
-    return array

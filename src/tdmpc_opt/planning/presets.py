@@ -60,9 +60,7 @@ def find_preset(
 ) -> Preset:
     """Return a preset by name, or one with the budget given; None is `full`.
 
-    Args:
-        name: Name of a preset, or a budget.
-        extra: Further facts of a checkpoint, which may contain presets.
+    `extra` are the further facts of a checkpoint, which may contain presets.
 
     Raises:
         InputError: No preset of that name.

@@ -97,21 +97,16 @@ class SimulatorPlanner:
         self._mean = np.zeros((episodes, horizon, task.task.action_dim))
         points = np.linspace(0, budget.knots - 1, horizon)
         below = np.minimum(points.astype(int), budget.knots - 2)
-        above = (points - below)[:, None]
-        self._interpolate = (1 - above) * np.eye(budget.knots)[below] + above * np.eye(
-            budget.knots
-        )[below + 1]  # [horizon, knots]
+        above, knots = (points - below)[:, None], np.eye(budget.knots)
+        self._interpolate = (1 - above) * knots[below] + above * knots[below + 1]
+        """[horizon, knots]"""
         self._discount = task.task.discount ** np.arange(horizon + 1)
 
     def plan(self, states: Array, constants: Array) -> Array:
         """Return the first action of each episode's plan and keep the rest for the next call.
 
-        Args:
-            states: Physics states [E, state].
-            constants: Constants of each episode [E, constants].
-
-        Returns:
-            Actions [E, action] in [-1, 1].
+        From physics states [E, state] and constants [E, constants] to actions [E, action] in
+        [-1, 1].
         """
         budget = self._budget
         spread = np.full_like(self._mean, budget.spread)
@@ -127,14 +122,11 @@ class SimulatorPlanner:
 
     def _propose(self, states: Array, constants: Array) -> Array:
         """Return sequences [E, policy_samples, horizon, action] that the policy drives."""
-        count = self._budget.policy_samples if self._policy is not None else 0
+        count = self._budget.policy_samples
         episodes, horizon, width = self._mean.shape
         if self._policy is None:
             return np.zeros((episodes, 0, horizon, width))
-        states, constants = (
-            np.repeat(states, count, axis=0),
-            np.repeat(constants, count, axis=0),
-        )
+        states, constants = (np.repeat(part, count, axis=0) for part in (states, constants))
         scale = np.full((count, 1), self._budget.policy_noise)
         scale[0] = 0.0
         obs = self._task.observe_now(states, constants)

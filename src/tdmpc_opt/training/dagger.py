@@ -3,7 +3,6 @@
 Source: DAgger, arXiv:1011.0686, with the student alone acting in every round.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,33 +11,21 @@ from typing import Any, Literal
 
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.agents.executor import choose_processes
-from tdmpc_opt.agents.sources import CheckpointSource, open_source, seconds_of
+from tdmpc_opt.agents.sources import CheckpointSource, identify, open_source
+from tdmpc_opt.agents.timing import seconds_of
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.torch_files import StateFolder
-from tdmpc_opt.configs import (
-    CollectConfig,
-    DaggerConfig,
-    FromTeacher,
-    TrainConfig,
-)
+from tdmpc_opt.configs import CollectConfig, DaggerConfig, FromTeacher, TrainConfig
 from tdmpc_opt.configs.common import cost_fields, recorded
-from tdmpc_opt.configs.training import REMOVED, REMOVED_COST
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.files import (
-    alone,
-    parse_json,
-    refuse_overwrite,
-    repairable,
-    replace_when_done,
-    require_same,
-)
+from tdmpc_opt.files import alone, refuse_overwrite, repairable, written
 from tdmpc_opt.progress import Progress, Silent, Stage, expected
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.loop import seconds_per_update, train
-from tdmpc_opt.training.run import names_in_use, source_identity
+from tdmpc_opt.training.run import names_in_use, stored_record
 
 FIRST_SEED = 1_000_000
 """Collection seed of the first round, far above those that other datasets begin with."""
@@ -91,7 +78,7 @@ def dagger(config: DaggerConfig, progress: Progress | None = None) -> list[Round
         done = len(file.rounds)
         note = _expected(config, tasks, config.rounds - done) if done < config.rounds else ""
         progress.update(done, config.rounds, f"rounds{note}")
-        for number in range(len(file.rounds) + 1, config.rounds + 1):
+        for number in range(done + 1, config.rounds + 1):
             file.add(_round(config, tasks, number, progress))
     return file.rounds
 
@@ -99,26 +86,19 @@ def dagger(config: DaggerConfig, progress: Progress | None = None) -> list[Round
 def _round(config: DaggerConfig, tasks: TaskTable, number: int, progress: Progress) -> Round:
     """Drive, label, train and score; each part skips what an interrupted call has done."""
     stage = f"round {number} of {config.rounds}"
-    dataset, seed = _drive(config, tasks, number, Stage(progress, f"{stage}, collect"))
-    model = _train(config, number * config.updates, Stage(progress, f"{stage}, train"))
-    student = _student(config, number)
-    try:
-        with replace_when_done(student) as temporary:
-            shutil.copyfile(model, temporary)
-    except OSError as error:
-        raise RunError(f"cannot write {student}: {error.strerror}") from error
-    return Round(
-        round=number,
-        updates=number * config.updates,
-        episodes=number * (config.episodes + config.planner_episodes) * len(tasks),
-        returns=_returns(dataset, seed, tasks),
-    )
+    returns = _drive(config, tasks, number, Stage(progress, f"{stage}, collect"))
+    updates = number * config.updates
+    model = train(_training(config, updates), Stage(progress, f"{stage}, train"))
+    with written(_student(config, number), RunError) as temporary:
+        shutil.copyfile(model, temporary)
+    episodes = number * (config.episodes + config.planner_episodes) * len(tasks)
+    return Round(number, updates, episodes, returns)
 
 
 def _drive(
     config: DaggerConfig, tasks: TaskTable, number: int, progress: Progress
-) -> tuple[EpisodeDataset, int]:
-    """Let the student drive, by policy and by planning; return the data and the first seed."""
+) -> dict[str, float]:
+    """Let the student drive, by policy and by planning; return the policy's mean returns."""
     drive = CollectConfig(
         policy=config.start if number == 1 else str(_student(config, number - 1)),
         tasks=tasks.selection,
@@ -141,7 +121,11 @@ def _drive(
             seed=PLANNER_SEED + (number - 1) * config.planner_episodes,
         )
         dataset = collect(plan, progress)
-    return dataset, drive.seed
+    returns: dict[str, list[float]] = {name: [] for name in tasks.names}
+    for shard in dataset.shards:
+        if shard.source["seed"] == drive.seed:
+            returns[shard.task] += [episode.total_reward for episode in dataset.episodes(shard)]
+    return {name: sum(found) / len(found) for name, found in returns.items()}
 
 
 def _student(config: DaggerConfig, number: int) -> Path:
@@ -170,12 +154,8 @@ def _expected(config: DaggerConfig, tasks: TaskTable, rounds: int) -> str:
     return expected(rounds * seconds)
 
 
-def _train(config: DaggerConfig, updates: int, progress: Progress) -> Path:
-    """Go on with the one run of all rounds, on the data there are by now."""
-    return train(_training(config, updates), progress)
-
-
 def _training(config: DaggerConfig, updates: int) -> TrainConfig:
+    """Return the one run of all rounds, which goes on with the data there are by now."""
     values = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
     values |= {"updates": updates, "tasks": names_in_use(config)}
     if not _is_distilled(config):
@@ -186,14 +166,6 @@ def _training(config: DaggerConfig, updates: int) -> TrainConfig:
 def _is_distilled(config: DaggerConfig) -> bool:
     """Return whether the teacher is a checkpoint, of which more than its actions is used."""
     return isinstance(open_source(config.teacher), CheckpointSource)
-
-
-def _returns(dataset: EpisodeDataset, seed: int, tasks: TaskTable) -> dict[str, float]:
-    totals: dict[str, list[float]] = {name: [] for name in tasks.names}
-    for shard in dataset.shards:
-        if shard.source["seed"] == seed:
-            totals[shard.task] += [e.total_reward for e in dataset.episodes(shard)]
-    return {name: sum(found) / len(found) for name, found in totals.items()}
 
 
 def _refuse_early(config: DaggerConfig) -> TaskTable:
@@ -230,14 +202,14 @@ def _identity(config: DaggerConfig, tasks: TaskTable) -> dict[str, Any]:
         for folder in config.folders
     ]
     for name in ("start", "teacher", "label", "policy_teacher"):
-        values[name] = values[name] and source_identity(values[name], tasks)
-    values["more_teachers"] = [source_identity(name, tasks) for name in config.more_teachers]
+        values[name] = values[name] and identify(values[name], tasks)
+    values["more_teachers"] = [identify(name, tasks) for name in config.more_teachers]
     values["tasks"] = list(tasks.names)
     values["sampling"] = config.sampling  # as records of rounds always did
     return values
 
 
-class _RoundsFile:
+class _RoundsFile(ResultFile):
     """The rounds that are done, and the run they belong to.
 
     Args:
@@ -249,34 +221,26 @@ class _RoundsFile:
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self._path = path
-        self._identity = json.loads(json.dumps(identity))
+        super().__init__(path, "dagger", identity, RunError)
         self.rounds: list[Round] = []
         if path.exists():
-            self._read()
-        self._write()  # before any work: what is collected belongs to this run alone
+            content = stored_record(path, DaggerConfig, identity)
+            with repairable(path, RunError):
+                for row in content["rounds"]:
+                    # Older versions could score the student after each round.
+                    known = {name: v for name, v in dict(row).items() if name != "score"}
+                    self.rounds.append(Round(**known))
+            if self.rounds and not StateFolder(path.parent).files():
+                raise RunError(
+                    f"{path.parent} has lost its states, without which its rounds cannot go "
+                    "on; choose another --output, and --start from the last student there"
+                )
+        self.write(rounds=self._rows())  # before any work: the folder belongs to this run alone
 
     def add(self, done: Round) -> None:
         """Add a finished round."""
         self.rounds.append(done)
-        self._write()
+        self.write(rounds=self._rows())
 
-    def _read(self) -> None:
-        with repairable(self._path, RunError):
-            content = parse_json(self._path.read_bytes())
-            found = dict(content["config"])
-            # Older versions could score the student after each round.
-            rows = [{k: v for k, v in row.items() if k != "score"} for row in content["rounds"]]
-            self.rounds = [Round(**row) for row in rows]
-        cost = {*cost_fields(DaggerConfig), *REMOVED_COST}
-        folder = self._path.parent
-        require_same(folder, found, self._identity, RunError, cost=cost, removed=REMOVED)
-        if self.rounds and not StateFolder(self._path.parent).files():
-            raise RunError(
-                f"{self._path.parent} has lost its states, without which its rounds cannot go "
-                "on; choose another --output, and --start from the last student there"
-            )
-
-    def _write(self) -> None:
-        file = ResultFile(self._path, "dagger", self._identity, RunError)
-        file.write(rounds=[asdict(row) for row in self.rounds])
+    def _rows(self) -> list[dict[str, Any]]:
+        return [asdict(row) for row in self.rounds]

@@ -4,46 +4,52 @@ import copy
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from tdmpc_opt.agents.agent import Agent, best_device
 from tdmpc_opt.agents.executor import choose_threads
-from tdmpc_opt.agents.policies import agent_policy, rollout, threads
+from tdmpc_opt.agents.rollout import agent_policy, rollout, threads
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names
 from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
-from tdmpc_opt.data.sampler import Batch, joint_tasks
+from tdmpc_opt.data.sampler import joint_tasks
 from tdmpc_opt.errors import NonFiniteError, RunError
 from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.files import alone, refuse_overwrite
 from tdmpc_opt.model.world_model import WorldModel, with_termination_head
 from tdmpc_opt.progress import Progress, Silent, expected
 from tdmpc_opt.schema import model_config
-from tdmpc_opt.training.batches import Draws, FaultKeeper
-from tdmpc_opt.training.distillation import open_teachers
-from tdmpc_opt.training.objective import moved
+from tdmpc_opt.training.batches import Draws
+from tdmpc_opt.training.distillation import Distillation, open_teachers
+from tdmpc_opt.training.faults import FaultKeeper
 from tdmpc_opt.training.ranks import Ranks, join
 from tdmpc_opt.training.run import MODEL, MetricsWriter, Run, put_back, state_of
 from tdmpc_opt.training.step import Learner, build_learner, train_step
-from tdmpc_opt.training.terms import Distillation
 
 EVAL_EPISODES = 2
 """Episodes per task of an evaluation during training."""
-_MOST_UNREAD = 50
-"""Updates after which the host waits for a GPU, to learn whether their losses were finite."""
-_ESTIMATED_UPDATES = 20
-"""From so many updates on, two are tried to estimate the time of all."""
 PERIODIC_SEED = 900_000
 """First environment seed of evaluations while training; no reported score uses it."""
+_ESTIMATED_UPDATES = 20
+"""From so many updates on, two are tried to estimate the time of all."""
+
+
+class _Discarded:
+    """Progress of a non-zero rank; discarded."""
+
+    def update(self, done: int, total: int, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        pass
 
 
 def train(config: TrainConfig, progress: Progress | None = None) -> Path:
@@ -66,16 +72,35 @@ def train(config: TrainConfig, progress: Progress | None = None) -> Path:
             whose rewards or values are far from the data's.
     """
     refuse_overwrite(config)
-    datasets, progress = open_data(config), progress or Silent()
-    _refuse_own_tasks(config, datasets)
+    growing = () if config.on_policy is None else (config.on_policy,)
+    datasets = [EpisodeDataset.open(folder) for folder in (*config.folders, *growing)]
+    # Import no module because a dataset says so, which driving the user's own tasks would.
+    own = [task.name for task in joint_tasks(datasets).tasks if task.env]
+    if config.eval_every and own:
+        raise RunError(
+            f"--eval-every cannot drive tasks of your own ({', '.join(own)}); leave it out "
+            "and score the checkpoint with tdmpc-opt evaluate --tasks"
+        )
     # The projection of the latent term is not used where a schedule sets all weights to 0.
     projected = config.teacher is not None and "latent" in config.terms.at(0)
-    device = best_device(config.device)
-    fabric, ranks = join(device, some_unused=projected)
-    progress = progress if ranks.is_first else _Discarded()
+    fabric, ranks = join(best_device(config.device), some_unused=projected)
+    progress = (progress or Silent()) if ranks.is_first else _Discarded()
     chosen = choose_threads(config.threads)
     with threads(chosen.count, config.matmul):
-        return _run(config, datasets, progress, fabric, ranks, f"threads: {chosen}")
+        model, draws, distillation = _prepare(config, datasets, fabric.device, ranks, progress)
+        with _opened_run(config, datasets, ranks) as run:
+            ranks.require_same(run.identity, "run")
+            learner = build_learner(fabric, model, config, distillation, ranks)
+            run.restore(learner, draws, progress)
+            ranks.require_same(learner.update, "checkpoint")
+            note, left = f"threads: {chosen}", config.updates - learner.update
+            if left >= _ESTIMATED_UPDATES:
+                state = copy.deepcopy(state_of(learner, draws))
+                note += expected(left * _seconds_per_update(learner, draws))
+                put_back(state, learner, draws)
+            progress.update(learner.update, config.updates, note)
+            _loop(learner, draws, run, progress)
+    return run.model_path
 
 
 def seconds_per_update(config: TrainConfig) -> float:
@@ -86,26 +111,40 @@ def seconds_per_update(config: TrainConfig) -> float:
     """
     datasets = [EpisodeDataset.open(folder) for folder in config.folders]
     # Filling a cache is no part of an update: teachers compute here, which takes longer.
-    alone = replace(config, on_policy=None, on_policy_share=None, teacher_cache=None)
-    fabric, ranks = join(best_device(config.device), some_unused=False)
+    bare = replace(config, on_policy=None, on_policy_share=None, teacher_cache=None)
+    fabric, ranks = join(best_device(config.device))
     with threads(choose_threads(config.threads).count, config.matmul):
-        model = _initial_model(alone, datasets)
-        draws, found = Draws(alone, datasets, model.tasks, ranks), None
-        if config.teacher is not None:
-            found = open_teachers(alone, model, datasets, fabric.device, ranks, Silent())
-        projection = None if found is None else found.projection
-        learner = build_learner(fabric, model, alone, projection, ranks)
-        return _seconds_per_update(fabric, learner, draws, alone, found)
+        model, draws, found = _prepare(bare, datasets, fabric.device, ranks, Silent())
+        return _seconds_per_update(build_learner(fabric, model, bare, found, ranks), draws)
 
 
-def open_data(config: TrainConfig) -> list[EpisodeDataset]:
-    """Open the datasets of a run, the one that may grow last.
+def _prepare(
+    config: TrainConfig,
+    datasets: Sequence[EpisodeDataset],
+    device: torch.device,
+    ranks: Ranks,
+    progress: Progress,
+) -> tuple[WorldModel, Draws, Distillation | None]:
+    """Return what a run begins with, on every rank the same model."""
+    torch.manual_seed(config.seed)
+    model = _initial_model(config, datasets)
+    draws = Draws(config, datasets, model.tasks, ranks)
+    return model, draws, open_teachers(config, model, datasets, device, ranks, progress)
 
-    Raises:
-        DataError: One is missing or damaged.
-    """
-    growing = () if config.on_policy is None else (config.on_policy,)
-    return [EpisodeDataset.open(folder) for folder in (*config.folders, *growing)]
+
+def _initial_model(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> WorldModel:
+    """Return the model to train; it predicts terminations where the data have some."""
+    episodic, own = any(dataset.episodic for dataset in datasets), config.output / MODEL
+    if episodic and own.exists():  # rounds may have added the first to a run without
+        episodic = read_checkpoint(own, check_values=False).config.episodic
+    generator = torch.Generator().manual_seed(config.seed)
+    if config.start:
+        start = read_checkpoint(config.start, check_values=False, tasks=config.tasks)
+        require_names(config.start, start.tasks)
+        return with_termination_head(build(start), generator) if episodic else build(start)
+    tasks = joint_tasks(datasets)
+    sizes = replace(model_config(config.size, tasks), episodic=episodic)
+    return WorldModel(sizes, tasks, generator)
 
 
 @contextmanager
@@ -125,54 +164,14 @@ def _opened_run(
         yield run
 
 
-def _run(
-    config: TrainConfig,
-    datasets: Sequence[EpisodeDataset],
-    progress: Progress,
-    fabric: Fabric,
-    ranks: Ranks,
-    note: str,
-) -> Path:
-    torch.manual_seed(config.seed)
-    model = _initial_model(config, datasets)
-    draws = Draws(config, datasets, model.tasks, ranks)
-    distillation = None
-    if config.teacher is not None:
-        distillation = open_teachers(config, model, datasets, fabric.device, ranks, progress)
-    with _opened_run(config, datasets, ranks) as run:
-        ranks.require_same(run.identity, "run")
-        projection = distillation.projection if distillation else None
-        learner = build_learner(fabric, model, config, projection, ranks)
-        run.restore(learner, draws, progress)
-        ranks.require_same(learner.update, "checkpoint")
-        left = config.updates - learner.update
-        if left >= _ESTIMATED_UPDATES:
-            state = copy.deepcopy(state_of(learner, draws))
-            note += expected(
-                left * _seconds_per_update(fabric, learner, draws, config, distillation)
-            )
-            put_back(state, learner, draws)
-        progress.update(learner.update, config.updates, note)
-        with _curves(run, learner, config) as metrics:
-            _loop(fabric, learner, draws, run, metrics, config, (distillation, progress))
-    return run.model_path
-
-
-def _seconds_per_update(
-    fabric: Fabric,
-    learner: Learner,
-    draws: Draws,
-    config: TrainConfig,
-    distillation: Distillation | None,
-) -> float:
+def _seconds_per_update(learner: Learner, draws: Draws) -> float:
     """Time an update, after one that does not count; 0 where training can only fail."""
     seconds = list[float]()
-    for _ in range(config.max_skipped + 2):
+    for _ in range(learner.config.max_skipped + 2):
         start = time.perf_counter()
         try:
-            drawn, more = _sample(draws, learner.ranks)
-            batch = _to_device(fabric, drawn)
-            terms = _learn(fabric, learner, batch, more, config, distillation)
+            batch, labelled = draws.sample(learner.fabric.device)
+            terms = train_step(learner, batch, labelled)
         except NonFiniteError:  # the training meets it as well, and reports it
             continue
         float(terms["loss"])  # waits for the device
@@ -182,151 +181,52 @@ def _seconds_per_update(
     return seconds[-1] if seconds else 0.0
 
 
-class _Discarded:
-    """Progress of a non-zero rank; discarded."""
+def _loop(learner: Learner, draws: Draws, run: Run, progress: Progress) -> None:
+    """Update to the end; a row of the curves, a score or a state where it is due."""
+    config, ranks = learner.config, learner.ranks
+    faults = FaultKeeper(learner, draws.slices, progress)
+    window, note = _Window(learner.update), ""
 
-    def update(self, done: int, total: int, text: str) -> None:
-        pass
-
-    def warn(self, text: str) -> None:
-        pass
-
-
-@contextmanager
-def _curves(run: Run, learner: Learner, config: TrainConfig) -> Iterator[MetricsWriter | None]:
-    """Open the curves; None on ranks that do not write them."""
-    if not learner.ranks.is_first:
-        yield None
-        return
-    metrics = MetricsWriter(run.folder, learner.update, wandb=config.wandb)
-    try:
-        yield metrics
-    finally:
-        metrics.close()
-
-
-def _refuse_own_tasks(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> None:
-    """Import no module because a dataset says so, which driving the user's own tasks would."""
-    own = [task.name for task in joint_tasks(datasets).tasks if task.env]
-    if config.eval_every and own:
-        raise RunError(
-            f"--eval-every cannot drive tasks of your own ({', '.join(own)}); leave it out "
-            "and score the checkpoint with tdmpc-opt evaluate --tasks"
-        )
-
-
-def _initial_model(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> WorldModel:
-    """Return the model to train; it predicts terminations where the data have some."""
-    episodic, own = any(dataset.episodic for dataset in datasets), config.output / MODEL
-    if episodic and own.exists():  # rounds may have added the first to a run without
-        episodic = read_checkpoint(own, check_values=False).config.episodic
-    generator = torch.Generator().manual_seed(config.seed)
-    if config.start:
-        start = read_checkpoint(config.start, check_values=False, tasks=config.tasks)
-        require_names(config.start, start.tasks)
-        return with_termination_head(build(start), generator) if episodic else build(start)
-    tasks = joint_tasks(datasets)
-    sizes = replace(model_config(config.size, tasks), episodic=episodic)
-    return WorldModel(sizes, tasks, generator)
-
-
-def _loop(
-    fabric: Fabric,
-    learner: Learner,
-    draws: Draws,
-    run: Run,
-    metrics: MetricsWriter | None,
-    config: TrainConfig,
-    rest: tuple[Distillation | None, Progress],
-) -> None:
-    distillation, progress = rest
-    ranks, window = learner.ranks, _Window(learner.update)
-    faults = FaultKeeper(learner, draws.slices, config, progress)
-    note, unread = "", list[tuple[int, Tensor]]()
-    with _interrupt_between_updates() as interrupted:
+    curves: AbstractContextManager[MetricsWriter | None] = nullcontext()
+    if ranks.is_first:
+        curves = closing(MetricsWriter(run.folder, learner.update, wandb=config.wandb))
+    with curves as metrics, _interrupt_between_updates() as interrupted:
         while learner.update < config.updates:
             batch = None
             try:
-                drawn, more = _sample(draws, ranks)
-                batch = _to_device(fabric, drawn)
-                terms = _learn(fabric, learner, batch, more, config, distillation)
+                batch, labelled = draws.sample(learner.fabric.device)
+                terms = train_step(learner, batch, labelled)
             except NonFiniteError as error:
                 faults.skip(error, batch)
                 continue
-            if not learner.waits:
-                unread.append((learner.update, terms.pop("finite")))
+            faults.read_later(terms)
             window.add(terms)
-            stop = ranks.any(
-                bool(interrupted)
-            )  # once: a signal from here on waits for the next update
+            # Once: a signal from here on waits for the next update.
+            stop = ranks.any(bool(interrupted))
             last = learner.update == config.updates or stop
-            scored = _is_due(learner.update, config.eval_every)
-            if (
-                _is_due(learner.update, config.save_every)
-                or last
-                or len(unread) == _MOST_UNREAD
-            ):
-                _read(unread, faults)
-            if _is_due(learner.update, config.log_every) or scored or last:
-                row = window.close(learner.update, ranks)
+            saved, scored = (
+                last or _due(learner, config.save_every),
+                _due(learner, config.eval_every),
+            )
+            if saved:
+                faults.read()
+            if last or scored or _due(learner, config.log_every):
+                row = window.row(learner.update, ranks)
+                window = _Window(learner.update)
                 if scored:
-                    row["score"] = _score(learner.model, EVAL_EPISODES, ranks)
+                    row["score"] = _score(learner.model, ranks)
                 if metrics is not None:
                     metrics.write(row)
                 note = f"loss {row['loss']:.3f}, {row['updates_per_second']:.1f} updates/s"
             progress.update(learner.update, config.updates, note)
-            if _is_due(learner.update, config.save_every) or last:
+            if saved:
                 run.save(learner, draws)
             if stop:
                 raise KeyboardInterrupt
 
 
-def _learn(
-    fabric: Fabric,
-    learner: Learner,
-    batch: Batch,
-    more: Batch | None,
-    config: TrainConfig,
-    distillation: Distillation | None,
-) -> dict[str, Tensor]:
-    """Do one update with a batch on the device, and further slices on the CPU."""
-    labelled = more and _to_device(fabric, more)
-    supervision = distillation.supervision(batch, learner.update) if distillation else None
-    return train_step(fabric, learner, batch, config, supervision, labelled)
-
-
-def _read(unread: list[tuple[int, Tensor]], faults: FaultKeeper) -> None:
-    """Wait for the device, and report the updates that it left out."""
-    flags = torch.stack([finite for _, finite in unread]).tolist() if unread else []
-    for (number, _), finite in zip(unread, flags, strict=True):
-        if not finite:  # of an older batch the sampler does not know the slices any more
-            what = f"the loss or a gradient of update {number} was NaN or infinite"
-            faults.skip(NonFiniteError(what), None)
-    unread.clear()
-
-
-def _is_due(update: int, every: int) -> bool:
-    return every > 0 and update % every == 0
-
-
-def _sample(draws: Draws, ranks: Ranks) -> tuple[Batch, Batch | None]:
-    """Draw this rank's slices of the next batch; if any rank's hold NaN, all skip the batch."""
-    drawn, fault = None, None
-    try:
-        drawn = draws.sample()
-    except NonFiniteError as error:
-        fault = error
-    ranks.raise_together(fault)
-    assert drawn is not None, "a rank without a batch has raised"
-    return drawn
-
-
-def _to_device(fabric: Fabric, batch: Batch) -> Batch:
-    names = ["obs", "action", "label", "reward", "task"]  # the rows' numbers stay on the CPU
-    names += ["terminated"] if batch.terminated is not None else []
-    return replace(
-        batch, **{name: moved(getattr(batch, name), fabric.device) for name in names}
-    )
+def _due(learner: Learner, every: int) -> bool:
+    return every > 0 and learner.update % every == 0
 
 
 class _Window:
@@ -334,10 +234,6 @@ class _Window:
 
     def __init__(self, update: int) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._start(update)
-
-    def _start(self, update: int) -> None:
-        self._sums = {}
         self._first = update
         self._time = time.perf_counter()
 
@@ -345,21 +241,18 @@ class _Window:
         for name, value in terms.items():  # a term may be missing while its weight is 0
             self._sums[name] = self._sums.get(name, 0) + value
 
-    def close(self, update: int, ranks: Ranks) -> dict[str, int | float]:
-        """Return the row, of the whole batch, and begin the next."""
-        count = update - self._first
-        if ranks.count > 1 and self._sums:
-            summed = torch.stack(
-                [total.detach().cpu().double() for total in self._sums.values()]
-            )
-            self._sums = dict(zip(self._sums, ranks.mean(summed), strict=True))
-        means = {name: float(total) / count for name, total in self._sums.items()}
-        seconds = time.perf_counter() - self._time
-        self._start(update)
-        return {"update": update, **means, "updates_per_second": count / seconds}
+    def row(self, update: int, ranks: Ranks) -> dict[str, int | float]:
+        """Return the row of the updates to this one, of the whole batch."""
+        count, sums = update - self._first, self._sums
+        if ranks.count > 1 and sums:
+            summed = torch.stack([total.detach().cpu().double() for total in sums.values()])
+            sums = dict(zip(sums, ranks.mean(summed), strict=True))
+        means = {name: float(total) / count for name, total in sums.items()}
+        speed = count / (time.perf_counter() - self._time)
+        return {"update": update, **means, "updates_per_second": speed}
 
 
-def _score(model: WorldModel, episodes: int, ranks: Ranks) -> float:
+def _score(model: WorldModel, ranks: Ranks) -> float:
     """Return the normalised score of the policy alone, on seeds no dataset holds.
 
     Ranks share the tasks.
@@ -368,11 +261,10 @@ def _score(model: WorldModel, episodes: int, ranks: Ranks) -> float:
     names = model.tasks.names
     own: dict[str, list[float]] = {}
     for index in range(ranks.rank, len(names), ranks.count):
-        name = names[index]
-        seeds = range(PERIODIC_SEED, PERIODIC_SEED + episodes)
-        streams = [(PERIODIC_SEED, index, k) for k in range(episodes)]
-        found = rollout(policy, name, seeds, streams)
-        own[name] = [episode.total_reward for episode in found]
+        seeds = range(PERIODIC_SEED, PERIODIC_SEED + EVAL_EPISODES)
+        streams = [(PERIODIC_SEED, index, k) for k in range(EVAL_EPISODES)]
+        found = rollout(policy, names[index], seeds, streams)
+        own[names[index]] = [episode.total_reward for episode in found]
     returns = {name: row for of_rank in ranks.gather(own) for name, row in of_rank.items()}
     return normalized_score({name: returns[name] for name in names}).mean
 
@@ -394,8 +286,8 @@ def _interrupt_between_updates() -> Iterator[list[int]]:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, mark)
-    except ValueError:  # not the main thread: whoever owns that one handles signals
-        previous.clear()
+    except ValueError:
+        pass  # not the main thread: whoever owns that one handles signals
     try:
         yield marks
     finally:

@@ -6,7 +6,7 @@ drawn by each rank. Without dropout a run is the same on any number of ranks but
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,15 +26,23 @@ PATIENCE = timedelta(hours=2)
 Value = TypeVar("Value")
 
 
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    """Report in one line that a connection broke."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(
+            f"rank {machine.rank()} lost the other processes ({str(error).splitlines()[0]}); "
+            "torchrun --max-restarts starts all again from the last checkpoint"
+        ) from error
+
+
 class Ranks:
-    """The ranks of a run, of which this process is one.
+    """The ranks of a run, of which this process is number `rank` of `count`.
 
     Every method that talks to the others must be called by all of them, in the same order. A
     rank that is alone talks to nobody, and gets back what it gave.
-
-    Args:
-        rank: Number of this one.
-        count: How many there are.
     """
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
@@ -46,57 +54,49 @@ class Ranks:
         """Whether this rank writes, logs and prints for all."""
         return self.rank == 0
 
-    def whole_shape(self, shape: Iterable[int], batch_axis: int) -> list[int]:
-        """Return the shape that a tensor of this rank's rows has for the whole batch."""
-        whole = list(shape)
-        whole[batch_axis] *= self.count
-        return whole
+    def randn(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Draw normal numbers for the whole batch, and return this rank's, of this shape.
 
-    def own_rows(self, whole: Tensor, batch_axis: int) -> Tensor:
-        """Return this rank's rows, as the sampler takes them: every so many of the batch.
-
-        The axis may also be several steps of the batch, one after the other.
+        The axis before the last is the batch's; as of the sampler, a rank gets every so many.
         """
-        if self.count == 1:
-            return whole
-        index = [slice(None)] * whole.ndim
-        index[batch_axis] = slice(self.rank, None, self.count)
-        return whole[tuple(index)]
+        *lead, rows, width = shape
+        whole = torch.randn(*lead, rows * self.count, width, generator=generator)
+        return whole[..., self.rank :: self.count, :]
 
+    @_others_alive()
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean over the ranks, in a tensor of its own where there are several."""
         if self.count == 1:
             return value
         total = value.detach().clone()
-        with _others_alive():
-            distributed.all_reduce(total)
+        distributed.all_reduce(total)
         return total / self.count
 
+    @_others_alive()
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Return the rows of all ranks, laid end to end."""
         if self.count == 1:
             return rows
         found = [torch.empty_like(rows) for _ in range(self.count)]
-        with _others_alive():
-            distributed.all_gather(found, rows.contiguous())
+        distributed.all_gather(found, rows.contiguous())
         return torch.cat(found)
 
+    @_others_alive()
     def gather(self, value: Value) -> list[Value]:
         """Return a plain value of each rank, by rank."""
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
-        with _others_alive():
-            distributed.all_gather_object(found, value)
+        distributed.all_gather_object(found, value)
         return found
 
+    @_others_alive()
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
         if self.count == 1:
             return flag
         shared = torch.tensor([float(flag)])
-        with _others_alive():
-            distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
         return bool(shared[0])
 
     def raise_together(self, error: NonFiniteError | None) -> None:
@@ -111,14 +111,10 @@ class Ranks:
         raise NonFiniteError("; ".join(shared)) from error
 
     def require_same(self, value: Any, what: str) -> None:
-        """Raise unless all ranks have the same value.
-
-        Args:
-            value: Made of JSON's kinds of values.
-            what: Names it in the error.
+        """Raise unless all ranks have the same value, made of JSON's kinds of values.
 
         Raises:
-            RunError: A rank has another value.
+            RunError: A rank has another value; the message names it by `what`.
         """
         text = json.dumps(value, sort_keys=True, default=str)
         digests = self.gather(hashlib.sha256(text.encode()).hexdigest())
@@ -160,39 +156,6 @@ def join(device: torch.device, *, some_unused: bool = False) -> tuple[Fabric, Ra
     """
     if machine.world_size() == 1:
         return Fabric(accelerator=device.type, devices=1), ALONE
-    _require_devices(device)
-    # gloo carries flags and texts beside nccl, so that no GPU is waited for.
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=machine.local_world_size(),
-        num_nodes=machine.nodes(),
-        strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=some_unused),
-    )
-    with _others_alive():
-        _meet(backend)
-        fabric.launch()
-    return fabric, Ranks(fabric.global_rank, fabric.world_size)
-
-
-def _meet(backend: str) -> None:
-    """Start the process group; Fabric takes the one that it finds.
-
-    torchrun keeps one store over restarts, with the addresses of the ranks before. On one
-    machine each attempt gets keys of its own; machines may count their restarts differently.
-    """
-    attempt = machine.restarts() if machine.nodes() == 1 else 0
-    store, rank, count = next(rendezvous("env://"))
-    distributed.init_process_group(
-        backend,
-        store=distributed.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
-        rank=rank,
-        world_size=count,
-        timeout=PATIENCE,
-    )
-
-
-def _require_devices(device: torch.device) -> None:
     started = machine.local_world_size()
     found = {"cuda": torch.cuda.device_count(), "cpu": started}.get(device.type, 1)
     if started > found:
@@ -200,15 +163,22 @@ def _require_devices(device: torch.device) -> None:
             f"torchrun started {started} processes here, for {found} {device.type} device"
             f"{'s' * (found != 1)}; set --nproc-per-node to that, or train with --device cpu"
         )
-
-
-@contextmanager
-def _others_alive() -> Iterator[None]:
-    """Report in one line that a connection broke."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise RunError(
-            f"rank {machine.rank()} lost the other processes ({str(error).splitlines()[0]}); "
-            "torchrun --max-restarts starts all again from the last checkpoint"
-        ) from error
+    # gloo carries flags and texts beside nccl, so that no GPU is waited for.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    # torchrun keeps one store over restarts, with the addresses of the ranks before. On one
+    # machine each attempt gets keys of its own; machines may count their restarts differently.
+    attempt = machine.restarts() if machine.nodes() == 1 else 0
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=started,
+        num_nodes=machine.nodes(),
+        strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=some_unused),
+    )
+    with _others_alive():
+        store, rank, count = next(rendezvous("env://"))
+        store = distributed.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
+        distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=count, timeout=PATIENCE
+        )
+        fabric.launch()  # takes the group that it finds
+    return fabric, Ranks(fabric.global_rank, fabric.world_size)

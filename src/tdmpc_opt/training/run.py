@@ -1,8 +1,6 @@
 """A run on disk: its folder, what identifies it, its exact state, and its learning curves."""
 
 import csv
-import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -12,8 +10,7 @@ from typing import Any
 import torch
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-from tdmpc_opt.agents.policies import expert_path
-from tdmpc_opt.agents.sources import CheckpointSource, ExpertSource, open_source
+from tdmpc_opt.agents.sources import CheckpointSource, identify, open_source
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import resolve, sha256, share_names
 from tdmpc_opt.checkpoints.native import write_native
@@ -31,16 +28,10 @@ from tdmpc_opt.errors import (
     RunError,
 )
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.files import (
-    parse_json,
-    remove_unfinished,
-    repairable,
-    replace_when_done,
-    require_same,
-)
+from tdmpc_opt.files import parse_json, remove_unfinished, repairable, require_same, written
 from tdmpc_opt.progress import Progress
-from tdmpc_opt.schema import TaskTable
-from tdmpc_opt.training.batches import Draws, require_finite_weights
+from tdmpc_opt.training.batches import Draws
+from tdmpc_opt.training.faults import require_finite_weights
 from tdmpc_opt.training.step import Learner
 
 _UNFIT = (
@@ -77,7 +68,7 @@ class Run:
         path = config.output / "config.json"
         try:
             if path.exists():
-                _require_same(path, config, self.identity)
+                stored_record(path, TrainConfig, self.identity)
             if not writes:
                 return
             remove_unfinished(config.output)
@@ -96,7 +87,7 @@ class Run:
             CheckpointError: A file cannot be written; the ones before it are still whole.
             RunError: A weight is NaN or infinite; nothing is written.
         """
-        require_finite_weights(learner, self.folder)
+        require_finite_weights(learner)
         if not self._writes:
             return
         extra = {"updates": str(learner.update), "run": json.dumps(self.identity)}
@@ -127,38 +118,39 @@ class Run:
             ) from error
 
 
+def _stateful(learner: Learner, draws: Draws) -> dict[str, Any]:
+    """Return what has a state of its own, by the name in a file of states."""
+    parts = {
+        "model": learner.model,
+        "model_optimizer": learner.model_optimizer,
+        "policy_optimizer": learner.policy_optimizer,
+        "sampler": draws,
+    }
+    return parts if learner.projection is None else {**parts, "projection": learner.projection}
+
+
 def state_of(learner: Learner, draws: Draws) -> dict[str, Any]:
     """Return the exact state of a run; its tensors are those that training changes."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    state = {
+    return {
         "update": learner.update,
         "skipped": learner.skipped,
-        "model": learner.model.state_dict(),
-        "model_optimizer": learner.model_optimizer.state_dict(),
-        "policy_optimizer": learner.policy_optimizer.state_dict(),
         "scale": learner.scale.value,
         "generator": learner.generator.get_state(),
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": cuda,
-        "sampler": draws.state_dict(),
+        **{name: part.state_dict() for name, part in _stateful(learner, draws).items()},
     }
-    if learner.projection is not None:
-        state["projection"] = learner.projection.state_dict()
-    return state
 
 
 def put_back(state: Mapping[str, Any], learner: Learner, draws: Draws) -> None:
     """Set learner and draws to a state of `state_of`."""
     learner.update = state["update"]
     learner.skipped = state["skipped"]
-    learner.model.load_state_dict(state["model"])
-    if learner.projection is not None:
-        learner.projection.load_state_dict(state["projection"])
-    learner.model_optimizer.load_state_dict(state["model_optimizer"])
-    learner.policy_optimizer.load_state_dict(state["policy_optimizer"])
+    for name, part in _stateful(learner, draws).items():
+        part.load_state_dict(state[name])
     learner.scale.value = state["scale"].to(learner.scale.value.device)
     learner.generator.set_state(state["generator"])
-    draws.load_state_dict(state["sampler"])
     torch.set_rng_state(state["torch_rng"])
     if state["cuda_rng"] and torch.cuda.is_available():
         # What the first rank drew with, on its first GPU, for this rank's own.
@@ -168,11 +160,19 @@ def put_back(state: Mapping[str, Any], learner: Learner, draws: Draws) -> None:
 def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[str, Any]:
     """Describe the run by values alone: files by name and hash, so that no path matters."""
     values = recorded(config)
-    fixed = [_dataset(dataset) for dataset in datasets[: len(config.folders)]]
+    fixed = [
+        {
+            "name": dataset.path.resolve().name,
+            "episodes": len(dataset),
+            "sha256": sha256(dataset.path / "dataset.json"),
+        }
+        for dataset in datasets[: len(config.folders)]
+    ]
     values["data"] = fixed[0] if len(fixed) == 1 else fixed
     values["on_policy"] = config.on_policy and config.on_policy.resolve().name
     values["output"] = config.output.resolve().name
-    values["start"] = _file(config.start) if config.start else None
+    start = resolve(config.start) if config.start else None
+    values["start"] = start and {"name": start.name, "sha256": sha256(start)}
     if config.tasks is not None and names_in_use(config) is None:
         raise InputError(
             "--tasks names the tasks of checkpoints that do not name them, and all of these "
@@ -183,10 +183,10 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
             values.pop(option.name, None)
     else:
         tasks, policy = joint_tasks(datasets), config.policy_teacher
-        more = [source_identity(name, tasks) for name in config.more_teachers]
-        values["teacher"] = source_identity(config.teacher, tasks)
+        more = [identify(name, tasks) for name in config.more_teachers]
+        values["teacher"] = identify(config.teacher, tasks)
         values["more_teachers"] = more or None
-        values["policy_teacher"] = policy and source_identity(policy, tasks)
+        values["policy_teacher"] = policy and identify(policy, tasks)
         values["terms"] = {
             name: str(getattr(config.terms, name)) for name in config.terms.at(0)
         }
@@ -207,39 +207,18 @@ def names_in_use(config: TrainConfig) -> str | None:
     return config.tasks if any(share_names(files, config.tasks)) else None
 
 
-def _dataset(dataset: EpisodeDataset) -> dict[str, Any]:
-    listing = (dataset.path / "dataset.json").read_bytes()
-    return {
-        "name": dataset.path.resolve().name,
-        "episodes": len(dataset),
-        "sha256": hashlib.sha256(listing).hexdigest(),
-    }
-
-
-def _file(path_or_name: str) -> dict[str, str]:
-    path = resolve(path_or_name)
-    return {"name": path.name, "sha256": sha256(path)}
-
-
-def source_identity(source: str, tasks: TaskTable) -> dict[str, str | None]:
-    """Name a policy by its content; only experts of the tasks count.
+def stored_record(path: Path, kind: type, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the record of a run of this kind of configuration.
 
     Raises:
-        CheckpointError: A file that is missing or cannot be read.
+        RunError: It cannot be read, or belongs to another run than the requested one.
     """
-    found = open_source(source)
-    if isinstance(found, ExpertSource):
-        folder = Path(source)
-        names = [name for name in tasks.names if expert_path(folder, name).is_file()]
-        tasks = tasks.subset(names)
-    return found.identity(tasks)
-
-
-def _require_same(path: Path, config: TrainConfig, asked: Mapping[str, Any]) -> None:
     with repairable(path, RunError):
-        found = dict(parse_json(path.read_bytes())["config"])
-    cost = {*cost_fields(type(config)), *REMOVED_COST}
+        content = dict(parse_json(path.read_bytes()))
+        found = dict(content["config"])
+    cost = {*cost_fields(kind), *REMOVED_COST}
     require_same(path.parent, found, asked, RunError, cost=cost, removed=REMOVED)
+    return content
 
 
 COLUMNS = (
@@ -277,28 +256,33 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, update: int, *, wandb: bool = False) -> None:
         self._path = folder / "metrics.csv"
+        rows: list[dict[str, str]] = []
         try:
-            self._drop_rows_after(update)
+            if self._path.exists():
+                with self._path.open(newline="") as file:
+                    # A crash may have cut off the last row; its missing fields read as None.
+                    found = [row for row in csv.DictReader(file) if None not in row.values()]
+                rows = [row for row in found if int(row["update"]) <= update]
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"cannot go on with {self._path}: {error}; delete it") from error
+        with written(self._path, RunError) as temp, temp.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
         self._board = TensorBoardLogger(
             folder, name="tensorboard", version="", purge_step=update
         )
-        self._wandb = _wandb(folder) if wandb else None
-
-    def _drop_rows_after(self, update: int) -> None:
-        rows: list[dict[str, str]] = []
-        if self._path.exists():
-            with self._path.open(newline="") as file:
-                # A crash may have cut off the last row; its missing fields read as None.
-                found = [row for row in csv.DictReader(file) if None not in row.values()]
-            rows = [row for row in found if int(row["update"]) <= update]
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        with replace_when_done(self._path) as temp:
-            temp.write_text(text.getvalue())
+        self._wandb: Any = None
+        if wandb:
+            try:
+                import wandb as library
+            except ModuleNotFoundError as error:
+                raise MissingDependencyError(
+                    "--wandb needs the package: pip install wandb"
+                ) from error
+            self._wandb = library.init(
+                project="tdmpc-opt", name=folder.name, resume="allow", id=folder.name
+            )
 
     def write(self, row: Mapping[str, int | float]) -> None:
         """Add one row; columns it lacks stay empty.
@@ -321,11 +305,3 @@ class MetricsWriter:
         self._board.finalize("success")
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def _wandb(folder: Path) -> Any:
-    try:
-        import wandb
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("--wandb needs the package: pip install wandb") from error
-    return wandb.init(project="tdmpc-opt", name=folder.name, resume="allow", id=folder.name)

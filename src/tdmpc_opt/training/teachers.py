@@ -1,30 +1,51 @@
-"""Outputs of frozen teachers for a student's batch, which the distillation terms compare."""
+"""Outputs of frozen teachers for a student's batch, computed or stored.
 
+Targets depend on the teachers, an observation and an action, and not on the slice they are in.
+So the store has, for each shard of the data and each kind of target, a file with a row per row
+of the shard. The folders' names are hashes of the teachers' and the shard's contents: other
+weights or other data can never be taken for these.
+"""
+
+import hashlib
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from tdmpc_opt.agents.policies import ExpertNetwork, expert_path
+from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
+from tdmpc_opt.agents.sources import identify
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
-from tdmpc_opt.data.sampler import Batch
-from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.configs import TrainConfig
+from tdmpc_opt.data.episodes import EpisodeDataset, Shard
+from tdmpc_opt.data.sampler import Batch, ordered_shards
+from tdmpc_opt.data.shards import DAMAGED_ARRAY
+from tdmpc_opt.errors import CheckpointError, RunError
+from tdmpc_opt.files import alone, written
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.layers import Dense
-from tdmpc_opt.model.world_model import WorldModel, bin_centres
+from tdmpc_opt.model.world_model import bin_centres
+from tdmpc_opt.progress import Progress
 from tdmpc_opt.schema import TaskTable
+from tdmpc_opt.training.batches import slices_of
+from tdmpc_opt.training.ranks import ALONE, Ranks
 
 POLICY_TERMS = frozenset({"policy_mse", "policy_kl"})
 """Terms that ask for the teacher's policy."""
-TWO_HOT_TERMS = frozenset({"reward_kl", "value_kl"})
-"""Terms that compare distributions over bins, which must then be the same bins."""
+_NETWORKS = {
+    "reward_head": frozenset({"reward_mse", "reward_kl"}),
+    "q_ensemble": frozenset({"value_kl"}),
+    "policy_head": POLICY_TERMS,
+}
+"""Networks of a teacher, with the terms that need them; all need the encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +71,19 @@ class TeacherTargets:
     """Latents, at the teacher's width."""
 
 
-Teacher = Callable[[Tensor, Tensor, Tensor], TeacherTargets]
-"""Maps observations [H+1, B, obs], actions [H, B, action] and the student's task ids [B]."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Outputs of a teacher that are used."""
-
-    terms: frozenset[str]
-    """Names of the distillation terms that use the teacher."""
-    first_reward_only: bool
-    """Whether the reward terms compare the first step alone."""
+Teacher = Callable[[Batch], TeacherTargets]
+"""Maps slices, whose tasks have the student's ids, to its outputs."""
 
 
 class WorldModelTeacher:
-    """A frozen world model; only the networks that the question needs stay in memory.
+    """A frozen world model; only the networks that its terms need stay in memory.
 
     Args:
         checkpoint: The teacher's weights.
         tasks: The student's tasks; only those that the teacher has may occur.
-        question: Outputs to compute.
+        terms: Names of the distillation terms that use it.
         device: Where it computes.
+        first_reward_only: Whether the reward terms compare the first step alone.
 
     Raises:
         CheckpointError: Weights that do not fit together.
@@ -81,89 +93,59 @@ class WorldModelTeacher:
         self,
         checkpoint: Checkpoint,
         tasks: TaskTable,
-        question: Question,
+        terms: Set[str],
         device: torch.device,
+        *,
+        first_reward_only: bool = False,
     ) -> None:
         self.config = checkpoint.config
-        parts = _parts(question.terms)
+        parts = {network for network, needing in _NETWORKS.items() if needing & terms}
         self.model = build(checkpoint, device=device, parts=parts)
         self.model.requires_grad_(False)
         if device.type == "cpu":
-            _lay_out_for_products(self.model)
+            # Rows of 1792 numbers lie so that the product with the transposed weight took 1.4
+            # times as long (MKL on Zen 3); a student's narrower ones gain nothing.
+            for layer in self.model.modules():
+                if isinstance(layer, Dense):
+                    layer.weight.data = layer.weight.data.mT.contiguous().mT
         self._bins = bin_centres(self.config).to(device)  # in half precision they would move
-        self._question = question
+        self._terms, self._first_reward_only = terms, first_reward_only
         known = checkpoint.tasks.names
         ids = [known.index(name) if name in known else -1 for name in tasks.names]
         self._ids = torch.tensor(ids, device=device)
         self._action_dim = tasks.action_dim
 
     @torch.no_grad()
-    def __call__(
-        self,
-        obs: Float[Tensor, "rows batch obs"],
-        action: Float[Tensor, "horizon batch action"],
-        task: Int[Tensor, " batch"],
-    ) -> TeacherTargets:
+    def __call__(self, batch: Batch) -> TeacherTargets:
         """Compute the outputs for a batch of the student's."""
-        terms, model = self._question.terms, self.model
-        ids = self._ids[task]
-        action = _fit(action, self.config.action_dim).to(model.dtype)
-        obs = _fit(obs[: self._observations(len(action))], self.config.obs_dim)
-        z = model.encode(obs.to(model.dtype), ids)
+        terms, model, ids = self._terms, self.model, self._ids[batch.task]
+        action = _fit(batch.action, self.config.action_dim).to(model.dtype)
+        horizon = len(action)
+        steps = 1 if self._first_reward_only else horizon
+        rows = horizon if "value_kl" in terms else steps
+        if terms & {*POLICY_TERMS, "latent"}:
+            rows = horizon + 1
+        z = model.encode(_fit(batch.obs[:rows], self.config.obs_dim).to(model.dtype), ids)
         found: dict[str, Tensor] = {}
-        if terms & {"reward_mse", "reward_kl"}:
-            steps = 1 if self._question.first_reward_only else len(action)
+        if terms & _NETWORKS["reward_head"]:
             logits = model.reward(z[:steps], action[:steps], ids).float()
             if "reward_mse" in terms:
                 found["reward"] = two_hot.decode(logits, self._bins).unsqueeze(-1)
             if "reward_kl" in terms:
                 found["reward_logits"] = logits
         if "value_kl" in terms:
-            logits = model.q_values(z[: len(action)], action, ids).float()
-            found["value_logits"] = _log_of_mean(logits)
+            logits = model.q_values(z[:horizon], action, ids).float()
+            shares = functional.log_softmax(logits, dim=-1).logsumexp(0)
+            found["value_logits"] = shares - math.log(len(logits))
         if terms & POLICY_TERMS:
-            found |= self._policy(z, ids)
+            still = z.new_zeros(*z.shape[:-1], self.config.action_dim)
+            output = model.policy(z, ids, still)
+            found["policy_location"] = _fit(output.location.float(), self._action_dim)
+            if "policy_kl" in terms:
+                found["policy_log_std"] = _fit(output.log_std.float(), self._action_dim)
         if "latent" in terms:
             found["latent"] = z.float()
         return TeacherTargets(**found)
-
-    def _observations(self, horizon: int) -> int:
-        """Return how many of the observations 0..H the terms look at."""
-        terms = self._question.terms
-        if terms & {*POLICY_TERMS, "latent"}:
-            return horizon + 1
-        return 1 if self._question.first_reward_only and "value_kl" not in terms else horizon
-
-    def _policy(self, z: Tensor, ids: Tensor) -> dict[str, Tensor]:
-        still = z.new_zeros(*z.shape[:-1], self.config.action_dim)
-        output = self.model.policy(z, ids, still)
-        found = {"policy_location": _fit(output.location.float(), self._action_dim)}
-        if "policy_kl" in self._question.terms:
-            found["policy_log_std"] = _fit(output.log_std.float(), self._action_dim)
-        return found
-
-
-def _lay_out_for_products(model: WorldModel) -> None:
-    """Store each weight by inputs, its shape as it was.
-
-    Rows of 1792 numbers lie so that the product with the transposed weight took 1.4 times as
-    long (MKL on Zen 3); a student's narrower ones gain nothing.
-    """
-    for layer in model.modules():
-        if isinstance(layer, Dense):
-            layer.weight.data = layer.weight.data.mT.contiguous().mT
-
-
-def _parts(terms: frozenset[str]) -> set[str]:
-    """Return the networks that the terms read."""
-    parts = set()
-    if terms & {"reward_mse", "reward_kl"}:
-        parts.add("reward_head")
-    if "value_kl" in terms:
-        parts.add("q_ensemble")
-    if terms & POLICY_TERMS:
-        parts.add("policy_head")
-    return parts
 
 
 def _fit(x: Float[Tensor, "*batch dim"], width: int) -> Float[Tensor, "*batch width"]:
@@ -171,12 +153,7 @@ def _fit(x: Float[Tensor, "*batch dim"], width: int) -> Float[Tensor, "*batch wi
     return functional.pad(x, (0, width - x.shape[-1]))
 
 
-def _log_of_mean(logits: Float[Tensor, "heads *batch bins"]) -> Float[Tensor, "*batch bins"]:
-    return functional.log_softmax(logits, dim=-1).logsumexp(0) - math.log(len(logits))
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A teacher of a panel."""
 
     teacher: Teacher
@@ -185,7 +162,7 @@ class Member:
 
 
 class Panel:
-    """Several teachers that share the rows of a batch by task.
+    """Several teachers that share the slices of a batch by task.
 
     Args:
         members: Where two give the same output for a task, that of the first one named is used.
@@ -197,25 +174,20 @@ class Panel:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherTargets:
         """Return the members' outputs for a batch."""
-        if len(self.members) == 1:  # it has every task: no rows to pick, no wait for a GPU
-            return self.members[0].teacher(batch.obs, batch.action, batch.task)
+        if len(self.members) == 1:  # it has every task: no slices to pick, no wait for a GPU
+            return self.members[0].teacher(batch)
         found: dict[str, Tensor] = {}
         for member in reversed(self.members):
-            rows = member.answers[batch.task].nonzero().squeeze(1)
-            if len(rows):
-                part = member.teacher(
-                    batch.obs[:, rows], batch.action[:, rows], batch.task[rows]
-                )
-                _put(part, rows, found, len(batch.task))
+            chosen = member.answers[batch.task].nonzero().squeeze(1)
+            if not len(chosen):
+                continue
+            targets = member.teacher(slices_of(batch, chosen))
+            for field in fields(targets):
+                values: Tensor | None = getattr(targets, field.name)
+                if values is not None:
+                    empty = values.new_zeros(len(values), len(batch.task), values.shape[-1])
+                    found.setdefault(field.name, empty)[:, chosen] = values
         return TeacherTargets(**found)
-
-
-def _put(part: TeacherTargets, rows: Tensor, found: dict[str, Tensor], batch: int) -> None:
-    for field in fields(part):
-        values: Tensor | None = getattr(part, field.name)
-        if values is not None:
-            empty = values.new_zeros(len(values), batch, values.shape[-1])
-            found.setdefault(field.name, empty)[:, rows] = values
 
 
 def load_experts(folder: Path, tasks: TaskTable) -> dict[str, ExpertNetwork]:
@@ -274,14 +246,9 @@ class ExpertTeacher:
         self._action_dim = tasks.action_dim
 
     @torch.no_grad()
-    def __call__(
-        self,
-        obs: Float[Tensor, "rows batch obs"],
-        action: Float[Tensor, "horizon batch action"],
-        task: Int[Tensor, " batch"],
-    ) -> TeacherTargets:
+    def __call__(self, batch: Batch) -> TeacherTargets:
         """Return the experts' mean actions before tanh."""
-        expert = self._expert[task]
+        obs, expert = batch.obs, self._expert[batch.task]
         count = len(self._layers[0][0])
         # Slices of one expert lie side by side in its part of `x`, as `place` says.
         place = functional.one_hot(expert, count).cumsum(0).gather(1, expert[:, None])[:, 0] - 1
@@ -292,8 +259,7 @@ class ExpertTeacher:
             x = torch.relu(x) if index else x
             x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
         location = x.unflatten(1, shape[1:])[expert, place].transpose(0, 1)
-        spare = self._action_dim - location.shape[-1]
-        return TeacherTargets(policy_location=functional.pad(location, (0, spare)))
+        return TeacherTargets(policy_location=_fit(location, self._action_dim))
 
 
 def _stack(arrays: Sequence[NDArray[np.floating]]) -> Tensor:
@@ -304,3 +270,173 @@ def _stack(arrays: Sequence[NDArray[np.floating]]) -> Tensor:
         for array in arrays
     ]
     return torch.from_numpy(np.stack(padded))
+
+
+_SCHEMA = 1
+_ROWS = 2048
+"""Rows that the teachers compute at once, rounded to whole episodes."""
+_FIELDS = {
+    "reward_mse": ("reward",),
+    "reward_kl": ("reward_logits",),
+    "value_kl": ("value_logits",),
+    "policy_mse": ("policy_location",),
+    "policy_kl": ("policy_location", "policy_log_std"),
+    "latent": ("latent",),
+}
+_OF_REWARDS = frozenset({"reward", "reward_logits"})
+_OF_TRANSITIONS = _OF_REWARDS | {"value_logits"}
+
+
+class _Stored(NamedTuple):
+    """A shard of the data and the folder of its targets."""
+
+    dataset: EpisodeDataset
+    shard: Shard
+    folder: Path
+
+
+class TeacherCache:
+    """Returns stored outputs for batches that a sampler drew from these datasets.
+
+    Args:
+        config: Names the teachers, the terms that need them, and the folder of the cache.
+        datasets: In the order in which the sampler got them.
+        tasks: The student's tasks.
+
+    Raises:
+        CheckpointError: A teacher that cannot be read.
+        DataError: A shard that cannot be read.
+    """
+
+    def __init__(
+        self, config: TrainConfig, datasets: Sequence[EpisodeDataset], tasks: TaskTable
+    ) -> None:
+        assert config.teacher_cache is not None, "there is no cache without a folder"
+        self._tasks = tasks
+        self._first_reward_only = config.reward_steps == "first"
+        self._fields = sorted({field for term in config.terms.at(0) for field in _FIELDS[term]})
+        names = [config.teacher or "", *config.more_teachers]
+        policy = config.policy_teacher
+        identity = {
+            "schema": _SCHEMA,
+            "teachers": [identify(name, tasks)["sha256"] for name in names],
+            "policy_teacher": policy and identify(policy, tasks)["sha256"],
+            "precision": "32-true",  # as caches of older versions, whose teachers had a choice
+            **({"names": config.tasks} if config.tasks else {}),
+            "action_dim": tasks.action_dim,
+        }
+        text = json.dumps(identity, sort_keys=True)
+        folder = config.teacher_cache / hashlib.sha256(text.encode()).hexdigest()[:32]
+        self._shards = [
+            _Stored(dataset, shard, folder / _content(dataset, shard))
+            for dataset, shard in ordered_shards(datasets)
+        ]
+        lengths = [
+            shard.episodes * dataset.shape_of(shard).length
+            for dataset, shard, _ in self._shards
+        ]
+        self._starts = np.cumsum([0, *lengths])
+        self._maps: list[dict[str, NDArray[np.float32]]] = []
+
+    def fill(
+        self, teachers: Teacher, device: torch.device, progress: Progress, ranks: Ranks = ALONE
+    ) -> None:
+        """Compute the outputs for every shard without stored ones; it may be stopped any time.
+
+        Ranks share the shards.
+
+        Raises:
+            RunError: A file that cannot be written, or that another rank wrote elsewhere.
+        """
+        for index in range(ranks.rank, len(self._shards), ranks.count):
+            stored = self._shards[index]
+            with alone(stored.folder / "targets", wait=True):  # runs may share a cache
+                if self._open(index) is None:
+                    self._compute(stored, teachers, device)
+            done = min(index + ranks.count, len(self._shards))
+            progress.update(done, len(self._shards), stored.shard.name)
+        ranks.wait()
+        for index, stored in enumerate(self._shards):
+            maps = self._open(index)
+            if maps is None:
+                raise RunError(
+                    f"{stored.folder} is gone; --teacher-cache must be on a disk that all "
+                    "ranks share"
+                )
+            self._maps.append(maps)
+
+    def __call__(self, batch: Batch) -> TeacherTargets:
+        """Return the teachers' outputs for the batch's rows, in float32 on its device."""
+        assert batch.row is not None, "a sampler must have drawn the batch"
+        rows = batch.row.numpy()
+        shard = np.searchsorted(self._starts, rows[0], side="right") - 1
+        found: dict[str, Tensor] = {}
+        for field in self._fields:
+            steps = len(rows) - (field in _OF_TRANSITIONS)
+            if field in _OF_REWARDS and self._first_reward_only:
+                steps = 1
+            width = self._maps[0][field].shape[-1]
+            values = np.empty((steps, rows.shape[1], width), np.float32)
+            for index in np.unique(shard):
+                chosen = np.flatnonzero(shard == index)
+                where = rows[:steps, chosen] - self._starts[index]
+                values[:, chosen] = self._maps[index][field][where]
+            found[field] = torch.from_numpy(values).to(batch.obs.device)
+        return TeacherTargets(**found)
+
+    def _open(self, index: int) -> dict[str, NDArray[np.float32]] | None:
+        """Map a shard's files; None where one is missing or not whole."""
+        maps: dict[str, NDArray[np.float32]] = {}
+        rows = self._starts[index + 1] - self._starts[index]
+        for field in self._fields:
+            try:
+                values = np.load(self._shards[index].folder / f"{field}.npy", mmap_mode="r")
+            except DAMAGED_ARRAY:
+                return None
+            if values.dtype != np.float32 or len(values) != rows:
+                return None
+            maps[field] = values
+        return maps
+
+    def _compute(self, stored: _Stored, teachers: Teacher, device: torch.device) -> None:
+        """Write the targets of all rows of a shard, [rows, width] each."""
+        dataset, shard, folder = stored
+        length = dataset.shape_of(shard).length
+        step = max(1, _ROWS // length)
+        parts: dict[str, list[NDArray[np.float32]]] = {field: [] for field in self._fields}
+        for begin in range(0, shard.episodes, step):
+            targets = teachers(self._whole_episodes(stored, begin, begin + step, device))
+            for field in self._fields:
+                values = getattr(targets, field).cpu()
+                # The last row of an episode has no action to judge; no slice asks for it.
+                values = functional.pad(values, (0, 0, 0, 0, 0, length - len(values)))
+                parts[field].append(values.transpose(0, 1).flatten(0, 1).numpy())
+        for field, arrays in parts.items():
+            with written(folder / f"{field}.npy", RunError) as path, path.open("wb") as file:
+                np.save(file, np.concatenate(arrays))
+
+    def _whole_episodes(
+        self, stored: _Stored, begin: int, end: int, device: torch.device
+    ) -> Batch:
+        """Return some episodes of a shard as slices."""
+        arrays = stored.dataset.arrays(stored.shard)
+
+        def padded(values: NDArray[np.float32], width: int) -> Tensor:
+            rows = torch.from_numpy(values[begin:end, :, :width].copy()).transpose(0, 1)
+            return _fit(rows, width).to(device)
+
+        obs = padded(arrays.obs, self._tasks.obs_dim)
+        action = padded(arrays.action[:, 1:], self._tasks.action_dim)
+        number = self._tasks.index(stored.shard.task)
+        task = torch.full((obs.shape[1],), number, device=device)
+        return Batch(obs, action, action, action.new_zeros(*action.shape[:2], 1), task)
+
+
+def _content(dataset: EpisodeDataset, shard: Shard) -> str:
+    """Hash what teachers see of a shard."""
+    arrays = dataset.arrays(shard)
+    digest = hashlib.sha256(json.dumps([shard.task, dataset.length]).encode())
+    for values in (arrays.obs, arrays.action):
+        digest.update(str(values.shape).encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()[:32]

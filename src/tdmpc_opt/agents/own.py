@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tdmpc_opt.agents.policies import Act, Array, Policy, Stream
+from tdmpc_opt.agents.rollout import Act, Array, Policy, Stream
 from tdmpc_opt.agents.sources import Identity, PolicySource, open_source
 from tdmpc_opt.configs import Device, Mode
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
@@ -23,19 +22,8 @@ from tdmpc_opt.schema import MT30, TaskTable
 from tdmpc_opt.tasks import choose_tasks
 from tdmpc_opt.tasks.own import user_code
 
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 _ROUNDING = 1e-4
 """How far actions may lie outside [-1, 1]; they are clipped."""
-
-
-def is_factory(text: str) -> bool:
-    """Return whether a text has the form `MODULE:FACTORY` and names no file."""
-    return _FACTORY.fullmatch(text) is not None and not Path(text).exists()
-
-
-def is_assignment(text: str) -> bool:
-    """Return whether a text names a file that `write_assignment` may have written."""
-    return text.endswith(".json") and Path(text).is_file()
 
 
 class FactorySource(PolicySource):
@@ -161,8 +149,8 @@ class AssignedSource(PolicySource):
         """Return the file's name and a hash over the policies of these tasks."""
         digest = hashlib.sha256()
         for task in tasks.tasks:
-            policy, key = self._policies[task.env or task.name], task.env or task.name
-            identity = self.of(key).identity(TaskTable((task,)))
+            key = task.env or task.name
+            policy, identity = self._policies[key], self.of(key).identity(TaskTable((task,)))
             stated = [task.name, identity["sha256"], policy.mode, policy.preset]
             digest.update(json.dumps(stated).encode())
         return {"name": Path(self.source).name, "sha256": digest.hexdigest()}

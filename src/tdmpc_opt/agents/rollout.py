@@ -1,0 +1,137 @@
+"""Everything that can drive a task behind one type, and the loop that drives episodes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tdmpc_opt.agents.agent import Agent
+from tdmpc_opt.configs import MatmulPrecision
+from tdmpc_opt.data.episodes import Episode
+from tdmpc_opt.schema import MT30, UNNAMED, Task
+from tdmpc_opt.tasks.environment import make_env
+
+Array = NDArray[np.float32]
+
+Stream = tuple[int, ...]
+"""Numbers that together seed one episode's randomness, such as (seed, task id, episode)."""
+
+Act = Callable[[Array], Array]
+"""Maps observations [B, obs] of the task to actions [B, action] in [-1, 1]."""
+
+Policy = Callable[[str, Sequence[Stream], Sequence[Any]], Act]
+"""Begins one episode of a task for each stream, and returns what acts in them, step by step.
+
+The third argument are the environments of the episodes, for planning in the simulator. The
+randomness of a row comes from its stream alone. Another beginning ends the episodes.
+"""
+
+
+def torch_generator(stream: Stream) -> torch.Generator:
+    """Return a CPU generator seeded by all numbers of a stream."""
+    seed = np.random.SeedSequence(stream).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed) >> 1)
+
+
+def agent_policy(agent: Agent, *, deterministic: bool = True) -> Policy:
+    """Return an agent as a policy."""
+
+    def begin(task: str, streams: Sequence[Stream], _: Sequence[Any]) -> Act:
+        name = None if agent.tasks.names == (UNNAMED,) else agent.tasks[task].name
+        generators = [torch_generator(stream) for stream in streams]
+        agent.reset()
+        return lambda obs: agent.act(
+            obs, name, deterministic=deterministic, generator=generators
+        )
+
+    return begin
+
+
+def rollout(
+    policy: Policy,
+    task: Task | str,
+    seeds: Sequence[int],
+    streams: Sequence[Stream],
+    *,
+    noise: float = 0.0,
+    labeller: Policy | None = None,
+) -> list[Episode]:
+    """Run one whole episode per seed, all in step with each other.
+
+    The policy acts for all of them until the last has ended, so that the rows of its batch, and
+    with them its rounding and its random numbers, do not depend on when others end.
+
+    Args:
+        policy: The acting policy.
+        task: A task, or the name of one of MT30.
+        seeds: Environment seeds; an episode is the first after building with its seed.
+        streams: Seeds of the policy's own randomness, one per episode.
+        noise: Standard deviation of Gaussian noise on its actions.
+        labeller: Its actions are recorded as labels: another policy, or the acting one itself
+            for its actions without the noise. None labels with NaN.
+
+    Returns:
+        Finished episodes in the order of the seeds.
+
+    Raises:
+        UnknownTaskError: A task that the simulator or a policy does not have.
+        InputError: An environment of the user's whose results do not fit its spaces.
+    """
+    task = MT30[task] if isinstance(task, str) else task
+    envs = [make_env(task, seed) for seed in seeds]
+    act = policy(task.name, streams, envs)
+    label_of = None
+    if labeller is not None and labeller is not policy:
+        label_of = labeller(task.name, [(*stream, 2) for stream in streams], envs)
+    disturbances = [np.random.default_rng((*stream, 1)) for stream in streams]
+    obs = np.stack([env.reset()[0] for env in envs])
+    nothing = np.full((len(envs), task.action_dim), np.nan, np.float32)
+    observations, actions, labels = [obs], [nothing], [nothing]
+    rewards = [nothing[:, 0]]
+    rows, terminated = np.zeros(len(envs), int), np.zeros(len(envs), bool)
+    while not rows.all():
+        action = clean = act(obs)
+        if noise:
+            drawn = [source.standard_normal(clean.shape[1]) for source in disturbances]
+            action = np.clip(clean + noise * np.array(drawn), -1, 1).astype(np.float32)
+        label = clean if labeller is policy else nothing
+        if label_of is not None:
+            label = label_of(obs)
+        obs, reward = obs.copy(), np.zeros(len(envs), np.float32)
+        for index in np.flatnonzero(rows == 0):
+            obs[index], reward[index], ended, cut, _ = envs[index].step(action[index])
+            if ended or cut:
+                rows[index], terminated[index] = len(observations) + 1, ended
+        observations.append(obs)
+        actions.append(action)
+        labels.append(label)
+        rewards.append(reward)
+    for env in envs:
+        env.close()
+    parts = (observations, actions, rewards, labels)
+    columns = (np.stack(part, axis=1) for part in parts)
+    return [
+        Episode(task.name, seed, o[:n], a[:n], r[:n], label[:n], bool(ended))
+        for seed, n, ended, o, a, r, label in zip(
+            seeds, rows, terminated, *columns, strict=True
+        )
+    ]
+
+
+@contextmanager
+def threads(count: int, matmul: MatmulPrecision = "highest") -> Iterator[None]:
+    """Let torch compute on so many threads, and with this precision of matrix products.
+
+    On one thread, sums round equally on every machine.
+    """
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(count)
+    torch.set_float32_matmul_precision(matmul)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
