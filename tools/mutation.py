@@ -182,14 +182,15 @@ def run(output: Path, minutes: float) -> None:
             file: hashlib.sha256(text.encode()).hexdigest() for file, text in sources.items()
         }
         old = content.get("config", {}).get("sources", {})
+        sample = _sample({file: len(mutants(text)) for file, text in sources.items()})
         found = [
-            m for m in content.get("mutants", []) if old.get(m["file"]) == hashes[m["file"]]
+            m
+            for m in content.get("mutants", [])
+            if old.get(m["file"]) == hashes[m["file"]] and (m["file"], m["mutant"]) in sample
         ]
         known = {(m["file"], m["mutant"]) for m in found}
         sound: set[str] = set()
-        for file, number in _sample(
-            {file: len(mutants(text)) for file, text in sources.items()}
-        ):
+        for file, number in sample:
             if (file, number) in known or time.monotonic() > end:
                 continue
             if file not in sound:
