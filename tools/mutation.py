@@ -175,7 +175,8 @@ def run(output: Path, minutes: float) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, they load slowly
         os.environ["OMP_NUM_THREADS"] = "1"
-        for name in ("pytest", "dm_control.suite", "lightning_fabric", *map(_module, SAMPLES)):
+        heavy = ("pytest", "hypothesis", "dm_control.suite", "lightning_fabric")
+        for name in (*heavy, *map(_module, SAMPLES)):
             importlib.import_module(name)
         sources = {file: (work / "src/tdmpc_opt" / file).read_text() for file in SAMPLES}
         hashes = {

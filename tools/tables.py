@@ -563,11 +563,12 @@ def mutation() -> str:
     for mutant in _read("mutation")["mutants"]:
         found.setdefault(mutant["file"], []).append(mutant["outcome"])
     found["all"] = [outcome for outcomes in found.values() for outcome in outcomes]
+    kinds = ("killed", "survived", "timeout")
     rows = [
-        (name, len(outcomes), outcomes.count("killed"), outcomes.count("survived"))
+        (name, len(outcomes), *(outcomes.count(kind) for kind in kinds))
         for name, outcomes in found.items()
     ]
-    table = _table("file, mutants, killed, survived", rows)
+    table = _table("file, mutants, killed, survived, without an end", rows)
     share = found["all"].count("killed") / len(found["all"])
     same = sum(why.startswith("equivalent") for why in _reasons())
     real = found["all"].count("killed") / (len(found["all"]) - same)
@@ -584,7 +585,7 @@ def _reasons() -> list[str]:
 
 def survivors() -> str:
     """The mutants that no test finds, with the reason."""
-    left = [m for m in _read("mutation")["mutants"] if m["outcome"] == "survived"]
+    left = [m for m in _read("mutation")["mutants"] if m["outcome"] != "killed"]
     lines = [mutant["change"][-1][1:].partition("  #")[0].strip() for mutant in left]
     rows = [
         (mutant["file"], f"`{line}`", SURVIVORS[mutant["file"]][mutant["mutant"]])
