@@ -39,6 +39,7 @@ _EXTRAS = {
     "jinja2": "report",
     **dict.fromkeys(("imageio_ffmpeg", "PIL"), "video"),
     **dict.fromkeys(("minari", "h5py"), "minari"),
+    "pyarrow": "lerobot",
 }
 
 

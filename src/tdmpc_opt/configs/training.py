@@ -97,32 +97,41 @@ class DataInfoConfig(OfDataset, ToPlot):
 
 @dataclass(frozen=True, kw_only=True)
 class DataImportConfig(ToOutput):
-    """Turn official MT30 or MT80 shard files, or Minari datasets, into a dataset on disk.
+    """Turn official MT30 or MT80 shard files, Minari or LeRobot data into a dataset on disk.
 
     The same call goes on where an interrupted one stopped.
     """
 
     sources: Annotated[tuple[Path, ...], POSITIONAL]
-    """Official shard files, or folders of Minari datasets; their content decides which."""
+    """Official shard files, or folders of Minari or LeRobot datasets; their content decides."""
     tasks: str | None = None
     """Of shard files, task names joined by commas, to import no others; without it all. Of
-    Minari datasets, the one task that their episodes are of, MODULE:ID for an environment of
-    your own."""
+    other datasets, the one task that their episodes are of, MODULE:ID for an environment of
+    your own; without it the tasks that they name."""
     on_bad: Literal["refuse", "skip"] = "refuse"
     """What to do about a source that is truncated or foreign, or an episode with NaN: stop, or
     name it and leave it out."""
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise InputError("name a shard file or a Minari folder at least")
+            raise InputError("name a shard file or a folder at least")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataExportConfig(OfDataset, ToOutput):
-    """Write a dataset as official shard files, or as Minari datasets."""
+    """Write a dataset as official shard files, Minari or LeRobot datasets."""
 
-    format: Literal["official", "minari"] = "official"
-    """`official`: pickled TensorDicts like MT30 and MT80. `minari`: a dataset for each task."""
+    format: Literal["official", "minari", "lerobot"] = "official"
+    """`official`: pickled TensorDicts like MT30 and MT80. `minari`, `lerobot`: a dataset for
+    each task."""
+    fps: int | None = None
+    """Steps per second, for `lerobot`; without it those of MT30's tasks, or of the LeRobot
+    dataset that the episodes came from."""
+
+    def __post_init__(self) -> None:
+        """Refuse steps per second that cannot be."""
+        if self.fps is not None and (self.format != "lerobot" or self.fps < 1):
+            raise InputError("`fps` is at least 1, and needs --format lerobot")
 
 
 @dataclass(frozen=True, kw_only=True)
