@@ -112,7 +112,7 @@ def test_what_is_no_minari_dataset_is_refused(exported, tmp_path):
     with pytest.raises(InputError, match="has 5 observations, 2 actions and 6 steps, cup-c"):
         import_data(DataImportConfig(sources=(exported,), output=output, tasks="cup-catch"))
     two = "cup-catch,cup-spin"
-    with pytest.raises(InputError, match="holds one task; --tasks names 2"):
+    with pytest.raises(InputError, match="are of one task; --tasks names 2"):
         import_data(DataImportConfig(sources=(exported,), output=output, tasks=two))
     (exported / "data" / "metadata.json").write_text("{")
     with pytest.raises(DataError, match="no Minari dataset, or damaged"):

@@ -24,7 +24,7 @@ PURPOSES = {
     "evaluation": "scores, comparisons, latency, search of planner budgets, result files",
     "agents": "Agent (model with planner or policy), sources of policies, collecting, workers",
     "planning": "MPPI, presets, planning in the simulator",
-    "data": "datasets on disk, sampler, import and export (official shards, Minari)",
+    "data": "datasets on disk, sampler, import and export (official, Minari, LeRobot)",
     "checkpoints": "weights on disk: this project's files and every public layout",
     "model": "the networks of TD-MPC2, two-hot encoding",
     "tasks": "the 30 tasks, own tasks, rendering",

@@ -149,7 +149,7 @@ class Source:
     """Whether ends exclude time limits; else an end in the task's last step is one."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Tasks in words, for an export."""
-    fps: float | None = None
+    fps: int | float | None = None
     """Steps per second, for an export."""
     notes: tuple[str, ...] = ()
     """What to report about the import."""

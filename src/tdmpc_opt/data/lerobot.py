@@ -10,7 +10,7 @@ Source: LeRobotDataset v3.0, as LeRobot 0.4.4 writes and reads it.
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise
@@ -34,7 +34,7 @@ _INFO, _TASKS, _EPISODES = "meta/info.json", "meta/tasks.parquet", "meta/episode
 _FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _CHUNK = 1000
 """Files of a folder."""
-_FILE_MB = 100
+_FILE_BYTES = 100_000_000
 _STATE, _ACTION, _REWARD = "observation.state", "action", "next.reward"
 _OBSERVATION = (_STATE, "observation.environment_state")
 _DONE, _TRUNCATED = "next.done", "next.truncated"
@@ -47,7 +47,7 @@ _DAMAGED = (OSError, pa.ArrowException, AttributeError, LookupError, TypeError, 
 
 
 def open_lerobot(folder: Path) -> Source:
-    """Open a LeRobot dataset; of its rows only actions and indices are read.
+    """Open a LeRobot dataset; its files are read once, to know the actions and any damage.
 
     An observation is `observation.state`, then `observation.environment_state`. Each text of
     its tasks becomes a task, unless this project wrote the dataset. The bounds of the actions
@@ -176,7 +176,7 @@ def _parts(
     missing = {*rows.episodes}
     low, high = np.full((2, rows.widths[_ACTION]), np.nan)
     for path in sorted(folder.glob("data/*/*.parquet")):
-        columns = rows.read(path, (_EPISODE, _TASK, _ACTION))
+        columns = rows.read(path)
         start = parts[-1][0].stop if parts else 0
         places = range(start, start + len(_edges(columns)) - 1)
         if places:
@@ -209,21 +209,21 @@ class _Rows:
     episodes: Mapping[int, Mapping[str, Any]]
     """Facts of each episode, by its number."""
 
-    def read(self, path: Path, keys: Iterable[str]) -> dict[str, NDArray[Any]]:
-        """Return columns of a file, [rows, width] each.
+    def read(self, path: Path) -> dict[str, NDArray[Any]]:
+        """Return the columns of a file, [rows, width] each.
 
         Raises:
             DataError: A file that is missing or damaged, or has other columns.
         """
         try:
-            table = pq.ParquetFile(path).read(columns=list(keys))
-            return {key: _numbers(table[key], key, self.widths[key]) for key in keys}
+            table = pq.ParquetFile(path).read(columns=list(self.widths))
+            return {key: _numbers(table[key], key, width) for key, width in self.widths.items()}
         except _DAMAGED as error:
             raise DataError(f"cannot read {path}: {error}; copy the dataset again") from error
 
     def recordings(self, path: Path) -> Iterator[Recording]:
         """Yield the episodes of a file."""
-        columns = self.read(path, self.widths)
+        columns = self.read(path)
         for start, stop in pairwise(_edges(columns)):
             yield self._recording({key: rows[start:stop] for key, rows in columns.items()})
 
@@ -303,7 +303,7 @@ def export_lerobot(
     return [output / name for name in rates]
 
 
-def _rate(dataset: EpisodeDataset, name: str) -> float:
+def _rate(dataset: EpisodeDataset, name: str) -> int | float:
     """Return a task's steps per second."""
     known = contract(dataset.tasks[name])
     rates = {known.rate_hz if known else None}
@@ -315,13 +315,13 @@ def _rate(dataset: EpisodeDataset, name: str) -> float:
     return int(found[0]) if found[0].is_integer() else found[0]
 
 
-def _write(dataset: EpisodeDataset, name: str, fps: float, folder: Path) -> None:
+def _write(dataset: EpisodeDataset, name: str, fps: int | float, folder: Path) -> None:
     task = dataset.tasks[name]
     shards = [shard for shard in dataset.shards if shard.task == name]
     texts = list(dict.fromkeys(map(_text, shards)))
     features = _features(task, labelled=any(shard.labelled for shard in shards))
     schema = pa.schema({key: _type(**feature) for key, feature in features.items()})
-    rows_of_file = _FILE_MB * 1_000_000 // (4 * (task.obs_dim + 2 * task.action_dim + 10))
+    rows_of_file = _FILE_BYTES // (4 * (task.obs_dim + 2 * task.action_dim + 10))
     records: list[dict[str, Any]] = []
     for file, placed in groupby(
         _placed(dataset, shards), lambda one: one.start // rows_of_file
@@ -342,7 +342,7 @@ def _write(dataset: EpisodeDataset, name: str, fps: float, folder: Path) -> None
         "total_frames": records[-1]["dataset_to_index"],
         "total_tasks": len(texts),
         "chunks_size": _CHUNK,
-        "data_files_size_in_mb": _FILE_MB,
+        "data_files_size_in_mb": _FILE_BYTES // 1_000_000,
         "video_files_size_in_mb": 200,
         "fps": fps,
         "splits": {"train": f"0:{len(records)}"},
@@ -405,7 +405,7 @@ def _type(dtype: str, shape: Sequence[int], names: None) -> pa.DataType:
     return kind if shape == [1] else pa.list_(kind, shape[0])
 
 
-def _columns(one: _Placed, fps: float, task: int) -> dict[str, NDArray[Any]]:
+def _columns(one: _Placed, fps: int | float, task: int) -> dict[str, NDArray[Any]]:
     """Return the rows of an episode; one without labels imitates its actions."""
     episode, frame = one.episode, np.arange(one.steps)
     last = frame == one.steps - 1
