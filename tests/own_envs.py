@@ -42,6 +42,8 @@ class Point(gymnasium.Env):
     def render(self):
         if self.fault == "render":
             raise KeyError("camera")
+        if self.fault == "grey":
+            return np.zeros((40, 60))
         picture = np.zeros((40, 60, 3), np.uint8)
         picture[:, int(np.clip(30 + 10 * self.x, 0, 59))] = 255
         return picture
@@ -58,6 +60,7 @@ _register("Fall-v0", fault="fall")
 _register("Drop-v0", fault="drop")
 _register("NanReward-v0", fault="reward")
 _register("NoPicture-v0", fault="render")
+_register("Grey-v0", fault="grey")
 _register("NanObs-v0", fault="nan")
 _register("Width-v0", fault="width")
 _register("Unbounded-v0", action=Box(-np.inf, np.inf, (1,), np.float32))

@@ -12,6 +12,7 @@ import pytest
 
 from tdmpc_opt.agents.agent import load_agent
 from tdmpc_opt.configs import PlayConfig
+from tdmpc_opt.play.live import live_page
 from tdmpc_opt.play.server import BUNDLE, page_server
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.environment import make_env
@@ -228,3 +229,22 @@ def test_a_body_can_be_held(page: Any, address: str) -> None:
     assert "holding" in page.locator("#view").get_attribute("class")
     page.mouse.up()
     assert "holding" not in page.locator("#view").get_attribute("class")
+
+
+def test_an_own_task_is_shown_and_controlled_live(page: Any) -> None:
+    with live_page(PlayConfig(tasks="own_envs:Point-v0", port=0)) as running:
+        page.goto(next(running))
+        page.wait_for_function("Number(document.getElementById('return').textContent) > 1")
+        drawn = "document.getElementById('picture').naturalWidth"
+        assert page.evaluate(drawn) == 60
+        assert page.title() == "Point-v0 · tdmpc-opt play"
+        page.get_by_role("slider", name="Noise on the actions").fill("0.5")
+        page.get_by_role("button", name="Pause").click()
+        page.get_by_role("button", name="Go on").wait_for()
+        assert page.locator("#noise-value").inner_text() == "0.5"
+        assert page.get_by_role("button", name="+ x").is_disabled()  # without MuJoCo
+        page.get_by_role("button", name="New episode").click()
+        page.wait_for_function("document.getElementById('step').textContent.startsWith('0 of')")
+        assert page.problems == []
+    page.wait_for_selector("#message.fault")
+    assert "No connection to tdmpc-opt play" in page.get_by_role("alert").inner_text()

@@ -6,10 +6,11 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
 from tdmpc_opt import cli
+from tdmpc_opt.agents.rollout import Player
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.configs import VideoConfig
 from tdmpc_opt.errors import InputError, MissingDependencyError, RunError
-from tdmpc_opt.report.film import _Player, video, write_film
+from tdmpc_opt.report.film import video, write_film
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.offscreen import choose_backend, drawing_process
 
@@ -52,9 +53,9 @@ def test_two_agents_are_filmed_side_by_side(checkpoint_file, tmp_path):
 
 def test_planning_in_the_simulator_is_filmed_too():
     tasks = MT30.subset(["pendulum-swingup"])
-    player = _Player(open_source("plan").load(tasks), tasks.tasks[0], seed=0)
+    player = Player(open_source("plan").load(tasks), tasks.tasks[0], seed=0)
     player.step()
-    assert len(player.times) == 1
+    assert player.latency_ms > 0
 
 
 def test_a_gif_is_written_too(tmp_path):

@@ -1,7 +1,10 @@
 """Everything that can drive a task behind one type, and the loop that drives episodes."""
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.configs import MatmulPrecision
 from tdmpc_opt.data.episodes import Episode
-from tdmpc_opt.schema import MT30, UNNAMED, Task
+from tdmpc_opt.schema import MT30, UNNAMED, Task, seed_number
 from tdmpc_opt.tasks.environment import make_env
 
 Array = NDArray[np.float32]
@@ -119,6 +122,81 @@ def rollout(
             seeds, rows, terminated, *columns, strict=True
         )
     ]
+
+
+_TIMED = 25  # actions whose median time is shown
+
+
+class Player:
+    """One agent in one environment that can be drawn, step by step.
+
+    Args:
+        policy: What acts.
+        task: Its task.
+        seed: Seed of the environment and of the policy's own randomness.
+
+    Raises:
+        InputError: An environment of the user's that cannot be built or reset.
+    """
+
+    def __init__(self, policy: Policy, task: Task, seed: int) -> None:
+        self.env = make_env(task, seed, render_mode="rgb_array")
+        self.task = task
+        self.noise = 0.0
+        """Standard deviation of Gaussian noise on the actions."""
+        self._policy, self._seed = policy, seed
+        self._episodes = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin an episode."""
+        stream = (self._seed, seed_number(self.task), self._episodes)
+        self._act = self._policy(self.task.name, [stream], [self.env])
+        self._disturbance = np.random.default_rng((*stream, 1))
+        self._obs: Array = self.env.reset()[0]
+        self._episodes += 1
+        self._times: deque[float] = deque(maxlen=_TIMED)
+        self.steps = 0
+        self.reward = self.total = 0.0
+        self.terminated = False
+        """Whether a state has ended the episode."""
+        self.over = False
+        """Whether the episode has ended."""
+
+    def step(self) -> None:
+        """Act once; after the end of the episode nothing changes."""
+        if self.over:
+            return
+        start = time.perf_counter()
+        action = self._act(self._obs[None])
+        self._times.append(1000 * (time.perf_counter() - start))
+        if self.noise:
+            drawn = self._disturbance.standard_normal(action.shape)
+            action = np.clip(action + self.noise * drawn, -1, 1).astype(np.float32)
+        self._obs, reward, self.terminated, truncated, _ = self.env.step(action[0])
+        self.over = self.terminated or truncated
+        self.reward = float(reward)
+        self.total += self.reward
+        self.steps += 1
+
+    @property
+    def steps_per_second(self) -> float:
+        """Rate of the task's actions in simulated time."""
+        return float(self.env.metadata["render_fps"])
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Median time of the latest actions; None before the first."""
+        return median(self._times) if self._times else None
+
+    def picture(self) -> NDArray[np.uint8]:
+        """Return the view of the environment, [height, width, 3].
+
+        Raises:
+            InputError: An environment that draws nothing.
+        """
+        picture: Any = self.env.render()
+        return np.asarray(picture)
 
 
 @contextmanager

@@ -258,6 +258,8 @@ class _FileSource(PolicySource):
         if known.names == (UNNAMED,):
             return tasks
         for task in tasks.tasks:
+            if task.env and task.name not in known.names:
+                raise UnknownTaskError(f"{self.source} was not made for {task.name}")
             found = known[task.name]
             sizes = (found.obs_dim, found.action_dim), (task.obs_dim, task.action_dim)
             if task.env and sizes[0] != sizes[1]:

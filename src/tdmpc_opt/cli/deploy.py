@@ -78,6 +78,17 @@ def _export(config: configs.ExportConfig, terminal: Terminal) -> None:
 
 
 def _play(config: configs.PlayConfig, terminal: Terminal) -> None:
+    if config.tasks is not None:
+        from tdmpc_opt.play.live import live_page
+
+        terminal.print("starting the process that simulates and draws ...")
+        with live_page(config) as running:
+            try:
+                for address in running:
+                    terminal.print(f"open {address} in a browser; Ctrl-C stops")
+            except KeyboardInterrupt:
+                terminal.print("stopped")
+        return
     from tdmpc_opt.play.server import page_server
 
     def started(name: str) -> None:
@@ -129,5 +140,5 @@ COMMANDS = (
         ("output", "target", "policy_only", "preset", "format"),
     ),
     Command("serve", _serve, "policy.onnx --port 8000"),
-    Command("play", _play, "student.safetensors"),
+    Command("play", _play, "runs/student --tasks my_package.envs:Lift-v0"),
 )

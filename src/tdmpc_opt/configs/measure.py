@@ -192,10 +192,17 @@ class VideoConfig(OfCheckpoint, OnTasks, Acting):
 
 @dataclass(frozen=True, kw_only=True)
 class PlayConfig:
-    """Serve a page on this machine where agents act live and can be pushed around."""
+    """Serve a page on this machine where agents act live and can be pushed around.
+
+    Without `tasks` the page simulates MT30's tasks; with them, Python simulates these and the
+    page shows their pictures.
+    """
 
     checkpoints: Annotated[tuple[str, ...], POSITIONAL] = ()
     """Checkpoint files of any known layout, zoo names, or files of `tdmpc-opt export`, to offer
-    beside the bundled agent."""
+    beside the bundled agent; with `tasks` whatever acts in `video`, beside random actions."""
+    tasks: str | None = None
+    """Tasks to simulate in Python, joined by commas: MODULE:ID for Gymnasium environments of
+    your own, or names of MT30's. Every agent has to know all of them."""
     port: int = 8707
     """Port of 127.0.0.1; 0 takes any free one."""

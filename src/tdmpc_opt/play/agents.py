@@ -76,7 +76,8 @@ def _entry(source: str, name: str, site: Path) -> dict[str, Any]:
     tasks = files[0].tasks.names
     if not set(tasks) & set(MT30.names):
         raise InputError(
-            f"{source} knows no task of MT30, and the page has no other; see: tdmpc-opt tasks"
+            f"{source} knows no task of MT30; for an environment of your own, name it: --tasks "
+            "MODULE:ID"
         )
     listed = [_file(file, path) for file, path in zip(files, paths, strict=True)]
     return {"name": name, "tasks": tasks, "files": listed}

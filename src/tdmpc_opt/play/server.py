@@ -50,14 +50,16 @@ class PlayServer(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, folders: Sequence[Path], port: int) -> None:
+    def __init__(
+        self, folders: Sequence[Path], port: int, handler: "type[FileHandler] | None" = None
+    ) -> None:
         self.files = {path: file for folder in folders[::-1] for path, file in _files(folder)}
         if "/index.html" not in self.files:
             raise MissingDependencyError(
                 "this installation lacks the page's files; in a checkout run: make web"
             )
         try:
-            super().__init__((HOST, port), _Handler)
+            super().__init__((HOST, port), handler or FileHandler)
         except OSError as error:
             if error.errno not in (EADDRINUSE, EACCES):
                 raise
@@ -80,7 +82,9 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
             yield f"/{file.relative_to(folder).as_posix().removesuffix('.gz')}", file
 
 
-class _Handler(BaseHTTPRequestHandler):
+class FileHandler(BaseHTTPRequestHandler):
+    """Answers with the server's files."""
+
     server: PlayServer
     protocol_version = "HTTP/1.1"
 
@@ -95,10 +99,15 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Stay quiet: the terminal shows what a user asked for."""
 
+    def refused(self) -> bool:
+        """Refuse requests to other names: a foreign site could read through one of its own."""
+        if self.headers.get("Host", "").rpartition(":")[0] in (HOST, "localhost"):
+            return False
+        self.send_error(HTTPStatus.FORBIDDEN, "open the page as localhost")
+        return True
+
     def _answer(self, *, with_body: bool) -> None:
-        host = self.headers.get("Host", "").rpartition(":")[0]
-        if host not in (HOST, "localhost"):  # else a foreign site could read through its name
-            self.send_error(HTTPStatus.FORBIDDEN, "open the page as localhost")
+        if self.refused():
             return
         path = unquote(urlsplit(self.path).path)
         path = "/index.html" if path == "/" else path

@@ -1,11 +1,8 @@
 """Films of agents at work, drawn off-screen and written as mp4, GIF or a contact sheet."""
 
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import imageio_ffmpeg
@@ -13,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from tdmpc_opt.agents.rollout import Policy, threads
+from tdmpc_opt.agents.rollout import Player, Policy, threads
 from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
 from tdmpc_opt.configs import VideoConfig
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.files import refuse_overwrite, replace_when_done, written
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.schema import Task, TaskTable, seed_number
-from tdmpc_opt.tasks.environment import make_env
+from tdmpc_opt.schema import Task, TaskTable
 from tdmpc_opt.tasks.offscreen import drawing_process
 
 Picture = NDArray[np.uint8]
@@ -31,7 +27,6 @@ _CAPTION = 46  # height of the two lines above each picture
 _COLUMNS, _THUMB, _LABEL = 6, 192, 36  # of the contact sheet
 _INK, _FAINT, _PAPER = "#f2f2f2", "#a8b0b8", "#15181c"
 _SEED = 0  # of the environments
-_WINDOW = 25  # actions whose median time is shown
 _LETTERS = 46  # of an agent's name in a film
 
 
@@ -139,7 +134,7 @@ def film(job: _Job) -> Iterator[Shot]:
 
 
 def _clip(policies: list[Policy], task: Task, job: _Job) -> Iterator[Shot]:
-    players = [_Player(policy, task, _SEED) for policy in policies]
+    players = [Player(policy, task, _SEED) for policy in policies]
     last = task.episode_length // 2 if job.poses else task.episode_length
     if job.seconds is not None:
         last = min(last, round(job.seconds * players[0].steps_per_second))
@@ -157,42 +152,15 @@ def _clip(policies: list[Policy], task: Task, job: _Job) -> Iterator[Shot]:
         player.env.close()
 
 
-class _Player:
-    """One agent in its episode."""
-
-    def __init__(self, policy: Policy, task: Task, seed: int) -> None:
-        self.env = make_env(task, seed, render_mode="rgb_array")
-        self.total = 0.0
-        self.times: deque[float] = deque(maxlen=_WINDOW)
-        self._act = policy(task.name, [(seed, seed_number(task), 0)], [self.env])
-        self._obs = self.env.reset()[0]
-        self.over = False
-        """Whether the episode has ended."""
-
-    @property
-    def steps_per_second(self) -> float:
-        return float(self.env.metadata["render_fps"])
-
-    def step(self) -> None:
-        if self.over:  # the picture stays where the episode ended
-            return
-        start = time.perf_counter()
-        action = self._act(self._obs[None])[0]
-        self.times.append(1000 * (time.perf_counter() - start))
-        self._obs, reward, terminated, truncated, _ = self.env.step(action)
-        self.over = terminated or truncated
-        self.total += float(reward)
-
-
-def _shot(players: list[_Player], task: Task, step: int, frames: int, share: float) -> Shot:
+def _shot(players: list[Player], task: Task, step: int, frames: int, share: float) -> Shot:
     return Shot(
         task=task.name,
         seconds=step / players[0].steps_per_second,
         frames=frames,
         share=share,
-        pictures=tuple(np.asarray(player.env.render(), np.uint8) for player in players),
+        pictures=tuple(player.picture() for player in players),
         returns=tuple(player.total for player in players),
-        latencies_ms=tuple(median(p.times) if p.times else None for p in players),
+        latencies_ms=tuple(player.latency_ms for player in players),
     )
 
 

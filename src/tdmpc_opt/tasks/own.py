@@ -10,7 +10,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
@@ -59,25 +59,29 @@ def own_task(text: str) -> Task:
 
 
 def own_contract(task: Task) -> Contract:
-    """Return the spaces of a user's environment as its contract.
-
-    The rate follows from the environment's `dt`, seconds of a step, or from `frame_skip` and
-    the time step of its MuJoCo `model`.
-    """
+    """Return the spaces of a user's environment as its contract."""
     env = _make(task.env)
     try:
         spaces = {"observation": env.observation_space, "action": env.action_space}
-        raw = env.unwrapped
-        step = getattr(raw, "dt", None)
-        if step is None and hasattr(raw, "frame_skip") and hasattr(raw, "model"):
-            step = raw.model.opt.timestep * raw.frame_skip
+        rate = _rate(env.unwrapped)
     finally:
         env.close()
     blocks = {name: tuple(_blocks(name, space)) for name, space in spaces.items()}
-    rate = None
-    if isinstance(step, int | float | np.number) and 0 < step < np.inf:
-        rate = 1 / float(step)
     return Contract(blocks["observation"], blocks["action"], rate)
+
+
+def _rate(raw: Any) -> float | None:
+    """Return the steps per second of a user's environment, None where it does not state them.
+
+    They follow from its `dt`, seconds of a step, or from `frame_skip` and the time step of its
+    MuJoCo `model`.
+    """
+    step = getattr(raw, "dt", None)
+    if step is None and hasattr(raw, "frame_skip") and hasattr(raw, "model"):
+        step = raw.model.opt.timestep * raw.frame_skip
+    if isinstance(step, int | float | np.number) and 0 < step < np.inf:
+        return 1 / float(step)
+    return None
 
 
 def _blocks(group: str, space: Box) -> Iterator[Block]:
@@ -168,12 +172,25 @@ def _make(text: str, render_mode: str | None = None) -> Any:
     drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
         with user_code(text, "its constructor"):
+            if drawn:
+                _require_mode(text, spec, render_mode)
             # Its checker warns of what is checked here with an error.
             return gymnasium.make(spec, disable_env_checker=True, **drawn)
     except InputError as error:
         if isinstance(error.__cause__, gymnasium.error.Error):
             raise InputError(f"Gymnasium cannot build {text}: {error.__cause__}") from error
         raise
+
+
+def _require_mode(text: str, spec: EnvSpec, render_mode: str | None) -> None:
+    entry = spec.entry_point
+    creator = load_env_creator(entry) if isinstance(entry, str) else entry
+    metadata = getattr(creator, "metadata", None)  # functions have none
+    if metadata is not None and render_mode not in metadata.get("render_modes", ()):
+        raise InputError(
+            f"{text} cannot be drawn: name {render_mode} in the render_modes of its metadata, "
+            "take render_mode in its constructor, and return [height, width, 3] from render()"
+        )
 
 
 def _box(text: str, kind: str, space: gymnasium.Space[Any]) -> Box:
@@ -277,7 +294,9 @@ class OwnEnv(gymnasium.Env[Array, Array]):
         self.task = task
         self.render_mode = render_mode
         self._env = _make(task.env, render_mode)
-        self.metadata = {"render_fps": 30, **self._env.metadata}
+        self.metadata = dict(self._env.metadata)
+        rate = _rate(self._env.unwrapped) or self.metadata.get("render_fps") or 30
+        self.metadata["render_fps"] = rate
         self._seed: int | None = seed
         space = self._env.action_space
         self.bounds = (np.asarray(space.low, np.float64), np.asarray(space.high, np.float64))
@@ -328,11 +347,11 @@ class OwnEnv(gymnasium.Env[Array, Array]):
         value = _reward(self.task.env, reward)
         return _observation(self.task.env, obs, self.task.obs_dim), value, ended, cut, info
 
-    def render(self) -> Any:
+    def render(self) -> NDArray[np.uint8]:
         """Return the environment's picture, [height, width, 3].
 
         Raises:
-            InputError: Built without a render mode, or it draws nothing or raises.
+            InputError: Built without a render mode, or it raises or returns no such picture.
         """
         picture = None
         if self.render_mode:
@@ -343,7 +362,13 @@ class OwnEnv(gymnasium.Env[Array, Array]):
                 f"{self.task.env} draws no picture; it needs the render mode rgb_array in its "
                 "metadata, and to return an array"
             )
-        return picture
+        pixels = np.asarray(picture)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise InputError(
+                f"render() of {self.task.env} returns {pixels.dtype} of shape "
+                f"{list(pixels.shape)}; return uint8 of shape [height, width, 3]"
+            )
+        return pixels
 
     def close(self) -> None:
         """Close the environment."""
