@@ -16,6 +16,7 @@ from tdmpc_opt.agents.rollout import Act, Stream
 from tdmpc_opt.agents.sources import SimulatorSource
 from tdmpc_opt.configs import ExpertsConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
+from tdmpc_opt.experts import imitation
 from tdmpc_opt.experts import train as experts
 from tdmpc_opt.experts.learner import WARM_UP_SEED, warm_up
 from tdmpc_opt.experts.state import Progress
@@ -368,3 +369,15 @@ def test_a_planned_expert_goes_on_from_its_labels_and_learns_them(tmp_path: Path
     # Returns of 800 and more are a perfect spin; random actions have about 10.
     assert record["returns"][0] > 600
     assert record["config"]["method"] == "plan"
+
+
+def test_plans_are_imitated_in_short_episodes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imitation, "_UPDATES", 5)
+    task = own_task("own_envs:Slider-v0")
+    config = _config(tmp_path, method="plan", envs=3, update_ratio=0.25)
+    learner, progress = imitation.Imitation(config, task), Progress(identity={})
+    learner.round(progress)
+    assert progress.step == 3 * task.episode_length
+    assert learner.network(progress).algorithm == "plan"

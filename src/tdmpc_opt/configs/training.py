@@ -61,7 +61,7 @@ class ExpertsConfig(OnTasks, ToOutput, ByWorkers, Seeded):
                 "`steps`, `hidden`, `episodes`, `save_every` and `envs` must be at least 1"
             )
         updates = self.envs * self.update_ratio
-        if updates < 1 or updates != round(updates):
+        if self.method == "sac" and (updates < 1 or updates != round(updates)):
             raise InputError(
                 f"`envs` * `update_ratio` must be a whole number of updates, got {updates:g}"
             )

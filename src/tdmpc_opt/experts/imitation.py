@@ -29,7 +29,8 @@ _BATCH = 512
 _UPDATES = 4_000  # of each fit: the networks are small, the labels few and expensive
 _LEARNING_RATE = 1e-3
 _NOISE = 0.2  # on the planner's actions: states off its path are labelled too
-_CUT_STEPS = 100  # last steps of an episode, whose returns lack what would have followed
+# Last steps of an episode, whose returns lack what would have followed; at most half of it.
+_CUT_STEPS = 100
 _FIELDS = ("obs", "label", "reward")
 
 
@@ -112,7 +113,8 @@ class Imitation:
         generator = torch.Generator().manual_seed(self._config.seed + progress.step)
         self._value_scale = float(returns.abs().max()) or 1.0
         inside = torch.arange(len(obs)).reshape(-1, self._task.episode_length)
-        counted = inside[:, :-_CUT_STEPS].reshape(-1)
+        cut = min(_CUT_STEPS, self._task.episode_length // 2)
+        counted = inside[:, : self._task.episode_length - cut].reshape(-1)
         fits = (
             (self.policy, torch.arange(len(obs)), lambda x, i: torch.tanh(x) - label[i]),
             (self._value, counted, lambda x, i: x[:, 0] - returns[i] / self._value_scale),
