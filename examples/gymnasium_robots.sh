@@ -13,7 +13,7 @@ tdmpc-opt distill "$work/experts" --tasks "$tasks" --updates "$updates" --output
 tdmpc-opt evaluate random --tasks "$tasks" --seed 10000 --episodes 10 --output "$work/random.json"
 
 results=$work/student/results
-tdmpc-opt compare "$results/teacher.json" "$results/student.json"
+tdmpc-opt compare "$results/teacher.json" "$results/student.json" --random "$work/random.json"
 tdmpc-opt report "$results/teacher.json" "$results/student.json" "$results/student-int8.json" "$work/random.json" \
   --output "$work/report.html"
 python - "$work" <<'END'

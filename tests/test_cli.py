@@ -266,6 +266,12 @@ def test_evaluate_and_compare_show_scores(run, tmp_path):
     assert "over 1 episodes" in out
     status, out, _ = run("compare", results[0], results[0])
     assert "paired difference 0.00 [0.00, 0.00] points over 2 episodes" in out
+    zero = json.loads(results[0].read_text())
+    zero["tasks"]["pendulum-swingup"]["returns"] = [-1.0, -1.0]
+    (tmp_path / "zero.json").write_text(json.dumps(zero))
+    status, out, _ = run("compare", results[0], results[0], "--random", tmp_path / "zero.json")
+    assert status == 0
+    assert "0.json has 100.00 [100.00, 100.00]% of 0.json" in " ".join(out.split())
 
 
 def test_data_info_shows_and_draws_the_returns(run, dataset_dir, tmp_path):

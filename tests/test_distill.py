@@ -175,8 +175,10 @@ def test_planning_is_left_out_where_it_costs_more_than_all_else(tmp_path, monkey
 
 
 def test_the_better_of_policy_and_planner_labels_each_task(tmp_path, monkeypatch):
-    tasks = ("cartpole-balance", "pendulum-swingup")
-    config = _config(tmp_path, teachers=("mt30-1m",), tasks=",".join(tasks))
+    tasks = ("cartpole-balance", "pendulum-swingup", "own_envs:Point-v0")
+    config = _config(
+        tmp_path, teachers=("mt30-1m", "own_policies:centre"), tasks=",".join(tasks)
+    )
     teachers = planning.open_teachers(config)
     decided = planning.Plan(tasks, tasks, 1e-3, 1, 1, 1, 1, 1, 0, 0.0, 0)
 
@@ -185,15 +187,17 @@ def test_the_better_of_policy_and_planner_labels_each_task(tmp_path, monkeypatch
         assert config.seed == 500_000
         returns = {"cartpole-balance": 905.0 if planned else 900.0}  # within the noise
         returns["pendulum-swingup"] = 800.0 if planned else 700.0
+        returns["Point-v0"] = -5.0 if planned else -5.2  # on a scale of its own
         return {"tasks": {name: {"returns": [found]} for name, found in returns.items()}}
 
     monkeypatch.setattr(stages, "evaluate", evaluate)
     pipeline = stages._Pipeline(config, decided, teachers, Silent())
-    assert pipeline._choose_labels() == ["pendulum-swingup"]
+    assert pipeline._choose_labels() == ["pendulum-swingup", "own_envs:Point-v0"]
     labels = json.loads((tmp_path / "work/teachers.json").read_text())["tasks"]
     assert {name: found["mode"] for name, found in labels.items()} == {
         "cartpole-balance": "policy",
         "pendulum-swingup": "planner",
+        "own_envs:Point-v0": "planner",
     }
 
 

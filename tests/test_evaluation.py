@@ -495,6 +495,26 @@ def test_a_constant_difference_has_a_narrow_interval(tmp_path, rng):
     assert compare(a, a).difference.mean == 0
 
 
+def test_a_share_is_on_the_scale_from_random_actions_to_a(tmp_path):
+    a = _result(tmp_path / "a.json", {X: {0: 20.0, 1: 40.0}, Y: {0: -10.0, 1: -10.0}})
+    b = _result(tmp_path / "b.json", {X: {0: 15.0, 1: 35.0}, Y: {0: -8.0, 1: -8.0}})
+    random = _result(tmp_path / "random.json", {X: {5: 10.0}, Y: {5: -50.0}, "more": {5: 0.0}})
+    result = compare(a, b, random)
+    assert result.shares == pytest.approx({X: 75.0, Y: 105.0})
+    assert result.share.mean == pytest.approx(90.0)
+    assert result.share.ci95 == pytest.approx((90.0, 90.0))  # every episode lost as much
+    assert compare(a, b).shares == {}
+    assert compare(a, b).share is None
+
+
+def test_references_that_make_no_scale_are_refused(tmp_path):
+    a = _result(tmp_path / "a.json", {X: {0: 20.0}})
+    with pytest.raises(ResultError, match=r"a\.json earns 20\.00 in .* random actions 20\.00"):
+        compare(a, a, a)
+    with pytest.raises(ResultError, match="has no episode of"):
+        compare(a, a, _result(tmp_path / "other.json", {Y: {0: 1.0}}))
+
+
 def test_files_that_cannot_be_paired_are_refused(tmp_path):
     a = _result(tmp_path / "a.json", {"x": {0: 1.0}, "y": {0: 1.0}})
     b = _result(tmp_path / "b.json", {"x": {0: 1.0}})

@@ -41,13 +41,20 @@ def _compare(config: configs.CompareConfig, terminal: Terminal) -> None:
     from tdmpc_opt.evaluation.score import NORMALIZED
 
     first, second = config.results
-    result = compare(first, second)
+    result = compare(first, second, config.random)
     measure = "points" if result.unit is NORMALIZED else "in return"
-    rows = [(name, f"{points:+.2f}") for name, points in result.per_task.items()]
-    terminal.print(
-        table(f"{second.name} - {first.name}", ("task", measure), rows),
-        f"paired difference {result.difference} {measure} over {result.episodes} episodes",
-    )
+    columns = ["task", measure]
+    rows = [[name, f"{points:+.2f}"] for name, points in result.per_task.items()]
+    lines = [f"paired difference {result.difference} {measure} over {result.episodes} episodes"]
+    if result.shares and config.random:
+        columns.append("% of A")
+        for row in rows:
+            row.append(f"{result.shares[row[0]]:.1f}")
+        lines.append(
+            f"{second.name} has {result.share}% of {first.name}, mean over tasks, where random "
+            f"actions ({config.random.name}) have 0% in each task"
+        )
+    terminal.print(table(f"{second.name} - {first.name}", columns, rows), *lines)
 
 
 def _ablation(config: configs.AblationConfig, terminal: Terminal) -> None:

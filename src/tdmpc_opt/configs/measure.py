@@ -62,6 +62,10 @@ class EvaluateConfig(OfCheckpoint, OnTasks, Acting, ToOutput, OnDevice, ByWorker
 class CompareConfig(OfResults):
     """Show the paired difference B - A of two result files, A and B, with its interval."""
 
+    random: Path | None = None
+    """Result of random actions in the same tasks: also states B's return as a share of A's, on
+    the scale on which random actions have 0 and A has 100."""
+
     def __post_init__(self) -> None:
         if len(self.results) != 2:
             raise InputError(f"compare takes two result files, got {len(self.results)}")

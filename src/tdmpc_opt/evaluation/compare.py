@@ -45,14 +45,23 @@ class Comparison:
     episodes: int
     unit: Unit
     """Unit of the differences: points of MT30's score, or returns of own tasks."""
+    shares: dict[str, float]
+    """Return of B by task where random actions have 0 and A has 100; empty without these."""
+    share: Score | None
+    """Mean of the shares over tasks; its interval takes the two references as fixed."""
 
 
-def compare(first: Path, second: Path) -> Comparison:
+def compare(first: Path, second: Path, random: Path | None = None) -> Comparison:
     """Pair two result files on (task, seed) and return the mean difference with its interval.
+
+    Args:
+        first: Result A.
+        second: Result B.
+        random: Result of random actions in the same tasks, for B's share of A.
 
     Raises:
         ResultError: A file that cannot be read, or files without a common episode or with
-            different tasks.
+            different tasks; or an A that is no better than random actions.
     """
     a, b = (_returns(read_evaluation(path)) for path in (first, second))
     if a.keys() != b.keys():
@@ -65,12 +74,40 @@ def compare(first: Path, second: Path) -> Comparison:
             raise ResultError(f"no episode seed of {task} is in both files")
         pairs[task] = [b[task][seed] - a[task][seed] for seed in shared]
     unit = unit_of(pairs)
+    scaled = {} if random is None else _scaled(pairs, first, a, random)
     return Comparison(
         difference=unit.shown(normalized_score(pairs)),
         per_task={task: unit.per_point * task_score(values) for task, values in pairs.items()},
         episodes=sum(len(values) for values in pairs.values()),
         unit=unit,
+        shares={task: 100 + task_score(values) for task, values in scaled.items()},
+        share=normalized_score(scaled).plus(100) if scaled else None,
     )
+
+
+def _scaled(
+    pairs: Mapping[str, Sequence[float]],
+    path: Path,
+    best: Mapping[str, Mapping[int, float]],
+    random: Path,
+) -> dict[str, list[float]]:
+    """Return differences in percent of the range from random actions to the best returns.
+
+    They are scaled so that `task_score` returns percent.
+    """
+    lowest, scaled = _returns(read_evaluation(random)), {}
+    for task, differences in pairs.items():
+        if task not in lowest:
+            raise ResultError(f"{random} has no episode of {task}")
+        low, high = (float(np.mean(list(row[task].values()))) for row in (lowest, best))
+        if high <= low:
+            raise ResultError(
+                f"{path} earns {high:.2f} in {task}, random actions {low:.2f}; it cannot be "
+                "the 100 of a scale, so leave out --random"
+            )
+        factor = 100 * RETURN_PER_POINT / (high - low)
+        scaled[task] = [factor * difference for difference in differences]
+    return scaled
 
 
 def _returns(content: Mapping[str, Any]) -> dict[str, dict[int, float]]:

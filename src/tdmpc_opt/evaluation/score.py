@@ -29,6 +29,11 @@ class Score:
     ci95: tuple[float, float] | None
     """None where a task has a single episode."""
 
+    def plus(self, number: float) -> "Score":
+        """Return the score with a number added."""
+        interval = self.ci95 and (self.ci95[0] + number, self.ci95[1] + number)
+        return Score(self.mean + number, interval)
+
     def __str__(self) -> str:
         if self.ci95 is None:
             return f"{self.mean:.2f}"

@@ -33,6 +33,7 @@ from tdmpc_opt.pipeline.plan import (
 )
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.report.page import write_report
+from tdmpc_opt.schema import MT30
 from tdmpc_opt.training.dagger import dagger
 from tdmpc_opt.training.loop import train
 
@@ -40,8 +41,9 @@ INT8 = "policy-int8.onnx"
 PLANNER = "planner.onnx"
 ON_POLICY_SHARE = 0.3
 """Share of each batch of the rounds that the student's own episodes give."""
-LEAST_GAIN = 20.0
-"""Return by which plans must exceed the policy to label a task; few episodes show no less."""
+LEAST_GAIN = 0.02
+"""Share by which plans must exceed the policy to label a task: of 1000, the full return, in
+MT30's tasks, and of the policy's return in own ones. Few episodes show no less."""
 _RANGE_OF_ACTIONS = 2.0
 """Tolerance of the int8 file: its own score is measured and reported."""
 
@@ -136,8 +138,10 @@ class _Pipeline:
         if plans:
             ways = {"policy": {name: policies[name] for name in plans}, "planner": plans}
             means = {way: self._trial(way, chosen) for way, chosen in ways.items()}
-            gains = {name: means["planner"][name] - means["policy"][name] for name in plans}
-            better = [name for name, gain in gains.items() if gain > LEAST_GAIN]
+            for name, policy in means["policy"].items():
+                whole = 1000.0 if name in MT30.names else abs(policy)
+                if means["planner"][name] - policy > LEAST_GAIN * whole:
+                    better.append(name)
         chosen = policies | {name: plans[name] for name in better}
         write_assignment(Path(self._team), chosen)
         return better
