@@ -12,7 +12,7 @@ from typing import Any, cast
 import mujoco
 import numpy as np
 from mujoco import rollout
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.schema import Task
@@ -45,9 +45,34 @@ class Batch:
     slices: Mapping[str, slice]
     """Place of each sensor's readings."""
 
+    @classmethod
+    def of(cls, model: mujoco.MjModel, data: mujoco.MjData, constants: ArrayLike) -> "Batch":
+        """Return the present state of a simulation, without axes before those of its numbers.
+
+        Its position and velocity sensors are read anew, those of forces are not.
+        """
+        mujoco.mj_step1(model, data)
+        return cls(
+            qpos=data.qpos.copy(),
+            qvel=data.qvel.copy(),
+            control=data.ctrl.copy(),
+            sensordata=data.sensordata.copy(),
+            constants=np.array(constants, np.float64),
+            slices=_places(model),
+        )
+
     def __getitem__(self, sensor: str) -> Array:
         """Return the readings of one sensor, [*batch, width]."""
         return self.sensordata[..., self.slices[sensor]]
+
+
+def _places(model: mujoco.MjModel) -> dict[str, slice]:
+    return {
+        model.sensor(index).name: slice(
+            model.sensor_adr[index], model.sensor_adr[index] + model.sensor_dim[index]
+        )
+        for index in range(model.nsensor)
+    }
 
 
 Measure = Callable[[Batch], Array]
@@ -87,12 +112,7 @@ class BatchedTask:
         self._reward, self._observe, self._read, self._control = reward, observe, read, control
         self._data = mujoco.MjData(model)
         self._rollout = rollout.Rollout(nthread=0)  # on the calling thread
-        self._slices = {
-            model.sensor(index).name: slice(
-                model.sensor_adr[index], model.sensor_adr[index] + model.sensor_dim[index]
-            )
-            for index in range(model.nsensor)
-        }
+        self._slices = _places(model)
         stages = model.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC
         self._of_forces = np.repeat(stages, model.sensor_dim)
 
