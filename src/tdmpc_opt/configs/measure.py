@@ -64,7 +64,7 @@ class CompareConfig(OfResults):
 
     random: Path | None = None
     """Result of random actions in the same tasks: also states B's return as a share of A's, on
-    the scale on which random actions have 0 and A has 100."""
+    the scale on which random actions have 0 and A has 100. Without it no share is stated."""
 
     def __post_init__(self) -> None:
         if len(self.results) != 2:
@@ -207,6 +207,7 @@ class PlayConfig:
     beside the bundled agent; with `tasks` whatever acts in `video`, beside random actions."""
     tasks: str | None = None
     """Tasks to simulate in Python, joined by commas: MODULE:ID for Gymnasium environments of
-    your own, or names of MT30's. Every agent has to know all of them."""
+    your own, or names of MT30's. Every agent has to know all of them. Without it the page
+    simulates MT30's."""
     port: int = 8707
     """Port of 127.0.0.1; 0 takes any free one."""

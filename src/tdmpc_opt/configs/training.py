@@ -221,7 +221,7 @@ class DistillWeights:
         return {
             name: schedule.at(update)
             for name, schedule in schedules.items()
-            if not schedule.is_zero
+            if schedule.start or schedule.end
         }
 
 

@@ -81,7 +81,7 @@ def compare(first: Path, second: Path, random: Path | None = None) -> Comparison
         episodes=sum(len(values) for values in pairs.values()),
         unit=unit,
         shares={task: 100 + task_score(values) for task, values in scaled.items()},
-        share=normalized_score(scaled).plus(100) if scaled else None,
+        share=normalized_score(scaled).plus(100.0) if scaled else None,
     )
 
 
