@@ -277,7 +277,11 @@ class _Search:
             progress.update(done + 1, config.trials, note)
             self._write()
         if config.score_full:
-            self._score_full()
+            # Unless a search that goes on scored the same one before.
+            best, found = self._presets()["full"].budget, study.user_attrs.get("full")
+            if found is None or found["budget"] != asdict(best):
+                scored = {"budget": asdict(best), "returns": self._returns(best)}
+                study.set_user_attr("full", scored)
         return self._write()
 
     def _expected(self, budgets: int) -> str:
@@ -292,14 +296,6 @@ class _Search:
         episodes = dict.fromkeys(self.tasks.tasks, config.episodes * max(budgets, 1))
         time_left = estimate([policy], episodes, workers.count)
         return f"{budgets} budgets; processes: {workers}{time_left} if all were the largest"
-
-    def _score_full(self) -> None:
-        """Score the preset `full`, unless a search that goes on scored the same one before."""
-        budget = self._presets()["full"].budget
-        found = self.study.user_attrs.get("full")
-        if found is None or found["budget"] != asdict(budget):
-            scored = {"budget": asdict(budget), "returns": self._returns(budget)}
-            self.study.set_user_attr("full", scored)
 
     def _presets(self) -> dict[str, Preset]:
         return choose(_trials(self.study), self.config.realtime_ms, self.config.balanced_ms)

@@ -1,9 +1,7 @@
 """The card of a dataset: sources, counts and returns in Markdown."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -52,26 +50,18 @@ def write_dataset_card(dataset: EpisodeDataset, plot: Path, path: Path) -> None:
 
 def _sources(dataset: EpisodeDataset) -> list[str]:
     """Return a row for each way in which episodes were made, over all tasks."""
-    made: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    made: dict[tuple[str, str, str], list[tuple[str, float]]] = {}
     for shard in dataset.shards:
         source = shard.source
-        key = (
-            _name(source.get("policy")),
-            f"{float(source.get('noise', 0)):g}",
-            _name(source["label"]["policy"]) if "label" in source else "itself",
-        )
-        returns = dataset.returns_of(shard).tolist()
-        made.setdefault(key, {}).setdefault(shard.task, []).extend(returns)
-    rows = []
-    for (policy, noise, label), tasks in made.items():
-        earned = [value for values in tasks.values() for value in values]
-        label = "-" if policy == "random" and label == "itself" else label
-        rows.append(
-            f"| {policy} | {noise} | {label} | {len(tasks)} | {len(earned):,} "
-            f"| {np.mean(earned):.1f} |"
-        )
-    return rows
-
-
-def _name(policy: Mapping[str, Any] | None) -> str:
-    return str(policy["name"]) if policy else "?"
+        policy = str(source["policy"]["name"]) if source.get("policy") else "?"
+        label = "-" if policy == "random" else "itself"
+        if "label" in source:
+            label = str(source["label"]["policy"]["name"])
+        key = (policy, f"{float(source.get('noise', 0)):g}", label)
+        returns = ((shard.task, value) for value in dataset.returns_of(shard).tolist())
+        made.setdefault(key, []).extend(returns)
+    return [
+        f"| {policy} | {noise} | {label} | {len({task for task, _ in rows})} | {len(rows):,} "
+        f"| {np.mean([value for _, value in rows]):.1f} |"
+        for (policy, noise, label), rows in made.items()
+    ]

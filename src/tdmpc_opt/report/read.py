@@ -240,7 +240,10 @@ def _run(results: ResultSet, source: Source, content: Mapping[str, Any]) -> str 
         rows = read_metrics(source.path.parent)
     except OSError as error:
         return f"its curves cannot be read: metrics.csv: {error.strerror}"
-    objective = _objective(content["config"])
+    config = content["config"]
+    weights = {**(config.get("weights") or {}), **(config.get("terms") or {})}
+    weights["td_lambda"] = config.get("td_lambda")
+    objective = ", ".join(f"{name} {weight}" for name, weight in weights.items() if weight)
     score = training_curve(source.name, "normalized score", rows, "score")
     results.curves.append(training_curve(source.name, "loss", rows, "loss", objective))
     results.curves += [score] if score.points else []
@@ -255,13 +258,6 @@ def read_metrics(run: Path) -> list[dict[str, str]]:
     """
     with (run / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _objective(config: Mapping[str, Any]) -> str:
-    """Return what the loss of a run sums, and how far its TD targets look."""
-    weights = {**(config.get("weights") or {}), **(config.get("terms") or {})}
-    weights["td_lambda"] = config.get("td_lambda")
-    return ", ".join(f"{name} {weight}" for name, weight in weights.items() if weight)
 
 
 def _bench(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
