@@ -1,6 +1,8 @@
 import csv
+import gc
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -450,20 +452,22 @@ def _recorded_by_minari(folder: Path, monkeypatch) -> Path:
     minari = pytest.importorskip("minari")
     gymnasium = pytest.importorskip("gymnasium")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
-    env = minari.DataCollector(gymnasium.make("Pendulum-v1"), record_infos=False)
-    for seed in range(2):
-        obs, _ = env.reset(seed=seed)
-        over = False
-        while not over:
-            torque = np.clip(-2 * obs[1:2] - obs[2:] / 4, -2, 2).astype(np.float32)
-            obs, _, terminated, truncated, _ = env.step(torque)
-            over = terminated or truncated
-    env.create_dataset("pendulum/damped-v0")
-    env.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it advises on metadata, and leaves temporary folders
+        env = minari.DataCollector(gymnasium.make("Pendulum-v1"))
+        for seed in range(2):
+            obs, _ = env.reset(seed=seed)
+            truncated = False
+            while not truncated:
+                torque = np.clip(-2 * obs[1:2] - obs[2:] / 4, -2, 2)
+                obs, _, _, truncated, _ = env.step(torque.astype(np.float32))
+        env.create_dataset("pendulum/damped-v0")
+        env.close()
+        del env
+        gc.collect()
     return folder / "pendulum" / "damped-v0"
 
 
-@pytest.mark.filterwarnings("ignore:.* is set to None:UserWarning")  # facts for Minari's hub
 @pytest.mark.parametrize("kind", ["minari", "lerobot"])
 def test_a_student_learns_from_data_of_another_program(
     kind, golden, tmp_path, monkeypatch, make_model, unchecked

@@ -82,17 +82,25 @@ def test_a_task_of_mt30_is_known_by_name_and_widths(dataset_dir, tmp_path):
 
 
 def test_an_export_that_was_killed_is_written_anew(exported, tmp_path):
-    metadata = exported / "data" / "metadata.json"
-    record = json.loads(metadata.read_text())
-    del record["dataset_id"]  # which is written last
-    metadata.write_text(json.dumps(record))
-    (exported / "data" / "main_data.hdf5").write_bytes(b"half")
+    killed = exported.with_name(f".{exported.name}.tmp")
+    exported.rename(killed)
+    (killed / "data" / "main_data.hdf5").write_bytes(b"half")
     config = DataExportConfig(
         data=tmp_path / "data", output=exported.parents[1], format="minari"
     )
     export_data(config)
+    assert not killed.exists()
     back = DataImportConfig(sources=(exported,), output=tmp_path / "back")
     assert import_data(back).episodes == 3
+
+
+def test_a_folder_of_something_else_is_not_written_over(exported, tmp_path):
+    (exported / "data" / "metadata.json").unlink()
+    config = DataExportConfig(
+        data=tmp_path / "data", output=exported.parents[1], format="minari"
+    )
+    with pytest.raises(DataError, match=r"cannot export to .*not empty"):
+        export_data(config)
 
 
 def test_a_file_that_would_have_its_environment_built_is_refused(exported, tmp_path):

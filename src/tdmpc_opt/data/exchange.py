@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -93,6 +94,41 @@ def export_data(config: DataExportConfig, progress: Progress | None = None) -> l
 
             paths = export_minari(dataset, config.output, progress)
     return [str(path) for path in paths]
+
+
+def write_folders(
+    folders: Mapping[str, Path],
+    needed: str,
+    write: Callable[[str, Path], None],
+    progress: Progress,
+) -> list[Path]:
+    """Write a dataset for each task, which appears whole or not at all.
+
+    Args:
+        folders: Folder of each task's dataset; those that are there already are kept.
+        needed: File that every such dataset has.
+        write: Takes a task and the folder to make for it.
+        progress: Receives the number of tasks.
+
+    Returns:
+        The folders.
+
+    Raises:
+        DataError: A full disk, or a folder that cannot be written.
+    """
+    for number, (name, folder) in enumerate(folders.items()):
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        if not (folder / needed).is_file():
+            shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+            try:
+                write(name, temporary)
+                temporary.rename(folder)
+            except OSError as error:
+                raise DataError(f"cannot export to {folder}: {error}") from error
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        progress.update(number + 1, len(folders), name)
+    return [*folders.values()]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,6 @@ Source: LeRobotDataset v3.0, as LeRobot 0.4.4 writes and reads it.
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset, Shard
-from tdmpc_opt.data.exchange import Part, Recording, Source, own_task
+from tdmpc_opt.data.exchange import Part, Recording, Source, own_task, write_folders
 from tdmpc_opt.errors import DataError, InputError
 from tdmpc_opt.files import parse_json, write_json
 from tdmpc_opt.progress import Progress
@@ -288,19 +287,11 @@ def export_lerobot(
         InputError: Steps per second that are not known.
     """
     rates = {name: fps or _rate(dataset, name) for name in dataset.task_names}
-    for number, (name, rate) in enumerate(rates.items()):
-        folder, temporary = output / name, output / f".{name}.tmp"
-        if not (folder / _INFO).is_file():
-            try:
-                shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
-                _write(dataset, name, rate, temporary)
-                temporary.rename(folder)
-            except OSError as error:
-                raise DataError(f"cannot export to {folder}: {error}") from error
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        progress.update(number + 1, len(rates), name)
-    return [output / name for name in rates]
+
+    def write(name: str, folder: Path) -> None:
+        _write(dataset, name, rates[name], folder)
+
+    return write_folders({name: output / name for name in rates}, _INFO, write, progress)
 
 
 def _rate(dataset: EpisodeDataset, name: str) -> int | float:

@@ -13,7 +13,7 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
-from tdmpc_opt.data.exchange import Recording, Source, own_task
+from tdmpc_opt.data.exchange import Recording, Source, own_task, write_folders
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.files import parse_json
 from tdmpc_opt.progress import Progress
@@ -42,47 +42,28 @@ def export_minari(dataset: EpisodeDataset, output: Path, progress: Progress) -> 
         DataError: A shard that is missing or truncated, a full disk, or a folder that cannot be
             written.
     """
-    paths = []
-    for number, name in enumerate(dataset.task_names):
-        folder = output / _NAMESPACE / f"{name}-v0"
-        paths.append(folder)
-        if not _is_complete(folder / "data"):
-            try:
-                _write_minari(dataset, name, folder)
-            except OSError as error:
-                raise DataError(f"cannot export to {folder}: {error}") from error
-        progress.update(number + 1, len(dataset.task_names), name)
-    return paths
+    folders = {name: output / _NAMESPACE / f"{name}-v0" for name in dataset.task_names}
+    return write_folders(folders, f"data/{_METADATA}", partial(_write, dataset), progress)
 
 
-def _write_minari(dataset: EpisodeDataset, name: str, folder: Path) -> None:
+def _write(dataset: EpisodeDataset, name: str, folder: Path) -> None:
     task = dataset.tasks[name]
-    data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    for path in data.iterdir():  # of a run that was killed
-        path.unlink()
+    (folder / "data").mkdir(parents=True)
     storage = MinariStorage.new(
-        data,
+        folder / "data",
         observation_space=spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32),
         action_space=spaces.Box(-1, 1, (task.action_dim,), np.float32),
     )
     for shard in dataset.shards:
         if shard.task == name:
             storage.update_episodes(_buffer(episode) for episode in dataset.episodes(shard))
-    storage.update_metadata(  # last: what lacks it was not written to its end
+    storage.update_metadata(
         {
             "dataset_id": f"{_NAMESPACE}/{name}-v0",
             "minari_version": minari_version,
             "description": f"Episodes of {name}, by tdmpc-opt",
         }
     )
-
-
-def _is_complete(data: Path) -> bool:
-    try:
-        return "dataset_id" in parse_json((data / _METADATA).read_bytes())
-    except (OSError, ValueError):
-        return False
 
 
 def _buffer(episode: Episode) -> EpisodeBuffer:

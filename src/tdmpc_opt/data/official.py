@@ -244,7 +244,7 @@ def export_official(dataset: EpisodeDataset, output: Path, progress: Progress) -
         raise DataError(
             f"{dataset.path} has episodes that ended early, and official shards have a place "
             f"neither for that nor for fewer than {dataset.length - 1} steps; export it with "
-            "--format minari"
+            "--format minari or lerobot"
         )
     files = _files(dataset)
     paths = [output / file.name for file in files]
