@@ -3,8 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -119,14 +118,15 @@ class Batch:
 class _Rows:
     """A shard with its episodes laid end to end: rows of one field each."""
 
-    path: Path
-    name: str
+    shard: str
+    """Dataset and name of the shard, for messages."""
     task_name: str
     task: int
     obs: NDArray[np.floating]
     action: NDArray[np.floating]
     reward: NDArray[np.floating]
-    label: NDArray[np.floating] | None
+    label: NDArray[np.floating]
+    """The actions where the shard has no labels."""
     ahead: tuple[ReadAhead, ...]
     """One for each file."""
 
@@ -284,18 +284,16 @@ class SliceSampler:
             # A row has the action that led to it: the action of step t is in row t + 1.
             action[i, :, : source.action.shape[1]] = source.action[done]
             reward[i] = source.reward[done]
-            if source.label is not None:
-                label[i, :, : source.label.shape[1]] = source.label[done]
-        plain = np.array([source.label is None for source in self._shards])[shard]
-        label[plain] = action[plain]
-        wrong = {
-            "obs": _slices(~np.isfinite(obs)),
-            "action": _slices(~np.isfinite(action)),
-            "reward": _slices(~np.isfinite(reward)),
-            "label": _slices(np.isinf(label)),
-        }
-        if any(slices.any() for slices in wrong.values()):
-            self._name_the_fault(wrong)
+            label[i, :, : source.label.shape[1]] = source.label[done]
+        finite = {"obs": np.isfinite(obs), "action": np.isfinite(action)}
+        finite |= {"reward": np.isfinite(reward), "label": ~np.isinf(label)}
+        for field, valid in finite.items():
+            if not valid.all():
+                column = int(valid.reshape(count, -1).all(axis=1).argmin())
+                raise NonFiniteError(
+                    f"{self.origin(column)}: {field} holds NaN or infinity (take the shard "
+                    "out of dataset.json and collect it anew)"
+                )
         task = np.array([source.task for source in self._shards], dtype=np.int64)[shard]
         rows = np.arange(steps + 1)[:, None] + first_row + self._first_row[shard]
         ends = None
@@ -323,9 +321,8 @@ class SliceSampler:
         shard, episode, _ = (values.item() for values in self._locate(slice_))
         source = self._shards[shard]
         return (
-            f"{source.path}: shard {source.name}, "
-            f"episode {episode - self._episodes.edges[shard]} ({source.task_name}), "
-            f"from step {int(slice_[0] - self._episodes.first[episode])}"
+            f"{source.shard}, episode {episode - self._episodes.edges[shard]} "
+            f"({source.task_name}), from step {int(slice_[0] - self._episodes.first[episode])}"
         )
 
     def _locate(
@@ -371,20 +368,6 @@ class SliceSampler:
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"the sampler's saved state is damaged ({error!r})") from error
         self._state, self._next = self._generator.bit_generator.state, None
-
-    def _name_the_fault(self, wrong: dict[str, NDArray[np.bool_]]) -> NoReturn:
-        table = np.stack(list(wrong.values()))
-        column = int(table.any(axis=0).argmax())
-        field = list(wrong)[int(table[:, column].argmax())]
-        raise NonFiniteError(
-            f"{self.origin(column)}: {field} holds NaN or infinity (take the shard out of "
-            "dataset.json and collect it anew)"
-        )
-
-
-def _slices(bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which slices of a batch have a bad value."""
-    return np.asarray(bad.reshape(len(bad), -1).any(axis=1))
 
 
 def _steps_first(values: NDArray[np.float32]) -> Tensor:
@@ -459,19 +442,17 @@ def _rows(dataset: EpisodeDataset, shard: Shard, tasks: TaskTable) -> _Rows:
     arrays = dataset.arrays(shard)
     obs = arrays.obs.reshape(-1, arrays.obs.shape[-1])
     action = arrays.action.reshape(-1, arrays.action.shape[-1])
-    label = None if arrays.label is None else arrays.label.reshape(action.shape)
+    labels = [] if arrays.label is None else [arrays.label.reshape(action.shape)]
     reward = arrays.reward.reshape(-1)
-    files = [values for values in (obs, action, reward, label) if values is not None]
     return _Rows(
-        path=dataset.path,
-        name=shard.name,
+        shard=f"{dataset.path}: shard {shard.name}",
         task_name=shard.task,
         task=tasks.index(shard.task),
         obs=obs[:, : tasks.obs_dim],
         action=action[:, : tasks.action_dim],
         reward=reward,
-        label=None if label is None else label[:, : tasks.action_dim],
-        ahead=tuple(ReadAhead(values) for values in files),
+        label=[action, *labels][-1][:, : tasks.action_dim],
+        ahead=tuple(map(ReadAhead, (obs, action, reward, *labels))),
     )
 
 
