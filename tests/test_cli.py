@@ -228,6 +228,12 @@ def test_inspect_reads_files_for_other_engines_without_their_libraries(run, tmp_
     assert "of another program" in errors
 
 
+def test_inspect_of_a_file_that_cannot_be_read_is_one_line(run):
+    status, _, errors = run("inspect", "/proc/self/mem")
+    assert status == 1
+    assert errors == "tdmpc-opt: cannot read /proc/self/mem: Input/output error\n"
+
+
 def test_inspect_shows_sizes_tasks_and_formats(run, checkpoint_file):
     status, out, errors = run("inspect", checkpoint_file)
     assert (status, errors) == (0, "")

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from public_layouts import layout_a, layout_b, layout_c
@@ -249,8 +250,16 @@ def _with(key, value):
         (_with("_target_Qs_params.0.weight", torch.zeros(2, 24, 18)), "two entries"),
         (_with("module._pi.0.bias", torch.zeros(24)), "twice"),
         (_with("_Qs.params.x", torch.zeros(2)), "unknown"),
-        (lambda entries: {}, "missing"),
+        (lambda entries: {}, "no state dict of a TD-MPC2 world model: its entries are nothing"),
         (lambda entries: {1: 2}, "no state dict"),
+        (
+            lambda entries: {"agent": entries, "step": 3},
+            "no state dict of a TD-MPC2 world model: its entries are 'agent', 'step'; name",
+        ),
+        (
+            lambda entries: {f"net.{k}": v for k, v in entries.items()},
+            r"its entries are 'net\._.*', \.\.\.; name the checkpoint",
+        ),
     ],
 )
 def test_damaged_state_dicts_are_refused_naming_the_fault(tmp_path, change, message):
@@ -302,6 +311,13 @@ def test_a_zip_bomb_is_refused(tmp_path):
         read_checkpoint(path)
 
 
+def test_a_zip_file_of_another_program_is_not_called_damaged(tmp_path):
+    path = tmp_path / "arrays.npz"
+    np.savez(path, a=np.zeros(3))
+    with pytest.raises(CheckpointError, match="is a zip file of another program"):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("part", [0.0005, 0.1, 0.5, 0.9, 0.999])
 def test_truncated_public_files_are_refused(tmp_path, zipped, part):
@@ -328,6 +344,7 @@ def test_state_dicts_within_other_dictionaries_load(tmp_path, holders):
     ("key", "shape", "message"),
     [
         ("_Qs.online.params.0.weight", (2, 8, 8), "is a checkpoint of Newt, whose agents are"),
+        ("_Q1.0.weight", (8, 8), "is a checkpoint of TD-MPC, the predecessor of TD-MPC2"),
     ],
 )
 def test_files_of_other_programs_are_refused_by_name(tmp_path, key, shape, message):

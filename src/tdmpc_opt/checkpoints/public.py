@@ -41,6 +41,8 @@ _NESTED = ("model", "state_dict")
 _FOREIGN = {
     "_Qs.online.": "a checkpoint of Newt, whose agents are conditioned on language and have "
     "another architecture; name a checkpoint of TD-MPC2",
+    "_Q1.": "a checkpoint of TD-MPC, the predecessor of TD-MPC2, which has another architecture; "
+    "name a checkpoint of TD-MPC2",
 }
 """What files are that cannot be read here, by the start of a key that only they have."""
 _IGNORED_STARTS = ("_detach_Qs_params.",)
@@ -138,6 +140,12 @@ def _refuse_foreign(entries: Mapping[str, Any]) -> None:
     for start, what in _FOREIGN.items():
         if any(key.startswith(start) for key in entries):
             raise CheckpointError(f"is {what}")
+    if not any(key.startswith((*_NETS, "_encoder.")) for key in entries):
+        has = ", ".join(f"{key!r:.60}" for key in list(entries)[:3]) or "nothing"
+        raise CheckpointError(
+            f"contains no state dict of a TD-MPC2 world model: its entries are {has}"
+            f"{', ...' * (len(entries) > 3)}; name the checkpoint of the agent"
+        )
     for key, value in entries.items():
         convolution = isinstance(value, Tensor) and value.ndim == 4
         if key.startswith("_encoder.rgb") or (key.startswith("_encoder.") and convolution):

@@ -155,6 +155,8 @@ def _refuse_foreign(path: Path) -> None:
         names = [entry.filename.lower() for entry in entries]
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise TorchFileError("is a packed zip file, not one by torch.save")
+        if not any(Path(name).name == "data.pkl" for name in names):
+            raise TorchFileError("is a zip file of another program, not one by torch.save")
         if len({*names}) < len(names) or any(n.endswith("constants.pkl") for n in names):
             raise TorchFileError(
                 "contains a program, or an entry twice; torch.save writes neither"

@@ -107,15 +107,20 @@ def _exported(path: Path) -> tuple[str, bytes] | None:
 
     Neither needs the library that made it: ExecuTorch stores the metadata as a plain string.
     """
-    if path.is_dir():
-        facts = path / _METADATA_FILE
-        return ("C source, exported", facts.read_bytes()) if facts.is_file() else None
-    if not path.is_file():
+    folder = path.is_dir()
+    file = path / _METADATA_FILE if folder else path
+    if not file.is_file():
         return None
-    with path.open("rb") as file:
-        if file.read(6)[4:] != _EXECUTORCH:
-            return None
-    content = path.read_bytes()
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(6)
+            if not folder and head[4:] != _EXECUTORCH:
+                return None
+            content = head + stream.read()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+    if folder:
+        return "C source, exported", content
     start = content.find(_METADATA_STARTS)
     length = int.from_bytes(content[max(start - 4, 0) : max(start, 0)], "little")
     return "ExecuTorch, exported", content[start : start + length] if start >= 0 else b"{}"
