@@ -22,6 +22,7 @@ from tdmpc_opt.agents.executor import (
 )
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.cli import main
 from tdmpc_opt.configs import EvaluateConfig, TrainConfig
 from tdmpc_opt.errors import InputError, RunError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate, evaluate_task
@@ -269,3 +270,29 @@ def test_training_computes_on_the_threads_that_were_asked_for_and_tells_them(
     assert counts[-1] == 2
     assert torch.get_num_threads() == before
     train(replace(config, updates=2, threads=1))  # the same run, on other threads
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("compression.quantize.quantize", ["--format", "int8", "--data", "d"]),
+        ("compression.sensitivity.sensitivity", ["--data", "d"]),
+        ("export.export.export", ["--policy-only"]),
+    ],
+)
+def test_other_commands_that_compute_take_the_free_cores_too(
+    function, words, tmp_path, monkeypatch, capsys
+):
+    def seen(*_, **__):
+        raise InputError(f"on {torch.get_num_threads()} threads")
+
+    pytest.importorskip("onnx")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(f"tdmpc_opt.{function}", seen)
+    command = function.rpartition(".")[2]
+    before = torch.get_num_threads()
+    assert main([command, "mt30-1m", *words, "--output", str(tmp_path / "x")]) == 1
+    found = capsys.readouterr()
+    assert found.out == "threads: 2 (as OMP_NUM_THREADS says)\n"
+    assert "on 2 threads" in found.err
+    assert torch.get_num_threads() == before

@@ -1,6 +1,8 @@
 """Commands that compress agents, bring them to devices and run them there."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from tdmpc_opt import configs
@@ -8,10 +10,23 @@ from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import Terminal, table
 
 
+@contextmanager
+def _on_free_cores(terminal: Terminal) -> Iterator[None]:
+    """Let torch compute on the cores that are free, and say how many those are."""
+    from tdmpc_opt.agents.executor import choose_threads
+    from tdmpc_opt.agents.policies import threads
+
+    chosen = choose_threads()
+    terminal.print(f"threads: {chosen}")
+    with threads(chosen.count):
+        yield
+
+
 def _quantize(config: configs.QuantizeConfig, terminal: Terminal) -> None:
     from tdmpc_opt.compression.quantize import quantize
 
-    report = quantize(config, terminal)
+    with nullcontext() if config.data is None else _on_free_cores(terminal):
+        report = quantize(config, terminal)
     if report.max_error is not None:
         cost = f", largest rounding {report.max_error:.1e}"
     elif report.errors is not None:
@@ -37,7 +52,8 @@ def _sensitivity(config: configs.SensitivityConfig, terminal: Terminal) -> None:
     from tdmpc_opt.compression.sensitivity import sensitivity
     from tdmpc_opt.report.charts import plot_sensitivity
 
-    content = sensitivity(config, terminal)
+    with _on_free_cores(terminal):
+        content = sensitivity(config, terminal)
     columns = ("format", "bytes", "action error", "value error")
     rows = [
         (row["layer"], *_errors(row), "-" if row["score"] is None else f"{row['score']:.2f}")
@@ -61,7 +77,8 @@ def _errors(row: dict[str, Any]) -> tuple[str, ...]:
 def _export(config: configs.ExportConfig, terminal: Terminal) -> None:
     from tdmpc_opt.export.export import export
 
-    report = export(config, progress=terminal)
+    with _on_free_cores(terminal):
+        report = export(config, progress=terminal)
     parity = report.parity
     what = "policy" if report.preset is None else f"planner, preset {report.preset}"
     exact = parity.judged_error == parity.max_error

@@ -260,8 +260,9 @@ class EpisodeDataset:
             DataError: As `open`, or the dataset there was made for other tasks, or episodes of
                 another length.
         """
-        if not (path / LISTING).exists():
-            return cls.create(path, tasks, length)
+        with alone(path / LISTING, wait=True):  # two processes may begin one dataset at once
+            if not (path / LISTING).exists():
+                return cls.create(path, tasks, length)
         dataset = cls.open(path)
         foreign = [task for task in tasks.tasks if task not in dataset.tasks.tasks]
         if foreign:
