@@ -30,9 +30,10 @@ class Point(gymnasium.Env):
         self.x += 0.1 * float(action[0])
         self.t += 1
         reward = np.nan if self.fault == "reward" else np.exp(-abs(self.x))
-        fell = self.fault == "fall" and abs(self.x) > 1
+        fell = self.fault in ("fall", "burst") and abs(self.x) > 1
         ended = {"end": self.t == 3, "drop": True}.get(self.fault, fell)
-        return self._obs(), reward, ended, False, {}
+        obs = np.full(2, 3e38) if ended and self.fault == "burst" else self._obs()
+        return obs, reward, ended, False, {}
 
     def _obs(self):
         if self.fault == "width":
@@ -58,6 +59,7 @@ _register("test/Point-v1")
 _register("Early-v0", fault="end")
 _register("Fall-v0", fault="fall")
 _register("Drop-v0", fault="drop")
+_register("Burst-v0", fault="burst")
 _register("NanReward-v0", fault="reward")
 _register("NoPicture-v0", fault="render")
 _register("Grey-v0", fault="grey")
@@ -86,7 +88,8 @@ class Slider(gymnasium.Env):
 
     frame_skip = 2
 
-    def __init__(self, scale=1.0):
+    def __init__(self, scale=1.0, end=np.inf):
+        self.end = end
         self.model = mujoco.MjModel.from_xml_string(_SLIDER)
         self.data = mujoco.MjData(self.model)
         self.observation_space = Box(-np.inf, np.inf, (3,), np.float32)
@@ -103,7 +106,7 @@ class Slider(gymnasium.Env):
         self.data.ctrl[:] = self.batched_control(action)
         mujoco.mj_step(self.model, self.data, self.frame_skip)
         reward = float(np.exp(-abs(self.data.qpos[0] - self.mark)))
-        return self._obs(), reward, False, False, {}
+        return self._obs(), reward, self.data.time > self.end, False, {}
 
     def _obs(self):
         return np.array([self.data.qpos[0], self.data.qvel[0], self.mark], np.float32)
@@ -122,6 +125,9 @@ class Slider(gymnasium.Env):
 
 
 gymnasium.register(id="Slider-v0", entry_point=Slider, max_episode_steps=50)
+gymnasium.register(
+    id="EndingSlider-v0", entry_point=Slider, max_episode_steps=50, kwargs={"end": 1.5}
+)
 gymnasium.register(
     id="WrongSlider-v0", entry_point=Slider, max_episode_steps=50, kwargs={"scale": 1.5}
 )

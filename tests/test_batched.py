@@ -145,6 +145,8 @@ def test_the_planner_labels_and_its_episodes_are_kept_apart_from_random_ones(
 def test_batches_that_differ_from_the_users_environment_are_refused() -> None:
     with pytest.raises(InputError, match=r"batched_reward of own_envs:WrongSlider-v0 differs"):
         batched_task(own_task("own_envs:WrongSlider-v0"))
+    with pytest.raises(InputError, match="ends an episode after 38 steps, which batches"):
+        batched_task(own_task("own_envs:EndingSlider-v0"))
 
 
 def test_an_environment_without_batches_is_told_what_it_lacks(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tdmpc_opt import cli
-from tdmpc_opt.agents.rollout import rollout
-from tdmpc_opt.agents.sources import RandomSource
+from tdmpc_opt.agents.agent import Agent
+from tdmpc_opt.agents.rollout import agent_policy, rollout
+from tdmpc_opt.agents.sources import RandomSource, open_source
 from tdmpc_opt.checkpoints.checkpoint import build, from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
@@ -25,10 +26,12 @@ from tdmpc_opt.compression.calibration import Observations, Reference
 from tdmpc_opt.compression.extract import compact_embedding, one_task
 from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
+from tdmpc_opt.data.reports import summarize
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel, with_termination_head
-from tdmpc_opt.planning.mppi import draw_noise, plan, prepare, sequence_values
+from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan, prepare, sequence_values
+from tdmpc_opt.report import film
 from tdmpc_opt.schema import PlannerBudget, Task, TaskTable, model_config
 from tdmpc_opt.tasks import choose_tasks
 from tdmpc_opt.training.losses import model_losses, td_target
@@ -265,6 +268,41 @@ def test_an_exported_planner_ends_as_torch_does(episodic, tmp_path, iterations):
     assert np.abs(means[1] - means[0]).max() > 1e-2
 
 
+def test_plans_are_compared_up_to_the_first_action_where_the_rest_follows_an_end(make_model):
+    """Samples are clipped to one first action, and those that it ends have equal values."""
+    pytest.importorskip("onnxscript")
+    from tdmpc_opt.export import export
+
+    budget, tasks = PlannerBudget(iterations=1, samples=256), TaskTable((Task("one", 5, 1),))
+    model = make_model(tasks, task_dim=0, episodic=True)
+    obs = torch.randn(32, 5, generator=_generators(0)[0])
+    with torch.no_grad():
+        z = model.next(model.encode(obs, None), torch.ones(32, 1), None)
+        model.termination_head[-1].bias.sub_(model.termination(z, None).median())
+    networks = FoldedModel(model)
+
+    def reversed_samples(inputs):
+        """As another engine: of samples with equal values it prefers others."""
+        found = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        prior, drawn = found["value"].split([24, 232], dim=1)
+        noise = PlanNoise(
+            found["prior"],
+            found["samples"].flip(2),
+            torch.cat([prior, drawn.flip(1)], dim=1),
+            found["heads"].unsqueeze(-1),
+            found["pick"],
+            found["pick"].unsqueeze(-1),
+        )
+        with torch.no_grad():
+            z = model.encode(found["obs"], None)
+            mean = plan(networks, z, None, found["mean"], noise, budget).mean
+        return {"new_mean": mean.numpy()}
+
+    agent = Agent(model, mode="policy")
+    parity = export._planner_parity(reversed_samples, agent, budget, {"one": obs.numpy()})
+    assert parity.max_error < 1e-4
+
+
 def test_every_file_keeps_the_head(episodic, tmp_path):
     path = tmp_path / "native.safetensors"
     write_native(path, from_model(episodic))
@@ -323,6 +361,15 @@ def test_a_rollout_ends_each_episode_where_its_state_does():
     assert any(episode.terminated for episode in episodes)
 
 
+def test_the_state_that_ends_an_episode_is_not_acted_in(make_model):
+    """Here it is too large for any agent, which would refuse the whole batch."""
+    table = choose_tasks("own_envs:Burst-v0")
+    policy = agent_policy(Agent(make_model(table, task_dim=0), mode="policy"))
+    episodes = rollout(policy, table.tasks[0], range(12), [(k,) for k in range(12)])
+    assert len({len(episode.obs) for episode in episodes}) > 2
+    assert {float(e.obs[-1, 0]) for e in episodes if e.terminated} == {float(np.float32(3e38))}
+
+
 TINY = ("--size", "0.3", "--batch-size", "8", "--device", "cpu")
 
 
@@ -330,12 +377,21 @@ def _run(*words: str | Path) -> None:
     assert cli.main([str(word) for word in words]) == 0
 
 
-def test_a_task_that_ends_goes_from_collection_to_a_file_that_acts(tmp_path):
+def test_a_contact_sheet_shows_an_end_before_half_of_the_steps_and_its_time():
+    tasks = choose_tasks("own_envs:Early-v0")
+    (shot,) = film.film(film._Job((open_source("random"),), tasks, poses=True))
+    assert shot.seconds == pytest.approx(0.3)
+
+
+def test_a_task_that_ends_goes_from_collection_to_a_file_that_acts(tmp_path, capsys):
     one = ("--tasks", FALL, "--workers", "1")
     data, run = tmp_path / "data", tmp_path / "run"
     _run("collect", "--policy", "random", *one, "--episodes", "20", "--output", data)
     dataset = EpisodeDataset.open(data)
     assert dataset.episodic
+    _run("data", "info", data)
+    assert "terminated" in capsys.readouterr().out
+    assert summarize(dataset)[0].terminated == sum(dataset.shards[0].terminated)
     _run("train", "--data", data, "--output", run, "--updates", "2", *TINY)
     model = run / "model.safetensors"
     assert read_checkpoint(model).config.episodic

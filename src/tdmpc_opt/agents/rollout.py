@@ -65,7 +65,8 @@ def rollout(
     """Run one whole episode per seed, all in step with each other.
 
     The policy acts for all of them until the last has ended, so that the rows of its batch, and
-    with them its rounding and its random numbers, do not depend on when others end.
+    with them its rounding and its random numbers, do not depend on when others end. It never
+    sees the state that ended an episode, which may be out of any bounds.
 
     Args:
         policy: The acting policy.
@@ -103,12 +104,13 @@ def rollout(
         label = clean if labeller is policy else nothing
         if label_of is not None:
             label = label_of(obs)
-        obs, reward = obs.copy(), np.zeros(len(envs), np.float32)
+        after, reward = obs.copy(), np.zeros(len(envs), np.float32)
         for index in np.flatnonzero(rows == 0):
-            obs[index], reward[index], ended, cut, _ = envs[index].step(action[index])
+            after[index], reward[index], ended, cut, _ = envs[index].step(action[index])
             if ended or cut:
                 rows[index], terminated[index] = len(observations) + 1, ended
-        observations.append(obs)
+        obs = np.where(rows[:, None] == 0, after, obs)
+        observations.append(after)
         actions.append(action)
         labels.append(label)
         rewards.append(reward)

@@ -31,11 +31,12 @@ def _data_info(config: configs.DataInfoConfig, terminal: Terminal) -> None:
     dataset.check()
     plot = config.plot or config.data / "returns.png"
     plot_returns(dataset.returns(), plot)
-    counts, returns = ("episodes", "transitions", "labelled"), ("return mean", "min", "max")
+    counts, returns = ["episodes", "transitions", "labelled"], ("return mean", "min", "max")
+    counts += ["terminated"] if dataset.episodic else []
     rows = [
         (
             row.task,
-            *(f"{count:,}" for count in (row.episodes, row.transitions, row.labelled)),
+            *(f"{getattr(row, count):,}" for count in counts),
             *(f"{x:.1f}" for x in (row.return_mean, row.return_min, row.return_max)),
         )
         for row in summarize(dataset)

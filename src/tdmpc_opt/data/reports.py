@@ -90,6 +90,8 @@ class TaskSummary:
     """Number of steps in them."""
     labelled: int
     """Number of steps with a label."""
+    terminated: int
+    """Number of episodes that a state ended."""
     return_mean: float
     """Mean episode return."""
     return_min: float
@@ -117,6 +119,7 @@ def summarize(dataset: EpisodeDataset) -> list[TaskSummary]:
                 episodes=len(returns),
                 transitions=sum(int((dataset.rows_of(s) - 1).sum()) for s in shards),
                 labelled=sum(_labelled(dataset, shard) for shard in shards),
+                terminated=sum(sum(shard.terminated) for shard in shards),
                 return_mean=float(np.mean(returns)),
                 return_min=min(returns),
                 return_max=max(returns),

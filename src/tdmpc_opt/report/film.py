@@ -75,7 +75,8 @@ class _Job:
     seconds: float | None = None
     """Simulated time of a film; None films whole episodes."""
     poses: bool = False
-    """Whether one picture is taken of each task, half an episode after its start."""
+    """Whether one picture is taken of each task, half of its steps after its start or at its
+    end."""
 
 
 def video(config: VideoConfig, progress: Progress | None = None) -> list[Path]:
@@ -144,9 +145,10 @@ def _clip(policies: list[Policy], task: Task, job: _Job) -> Iterator[Shot]:
         for player in players if step else ():
             player.step()
         frames = int((step + 1) * rate + 1e-6) - int(step * rate + 1e-6)
-        if step == last if job.poses else frames:
+        over = all(player.over for player in players)
+        if (over or step == last) if job.poses else frames:
             yield _shot(players, task, step, frames, (step + 1) / (last + 1))
-        if all(player.over for player in players) and not job.poses:
+        if over:
             break
     for player in players:
         player.env.close()

@@ -185,7 +185,7 @@ class BatchedTask:
 
 
 _NEEDED = ("model", "data", "frame_skip", "batched_reward", "batched_observation")
-_CHECKED_STEPS = 20
+_CHECKED_STEPS = 20  # whose rewards and observations are compared
 _TOLERANCE = 1e-3
 
 
@@ -251,22 +251,24 @@ def _require_agreement(batched: BatchedTask, env: OwnEnv) -> None:
     """Refuse a batched reward or observation that is not the environment's own.
 
     Raises:
-        InputError: They differ on the way of random actions, or an episode ends there.
+        InputError: They differ on the way of random actions, or an episode ends early there.
     """
     task, draw = env.task, np.random.default_rng(0)
     env.reset()
     state, constants = batched.current(env)
-    actions = draw.uniform(-1, 1, (_CHECKED_STEPS, task.action_dim)).astype(np.float32)
-    _, seen, earned = batched.step(
-        state[None], actions[None].astype(np.float64), constants[None]
-    )
+    shape = (max(_CHECKED_STEPS, task.episode_length), task.action_dim)
+    actions = draw.uniform(-1, 1, shape).astype(np.float32)
+    first = actions[None, :_CHECKED_STEPS].astype(np.float64)
+    _, seen, earned = batched.step(state[None], first, constants[None])
     for step, action in enumerate(actions):
-        obs, reward, terminated, *_ = env.step(action)
-        if terminated:
+        obs, reward, terminated, truncated, _ = env.step(action)
+        if terminated or (truncated and step + 1 < task.episode_length):
             raise InputError(
                 f"{task.env} ends an episode after {step + 1} steps, which batches of states "
                 "cannot; take batched_reward out to train its expert with --method sac"
             )
+        if step >= _CHECKED_STEPS:
+            continue
         pairs = (("reward", earned[0, step], reward), ("observation", seen[0, step], obs))
         for what, found, wanted in pairs:
             if not np.allclose(found, wanted, rtol=_TOLERANCE, atol=_TOLERANCE):
