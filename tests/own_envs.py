@@ -54,6 +54,7 @@ def _register(name, **kwargs):
     gymnasium.register(id=name, entry_point=Point, max_episode_steps=8, kwargs=kwargs)
 
 
+gymnasium.register(id="Long-v0", entry_point=Point, max_episode_steps=10**8)
 _register("Point-v0")
 _register("test/Point-v1")
 _register("Early-v0", fault="end")

@@ -3,6 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 from tdmpc_opt import cli
@@ -33,13 +34,23 @@ class Odd(gymnasium.Env):
         if "raises" in self.habits:
             raise self.habits["raises"]
         obs = self.habits.get("obs", np.zeros(2, np.float32))
-        ends = self.t == self.habits.get("ends")
+        ends = self.habits.get("done", self.t == self.habits.get("ends"))
         return obs, self.habits.get("reward", 1.0), ends, self.t == self.habits.get("cut"), {}
 
 
 class NoSeed(Odd):
     def reset(self):
         return np.zeros(2), {}
+
+
+class NoSpaces(Odd):
+    def __init__(self):
+        """Make neither space."""
+
+
+class Closing(Odd):
+    def close(self):
+        raise OSError("the robot is gone")
 
 
 class OldStep(Odd):
@@ -97,6 +108,16 @@ ENVIRONMENTS = {
     "two-rewards": (Odd, {"reward": np.ones(2)}, "returns the reward array"),
     "text-reward": (Odd, {"reward": "much"}, "returns the reward 'much'"),
     "infinite-reward": (Odd, {"reward": np.inf}, "returns the reward inf"),
+    "huge-reward": (Odd, {"reward": 1e39}, r"the reward 1e\+39, which is no finite float32"),
+    "gradient-reward": (
+        Odd,
+        {"reward": torch.ones((), requires_grad=True)},
+        "the reward tensor.*; return one number",
+    ),
+    "numpy-end": (Odd, {"done": np.array([False])}, None),
+    "text-end": (Odd, {"done": "no"}, "returns terminated as 'no'; return True or False"),
+    "two-ends": (Odd, {"done": np.zeros(2, bool)}, "returns terminated as array"),
+    "no-end": (Odd, {"done": None}, "returns terminated as None; return True or False"),
     "ends-early": (Odd, {"ends": 4}, None),
     "cut-early": (Odd, {"cut": 4}, None),
     "dict-obs-space": (Odd, {"obs_space": Dict(a=ROW)}, "is Dict, not Box"),
@@ -110,6 +131,11 @@ ENVIRONMENTS = {
     "wide-obs": (Odd, {"obs": np.zeros(3)}, r"of shape \[3\], its space has \[2\]"),
     "column-obs": (Odd, {"obs": np.zeros((2, 1))}, r"of shape \[2, 1\]"),
     "nan-obs": (Odd, {"obs": np.array([0, np.nan])}, "with NaN"),
+    "gradient-obs": (
+        Odd,
+        {"obs": torch.zeros(2, requires_grad=True)},
+        "observation of Tensor that is no row of numbers",
+    ),
     "huge-obs": (Odd, {"obs": np.array([0, 1e300])}, "beyond float32"),
     "binary-actions": (Odd, {"act_space": MultiBinary(3)}, "is MultiBinary, not Box"),
     "multi-discrete": (Odd, {"act_space": MultiDiscrete([2, 2])}, "is MultiDiscrete, not"),
@@ -122,6 +148,9 @@ ENVIRONMENTS = {
     "bare-reset": (Odd, {"start": np.zeros(2)}, r"returns ndarray from reset\(\)"),
     "old-step": (OldStep, {}, "raised ValueError in step"),
     "raises": (Odd, {"raises": KeyError("joint")}, "raised KeyError in step.*'joint'"),
+    "exits": (Odd, {"raises": SystemExit("usage")}, r"raised SystemExit in step\(\): usage"),
+    "no-spaces": (NoSpaces, {}, "raised AttributeError in its spaces"),
+    "closing": (Closing, {}, r"raised OSError in close\(\): the robot is gone"),
     "bad-constructor": (BadConstructor, {}, "raised ValueError in its constructor: no lic"),
     "needs-argument": (NeedsArgument, {}, "in its constructor: .*robot"),
 }
@@ -138,7 +167,7 @@ def _registered(request):
     del gymnasium.registry[f"odd/{name}-v0"]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:gymnasium", "ignore:overflow:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:gymnasium")
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_an_odd_environment_runs_or_is_refused_in_one_line(name, capsys):
     message = ENVIRONMENTS[name][2]

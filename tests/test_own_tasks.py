@@ -74,6 +74,7 @@ def test_a_gymnasium_environment_of_an_installed_package_needs_no_module():
         ("own_envs:Dict-v0", "observation space .* is Dict, not Box; wrap it in"),
         ("own_envs:Image-v0", r"shape \[8, 8, 3\]"),
         ("own_envs:Endless-v0", "register it with max_episode_steps"),
+        ("own_envs:Long-v0", "2 observations, 1 actions and 100000000 steps; each must be in"),
         ("own_envs:Width-v0", r"shape \[5\], its space has \[2\]"),
         ("own_envs:NanObs-v0", "NaN"),
         ("own_envs:walker-walk", "name of a task of MT30"),
@@ -84,6 +85,26 @@ def test_environments_that_do_not_fit_are_refused_in_one_line(name, message, cap
         choose_tasks(name)
     assert cli.main(["tasks", "--tasks", name]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "raised"),
+    [
+        ("def broken(:", "SyntaxError"),
+        ("from math import nothing", "ImportError"),
+        ("import sys; sys.exit('usage: robot.py PORT')", "SystemExit"),
+        ("import gymnasium; gymnasium.register('a b', 'x:Y')", "Error"),
+    ],
+)
+def test_what_a_module_raises_while_it_is_imported_is_one_line(
+    code, raised, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "faulty_envs.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.main(["tasks", "--tasks", "faulty_envs:X-v0"]) == 1
+    error = capsys.readouterr().err
+    assert f"faulty_envs:X-v0 raised {raised} in its import: " in error
+    assert error.count("\n") == 1
 
 
 def test_rewards_that_are_no_numbers_are_refused(tmp_path, capsys):

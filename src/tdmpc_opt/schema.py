@@ -39,6 +39,17 @@ class Task:
     """`MODULE:ID` of a user's own Gymnasium environment; empty for the tasks of MT30. A file
     may contain it, but only a name that the user gives is ever imported."""
 
+    def __post_init__(self) -> None:
+        """Refuse what readers of files would refuse (InputError)."""
+        sizes = (self.obs_dim, self.action_dim, self.episode_length)
+        if min(sizes) < 1 or max(sizes) > _MOST:
+            raise InputError(
+                f"task {self.name!r:.40} has {self.obs_dim} observations, {self.action_dim} "
+                f"actions and {self.episode_length} steps; each must be in 1..{_MOST:,}"
+            )
+        if not (self.name.isprintable() and self.env.isprintable()):
+            raise InputError(f"a task is called {self.name!r:.40}")
+
     @property
     def discount(self) -> float:
         """Discount factor by TD-MPC2's heuristic on the episode length, in [0.95, 0.995]."""
@@ -145,15 +156,7 @@ class TaskTable:
         for record in records:
             if not isinstance(record, dict):
                 raise TypeError(f"the entry {record!r:.40} is not a task")
-            task = from_record(Task, record)
-            sizes = (task.obs_dim, task.action_dim, task.episode_length)
-            if min(sizes) < 1 or max(sizes) > _MOST:
-                raise ValueError(
-                    f"task {task.name!r:.40} has a width or length not in 1..{_MOST:,}"
-                )
-            if not (task.name.isprintable() and task.env.isprintable()):
-                raise ValueError(f"a task is called {task.name!r:.40}")
-            tasks.append(task)
+            tasks.append(from_record(Task, record))
         return cls(tuple(tasks))
 
 

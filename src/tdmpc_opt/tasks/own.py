@@ -21,6 +21,7 @@ from tdmpc_opt.schema import MT30, Task
 Array = NDArray[np.float32]
 _UNBOUNDED = 1e30
 """Magnitude from which a bound of a space stands for none, as float32's largest number does."""
+_LARGEST_REWARD = float(np.finfo(np.float32).max)
 _TRIAL_STEPS = 200
 """Most steps for which an environment is tried when it is named."""
 
@@ -47,11 +48,13 @@ def own_task(text: str) -> Task:
         raise InputError(f"{text} has the name of a task of MT30; register it under another id")
     with_spaces = _make(text)
     try:
-        width = _box(text, "observation", with_spaces.observation_space).shape[0]
-        action = _box(text, "action", with_spaces.action_space)
+        with user_code(text, "its spaces"):
+            spaces = with_spaces.observation_space, with_spaces.action_space
+        width = _box(text, "observation", spaces[0]).shape[0]
+        action = _box(text, "action", spaces[1])
         _require_bounds(text, action)
     finally:
-        with_spaces.close()
+        _close(text, with_spaces)
     steps = int(spec.max_episode_steps)
     task = Task(name, width, action.shape[0], episode_length=steps, custom=True, env=text)
     _try(task)
@@ -65,7 +68,7 @@ def own_contract(task: Task) -> Contract:
         spaces = {"observation": env.observation_space, "action": env.action_space}
         rate = _rate(env.unwrapped)
     finally:
-        env.close()
+        _close(task.env, env)
     blocks = {name: tuple(_blocks(name, space)) for name, space in spaces.items()}
     return Contract(blocks["observation"], blocks["action"], rate)
 
@@ -121,7 +124,7 @@ def _try(task: Task) -> None:
 def user_code(text: str, what: str, whose: str = "the environment") -> Iterator[None]:
     """Turn what a user's code raises into one line; the cause is kept.
 
-    Any exception may come out of a user's code.
+    Any exception may come out of a user's code, also that of a script that leaves.
 
     Args:
         text: What the user named, such as `MODULE:ID`.
@@ -135,7 +138,7 @@ def user_code(text: str, what: str, whose: str = "the environment") -> Iterator[
         yield
     except (TdmpcOptError, ModuleNotFoundError):  # one line already, or a library to install
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"{text} raised {type(error).__name__} in {what}: {error}; repair {whose}"
         ) from error
@@ -145,8 +148,11 @@ def _registered(text: str) -> EnvSpec:
     """Import the module that a text names, if any, and return what it registered."""
     module, _, name = text.rpartition(":")
     if module:
+        if not all(module.split(".")):
+            raise UnknownTaskError(f"{text} is no import path; write MODULE:ID")
         try:
-            importlib.import_module(module)
+            with user_code(text, "its import", "the module"):
+                importlib.import_module(module)
         except ModuleNotFoundError as error:
             if not f"{module}.".startswith(f"{error.name}."):
                 raise  # the module is there, but lacks a library
@@ -154,8 +160,6 @@ def _registered(text: str) -> EnvSpec:
                 f"cannot import {module}, which {text} names; install it, or put its folder on "
                 "PYTHONPATH"
             ) from error
-        except (ValueError, TypeError) as error:
-            raise UnknownTaskError(f"{text} is no import path: {error}") from error
     if name not in gymnasium.registry:
         near = difflib.get_close_matches(name, list(gymnasium.registry), n=3, cutoff=0.6)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
@@ -191,6 +195,11 @@ def _require_mode(text: str, spec: EnvSpec, render_mode: str | None) -> None:
             f"{text} cannot be drawn: name {render_mode} in the render_modes of its metadata, "
             "take render_mode in its constructor, and return [height, width, 3] from render()"
         )
+
+
+def _close(text: str, env: Any) -> None:
+    with user_code(text, "close()"):
+        env.close()
 
 
 def _box(text: str, kind: str, space: gymnasium.Space[Any]) -> Box:
@@ -229,19 +238,27 @@ def _require_bounds(text: str, action: Box) -> None:
         )
 
 
+def _numbers(value: Any, dtype: type[np.floating]) -> NDArray[np.floating] | None:
+    """Return what an environment gives as an array; None where it is none."""
+    try:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused
+            return np.asarray(value, dtype)
+    except (TypeError, ValueError, RuntimeError):  # the last of tensors with a gradient
+        return None
+
+
 def _observation(text: str, obs: Any, width: int) -> Array:
     """Return an observation as float32.
 
     Raises:
         InputError: No numbers, another width than the space has, or NaN.
     """
-    try:
-        values = np.asarray(obs, np.float32)
-    except (TypeError, ValueError):
+    values = _numbers(obs, np.float32)
+    if values is None:
         raise InputError(
             f"{text} returns an observation of {type(obs).__name__} that is no row of numbers; "
-            "wrap it in gymnasium.wrappers.FlattenObservation"
-        ) from None
+            "return an array of numbers, or wrap it in gymnasium.wrappers.FlattenObservation"
+        )
     if values.shape != (width,):
         raise InputError(
             f"{text} returns observations of shape {list(values.shape)}, its space has "
@@ -252,24 +269,36 @@ def _observation(text: str, obs: Any, width: int) -> Array:
             f"{text} returns an observation with NaN, infinity or a number beyond float32; "
             "repair the environment"
         )
-    return values
+    return values.astype(np.float32, copy=False)
 
 
 def _reward(text: str, reward: Any) -> float:
     """Return a reward as a number; arrays of one number are one.
 
     Raises:
-        InputError: Something else, or NaN.
+        InputError: Something else, NaN, or a number that a dataset cannot hold.
     """
-    try:
-        values = np.asarray(reward, np.float64)
-    except (TypeError, ValueError):
-        values = np.empty(0)
-    if reward is None or values.size != 1:
+    values = _numbers(reward, np.float64)
+    if reward is None or values is None or values.size != 1:
         raise InputError(f"{text} returns the reward {reward!r:.60}; return one number")
-    if not np.isfinite(values).all():
-        raise InputError(f"{text} returns the reward {reward}; repair the environment")
+    if not abs(values.item()) <= _LARGEST_REWARD:
+        raise InputError(
+            f"{text} returns the reward {values.item():g}, which is no finite float32; repair "
+            "the environment"
+        )
     return float(values.item())
+
+
+def _flag(text: str, name: str, value: Any) -> bool:
+    """Return whether an episode is over; arrays of one boolean are one.
+
+    Raises:
+        InputError: Something else.
+    """
+    flags = np.asarray(value)
+    if flags.size != 1 or flags.dtype.kind not in "bi":
+        raise InputError(f"{text} returns {name} as {value!r:.60}; return True or False")
+    return bool(flags.item())
 
 
 class OwnEnv(gymnasium.Env[Array, Array]):
@@ -332,7 +361,8 @@ class OwnEnv(gymnasium.Env[Array, Array]):
         """Apply an action in [-1, 1], laid onto the bounds of the environment.
 
         Raises:
-            InputError: A reward or observation with NaN.
+            InputError: What the environment raises, or a reward, observation or end that is
+                none.
         """
         share = (np.clip(np.asarray(action, np.float64), -1, 1) + 1) / 2
         low, high = self.bounds
@@ -343,7 +373,8 @@ class OwnEnv(gymnasium.Env[Array, Array]):
             )
         self._steps += 1
         last = self._steps >= self.task.episode_length
-        ended, cut = bool(terminated) and not last, bool(truncated) or last
+        ended = _flag(self.task.env, "terminated", terminated) and not last
+        cut = _flag(self.task.env, "truncated", truncated) or last
         value = _reward(self.task.env, reward)
         return _observation(self.task.env, obs, self.task.obs_dim), value, ended, cut, info
 
@@ -371,5 +402,9 @@ class OwnEnv(gymnasium.Env[Array, Array]):
         return pixels
 
     def close(self) -> None:
-        """Close the environment."""
-        self._env.close()
+        """Close the environment.
+
+        Raises:
+            InputError: What the environment raises.
+        """
+        _close(self.task.env, self._env)
