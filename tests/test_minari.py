@@ -178,7 +178,7 @@ def test_actions_are_scaled_from_the_action_space_of_the_source(tmp_path):
     assert (shard.source["action_low"], shard.source["action_high"]) == ([0], [10])
 
 
-@pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (0, np.inf), (3, 3)])
+@pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (0, np.inf), (3, 3), (-3e38, 3e38)])
 def test_actions_without_finite_bounds_are_refused(tmp_path, bounds):
     source = _foreign(tmp_path, "own/arm-v0", bounds=bounds)
     with pytest.raises(DataError, match="no finite bounds"):

@@ -142,6 +142,7 @@ ENVIRONMENTS = {
     "dict-actions": (Odd, {"act_space": Dict(a=ONE)}, "is Dict, not Box"),
     "integer-actions": (Odd, {"act_space": _box(1, low=0, high=9, dtype=np.int64)}, "int64"),
     "half-infinite": (Odd, {"act_space": _box(1, low=0, high=np.inf)}, "unbounded"),
+    "float32-max": (Odd, {"act_space": _box(1, low=-3e38, high=3e38)}, "unbounded"),
     "equal-bounds": (Odd, {"act_space": _box(1, low=1, high=1)}, "low that is not below"),
     "matrix-actions": (Odd, {"act_space": _box(2, 2)}, "a flat row"),
     "no-seed": (NoSeed, {}, "raised TypeError in reset"),

@@ -17,6 +17,7 @@ from tdmpc_opt.data.exchange import Recording, Source, own_task, write_folders
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.files import parse_json
 from tdmpc_opt.progress import Progress
+from tdmpc_opt.runtime.contract import UNBOUNDED
 
 _NAMESPACE = "tdmpc-opt"
 _METADATA = "metadata.json"
@@ -125,7 +126,7 @@ def open_minari(folder: Path, data: Path) -> Source:
             raise
         raise DataError(f"{data} is no Minari dataset, or damaged: {error}") from error
     low, high = (np.asarray(bound, np.float64) for bound in (action.low, action.high))
-    if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():
+    if not ((np.abs([low, high]) < UNBOUNDED) & (low < high)).all():
         raise DataError(
             f"the action space of {folder} has no finite bounds, low below high, from which "
             "actions could be scaled to [-1, 1]; have Minari write it with the bounds of the "

@@ -17,6 +17,8 @@ from tdmpc_opt.schema import MT30, Task, TaskTable
 
 CONTRACT = "contract"
 """Name in the metadata of files."""
+UNBOUNDED = 1e30
+"""Magnitude from which a bound of a space stands for none, as float32's largest number does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,10 @@ from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
 from tdmpc_opt.errors import InputError, TdmpcOptError, UnknownTaskError
-from tdmpc_opt.runtime.contract import Block, Contract
+from tdmpc_opt.runtime.contract import UNBOUNDED, Block, Contract
 from tdmpc_opt.schema import MT30, Task
 
 Array = NDArray[np.float32]
-_UNBOUNDED = 1e30
-"""Magnitude from which a bound of a space stands for none, as float32's largest number does."""
 _LARGEST_REWARD = float(np.finfo(np.float32).max)
 _TRIAL_STEPS = 200
 """Most steps for which an environment is tried when it is named."""
@@ -90,7 +88,7 @@ def _rate(raw: Any) -> float | None:
 def _blocks(group: str, space: Box) -> Iterator[Block]:
     """Yield the numbers of a space, neighbours of one range together, named by position."""
     bounds = [
-        tuple(float(bound) if abs(bound) < _UNBOUNDED else None for bound in pair)
+        tuple(float(bound) if abs(bound) < UNBOUNDED else None for bound in pair)
         for pair in zip(space.low, space.high, strict=True)
     ]
     first = 0
@@ -226,7 +224,8 @@ def _require_bounds(text: str, action: Box) -> None:
             f"the action space of {text} holds {action.dtype}; agents here act by continuous "
             "numbers, so give its Box a floating dtype and round in the environment"
         )
-    if not np.isfinite(action.low).all() or not np.isfinite(action.high).all():
+    bounds = np.array([action.low, action.high], np.float64)
+    if not (np.abs(bounds) < UNBOUNDED).all():
         raise InputError(
             f"the action space of {text} is unbounded; give its Box finite low and high, on "
             "which -1 and 1 are laid"
