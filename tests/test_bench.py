@@ -41,8 +41,15 @@ def test_every_way_to_run_a_source_is_timed_once(checkpoint_file, policy_file, t
         engine=("eager", "auto"),
     )
     assert found == ["full eager", "full", "policy", "runtime"]
-    with pytest.raises(CheckpointError, match="nothing is neither a file nor a bundled"):
+    folder = tmp_path / "student"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(policy_file.read_bytes())
+    (candidate,) = candidates(BenchConfig(sources=(str(folder),)))
+    assert candidate.name == "student runtime"
+    with pytest.raises(CheckpointError, match="no bundled checkpoint is called 'nothing'"):
         _names(Path("nothing"))
+    with pytest.raises(CheckpointError, match=r"x\.onnx is neither a file nor a model folder"):
+        _names(Path("x.onnx"))
 
 
 def test_the_torch_free_runtime_is_told_by_the_checkpoints_own_names():

@@ -82,14 +82,14 @@ def test_the_built_program_acts_as_torch_in_each_task(program, checkpoint_file):
 def test_the_built_program_answers_bad_lines_with_one_error_each(program):
     good = "0 1 0 0 0\n"
     bad = ["nan 1 0 0 0\n", "1e16 1 0 0 0\n", "1 2 3 4\n", "1 2 3 4 5 6\n", "a b c d e\n"]
-    long = "1 " * 1000 + "\n"
-    answers = _answers(program, [good, *bad, long, good], TASK)
-    assert len(answers) == 8
+    bad += ["1 " * 1000 + "\n", "1 2\0 3 4 5\n", "0 1 0 0 0\0\n"]
+    answers = _answers(program, [good, *bad, good.strip()], TASK)
+    assert len(answers) == 10
     assert answers[0] == answers[-1]
     assert -1 <= float(answers[0]) <= 1
     invalid = "error: the observation contains NaN, infinity or a number above 1e15"
     assert answers[1:3] == [invalid] * 2
-    assert answers[3:7] == ["error: a line needs 5 numbers"] * 4
+    assert answers[3:9] == ["error: a line needs 5 numbers"] * 6
 
 
 def test_the_built_program_lists_its_tasks_where_none_is_named(program):

@@ -36,14 +36,17 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
-    """The policy of the demo's teacher for a device, by kind of file."""
+def files(tmp_path_factory, checkpoint_file) -> dict[str, Path]:
+    """The policy of the demo's teacher for a device, by kind of file, and one of two tasks."""
     from tdmpc_opt.configs import ExportConfig
     from tdmpc_opt.export.export import export
 
     path = tmp_path_factory.mktemp("device") / "policy.onnx"
     export(ExportConfig(checkpoint="demo-teacher", policy_only=True, task=TASK, output=path))
-    return {"onnx": path, "safetensors": zoo.path("demo-teacher")}
+    several = path.with_name("several.onnx")
+    source = str(checkpoint_file)
+    export(ExportConfig(checkpoint=source, policy_only=True, output=several))
+    return {"onnx": path, "safetensors": zoo.path("demo-teacher"), "several": several}
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +132,14 @@ def test_the_cpp_example_drives_a_real_task(files, tmp_path):
     assert answers[0] == "error: not a number: a"
     assert answers[1] == "error: not a finite number that the network can take: nan"
     assert answers[2] == "error: not a finite number that the network can take: 3e38"
-    assert answers[3].startswith("error: ")  # the engine's own words
-    assert answers[4] == "error: no numbers"
+    assert answers[3:5] == ["error: a line needs 5 numbers"] * 2
     assert answers[5:] == answer.stdout.splitlines(), "it goes on as if nothing had been"
     for arguments, message in (
         ([files["onnx"], "0"], "leave out the id"),
+        ([files["several"]], "name an id"),
+        ([files["several"], "2"], "ids of tasks are 0 to 1"),
+        ([files["several"], "-1"], "ids of tasks are 0 to 1"),
+        ([files["several"], TASK], "ids of tasks are 0 to 1"),
         ([zoo.path("demo-teacher")], "policy: "),
     ):
         failed = subprocess.run(
@@ -141,6 +147,10 @@ def test_the_cpp_example_drives_a_real_task(files, tmp_path):
         )
         assert failed.returncode == 1
         assert message in failed.stderr
+    short = subprocess.run(  # the graph would pad it, and act on what the robot did not send
+        [program, files["several"], "0"], input="1 2\n" + line, capture_output=True, text=True
+    )
+    assert short.stdout.splitlines()[0] == "error: a line needs 3 numbers"
 
 
 def test_the_footprint_is_measured_without_torch(files, tmp_path):

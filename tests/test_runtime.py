@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -309,6 +310,19 @@ def _without_torch(folder: Path, *words: str) -> subprocess.CompletedProcess[str
     command = [sys.executable, "-m", "tdmpc_opt", *words]
     environment = os.environ | {"PYTHONPATH": paths}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_a_checkpoint_is_inspected_without_torch(tmp_path: Path) -> None:
+    run = _without_torch(tmp_path, "inspect", "demo-teacher")
+    assert run.returncode == 0, run.stderr
+    digest = hashlib.sha256(TEACHER.read_bytes()).hexdigest()
+    for fact in (digest, "cup-catch", "ball", "the policy alone is shown"):
+        assert fact in run.stdout
+    public = tmp_path / "public.pt"
+    public.write_bytes(b"PK\x03\x04")
+    run = _without_torch(tmp_path, "inspect", str(public))
+    assert run.returncode == 1
+    assert 'needs torch: pip install "tdmpc-opt[train]"' in run.stderr
 
 
 def test_bench_without_torch_names_what_it_needs(tmp_path: Path) -> None:

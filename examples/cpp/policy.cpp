@@ -30,6 +30,16 @@ std::string metadata(const Ort::Session& session, const char* key) {
   return value ? value.get() : "";
 }
 
+// How many numbers an observation of each task has, as the records of the tasks state.
+std::vector<std::size_t> widths(const Ort::Session& session) {
+  const std::string records = metadata(session, "tasks"), key = "\"obs_dim\": ";
+  std::vector<std::size_t> found;
+  for (auto at = records.find(key); at != std::string::npos; at = records.find(key, at + 1)) {
+    found.push_back(std::strtoull(records.c_str() + at + key.size(), nullptr, 10));
+  }
+  return found;
+}
+
 class Policy {
  public:
   Policy(Ort::Env& env, const char* path, const char* task) : session_(open(env, path)) {
@@ -41,10 +51,20 @@ class Policy {
       throw std::runtime_error(several ? "this file has several tasks; name an id"
                                        : "this file has one task; leave out the id");
     }
-    if (several) task_ = {std::atoll(task)};
+    const std::vector<std::size_t> all = widths(session_);
+    char* end = nullptr;
+    const std::uint64_t id = several ? std::strtoull(task, &end, 10) : 0;
+    if (id >= all.size() || (several && (end == task || *end != '\0'))) {
+      throw std::runtime_error("ids of tasks are 0 to " + std::to_string(all.size() - 1));
+    }
+    if (several) task_ = {static_cast<std::int64_t>(id)};
+    width_ = all[id];
   }
 
   std::vector<float> act(std::vector<float>& obs) {
+    if (obs.size() != width_) {  // a graph of several tasks would pad or cut it
+      throw std::runtime_error("a line needs " + std::to_string(width_) + " numbers");
+    }
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     const std::array<std::int64_t, 2> shape = {1, static_cast<std::int64_t>(obs.size())};
     const std::array<std::int64_t, 1> rows = {1};
@@ -72,6 +92,7 @@ class Policy {
 
   Ort::Session session_;
   std::vector<std::int64_t> task_;
+  std::size_t width_ = 0;
 };
 
 // Above this, sums of squares in the network overflow, as tdmpc_opt.runtime knows too.
@@ -85,14 +106,13 @@ std::vector<float> observation(const std::string& line) {
   for (std::string word; words >> word;) {
     char* end = nullptr;
     const float number = std::strtof(word.c_str(), &end);
-    if (*end != '\0') throw std::runtime_error("not a number: " + word);
+    if (end != word.c_str() + word.size()) throw std::runtime_error("not a number: " + word);
     // Written so that NaN is refused too.
     if (!(std::fabs(number) <= kLargestObservation)) {
       throw std::runtime_error("not a finite number that the network can take: " + word);
     }
     obs.push_back(number);
   }
-  if (obs.empty()) throw std::runtime_error("no numbers");
   return obs;
 }
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 from tdmpc_opt import configs
@@ -45,13 +46,21 @@ def _zoo(config: configs.ZooConfig, terminal: Terminal) -> None:
 
 
 def _inspect(config: configs.InspectConfig, terminal: Terminal) -> None:
+    from tdmpc_opt.runtime.agent import agent_file
+
     path = Path(config.checkpoint)
     if is_onnx(path):
         _inspect_onnx(path, config.tasks, terminal)
     elif (exported := _exported(path)) is not None:
         _inspect_exported(path, *exported, config.tasks, terminal)
     else:
-        _inspect_checkpoint(config.checkpoint, config.tasks, terminal)
+        try:
+            _inspect_checkpoint(config.checkpoint, config.tasks, terminal)
+        except ModuleNotFoundError as error:
+            file = agent_file(path)
+            if error.name != "torch" or file.suffix != ".safetensors":
+                raise
+            _inspect_policy(file, config.tasks, terminal)
 
 
 def _print_facts(terminal: Terminal, path: Path, facts: Mapping[str, object]) -> None:
@@ -93,6 +102,25 @@ def _inspect_onnx(path: Path, tasks: str | None, terminal: Terminal) -> None:
     }
     _print_facts(terminal, path, facts)
     _print_contracts(terminal, with_own_contracts(file.contracts, file.tasks, tasks))
+
+
+def _inspect_policy(path: Path, tasks: str | None, terminal: Terminal) -> None:
+    """Show what a device reads of a checkpoint, where torch is not installed."""
+    from tdmpc_opt.runtime.numpy_policy import read_weights
+    from tdmpc_opt.tasks import with_own_contracts
+
+    weights = read_weights(path)
+    count = sum(prod(tensor.shape) for tensor in weights.tensors.values())
+    facts = {
+        "layout": "native; the policy alone is shown, for more install torch",
+        "bytes": f"{path.stat().st_size:,}",
+        "sha256": sha256(path),
+        "parameters of the policy": f"{count:,}",
+        "latent_dim": weights.latent_dim,
+        "tasks": ", ".join(weights.tasks.names),
+    }
+    _print_facts(terminal, path, facts)
+    _print_contracts(terminal, with_own_contracts(weights.contracts, weights.tasks, tasks))
 
 
 _EXECUTORCH = b"ET"

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from tdmpc_opt import zoo
 from tdmpc_opt.agents.executor import choose_processes
 from tdmpc_opt.configs import BenchConfig
 from tdmpc_opt.errors import (
@@ -31,6 +30,8 @@ from tdmpc_opt.errors import (
 from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.files import refuse_overwrite, sha256
 from tdmpc_opt.progress import Progress, Silent, expected
+from tdmpc_opt.runtime.agent import agent_file
+from tdmpc_opt.runtime.numpy_policy import MODEL_FILE
 from tdmpc_opt.schema import MT30
 
 _POLICY_PARTS = {"encoder", "policy_head", "task_embedding"}
@@ -55,10 +56,12 @@ class Candidate:
     @property
     def name(self) -> str:
         """Name it by file and by how it runs."""
+        path = Path(self.path)
+        file = path.parent.name if path.name == MODEL_FILE else path.name
         if self.engine == "runtime":
-            return f"{Path(self.path).name} runtime"
+            return f"{file} runtime"
         run = " eager" if self.engine == "eager" and self.preset != "policy" else ""
-        return f"{Path(self.path).name} {self.preset}{run}"
+        return f"{file} {self.preset}{run}"
 
 
 def candidates(config: BenchConfig) -> list[Candidate]:
@@ -69,12 +72,9 @@ def candidates(config: BenchConfig) -> list[Candidate]:
     """
     found = []
     for source in config.sources:
-        path = zoo.path(source) if source in zoo.names() else Path(source)
+        path = agent_file(source)
         if not path.is_file():
-            raise CheckpointError(
-                f"{source} is neither a file nor a bundled checkpoint; bundled: "
-                f"{', '.join(zoo.names()) or 'none'}"
-            )
+            raise CheckpointError(f"{source} is neither a file nor a model folder")
         runs: list[tuple[str, str | None]] = [("runtime", None)]
         if not _is_for_devices(path):
             runs = [

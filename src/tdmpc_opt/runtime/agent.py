@@ -84,7 +84,7 @@ class Agent(ControlLoop):
         self._act = act = make(self._timer)
         self._planner = act if isinstance(act, _OnnxPlanner) else None
         self._generator: np.random.Generator | None = None
-        self._indices: dict[str | int | None, int] = {}  # of the tasks acted in so far
+        self._indices = {name: tasks.index(name) for name in tasks.names}
 
     @property
     def plan(self) -> FilePlan | None:
@@ -155,9 +155,9 @@ class Agent(ControlLoop):
             BusyError: Another thread plans with this agent at this moment.
         """
         self._timer.begin(deadline_ms)
-        index = self._indices.get(task)
+        index = self._indices.get(task) if isinstance(task, str) else None
         if index is None:
-            index = self._indices[task] = task_id(self.tasks, task)
+            index = task_id(self.tasks, task)
         if on_invalid == "error":
             action = self._act_on(obs, index, generator)
         else:
@@ -206,6 +206,20 @@ class Agent(ControlLoop):
         return given
 
 
+def agent_file(path: str | Path) -> Path:
+    """Return the file of an agent: of a model folder its weights, of a name the bundled one.
+
+    Raises:
+        CheckpointError: A name that is neither a file nor a bundled checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return path / MODEL_FILE
+    if not path.exists() and path.name == str(path) and not path.suffix:
+        return zoo.path(path.name)
+    return path
+
+
 def load(
     path: str | Path,
     threads: int = 1,
@@ -232,11 +246,7 @@ def load(
     """
     if threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
-    path = Path(path)
-    if path.is_dir():
-        path /= MODEL_FILE
-    elif not path.exists() and path.name == str(path) and not path.suffix:
-        path = zoo.path(path.name)
+    path = agent_file(path)
     file = open_onnx(path, threads, providers) if is_onnx(path) else None
     has = file.plan.preset if file and file.plan else None
     if preset not in (None, has):

@@ -4,6 +4,7 @@ Source: the models and observations of dm_control 1.0.50.
 """
 
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, Literal, get_args
@@ -317,9 +318,13 @@ def task_id(tasks: TaskTable, task: str | int | None) -> int:
         if len(tasks) > 1:
             raise UnknownTaskError(f"name a task; known: {', '.join(tasks.names)}")
         return 0
-    if not 0 <= task < len(tasks):
+    try:
+        number = operator.index(task)
+    except TypeError:
+        raise UnknownTaskError(f"a task is a name or an id, got {task!r:.60}") from None
+    if not 0 <= number < len(tasks):
         raise UnknownTaskError(f"task ids must be in 0..{len(tasks) - 1}, got {task}")
-    return int(task)
+    return number
 
 
 def check_shape(tasks: TaskTable, task: int | None, shape: Sequence[int]) -> None:

@@ -16,6 +16,22 @@ static const char *const reasons[] = {
     "unknown task",
 };
 
+/* Read a line without its end; return 1, 0 if it is too long or has a zero byte, or EOF. */
+static int next_line(char *line, int size)
+{
+    int c, count = 0, whole = 1, empty = 1;
+    while ((c = getchar()) != '\n' && c != EOF) {
+        empty = 0;
+        if (c == '\0' || count == size - 1) {
+            whole = 0;
+        } else {
+            line[count++] = (char)c;
+        }
+    }
+    line[count] = '\0';
+    return c == EOF && empty ? EOF : whole;
+}
+
 /* Read the numbers of a line; return whether there are as many as the task has. */
 static int read_line(char *line, int width, float *obs)
 {
@@ -49,13 +65,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "\n");
         return 2;
     }
-    while (fgets(line, sizeof line, stdin)) {
-        const int complete = strchr(line, '\n') != NULL || feof(stdin);
-        if (!complete || !read_line(line, ${prefix}_obs_width[task], obs)) {
-            int c = complete ? '\n' : getchar(); /* the rest of a line that is too long */
-            while (c != '\n' && c != EOF) {
-                c = getchar();
-            }
+    for (int whole; (whole = next_line(line, sizeof line)) != EOF;) {
+        if (!whole || !read_line(line, ${prefix}_obs_width[task], obs)) {
             printf("error: a line needs %d numbers\n", ${prefix}_obs_width[task]);
         } else {
             const int status = ${prefix}_act(task, obs, action);
