@@ -13,6 +13,7 @@ from tdmpc_opt.agents.own import Assigned, write_assignment
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
 from tdmpc_opt.configs import DistillConfig, ExportConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
@@ -24,6 +25,7 @@ from tdmpc_opt.pipeline.distill import distill
 from tdmpc_opt.pipeline.plan import plan
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30, TaskTable
+from tdmpc_opt.tasks import choose_tasks
 
 pytest.importorskip("dm_control")
 pytest.importorskip("onnxruntime")
@@ -102,6 +104,17 @@ def test_an_interrupted_distillation_goes_on_to_the_same_files(whole, tmp_path, 
             for path in (folder, whole)
         ]
         assert tasks[0]["returns"] == tasks[1]["returns"]
+
+
+def test_a_teacher_whose_rewards_are_not_the_datas_is_refused(make_model, tmp_path):
+    model = make_model(choose_tasks(POINT), task_dim=0)
+    with torch.no_grad():
+        model.reward_head[-1].bias[-1] += 100  # foresees the largest reward everywhere
+    path = tmp_path / "broken.safetensors"
+    write_native(path, from_model(model))
+    with pytest.raises(InputError, match="teacher's rewards differ from the data's"):
+        distill(_config(tmp_path / "student", teachers=(str(path),), updates=2))
+    assert not (tmp_path / "student/work/trained").exists()
 
 
 def test_another_budget_or_teacher_is_another_distillation(whole, capsys):

@@ -12,6 +12,7 @@ from typing import Any
 from tdmpc_opt import configs
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.agents.own import Assigned, write_assignment
+from tdmpc_opt.agents.sources import CheckpointSource
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.errors import CheckpointError, RunError
 from tdmpc_opt.evaluation.compare import Comparison, compare
@@ -35,7 +36,7 @@ from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.report.page import write_report
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.training.dagger import dagger
-from tdmpc_opt.training.loop import train
+from tdmpc_opt.training.loop import compare_teachers, train
 
 INT8 = "policy-int8.onnx"
 PLANNER = "planner.onnx"
@@ -186,6 +187,26 @@ class _Pipeline:
                 ray=self._config.ray,
             )
             collect(config, self._stage(f"collect, noise {noise}"))
+            if not number:
+                self._compare_teachers()
+
+    def _compare_teachers(self) -> None:
+        """Compare the rewards that the teachers foresee with those they got.
+
+        A damaged file acts as well, by chance. Policies without a world model foresee nothing.
+        """
+        sources = {assigned.source: source for assigned, source in self._teachers.values()}
+        if not all(isinstance(s, CheckpointSource) and s.plans() for s in sources.values()):
+            return
+        named = any(assigned.names for assigned, _ in self._teachers.values())
+        teacher, *others = sources
+        config = replace(
+            recipe(self._config, self._work / "trained", 1),
+            teacher=teacher,
+            more_teachers=tuple(others),
+            tasks=self._config.tasks if named else None,
+        )
+        compare_teachers(config, self._stage("compare the teachers with the data"))
 
     def _correct(self, model: Path) -> None:
         """Train on in rounds in which the student drives and the teacher labels."""

@@ -132,6 +132,17 @@ def _prepare(
     return model, draws, open_teachers(config, model, datasets, device, ranks, progress)
 
 
+def compare_teachers(config: TrainConfig, progress: Progress) -> None:
+    """Compare what the teachers of a run foresee with its data, as `train` does before it.
+
+    Raises:
+        As `train`, except for its output.
+    """
+    fabric, ranks = join(best_device(config.device))
+    datasets = [EpisodeDataset.open(folder) for folder in config.folders]
+    _prepare(config, datasets, fabric.device, ranks, progress)
+
+
 def _initial_model(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> WorldModel:
     """Return the model to train; it predicts terminations where the data have some."""
     episodic, own = any(dataset.episodic for dataset in datasets), config.output / MODEL
