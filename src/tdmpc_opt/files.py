@@ -92,7 +92,7 @@ def refuse_overwrite(config: Any) -> None:
         InputError: The message names both.
     """
     names = {field.name for field in fields(config)}
-    known: dict[tuple[int, int], Path] = {}
+    known = {}
     for name in names.intersection(_READ):
         content = (*_CONTENT, "*.json") if name in _OF_RESULTS else _CONTENT
         for path in _paths(getattr(config, name)):
