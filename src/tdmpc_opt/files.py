@@ -9,7 +9,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -72,14 +72,8 @@ _READ = (
 )
 """Options that name a file or folder to read. `warm_up` may be the folder of experts that is
 added to."""
-_CONTENT = (
-    *("*.safetensors", "config.json", "dataset.json"),
-    *("*/*.memmap", "*/*.npy", "*/meta.json", "*/*.safetensors"),
-)
-"""What identifies a model folder, a folder of experts, a run or a dataset; then the content of
-a dataset's shards and the students of a run."""
-_OF_RESULTS = ("results", "result")
-"""Options of which a folder stands for the result files in it."""
+_CONTENT = ("*.safetensors", "config.json", "dataset.json")
+"""What identifies a model folder, a folder of experts, a run or a dataset."""
 
 
 def refuse_overwrite(config: Any) -> None:
@@ -92,14 +86,11 @@ def refuse_overwrite(config: Any) -> None:
         InputError: The message names both.
     """
     names = {field.name for field in fields(config)}
-    known = {}
-    for name in names.intersection(_READ):
-        content = (*_CONTENT, "*.json") if name in _OF_RESULTS else _CONTENT
-        for path in _paths(getattr(config, name)):
-            known |= {_key(part): path for part in _parts(path, content)}
+    read = [path for name in _READ if name in names for path in _paths(getattr(config, name))]
+    known = {_key(part): path for path in read for part in _parts(path)}
     for name in names.intersection(_WRITTEN):
         for path in _paths(getattr(config, name)):
-            for part in _parts(path, _CONTENT):
+            for part in _parts(path):
                 other = known.setdefault(_key(part), path)
                 if other is not path:
                     option = f"--{name.replace('_', '-')}"
@@ -116,11 +107,11 @@ def _paths(value: object) -> Iterator[Path]:
             yield zoo.path(item) if item in zoo.names() else Path(item)
 
 
-def _parts(path: Path, content: Sequence[str]) -> list[Path]:
+def _parts(path: Path) -> list[Path]:
     """Return a file or folder and what identifies the folder; nothing if it does not exist."""
     if not path.exists():
         return []
-    found = (part for pattern in content if path.is_dir() for part in path.glob(pattern))
+    found = (part for pattern in _CONTENT if path.is_dir() for part in path.glob(pattern))
     return [path, *found]
 
 
