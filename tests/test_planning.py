@@ -189,14 +189,6 @@ def test_the_pick_inverts_the_cumulative_weights(pick, expected):
     assert float(mppi.draw_elite(first, weights, torch.tensor([pick]))) == expected
 
 
-def test_the_elites_are_refit_by_weighted_moments():
-    """0 and 1 by 1/4 and 3/4 have mean 3/4 and variance 3/16; equal ones have the least std."""
-    elites = torch.tensor([[[[0.0]], [[1.0]]], [[[0.4]], [[0.4]]]])
-    mean, std = mppi._refit(elites, torch.tensor([[0.25], [0.75]]), torch.ones(1, 1), BUDGET)
-    torch.testing.assert_close(mean.flatten(), torch.tensor([0.75, 0.4]))
-    torch.testing.assert_close(std.flatten(), torch.tensor([0.4330127, 0.05]))
-
-
 def test_the_drawn_heads_decide_the_value(make_model):
     model = make_model(num_q=5)
     with torch.no_grad():

@@ -212,8 +212,8 @@ def test_compression_compares_values_that_stop_at_the_predicted_end(episodic):
     deaf = build(from_model(episodic))
     with torch.no_grad():
         deaf.termination_head[-1].bias.fill_(-1e6)
-    assert reference.value_error(episodic) == pytest.approx(0, abs=1e-6)
-    assert reference.value_error(deaf) > 0.05
+    assert reference.errors(episodic).value == pytest.approx(0, abs=1e-6)
+    assert reference.errors(deaf).value > 0.05
 
 
 def test_a_head_that_predicts_no_end_changes_no_plan(make_model, episodic):

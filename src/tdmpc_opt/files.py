@@ -66,7 +66,7 @@ _WRITTEN = ("output", "figures", "plot", "card", "sheet", "teacher_cache")
 """Options that name a file or folder to write. `store` may be the checkpoint that was read, for
 it only gains presets."""
 _READ = (
-    *("checkpoint", "checkpoints", "sources", "results", "result"),
+    *("checkpoint", "checkpoints", "sources", "results", "result", "random"),
     *("data", "on_policy", "policy", "label", "against", "start"),
     *("teacher", "teachers", "more_teachers", "policy_teacher"),
 )
