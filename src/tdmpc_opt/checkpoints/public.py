@@ -41,8 +41,8 @@ _NESTED = ("model", "state_dict")
 _FOREIGN = {
     "_Qs.online.": "a checkpoint of Newt, whose agents are conditioned on language and have "
     "another architecture; name a checkpoint of TD-MPC2",
-    "_Q1.": "a checkpoint of TD-MPC, the predecessor of TD-MPC2, which has another architecture; "
-    "name a checkpoint of TD-MPC2",
+    "_Q1.": "a checkpoint of TD-MPC, the predecessor of TD-MPC2, which has another "
+    "architecture; name a checkpoint of TD-MPC2",
 }
 """What files are that cannot be read here, by the start of a key that only they have."""
 _IGNORED_STARTS = ("_detach_Qs_params.",)
