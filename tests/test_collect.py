@@ -11,7 +11,7 @@ from tdmpc_opt.agents.rollout import agent_policy, rollout
 from tdmpc_opt.agents.sources import ExpertSource
 from tdmpc_opt.configs import CollectConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
-from tdmpc_opt.errors import CheckpointError, DataError, InputError, UnknownTaskError
+from tdmpc_opt.errors import CheckpointError, InputError, RunError, UnknownTaskError
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import PlannerBudget
 from tdmpc_opt.tasks.environment import make_env
@@ -290,7 +290,7 @@ def test_counts_that_cannot_be_run_are_refused(tmp_path, changes):
 
 def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write"):
+    with pytest.raises(RunError, match="cannot write"):
         collect(_config(tmp_path / "file" / "d"))
 
 
