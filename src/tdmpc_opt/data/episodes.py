@@ -304,9 +304,7 @@ class EpisodeDataset:
 
     def rows_of(self, shard: Shard) -> NDArray[np.int64]:
         """Return the number of rows of each of a shard's episodes."""
-        if not shard.rows:
-            return np.full(shard.episodes, self.length, np.int64)
-        return np.array(shard.rows, np.int64)
+        return np.array(shard.rows or (self.length,) * shard.episodes, np.int64)
 
     def append_shard(
         self, name: str, episodes: Sequence[Episode], source: Mapping[str, Any]
