@@ -384,6 +384,7 @@ def test_a_source_that_is_damaged_or_foreign_is_named_and_may_be_skipped(name, p
         (DATA, "action", 7, np.nan, "episode 1: holds NaN or infinity"),
         (DATA, "frame_index", 7, 5, "episode 1: its frame_index does not count"),
         (DATA, "next.done", 6, True, "episode 1: goes on after its end in step 1"),
+        (DATA, "next.truncated", 7, True, "episode 1: goes on after its end in step 2"),
         (EPISODES, "length", 1, 4, "episode 1: has 3 rows, meta/episodes states 4"),
     ],
 )

@@ -228,16 +228,17 @@ class _Rows:
 
     def _recording(self, columns: Mapping[str, NDArray[Any]]) -> Recording:
         steps, number, task = len(columns[_TASK]), columns[_EPISODE][0, 0], columns[_TASK][0, 0]
-        facts, fault = self.episodes.get(number, {}), ""
+        facts, fault, none = self.episodes.get(number, {}), "", np.zeros((steps, 1))
+        ends, cut = (columns.get(key, none)[:, 0] != 0 for key in (_DONE, _TRUNCATED))
         if facts.get("length") != steps:
             fault = f"has {steps} rows, {_EPISODES} states {facts.get('length')}"
         elif (columns[_FRAME][:, 0] != np.arange(steps)).any():
             fault = f"its {_FRAME} does not count from 0 to {steps - 1}"
         elif (columns[_TASK] != task).any():
             fault = f"its {_TASK} changes"
+        elif cut[:-1].any():
+            fault = f"goes on after its end in step {int(cut.argmax()) + 1}"
         obs = np.concatenate([columns[key] for key in _OBSERVATION if key in columns], axis=1)
-        none = np.zeros((steps, 1))
-        ends, cut = (columns.get(key, none)[:, 0] != 0 for key in (_DONE, _TRUNCATED))
         return Recording(
             number=int(number),
             task=str(task),
