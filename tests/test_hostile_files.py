@@ -44,9 +44,9 @@ def test_deep_or_broken_json_is_a_value_error(text):
     [
         ({"obs_dim": "3"}, "obs_dim = '3'"),
         ({"obs_dim": True}, "obs_dim = True"),
-        ({"obs_dim": 0}, "not in 1"),
-        ({"obs_dim": 1 << 62}, "not in 1"),
-        ({"episode_length": -1}, "not in 1"),
+        ({"obs_dim": 0}, "each must be in 1"),
+        ({"obs_dim": 1 << 62}, "each must be in 1"),
+        ({"episode_length": -1}, "each must be in 1"),
         ({"name": ["a"]}, r"name = \['a'\]"),
         ({"name": "a\nb"}, r"called 'a\\nb'"),
         ({"env": "\x1b[2J"}, "called"),

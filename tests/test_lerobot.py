@@ -451,6 +451,7 @@ def test_an_export_fills_several_files(tmp_path, monkeypatch):
 def _recorded_by_minari(folder: Path, monkeypatch) -> Path:
     """Record episodes of Gymnasium's pendulum with Minari's own library."""
     minari = pytest.importorskip("minari")
+    pytest.importorskip("jax")  # which Minari needs to record, though not to read
     gymnasium = pytest.importorskip("gymnasium")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
     with warnings.catch_warnings():
