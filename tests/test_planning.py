@@ -1,4 +1,5 @@
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -257,6 +258,22 @@ def test_a_value_that_is_no_number_ranks_as_zero(model, monkeypatch):
     assert torch.equal(found.first, noise.samples[0, [3, 1, 2]].clamp(-1, 1))
     weights = torch.tensor([0.0, -0.3, -0.5]).mul(0.5).exp()  # temperature 0.5
     torch.testing.assert_close(found.weights[:, 0], weights / weights.sum())
+
+
+def test_the_distribution_is_refit_to_the_weighted_moments_of_the_elites(model, monkeypatch):
+    """0 and 1 by 1/4 and 3/4 have mean 3/4 and variance 3/16; equal ones have the least std."""
+    values = torch.tensor([[-2 * math.log(3)], [0.0]])  # a third of the weight, at 0.5
+    monkeypatch.setattr(mppi, "sequence_values", lambda *_: values)
+    budget = PlannerBudget(horizon=2, samples=2, policy_samples=0, elites=2)
+    networks, task = FoldedModel(model), torch.tensor([1])
+    problem = prepare(networks, torch.zeros(1, 16), task, torch.zeros(2, 0, 1, 3))
+    samples = torch.tensor([[0.0, 1.0], [0.4, 0.4]]).reshape(2, 2, 1, 1).expand(-1, -1, 1, 3)
+    noise = draw_noise(model, budget, _generators(0)).round(0)._replace(samples=samples)
+    mean, std = torch.zeros(2, 1, 3), torch.ones(2, 1, 3)
+    found = mppi.refine(networks, budget, problem, mean, std, noise)
+    real = torch.tensor([1.0, 1.0, 0.0])
+    torch.testing.assert_close(found.mean[:, 0], torch.tensor([[0.75], [0.4]]) * real)
+    torch.testing.assert_close(found.std[:, 0], torch.tensor([[0.4330127], [0.05]]) * real)
 
 
 def test_the_hold_counts_the_squared_distance_from_the_mean_of_the_policys_sequences(
