@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from tdmpc_opt.agents.collect import collect
+from tdmpc_opt.agents.rollout import Act, rollout
 from tdmpc_opt.configs import CollectConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.batched import BatchedTask
-from tdmpc_opt.tasks.batched_suite import batched_task, suite_task
+from tdmpc_opt.tasks.batched_suite import BatchedEpisodes, batched_task, suite_task
 from tdmpc_opt.tasks.environment import DMControlEnv
 from tdmpc_opt.tasks.own import own_task
 
@@ -35,6 +36,40 @@ def test_batched_steps_are_those_of_the_environment(name: str) -> None:
     last, _ = task.current(env)
     np.testing.assert_allclose(states[0][1:], last[1:], rtol=1e-7, atol=1e-7)
     assert not np.allclose(states[0], states[1])
+
+
+@pytest.mark.parametrize("name", MT30.names)
+def test_episodes_of_a_batch_are_those_of_separate_environments(name: str) -> None:
+    task, seeds = replace(MT30[name], episode_length=15), (4, 5, 4)
+
+    def policy(*_: object) -> Act:
+        draw = np.random.default_rng(0)
+        return lambda obs: draw.uniform(-1, 1, (3, task.action_dim)).astype(np.float32)
+
+    streams = [(seed,) for seed in seeds]
+    together = rollout(policy, task, seeds, streams, labeller=policy, batched=True)
+    envs = [DMControlEnv(name, seed) for seed in seeds]
+    for episode, env, seed in zip(together, envs, seeds, strict=True):
+        assert (episode.seed, episode.obs.shape) == (seed, (16, task.obs_dim))
+        np.testing.assert_array_equal(episode.obs[0], env.reset()[0])  # the very start
+        for action, label, reward, obs in zip(
+            episode.action[1:],
+            episode.label[1:],
+            episode.reward[1:],
+            episode.obs[1:],
+            strict=True,
+        ):
+            after, earned, *_ = env.step(action)
+            np.testing.assert_array_equal(action, label)
+            np.testing.assert_allclose(obs, after, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(reward, earned, rtol=1e-5, atol=1e-5)
+    assert not np.array_equal(together[0].obs[1:], together[1].obs[1:])
+
+
+def test_a_batch_refuses_an_action_that_is_no_number() -> None:
+    episodes = BatchedEpisodes(MT30["cup-catch"], [1, 2])
+    with pytest.raises(InputError, match="an action of cup-catch is not finite"):
+        episodes.step(np.array([[0, 0], [0, np.nan]], np.float32))
 
 
 def test_states_are_observed_without_a_step() -> None:

@@ -280,7 +280,9 @@ def test_events_are_not_for_other_sites(port):
 def test_the_number_of_pages_is_bounded(port):
     pages: list = []
     until = time.monotonic() + 60
-    while len(pages) < VIEWERS:  # the server sees with its next message that an earlier page left
+    while (
+        len(pages) < VIEWERS
+    ):  # the server sees with its next message that an earlier page left
         connection, answer = _answer(port, "/events")
         if answer.status == 200:
             pages.append((connection, answer))

@@ -127,4 +127,5 @@ def _drive(
             streams=[(first, seed_number(task), k) for k in range(config.episodes)],
             noise=config.noise,
             labeller=labeller.load(table) if labeller else own,
+            batched=not any(source and source.in_simulator for source in (policy, labeller)),
         )

@@ -15,6 +15,7 @@ from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.configs import MatmulPrecision
 from tdmpc_opt.data.episodes import Episode
 from tdmpc_opt.schema import MT30, UNNAMED, Task, seed_number
+from tdmpc_opt.tasks.batched_suite import BatchedEpisodes
 from tdmpc_opt.tasks.environment import make_env
 
 Array = NDArray[np.float32]
@@ -61,6 +62,7 @@ def rollout(
     *,
     noise: float = 0.0,
     labeller: Policy | None = None,
+    batched: bool = False,
 ) -> list[Episode]:
     """Run one whole episode per seed, all in step with each other.
 
@@ -76,6 +78,8 @@ def rollout(
         noise: Standard deviation of Gaussian noise on its actions.
         labeller: Its actions are recorded as labels: another policy, or the acting one itself
             for its actions without the noise. None labels with NaN.
+        batched: Step the physics of all episodes of an MT30 task as one batch, which is several
+            times as fast and equal to rounding. Policies are then given no environments.
 
     Returns:
         Finished episodes in the order of the seeds.
@@ -85,17 +89,18 @@ def rollout(
         InputError: An environment of the user's whose results do not fit its spaces.
     """
     task = MT30[task] if isinstance(task, str) else task
-    envs = [make_env(task, seed) for seed in seeds]
+    together = BatchedEpisodes(task, seeds) if batched and not task.env else None
+    envs = [] if together else [make_env(task, seed) for seed in seeds]
     act = policy(task.name, streams, envs)
     label_of = None
     if labeller is not None and labeller is not policy:
         label_of = labeller(task.name, [(*stream, 2) for stream in streams], envs)
     disturbances = [np.random.default_rng((*stream, 1)) for stream in streams]
-    obs = np.stack([env.reset()[0] for env in envs])
-    nothing = np.full((len(envs), task.action_dim), np.nan, np.float32)
+    obs = together.first if together else np.stack([env.reset()[0] for env in envs])
+    nothing = np.full((len(seeds), task.action_dim), np.nan, np.float32)
     observations, actions, labels = [obs], [nothing], [nothing]
     rewards = [nothing[:, 0]]
-    rows, terminated = np.zeros(len(envs), int), np.zeros(len(envs), bool)
+    rows, terminated = np.zeros(len(seeds), int), np.zeros(len(seeds), bool)
     while not rows.all():
         action = clean = act(obs)
         if noise:
@@ -104,11 +109,16 @@ def rollout(
         label = clean if labeller is policy else nothing
         if label_of is not None:
             label = label_of(obs)
-        after, reward = obs.copy(), np.zeros(len(envs), np.float32)
-        for index in np.flatnonzero(rows == 0):
-            after[index], reward[index], ended, cut, _ = envs[index].step(action[index])
-            if ended or cut:
-                rows[index], terminated[index] = len(observations) + 1, ended
+        if together:
+            after, reward = together.step(action)
+            if len(observations) == task.episode_length:
+                rows[:] = len(observations) + 1
+        else:
+            after, reward = obs.copy(), np.zeros(len(envs), np.float32)
+            for index in np.flatnonzero(rows == 0):
+                after[index], reward[index], ended, cut, _ = envs[index].step(action[index])
+                if ended or cut:
+                    rows[index], terminated[index] = len(observations) + 1, ended
         obs = np.where(rows[:, None] == 0, after, obs)
         observations.append(after)
         actions.append(action)

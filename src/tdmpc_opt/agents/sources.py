@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 class PolicySource(ABC):
     """Describes a policy; worker processes receive it and load the policy themselves."""
 
+    in_simulator: ClassVar[bool] = False
+    """Whether it acts by the environments' own states instead of observations."""
     source: str
     """The text given to `open_source`."""
     mode: Mode = "policy"
@@ -155,6 +157,8 @@ def identify(text: str, tasks: TaskTable) -> Identity:
 class SimulatorSource(PolicySource):
     """Planning with the simulator's own dynamics."""
 
+    in_simulator = True
+
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Return the planner for these tasks."""
 
@@ -184,6 +188,8 @@ class SimulatorSource(PolicySource):
 
 class RandomSource(SimulatorSource):
     """Uniform actions."""
+
+    in_simulator = False
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Return random actions for these tasks."""

@@ -5,7 +5,7 @@ a `Physics`.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +14,9 @@ import mujoco
 import numpy as np
 from dm_control.suite import common
 from dm_control.utils import rewards
+from numpy.typing import NDArray
 
+from tdmpc_opt.errors import InputError
 from tdmpc_opt.schema import MT30, Task
 from tdmpc_opt.tasks import custom
 from tdmpc_opt.tasks.batched import Array, Batch, BatchedTask, Measure, own_batched_task
@@ -351,6 +353,50 @@ def suite_task(name: str) -> BatchedTask:
         read=partial(_read, target=domain.target),
         repeat=ACTION_REPEAT,
     )
+
+
+class BatchedEpisodes:
+    """Whole episodes of one MT30 task, stepped as one batch.
+
+    They start as environments with these seeds do, to the bit. Observations and rewards of a
+    step equal the environments' own to rounding.
+
+    Args:
+        task: One of the tasks of MT30.
+        seeds: Seed of each episode's start.
+    """
+
+    def __init__(self, task: Task, seeds: Sequence[int]) -> None:
+        self._task = suite_task(task.name)
+        env, starts, observations = DMControlEnv(task.name), [], []
+        for seed in seeds:
+            env.reseed(seed)
+            observations.append(env.reset()[0])
+            starts.append(self._task.current(env))
+        self._states, self._constants = (np.stack(part) for part in zip(*starts, strict=True))
+        self.first: NDArray[np.float32] = np.stack(observations)
+        """Observations [B, obs] at the start."""
+
+    def step(
+        self, actions: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Apply one action to each episode.
+
+        Args:
+            actions: In [-1, 1], [B, action].
+
+        Returns:
+            Observations [B, obs] and rewards [B].
+
+        Raises:
+            InputError: An action with NaN or infinity.
+        """
+        if not np.isfinite(actions).all():
+            raise InputError(f"an action of {self._task.task.name} is not finite")
+        self._states, obs, reward = self._task.step(
+            self._states, actions[:, None].astype(np.float64), self._constants
+        )
+        return obs[:, 0].astype(np.float32), reward[:, 0].astype(np.float32)
 
 
 def batched_task(task: Task) -> BatchedTask:

@@ -90,6 +90,13 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         """Seconds of a control step; an action lasts two."""
         return float(self._environment.control_timestep())
 
+    def reseed(self, seed: int) -> None:
+        """Let the next reset, without a seed, draw the start of an environment of this seed.
+
+        It takes a fraction of the time of a reset with the seed, which builds the model anew.
+        """
+        self._environment.task.random.seed(seed)
+
     @property
     def observation(self) -> NDArray[np.float64]:
         """Observation of the current state before it is rounded to float32."""
