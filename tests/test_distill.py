@@ -177,7 +177,7 @@ def test_planning_is_left_out_where_it_costs_more_than_all_else(tmp_path, monkey
     config = _config(tmp_path / "cheap", teachers=("mt30-1m",), tasks="cartpole-balance")
     seconds = {"policy": 1e-3, "planner": 1e-3}
     monkeypatch.setattr(
-        planning, "seconds_per_step", lambda sources, *_: seconds[sources[0].mode]
+        planning, "seconds_per_step", lambda sources, *_, **__: seconds[sources[0].mode]
     )
     assert plan(config).planned == ("cartpole-balance",)
     seconds["planner"] = 23.0
@@ -325,7 +325,7 @@ def test_a_zip_of_stable_baselines_is_a_teacher(tmp_path, monkeypatch):
 def test_the_time_of_measuring_is_not_an_action_of_the_student(tmp_path, monkeypatch):
     """Estimates once counted the seconds that the environment's measurement itself takes."""
 
-    def slow(*arguments):
+    def slow(*_, **__):
         time.sleep(1)
         return 0.001
 

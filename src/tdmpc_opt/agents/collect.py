@@ -7,7 +7,13 @@ from typing import Any
 
 from tdmpc_opt.agents.executor import choose_processes, run_parallel
 from tdmpc_opt.agents.rollout import rollout, threads
-from tdmpc_opt.agents.sources import Identity, PolicySource, RandomSource, open_source
+from tdmpc_opt.agents.sources import (
+    Identity,
+    PolicySource,
+    RandomSource,
+    batchable,
+    open_source,
+)
 from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
@@ -64,7 +70,9 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
     done = len(tasks) - len(work)
     workers = choose_processes(config.workers, config.ray)
     drivers = [policy] if labeller is None else [policy, labeller]
-    expected = estimate(drivers, dict.fromkeys(work, config.episodes), workers.count)
+    expected = estimate(
+        drivers, dict.fromkeys(work, config.episodes), workers.count, batched=True
+    )
     progress.update(done, len(tasks), f"processes: {workers}{expected}")
     drive = partial(_drive, config, policy, labeller)
     with ExitStack() as held:
@@ -127,5 +135,5 @@ def _drive(
             streams=[(first, seed_number(task), k) for k in range(config.episodes)],
             noise=config.noise,
             labeller=labeller.load(table) if labeller else own,
-            batched=not any(source and source.in_simulator for source in (policy, labeller)),
+            batched=batchable([policy, labeller] if labeller else [policy], task),
         )

@@ -89,7 +89,7 @@ def rollout(
         InputError: An environment of the user's whose results do not fit its spaces.
     """
     task = MT30[task] if isinstance(task, str) else task
-    together = BatchedEpisodes(task, seeds) if batched and not task.env else None
+    together = BatchedEpisodes(task, seeds) if batched else None
     envs = [] if together else [make_env(task, seed) for seed in seeds]
     act = policy(task.name, streams, envs)
     label_of = None

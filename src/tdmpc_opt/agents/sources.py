@@ -31,7 +31,7 @@ from tdmpc_opt.planning.presets import Preset, find_preset
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.runtime.agent import load as load_for_device
 from tdmpc_opt.runtime.onnx_file import is_onnx
-from tdmpc_opt.schema import MT30, UNNAMED, PlannerBudget, TaskTable
+from tdmpc_opt.schema import MT30, UNNAMED, PlannerBudget, Task, TaskTable
 from tdmpc_opt.tasks import choose_tasks
 
 Identity = dict[str, str | None]
@@ -139,6 +139,11 @@ def open_source(
         replan_every=replan_every,
         choose_engine=choose_engine,
     )
+
+
+def batchable(sources: Sequence[PolicySource], task: Task) -> bool:
+    """Return whether `rollout` can step the physics of their episodes as one batch."""
+    return not task.env and not any(source.in_simulator for source in sources)
 
 
 def identify(text: str, tasks: TaskTable) -> Identity:

@@ -6,45 +6,72 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tdmpc_opt.agents.rollout import threads
-from tdmpc_opt.agents.sources import PolicySource
+from tdmpc_opt.agents.sources import PolicySource, batchable
 from tdmpc_opt.progress import expected
 from tdmpc_opt.schema import Task, TaskTable
+from tdmpc_opt.tasks.batched_suite import BatchedEpisodes
 from tdmpc_opt.tasks.environment import make_env
 
 _MEASURED_STEPS = 21
 _MEASURED_SECONDS = 2.0
+_MEASURED_ROWS = 64
+_SLOW = 0.5  # seconds of a step from which it is not measured in batches
 
 
 def estimate(
-    sources: Sequence[PolicySource], episodes: Mapping[Task, int], workers: int
+    sources: Sequence[PolicySource],
+    episodes: Mapping[Task, int],
+    workers: int,
+    *,
+    batched: bool = False,
 ) -> str:
     """Return what `seconds_of` does as the end of a report; empty where Ray decides."""
-    return expected(seconds_of(sources, episodes, workers)) if episodes and workers else ""
+    known = episodes and workers
+    return expected(seconds_of(sources, episodes, workers, batched=batched)) if known else ""
 
 
 def seconds_of(
-    sources: Sequence[PolicySource], episodes: Mapping[Task, int], workers: int
+    sources: Sequence[PolicySource],
+    episodes: Mapping[Task, int],
+    workers: int,
+    *,
+    batched: bool = False,
 ) -> float:
-    """Return how long episodes take, in seconds, estimated from one step of the first task.
+    """Return how long episodes take, in seconds, estimated from some steps of the first task.
 
     `sources` act or label in each step; the tasks are shared by `workers` processes.
     """
-    seconds = seconds_per_step(sources, next(iter(episodes)))
-    steps = sum(each.episode_length * count for each, count in episodes.items())
+    task, count = next(iter(episodes.items()))
+    seconds = seconds_per_step(sources, task, count, batched=batched)
+    steps = sum(each.episode_length * number for each, number in episodes.items())
     return seconds * steps / min(workers, len(episodes))
 
 
-def seconds_per_step(sources: Sequence[PolicySource], task: Task, episodes: int = 1) -> float:
-    """Return the seconds of one step of a task on one thread, and of an action of each source.
+def seconds_per_step(
+    sources: Sequence[PolicySource], task: Task, episodes: int, *, batched: bool = False
+) -> float:
+    """Return the seconds of a step of one of some episodes that are driven in step.
 
-    The first source drives. `episodes` that are driven in step divide the time of an action.
+    It counts an action of each source, of which the first drives, and the environment.
+    `batched` states that the physics is stepped as `rollout` does with that argument.
     """
+    alone = _measured(sources, task, 1, batched=False)
+    rows = min(episodes, _MEASURED_ROWS)
+    if alone > _SLOW or rows == 1:  # planning takes as long for each row
+        return alone
+    return _measured(sources, task, rows, batched=batched and batchable(sources, task))
+
+
+def _measured(
+    sources: Sequence[PolicySource], task: Task, rows: int, *, batched: bool
+) -> float:
     env = make_env(task, 0)
-    obs = np.repeat(env.reset()[0][None], episodes, axis=0)
+    together = BatchedEpisodes(task, range(rows)) if batched else None
+    obs = together.first if together else np.repeat(env.reset()[0][None], rows, axis=0)
     with threads(1):
-        streams = [(number,) for number in range(episodes)]
+        streams = [(number,) for number in range(rows)]
         acts = [
-            source.load(TaskTable((task,)))(task.name, streams, [env] * episodes)
+            source.load(TaskTable((task,)))(task.name, streams, [env] * rows)
             for source in sources
         ]
         seconds, begin = list[float](), time.perf_counter()
@@ -56,8 +83,12 @@ def seconds_per_step(sources: Sequence[PolicySource], task: Task, episodes: int 
             start = time.perf_counter()
             actions = [act(obs) for act in acts]
             acted = time.perf_counter()
+            if together:
+                together.step(actions[0])
+                seconds.append((time.perf_counter() - start) / rows)
+                continue
             _, _, terminated, truncated, _ = env.step(actions[0][0])
-            seconds.append((acted - start) / episodes + time.perf_counter() - acted)
+            seconds.append((acted - start) / rows + time.perf_counter() - acted)
             if terminated or truncated:
                 env.reset()
     env.close()

@@ -24,6 +24,7 @@ from tdmpc_opt.files import alone, parse_json, refuse_overwrite, written
 from tdmpc_opt.pipeline.plan import (
     NOISES,
     PRESET,
+    ROUND_NOISE,
     SCORE_EPISODES,
     TRIAL_EPISODES,
     Plan,
@@ -216,6 +217,7 @@ class _Pipeline:
             "updates": self._plan.round_updates,
             "rounds": self._plan.rounds,
             "episodes": self._plan.round_episodes,
+            "noise": ROUND_NOISE,
             "on_policy_share": ON_POLICY_SHARE,
             "start": str(model),
             "teacher": self._team,

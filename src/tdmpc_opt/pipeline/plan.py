@@ -35,13 +35,15 @@ from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.files import alone, parse_json, refuse_overwrite, repairable, require_same
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.schema import Task, TaskTable, model_config
+from tdmpc_opt.schema import TaskTable, model_config
 from tdmpc_opt.tasks import choose_tasks
 from tdmpc_opt.training.step import build_learner, train_step
 
 DEFAULT_UPDATES = 45_000
 NOISES = (0.0, 0.2, 0.5)
 """Standard deviations of the noise of the teacher's episodes."""
+ROUND_NOISE = 0.2
+"""The same of the student's episodes: a student that stands still sees one state all along."""
 TRIAL_EPISODES = 3
 SCORE_EPISODES = 10
 PRESET = "realtime"
@@ -55,8 +57,6 @@ _MOST_FOR_PLANS = 2.0
 """Times the duration without plans that labels by planning may make of the whole."""
 _MOST_UPDATES = 10_000_000
 _MEASURED_CALLS = 3
-_SLOW = 0.5
-"""Seconds of a step from which it is not measured in batches."""
 _SECONDS_OF_EXPORTS = 60.0
 _NEEDED = {
     "onnx": "export",
@@ -232,10 +232,14 @@ class _Speeds:
                 name for name, (other, _) in teachers.items() if other.source == assigned.source
             ]
             task = tables[own[0]].tasks[0]
-            self._policy |= dict.fromkeys(own, _seconds_of(source, task))
+            self._policy |= dict.fromkeys(
+                own, seconds_per_step([source], task, SCORE_EPISODES, batched=True)
+            )
             if isinstance(source, CheckpointSource) and source.plans():
                 plans = replace(source, mode="planner", preset=PRESET)
-                self._planner |= dict.fromkeys(own, _seconds_of(plans, task))
+                self._planner |= dict.fromkeys(
+                    own, seconds_per_step([plans], task, SCORE_EPISODES)
+                )
         self._workers = min(choose_processes(config.workers).count, len(teachers))
         progress.update(len(teachers), len(teachers), "measuring updates")
         tasks = TaskTable(tuple(table.tasks[0] for table in tables.values()))
@@ -312,12 +316,6 @@ class _Speeds:
         return 4 * (steps * numbers + states * self._parameters)
 
 
-def _seconds_of(source: PolicySource, task: Task) -> float:
-    """Measure a step, in the batches that a collection drives unless that takes long."""
-    alone = seconds_per_step([source], task)
-    return alone if alone > _SLOW else seconds_per_step([source], task, SCORE_EPISODES)
-
-
 def _schedule(updates: int) -> dict[str, int]:
     """Return how a number of updates is divided, and the episodes for them.
 
@@ -331,7 +329,7 @@ def _schedule(updates: int) -> dict[str, int]:
         "rounds": rounds,
         "round_updates": each,
         "episodes": min(100, max(1, updates // 100), 14 + updates // 500),
-        "round_episodes": min(16, max(1, updates // 200), 3 + updates // 3000),
+        "round_episodes": min(40, max(1, updates // 200), 3 + updates // 1000),
     }
 
 
@@ -360,12 +358,14 @@ def _measure_student(config: DistillConfig, tasks: TaskTable) -> tuple[float, fl
         learner = build_learner(fabric, model, settings)
         update = _mean_seconds(lambda: train_step(learner, batch, labelled))
     with torch.no_grad(), threads(1):
-        obs, task = batch.obs[0, :1], batch.task[:1]
-        action = _mean_seconds(
-            lambda: model.policy(model.encode(obs, task), task, batch.action[0, :1])
+        obs, noise, task = (
+            each[:SCORE_EPISODES] for each in (batch.obs[0], batch.action[0], batch.task)
         )
-    env = seconds_per_step([RandomSource(source="random")], tasks.tasks[0])
-    return update, env + action, parameters
+        action = _mean_seconds(lambda: model.policy(model.encode(obs, task), task, noise))
+    env = seconds_per_step(
+        [RandomSource(source="random")], tasks.tasks[0], SCORE_EPISODES, batched=True
+    )
+    return update, env + action / SCORE_EPISODES, parameters
 
 
 def _mean_seconds(call: Callable[[], object]) -> float:

@@ -149,7 +149,7 @@ def _expected(config: DaggerConfig, tasks: TaskTable, rounds: int) -> str:
                 config.start, mode=mode, names=config.tasks, preset=_PLANNER_PRESET
             )
             count = dict.fromkeys(tasks.tasks, episodes)
-            seconds += seconds_of([driver, label], count, workers)
+            seconds += seconds_of([driver, label], count, workers, batched=True)
     seconds += config.updates * seconds_per_update(_training(config, config.updates))
     return expected(rounds * seconds)
 
