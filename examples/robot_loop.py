@@ -1,11 +1,13 @@
 """A control loop at a fixed rate, for a robot or, to try it, the simulator.
 
-    python examples/robot_loop.py walk.onnx walker-walk --rate 20
-    your-driver | python examples/robot_loop.py walk.onnx walker-walk --source stdin --rate 20
+    python examples/robot_loop.py walk.onnx walker-walk
+    your-driver | python examples/robot_loop.py walk.onnx walker-walk --source stdin
 
 The source `stdin` reads an observation a line and writes an action a line to stdout: connect it
-to the program that talks to the robot. Where an observation is invalid or late, or an action is
-late, the last action is sent again (`--on-invalid hold`), or zeros (`--on-invalid zero`).
+to the program that talks to the robot. The rate is that of the file's contract, unless `--rate`
+names another; Ctrl-C or SIGTERM ends the loop. Where an observation is invalid or late, or an
+action is late, the last action is sent again (`--on-invalid hold`), or zeros (`--on-invalid
+zero`).
 `--log loop.mcap` (`pip install "tdmpc-opt[log]"`) writes a file that Foxglove and Rerun open.
 The runtime needs neither torch nor the simulator.
 """
@@ -14,16 +16,17 @@ import argparse
 import json
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from tdmpc_opt.errors import InputError, MissingDependencyError, TdmpcOptError
 from tdmpc_opt.runtime import Agent, load
 from tdmpc_opt.runtime.contract import OnInvalid
 
@@ -81,17 +84,23 @@ class Lines:
 
     def write(self, action: np.ndarray) -> None:
         """Send an action, in [-1, 1]."""
-        sys.stdout.write(" ".join(f"{number:.9g}" for number in action) + "\n")
-        sys.stdout.flush()
+        line = " ".join(f"{number:.9g}" for number in action) + "\n"
+        os.write(sys.stdout.fileno(), line.encode())
 
 
 class Log:
     """Steps of the loop as JSON messages of an MCAP file."""
 
-    def __init__(self, file: BinaryIO, stack: ExitStack) -> None:
-        from mcap.writer import Writer
-
-        self._writer = Writer(file)
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        try:
+            from mcap.writer import Writer
+        except ModuleNotFoundError:
+            raise MissingDependencyError(
+                'the log needs mcap: pip install "tdmpc-opt[log]"'
+            ) from None
+        if path.suffix != ".mcap":
+            raise InputError(f"a log is an MCAP file; name it {path.stem}.mcap, not {path}")
+        self._writer = Writer(stack.enter_context(path.open("wb")))
         self._writer.start()
         stack.callback(self._writer.finish)
         numbers = {"type": "array", "items": {"type": "number"}}
@@ -153,23 +162,39 @@ def control(
             time.sleep(max(0.0, tick - time.perf_counter()))
 
 
+def rate_of(agent: Agent, task: str, given: float | None) -> float:
+    """Return the actions a second: those that were asked for, or the contract's."""
+    contract = agent.contract(task)
+    rate = given if given is not None or contract is None else contract.rate_hz
+    if rate is None:
+        raise InputError(f"the file does not state the rate of {task}; name it with --rate")
+    if not 0.01 <= rate <= 10_000:
+        raise InputError(f"--rate must be in 0.01..10000 actions a second, got {rate:g}")
+    return rate
+
+
 def main() -> None:
     """Run the loop and print what became of the deadlines."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("file", help="what tdmpc_opt.runtime.load takes")
     parser.add_argument("task")
     parser.add_argument("--source", choices=("simulator", "stdin"), default="simulator")
-    parser.add_argument("--rate", type=float, default=50.0, help="actions a second")
+    parser.add_argument("--rate", type=float, help="actions a second; else the contract's")
     parser.add_argument("--on-invalid", choices=("hold", "zero"), default="hold")
     parser.add_argument("--log", help="MCAP file to write")
     given = parser.parse_args()
-    source = Simulator(given.task) if given.source == "simulator" else Lines()
-    with ExitStack() as stack:
-        log = None
-        if given.log:
-            log = Log(stack.enter_context(Path(given.log).open("wb")), stack)
-        agent, period = load(given.file), 1 / given.rate
-        steps = list(control(agent, given.task, source, period, log, given.on_invalid))
+    steps = []
+    try:
+        with ExitStack() as stack, suppress(KeyboardInterrupt):
+            agent = load(given.file)
+            period = 1 / rate_of(agent, given.task, given.rate)
+            source = Simulator(given.task) if given.source == "simulator" else Lines()
+            log = Log(Path(given.log), stack) if given.log else None
+            steps.extend(control(agent, given.task, source, period, log, given.on_invalid))
+        if not steps:
+            raise InputError("the source ended before its first observation")
+    except (OSError, TdmpcOptError) as error:
+        sys.exit(f"robot_loop.py: {error}")
     median, slow = np.quantile([ms for ms, _ in steps], [0.5, 0.99])
     missed = sum(missed for _, missed in steps)
     result = f"return {source.total:.1f}; " if isinstance(source, Simulator) else ""
@@ -180,4 +205,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

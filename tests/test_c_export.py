@@ -48,10 +48,11 @@ def _rows(task: str, steps: int = 20) -> np.ndarray:
     return np.stack(rows)
 
 
-def _answers(program: Path, lines: list[str], *arguments: str) -> list[str]:
+def _answers(program: Path, lines: list[str], task: str, status: int = 0) -> list[str]:
     done = subprocess.run(
-        [program, *arguments], input="".join(lines), capture_output=True, text=True, check=True
+        [program, task], input="".join(lines), capture_output=True, text=True, check=False
     )
+    assert done.returncode == status
     return done.stdout.splitlines()
 
 
@@ -82,20 +83,31 @@ def test_the_built_program_acts_as_torch_in_each_task(program, checkpoint_file):
 def test_the_built_program_answers_bad_lines_with_one_error_each(program):
     good = "0 1 0 0 0\n"
     bad = ["nan 1 0 0 0\n", "1e16 1 0 0 0\n", "1 2 3 4\n", "1 2 3 4 5 6\n", "a b c d e\n"]
-    bad += ["1 " * 1000 + "\n", "1 2\0 3 4 5\n", "0 1 0 0 0\0\n"]
-    answers = _answers(program, [good, *bad, good.strip()], TASK)
-    assert len(answers) == 10
+    bad += ["1 " * 1000 + "\n", "1 2\0 3 4 5\n", "0 1 0 0 0\0\n", "\n"]
+    answers = _answers(program, [good, *bad, good.strip()], TASK, status=1)
+    assert len(answers) == 11
     assert answers[0] == answers[-1]
     assert -1 <= float(answers[0]) <= 1
     invalid = "error: the observation contains NaN, infinity or a number above 1e15"
     assert answers[1:3] == [invalid] * 2
-    assert answers[3:9] == ["error: a line needs 5 numbers"] * 6
+    assert answers[3:10] == ["error: a line needs 5 numbers"] * 7
 
 
-def test_the_built_program_lists_its_tasks_where_none_is_named(program):
-    done = subprocess.run([program], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("words", [[], ["cartpole"], [TASK, TASK]])
+def test_the_built_program_lists_its_tasks_where_none_of_them_is_named(program, words):
+    done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "tasks: pendulum-swingup cartpole-balance" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_program_of_one_task_takes_no_other_name_and_reports_a_full_disk(tmp_path):
+    program = _built(_exported(tmp_path / "c", "mt30-1m", task=TASK))
+    assert _answers(program, ["0 1 0 0 0\n"], TASK)
+    assert _answers(program, ["0 1 0 0 0\n"], "walker-walk", status=2) == []
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([program], input=b"0 1 0 0 0\n", stdout=full, check=False)
+    assert done.returncode == 1
 
 
 def test_the_source_uses_no_heap_and_no_global_state(two_tasks, tmp_path):
@@ -156,8 +168,33 @@ def test_a_machine_without_a_compiler_is_named(tmp_path, checkpoint_file, monkey
 def test_c_has_no_fp16_and_no_planner(tmp_path, checkpoint_file):
     with pytest.raises(InputError, match="C has no portable fp16; take --format fp32 or int8"):
         _exported(tmp_path / "c", str(checkpoint_file), format="fp16")
-    with pytest.raises(InputError, match="c files hold the policy; add --policy-only"):
-        ExportConfig(checkpoint="x", output=tmp_path, target="c")
+    for options, message in (
+        ({}, "c files hold the policy; add --policy-only"),
+        (
+            {"policy_only": True, "opset": 20},
+            "`opset` and `ir_version` are for ONNX files, not c",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            ExportConfig(checkpoint="x", output=tmp_path, target="c", **options)
+
+
+def test_the_loop_of_the_page_compiles_with_the_header(two_tasks, tmp_path):
+    page = Path(__file__).parents[1] / "docs" / "deploy.md"
+    (source,) = re.findall(r"^```c\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    renamed = source.replace("walker_walk", "tiny").replace("WALKER_WALK", "TINY")
+    (tmp_path / "loop.c").write_text(renamed)
+    command = [
+        "cc",
+        "-std=c99",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fsyntax-only",
+        "-I",
+        two_tasks,
+    ]
+    subprocess.run([*command, tmp_path / "loop.c"], check=True)
 
 
 @pytest.mark.slow

@@ -211,7 +211,7 @@ class _Clock:
         return self.now
 
 
-def test_a_deadline_cuts_a_plan_and_is_counted(planner):
+def test_a_deadline_cuts_a_plan_and_is_counted(planner, unchecked):
     clock = _Clock()
     agent, obs = load(planner[0], clock=clock), _observations("pendulum-swingup")[0]
     clock.step = 0.002
@@ -229,9 +229,11 @@ def test_a_deadline_cuts_a_plan_and_is_counted(planner):
     assert (agent.iterations, agent.deadlines) == (3, 3)
     with pytest.raises(InputError, match="deadline_ms must be above 0, got -1"):
         agent.act(obs, "pendulum-swingup", deadline_ms=-1.0)
+    with pytest.raises(InputError, match="deadline_ms must be a number, got 'soon'"):
+        agent.act(obs, "pendulum-swingup", deadline_ms="soon")
 
 
-def test_plans_start_warm_until_the_reset_and_follow_the_generator(planner):
+def test_plans_start_warm_until_the_reset_and_follow_the_generator(planner, unchecked):
     agent, obs = load(planner[0]), _observations("cartpole-balance")[:3]
     rngs = [np.random.default_rng(2) for _ in range(3)]
     first = agent.act(obs, "cartpole-balance", generator=rngs[0])
@@ -242,6 +244,10 @@ def test_plans_start_warm_until_the_reset_and_follow_the_generator(planner):
     assert not np.array_equal(first, warm)
     assert first.shape == (3, 1)
     assert np.abs(first).max() <= 1
+    with pytest.raises(
+        InputError, match="a generator is an object of numpy's Generator, got 0"
+    ):
+        agent.act(obs, "cartpole-balance", generator=0)
 
 
 def test_a_plan_may_serve_for_several_steps(folder, planner):
@@ -341,12 +347,13 @@ BAD_INPUT = [
     (np.zeros(8), "cup-cach", "unknown task 'cup-cach'; did you mean cup-catch"),
     (np.zeros(8), None, "name a task; known: walker-stand, "),
     (np.zeros(8), 99, r"task ids must be in 0\.\.3, got 99"),
+    (np.zeros(8), True, "a task is a name or an id, got True"),
 ]
 
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors", "onnx"])
 @pytest.mark.parametrize(("obs", "task", "message"), BAD_INPUT)
-def test_every_runtime_refuses_bad_input_in_the_same_words(kind, obs, task, message, policy):
+def test_every_runtime_refuses_bad_input_in_the_same_words(kind, obs, task, message, policy, unchecked):
     if kind == "torch":
         agent = load_agent("demo-teacher", mode="policy")
     else:
@@ -407,8 +414,6 @@ def test_what_this_machine_or_file_has_not_is_refused(policy, planner, monkeypat
     with pytest.raises(InputError, match="has the planner preset full, not realtime; export"):
         load(planner[0], preset="realtime")
     load(planner[0], preset="full")
-    with pytest.raises(InputError, match="threads must be at least 1, got 0"):
-        load(policy[0], threads=0)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r'pip install "tdmpc-opt\[runtime\]"'):
         load(policy[0])

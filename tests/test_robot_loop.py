@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -38,8 +39,9 @@ class _Rows:
 
 def test_an_observation_with_nan_or_of_a_wrong_width_keeps_the_last_action(loop):
     agent, good = load("mt30-1m"), np.array([1.0, 0.0, 0.5], np.float32)
+    agent.act(good, TASK)  # the first action takes longer
     source = _Rows([good, good * np.nan, good[:2], -good], loop.END)
-    steps = list(loop.control(agent, TASK, source, 0.05, None))
+    steps = list(loop.control(agent, TASK, source, 0.5, None))
     assert [missed for _, missed in steps] == [False, True, True, False]
     first, *held, last = source.actions
     np.testing.assert_array_equal(first, agent.act(good, TASK))
@@ -86,6 +88,51 @@ def _started(*options: str) -> subprocess.Popen[str]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command += ["--source", "stdin", "--rate", "20", *options]
     return subprocess.Popen(command, text=True, bufsize=1, **pipes)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing.onnx", TASK], "cannot read nothing.onnx"),
+        (["mt30-1m", "walker"], "unknown task 'walker'; did you mean walker-"),
+        (["mt30-1m", TASK, "--rate", "nan"], "--rate must be in 0.01..10000 actions a second"),
+        (["mt30-1m", TASK, "--log", "model.onnx"], "name it model.mcap, not model.onnx"),
+        (["mt30-1m", TASK, "--log", "nowhere/log.mcap"], "No such file or directory"),
+    ],
+)
+def test_the_loop_refuses_what_it_cannot_run_in_one_line(
+    loop, words, message, monkeypatch, tmp_path
+):
+    pytest.importorskip("mcap", reason="the log needs mcap")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["robot_loop.py", *words, "--source", "stdin"])
+    with pytest.raises(SystemExit, match=message) as stopped:
+        loop.main()
+    assert "\n" not in str(stopped.value)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_rate_is_that_of_the_contract_unless_another_is_named(loop):
+    agent = load("mt30-1m")
+    assert loop.rate_of(agent, TASK, None) == agent.contract(TASK).rate_hz == 25
+    assert loop.rate_of(agent, TASK, 10.0) == 10
+
+
+def test_a_source_without_an_observation_is_an_error_and_ctrl_c_ends_the_loop():
+    with _started() as run:
+        _, err = run.communicate("", timeout=60)
+    assert (run.returncode, err) == (
+        1,
+        "robot_loop.py: the source ended before its first observation\n",
+    )
+    for end in (signal.SIGINT, signal.SIGTERM):
+        with _started() as run:
+            run.stdin.write("1 0 0.5\n")
+            run.stdout.readline()
+            run.send_signal(end)
+            _, err = run.communicate(timeout=60)
+        assert run.returncode == 0, err
+        assert "actions were late" in err
 
 
 def test_the_loop_acts_on_the_newest_line_without_torch_and_logs_what_foxglove_opens(tmp_path):

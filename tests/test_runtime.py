@@ -1,4 +1,5 @@
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from tdmpc_opt.compression.extract import one_task, policy_only
 from tdmpc_opt.errors import (
     CheckpointError,
     InputError,
+    MissingDependencyError,
     NonFiniteError,
     TdmpcOptError,
     UnknownTaskError,
@@ -117,12 +119,14 @@ def test_one_task_agents_plan_as_the_whole_one(tmp_path: Path) -> None:
     torch.testing.assert_close(actions[0], actions[1], atol=1e-6, rtol=0)
 
 
-def test_bad_input_is_refused_in_one_line() -> None:
+def test_bad_input_is_refused_in_one_line(unchecked: None) -> None:
     agent = load(TEACHER)
-    cases: list[tuple[type[TdmpcOptError], str, np.ndarray, str | int | None]] = [
+    cases: list[tuple[type[TdmpcOptError], str, np.ndarray, Any]] = [
         (UnknownTaskError, "did you mean cup-catch", np.zeros(8), "cup-cach"),
         (UnknownTaskError, "name a task; known: ", np.zeros(8), None),
         (UnknownTaskError, r"task ids must be in 0\.\.", np.zeros(8), 99),
+        (UnknownTaskError, "a task is a name or an id, got 1.0", np.zeros(8), 1.0),
+        (UnknownTaskError, "a task is a name or an id, got list", np.zeros(8), ["cup-catch"]),
         (
             InputError,
             r"have 8 \(or padded to 24\) numbers; got shape \[9\]",
@@ -186,6 +190,29 @@ def test_a_model_folder_is_read_by_its_weights(tmp_path: Path) -> None:
     task = load(TEACHER).tasks.names[0]
     obs = _observations(task)
     np.testing.assert_array_equal(load(folder).act(obs, task), load(TEACHER).act(obs, task))
+
+
+def test_an_onnxruntime_that_would_crash_is_named_before_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Releases before 1.19 end the process with numpy 2."""
+    (tmp_path / "__init__.py").write_text('__version__ = "1.16.3"\n')
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x08")
+    spec = importlib.util.spec_from_file_location("onnxruntime", tmp_path / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
+    monkeypatch.setattr(np, "__version__", "2.4.6")
+    message = r'1\.16 was built for numpy 1 and crashes with numpy 2\.4\.6; run: .*"numpy<2"'
+    with pytest.raises(MissingDependencyError, match=message):
+        load(tmp_path / "model.onnx")
+    monkeypatch.setattr(np, "__version__", "1.26.4")
+    with pytest.raises(CheckpointError, match="is damaged, or not an ONNX file"):
+        load(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("threads", [0, 1025])
+def test_a_number_of_threads_that_no_machine_needs_is_refused(threads: int) -> None:
+    with pytest.raises(InputError, match=rf"threads must be in 1\.\.1024, got {threads}"):
+        load(TEACHER, threads)
 
 
 def test_missing_and_truncated_files_are_refused(tmp_path: Path) -> None:

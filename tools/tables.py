@@ -38,6 +38,8 @@ COMMANDS = {
     "bench-distill": "python benchmarks/training_throughput.py --teacher 48 "
     "--output results/bench-distill.json",
     "bench-microcontroller": "python benchmarks/microcontroller.py",
+    "export-parity": "python benchmarks/export_parity.py",
+    "hostile-messages": "nice -n 19 python benchmarks/hostile_messages.py",
     "bench-evaluation": "python benchmarks/evaluation_throughput.py --checkpoint FILE",
     "bench-runtime-footprint": "python benchmarks/runtime_footprint.py --task walker-walk "
     "--files policy.onnx planner.onnx",
@@ -743,6 +745,27 @@ def device_latency() -> str:
     trip = content["server"]["ms_p50"]
     rows.append(("server, a policy's round trip", f"{trip * 1000:,.0f}", f"{1000 / trip:,.0f}"))
     return _table("engine, microseconds an action, actions a second", rows)
+
+
+def export_parity() -> str:
+    """Return how far the actions of exported files are from those of torch."""
+    head = (
+        "file, observations, largest difference, 9 of 10 within, torch's own fp32, mean cosine"
+    )
+    rows = [
+        (
+            name.replace(",", ""),
+            found["rows"],
+            f"{found['max_error']:.1e}",
+            "-"
+            if found["judged_error"] == found["max_error"]
+            else f"{found['judged_error']:.1e}",
+            f"{found['torch_error']:.1e}" if found["torch_error"] else "-",
+            f"{found['cosine']:.6f}",
+        )
+        for name, found in _read("export-parity")["files"].items()
+    ]
+    return _table(head, rows)
 
 
 def _ran(found: Json) -> str:

@@ -1,11 +1,11 @@
 // Runs an exported policy: a line of observations in, a line of actions out.
 //
-//   policy FILE.onnx [TASK_ID]
+//   policy FILE.onnx [TASK]
 //
-// A file of one task (tdmpc-opt export --policy-only --task NAME) needs no id. A line has the
-// numbers of one observation, separated by spaces; the answer has the actions in [-1, 1],
-// padded to the widest task's where the file has several. To a line that cannot be acted on, such
-// as one with a NaN of a sensor, the answer is `error: ` and the reason, and the next line is read.
+// A file of one task (tdmpc-opt export --policy-only --task NAME) needs no name. A line has the
+// numbers of one observation, separated by spaces; the answer has the actions in [-1, 1]. To a
+// line that cannot be acted on, such as one with a NaN of a sensor, the answer is `error: ` and
+// the reason, the next line is read, and the program returns 1 at the end.
 
 #include <onnxruntime_cxx_api.h>
 
@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <iostream>
+#include <regex>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -30,14 +31,27 @@ std::string metadata(const Ort::Session& session, const char* key) {
   return value ? value.get() : "";
 }
 
-// How many numbers an observation of each task has, as the records of the tasks state.
-std::vector<std::size_t> widths(const Ort::Session& session) {
-  const std::string records = metadata(session, "tasks"), key = "\"obs_dim\": ";
-  std::vector<std::size_t> found;
-  for (auto at = records.find(key); at != std::string::npos; at = records.find(key, at + 1)) {
-    found.push_back(std::strtoull(records.c_str() + at + key.size(), nullptr, 10));
+struct Task {
+  std::int64_t id;
+  std::size_t obs, actions;  // numbers of an observation and of an action
+};
+
+// The task of a name among those of the file's table; one task needs no name.
+Task find_task(const std::string& table, const char* name) {
+  static const std::regex entry(
+      R"re("name": "([^"]*)", "obs_dim": (\d+), "action_dim": (\d+))re");
+  std::vector<Task> fitting;
+  std::string known;
+  std::int64_t id = 0;
+  for (std::sregex_iterator it(table.begin(), table.end(), entry), end; it != end; ++it, ++id) {
+    const std::smatch& found = *it;
+    known += ' ' + found[1].str();
+    if (name == nullptr || found[1] == name) {
+      fitting.push_back({id, std::stoul(found[2]), std::stoul(found[3])});
+    }
   }
-  return found;
+  if (fitting.size() != 1) throw std::runtime_error("name one of the tasks:" + known);
+  return fitting[0];
 }
 
 class Policy {
@@ -46,24 +60,12 @@ class Policy {
     if (metadata(session_, "format") != "tdmpc-opt" || metadata(session_, "kind") != "policy") {
       throw std::runtime_error("not a policy of tdmpc-opt; write one with --policy-only");
     }
-    const bool several = session_.GetInputCount() == 2;
-    if (several != (task != nullptr)) {
-      throw std::runtime_error(several ? "this file has several tasks; name an id"
-                                       : "this file has one task; leave out the id");
-    }
-    const std::vector<std::size_t> all = widths(session_);
-    char* end = nullptr;
-    const std::uint64_t id = several ? std::strtoull(task, &end, 10) : 0;
-    if (id >= all.size() || (several && (end == task || *end != '\0'))) {
-      throw std::runtime_error("ids of tasks are 0 to " + std::to_string(all.size() - 1));
-    }
-    if (several) task_ = {static_cast<std::int64_t>(id)};
-    width_ = all[id];
+    task_ = find_task(metadata(session_, "tasks"), task);
   }
 
   std::vector<float> act(std::vector<float>& obs) {
-    if (obs.size() != width_) {  // a graph of several tasks would pad or cut it
-      throw std::runtime_error("a line needs " + std::to_string(width_) + " numbers");
+    if (obs.size() != task_.obs) {
+      throw std::runtime_error("a line needs " + std::to_string(task_.obs) + " numbers");
     }
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     const std::array<std::int64_t, 2> shape = {1, static_cast<std::int64_t>(obs.size())};
@@ -71,16 +73,19 @@ class Policy {
     std::vector<Ort::Value> inputs;
     inputs.push_back(Ort::Value::CreateTensor<float>(memory, obs.data(), obs.size(),
                                                      shape.data(), shape.size()));
-    if (!task_.empty()) {
-      inputs.push_back(Ort::Value::CreateTensor<std::int64_t>(memory, task_.data(), 1,
+    if (session_.GetInputCount() == 2) {
+      inputs.push_back(Ort::Value::CreateTensor<std::int64_t>(memory, &task_.id, 1,
                                                               rows.data(), rows.size()));
     }
     const std::array<const char*, 2> names = {"obs", "task"};
     const std::array<const char*, 1> wanted = {"action"};
     const auto outputs = session_.Run(Ort::RunOptions{nullptr}, names.data(), inputs.data(),
                                       inputs.size(), wanted.data(), wanted.size());
+    if (outputs[0].GetTensorTypeAndShapeInfo().GetElementCount() < task_.actions) {
+      throw std::runtime_error("the file is damaged: its action is too short");
+    }
     const float* action = outputs[0].GetTensorData<float>();
-    return {action, action + outputs[0].GetTensorTypeAndShapeInfo().GetElementCount()};
+    return {action, action + task_.actions};
   }
 
  private:
@@ -91,8 +96,7 @@ class Policy {
   }
 
   Ort::Session session_;
-  std::vector<std::int64_t> task_;
-  std::size_t width_ = 0;
+  Task task_;
 };
 
 // Above this, sums of squares in the network overflow, as tdmpc_opt.runtime knows too.
@@ -140,9 +144,10 @@ std::string one_line(std::string text) {
 
 int main(int count, char** arguments) {
   if (count < 2 || count > 3) {
-    std::cerr << "policy FILE.onnx [TASK_ID]\n";
+    std::cerr << "policy FILE.onnx [TASK]\n";
     return 2;
   }
+  int status = 0;
   try {
     Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "policy");
     Policy policy(env, arguments[1], count == 3 ? arguments[2] : nullptr);
@@ -151,11 +156,13 @@ int main(int count, char** arguments) {
         std::cout << answer(policy, line) << std::endl;
       } catch (const std::exception& error) {
         std::cout << "error: " << one_line(error.what()) << std::endl;
+        status = 1;
       }
+      if (!std::cout) throw std::runtime_error("cannot write the actions");
     }
   } catch (const std::exception& error) {
     std::cerr << "policy: " << error.what() << '\n';
     return 1;
   }
-  return 0;
+  return status;
 }

@@ -8,6 +8,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -57,7 +58,7 @@ class Task:
         return min(max((fraction - 1) / fraction, 0.95), 0.995)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TaskTable:
     """An ordered set of tasks; a task's position is its id and row of the task embedding."""
 
@@ -66,7 +67,7 @@ class TaskTable:
     def __len__(self) -> int:
         return len(self.tasks)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Task names in id order."""
         return tuple(task.name for task in self.tasks)
@@ -98,6 +99,7 @@ class TaskTable:
         """
         if name in self.names:
             return self.names.index(name)
+        name = name[:100]  # comparing takes long where a message has a million characters
         near = difflib.get_close_matches(name.replace("_", "-"), self.names, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(self.names)}"
         raise UnknownTaskError(f"unknown task {name!r}; {hint}")

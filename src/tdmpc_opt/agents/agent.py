@@ -22,6 +22,7 @@ from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime.contract import (
     OnInvalid,
     check_action,
+    check_generators,
     check_observation,
     check_on_invalid,
     check_shape,
@@ -218,9 +219,9 @@ class Agent(ControlLoop):
 
     def _one_task(self, task: TaskArgument) -> int | None:
         """Return the id of the task of all rows; None where each row has one."""
-        if task is None or isinstance(task, str):
+        if task is None or isinstance(task, str | int | np.integer):
             return task_id(self.tasks, task)
-        return task_id(self.tasks, int(task)) if isinstance(task, int | np.integer) else None
+        return None
 
     def _task_ids(self, task: Any, rows: int) -> Int[Tensor, " batch"]:
         """Return the id of each row."""
@@ -251,11 +252,11 @@ def _array(action: Tensor) -> NDArray[np.float32]:
 
 
 def _per_row(generator: Generators, rows: int) -> list[torch.Generator | None]:
-    if generator is None or isinstance(generator, torch.Generator):
-        return [generator] * rows
-    if len(generator) != rows:
-        raise InputError(f"{rows} observations need as many generators, got {len(generator)}")
-    return list(generator)
+    if generator is None:
+        return [None] * rows
+    found = list(generator) if isinstance(generator, Sequence) else [generator] * rows
+    check_generators(found, rows, torch.Generator)
+    return found
 
 
 def best_device(name: str = "auto") -> torch.device:

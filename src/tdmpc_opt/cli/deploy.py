@@ -131,9 +131,12 @@ def _serve(config: configs.ServeConfig, terminal: Terminal) -> None:
 
     asyncio.run(server.run(config.host, config.port, started))
     counts = server.statistics
+    took = (
+        f"; an answer took {counts['ms_p50']:.2f} ms, 99 of 100 at most {counts['ms_p99']:.2f}"
+    )
     terminal.print(
-        f"stopped after {counts['answers']:,} answers and {counts['errors']:,} errors; an "
-        f"answer took {counts['ms_p50']:.2f} ms, 99 of 100 at most {counts['ms_p99']:.2f} ms"
+        f"stopped; answers: {counts['answers']:,}, errors: {counts['errors']:,}"
+        f"{f'{took} ms' if counts['answers'] else ''}"
     )
 
 

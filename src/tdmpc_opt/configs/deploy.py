@@ -149,6 +149,12 @@ class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
             )
         if self.target != "onnx" and not self.policy_only:
             raise InputError(f"{self.target} files hold the policy; add --policy-only")
+        if self.target != "onnx" and (self.opset, self.ir_version) != (18, 8):
+            raise InputError(f"`opset` and `ir_version` are for ONNX files, not {self.target}")
+        if self.target == "executorch" and self.format != "fp32":
+            raise InputError(f"executorch files are fp32 here, not {self.format}")
+        if self.target == "c" and self.format == "fp16":
+            raise InputError("C has no portable fp16; take --format fp32 or int8")
         if self.policy_only and self.preset is not None:
             raise InputError(
                 "a policy has no planner preset; leave out --policy-only or --preset"

@@ -17,7 +17,7 @@ from onnx_ir.passes import common
 
 import tdmpc_opt
 from tdmpc_opt.configs import ExportConfig
-from tdmpc_opt.errors import InputError, MissingDependencyError
+from tdmpc_opt.errors import MissingDependencyError
 from tdmpc_opt.export.c_source import c_policy
 from tdmpc_opt.export.formats import halved
 from tdmpc_opt.export.graphs import Inputs, Run, planner_graph, policy_graph
@@ -92,16 +92,11 @@ def make_artifact(config: ExportConfig, model: WorldModel, facts: Facts) -> Arti
 
     Raises:
         CheckpointError: A weight that does not fit the number format.
-        InputError: A number format that the target has not.
         MissingDependencyError: The target's library is not installed.
     """
     if config.target == "executorch":
-        if config.format != "fp32":
-            raise InputError(f"executorch files are fp32 here, not {config.format}")
         return _executorch(model, facts)
     if config.target == "c":
-        if config.format == "fp16":
-            raise InputError("C has no portable fp16; take --format fp32 or int8")
         origin = f"{facts.source.name} (SHA-256 {facts.sha256[:16]}), {facts.number_format}"
         quantize = config.format == "int8"
         run, files = c_policy(model, facts.contracts, facts.source, origin, quantize=quantize)

@@ -16,6 +16,7 @@ from tdmpc_opt.runtime.contract import (
     Contracts,
     OnInvalid,
     check_action,
+    check_generators,
     check_observation,
     check_on_invalid,
     check_shape,
@@ -52,6 +53,7 @@ Act = Callable[[Array, int, Noise], Array]
 actions [B, action], padded or not."""
 
 OUTPUTS = ["action", "new_mean", "new_std"]
+_MOST_THREADS = 1024
 
 
 class Agent(ControlLoop):
@@ -84,7 +86,6 @@ class Agent(ControlLoop):
         self._act = act = make(self._timer)
         self._planner = act if isinstance(act, _OnnxPlanner) else None
         self._generator: np.random.Generator | None = None
-        self._indices = {name: tasks.index(name) for name in tasks.names}
 
     @property
     def plan(self) -> FilePlan | None:
@@ -155,9 +156,7 @@ class Agent(ControlLoop):
             BusyError: Another thread plans with this agent at this moment.
         """
         self._timer.begin(deadline_ms)
-        index = self._indices.get(task) if isinstance(task, str) else None
-        if index is None:
-            index = task_id(self.tasks, task)
+        index = task_id(self.tasks, task)
         if on_invalid == "error":
             action = self._act_on(obs, index, generator)
         else:
@@ -200,9 +199,8 @@ class Agent(ControlLoop):
                 self._generator = np.random.default_rng()
             given = self._generator
         if not isinstance(given, Sequence):
-            return [given] * rows
-        if len(given) != rows:
-            raise InputError(f"{rows} observations need as many generators, got {len(given)}")
+            given = [given] * rows
+        check_generators(given, rows, np.random.Generator)
         return given
 
 
@@ -241,11 +239,12 @@ def load(
 
     Raises:
         CheckpointError: A file that is missing, damaged, foreign or of a newer schema.
-        InputError: A provider that is not here, or another preset than the file's.
+        InputError: A provider that is not here, another preset than the file's, or a number of
+            threads that no machine needs.
         MissingDependencyError: An ONNX file, and onnxruntime is not installed.
     """
-    if threads < 1:
-        raise InputError(f"threads must be at least 1, got {threads}")
+    if not 1 <= threads <= _MOST_THREADS:
+        raise InputError(f"threads must be in 1..{_MOST_THREADS}, got {threads}")
     path = agent_file(path)
     file = open_onnx(path, threads, providers) if is_onnx(path) else None
     has = file.plan.preset if file and file.plan else None

@@ -4,7 +4,6 @@ Source: the models and observations of dm_control 1.0.50.
 """
 
 import json
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, Literal, get_args
@@ -282,8 +281,13 @@ def check_on_invalid(on_invalid: object) -> None:
     Raises:
         InputError: It is not one of `OnInvalid`.
     """
-    if on_invalid not in get_args(OnInvalid):
-        raise InputError(f"on_invalid must be error, hold or zero, got {on_invalid!r}")
+    if not (isinstance(on_invalid, str) and on_invalid in get_args(OnInvalid)):
+        raise InputError(f"on_invalid must be error, hold or zero, got {shown(on_invalid)}")
+
+
+def shown(value: object) -> str:
+    """Return a wrong value for a message: numbers and words themselves, of others the kind."""
+    return f"{value!r:.40}" if isinstance(value, str | float | int) else type(value).__name__
 
 
 def numbers(obs: Any) -> NDArray[np.floating]:
@@ -310,7 +314,8 @@ def task_id(tasks: TaskTable, task: str | int | None) -> int:
     """Return the id of the task that is named; an agent of one task needs no name.
 
     Raises:
-        UnknownTaskError: A task that the agent does not know, or none of several.
+        UnknownTaskError: A task that the agent does not know, none of several, or what is
+            neither a name nor an id.
     """
     if isinstance(task, str):
         return tasks.index(task)
@@ -318,13 +323,25 @@ def task_id(tasks: TaskTable, task: str | int | None) -> int:
         if len(tasks) > 1:
             raise UnknownTaskError(f"name a task; known: {', '.join(tasks.names)}")
         return 0
-    try:
-        number = operator.index(task)
-    except TypeError:
-        raise UnknownTaskError(f"a task is a name or an id, got {task!r:.60}") from None
-    if not 0 <= number < len(tasks):
+    if isinstance(task, bool) or not isinstance(task, int | np.integer):
+        raise UnknownTaskError(f"a task is a name or an id, got {shown(task)}")
+    if not 0 <= task < len(tasks):
         raise UnknownTaskError(f"task ids must be in 0..{len(tasks) - 1}, got {task}")
-    return number
+    return int(task)
+
+
+def check_generators(generators: Sequence[object], rows: int, kind: type) -> None:
+    """Refuse sources of noise that are not one for each row.
+
+    Raises:
+        InputError: Another number than of rows, or one of another kind, such as a seed.
+    """
+    if len(generators) != rows:
+        raise InputError(f"{rows} observations need as many generators, got {len(generators)}")
+    for each in generators:
+        if not isinstance(each, kind):
+            name = f"{kind.__module__.partition('.')[0]}'s {kind.__name__}"
+            raise InputError(f"a generator is an object of {name}, got {shown(each)}")
 
 
 def check_shape(tasks: TaskTable, task: int | None, shape: Sequence[int]) -> None:

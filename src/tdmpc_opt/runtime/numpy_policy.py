@@ -100,7 +100,8 @@ def read_weights(path: Path) -> Weights:
         metadata = parse_json(content[_LENGTH : _LENGTH + length]).get("__metadata__") or {}
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is no ONNX or safetensors file, or damaged: {error}"
+            f"{path} is no ONNX or safetensors file, or damaged ({error}); such files are "
+            "written by tdmpc-opt export and convert"
         ) from error
     check_schema(path, metadata, CHECKPOINT_SCHEMA, FOREIGN)
     try:

@@ -1,6 +1,7 @@
 """Opening ONNX files that `tdmpc-opt export` wrote; onnxruntime loads with the first."""
 
 import importlib.util
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +20,8 @@ SCHEMA = 1
 
 _TOO_NEW = ("IR version", "opset", "NOT_IMPLEMENTED")
 """What onnxruntime mentions where a file is of a later version of ONNX than it knows."""
+_KNOWS_NUMPY_2 = (1, 19)
+"""First version of onnxruntime that was built for it."""
 
 Provider = str | tuple[str, Mapping[str, Any]]
 """Name of an execution provider of ONNX Runtime, alone or with its options."""
@@ -169,11 +172,28 @@ def _errors() -> tuple[type[Exception], ...]:
     )
 
 
-def _session(path: Path, threads: int, providers: Sequence[Provider] | None) -> Any:
-    if importlib.util.find_spec("onnxruntime") is None:
+def _check_engine() -> None:
+    """Refuse an onnxruntime that is missing, or that would crash the process with this numpy.
+
+    Its version is read before it is imported: importing it prints dozens of lines.
+    """
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or spec.origin is None:
         raise MissingDependencyError(
             'ONNX files need onnxruntime: pip install "tdmpc-opt[runtime]"'
         )
+    found = re.search(r'__version__ = "(\d+)\.(\d+)', Path(spec.origin).read_text("utf-8"))
+    if found and int(np.__version__.partition(".")[0]) >= 2:
+        major, minor = map(int, found.groups())
+        if (major, minor) < _KNOWS_NUMPY_2:
+            raise MissingDependencyError(
+                f"onnxruntime {major}.{minor} was built for numpy 1 and crashes with numpy "
+                f'{np.__version__}; run: pip install "numpy<2", or take onnxruntime 1.19 on'
+            )
+
+
+def _session(path: Path, threads: int, providers: Sequence[Provider] | None) -> Any:
+    _check_engine()
     import onnxruntime
 
     wanted = ["CPUExecutionProvider"] if providers is None else list(providers)

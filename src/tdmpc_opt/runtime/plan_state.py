@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tdmpc_opt.errors import BusyError, InputError, NonFiniteError
-from tdmpc_opt.runtime.contract import OnInvalid
+from tdmpc_opt.runtime.contract import OnInvalid, shown
 from tdmpc_opt.schema import PlanRules, TaskTable
 
 Array = NDArray[Any]
@@ -58,9 +58,11 @@ class DeadlineTimer:
         """Start the time of one action; None sets no limit.
 
         Raises:
-            InputError: A deadline that is not positive.
+            InputError: A deadline that is not positive, or no number.
         """
         if deadline_ms is not None:
+            if not isinstance(deadline_ms, int | float | np.number):
+                raise InputError(f"deadline_ms must be a number, got {shown(deadline_ms)}")
             if not deadline_ms > 0:
                 raise InputError(f"deadline_ms must be above 0, got {deadline_ms}")
             self._used = True

@@ -11,6 +11,7 @@ Source: the wire format of openpi-client 0.1.2.
 import asyncio
 import json
 import logging
+import re
 import signal
 import time
 from collections import deque
@@ -29,11 +30,10 @@ from websockets.http11 import Request, Response
 
 from tdmpc_opt.errors import InputError, ObservationError, TdmpcOptError
 from tdmpc_opt.runtime import Agent, load
-from tdmpc_opt.runtime.contract import check_on_invalid, numbers
+from tdmpc_opt.runtime.contract import check_on_invalid, numbers, shown, task_id
 
 _KEPT = 10_000
 """Newest latencies that the statistics are of."""
-_LONGEST_MS = 1e9
 _KNOWN = {"observation", "task", "reset", "deadline_ms", "on_invalid"}
 
 _log = logging.getLogger("tdmpc_opt.server")
@@ -64,7 +64,7 @@ class PolicyServer:
         ping_seconds: float = 20.0,
     ) -> None:
         if min(max_clients, max_bytes) < 1:
-            raise InputError("a server needs at least one client and one byte")
+            raise InputError("`max_clients` and the length of a message must be at least 1")
         self._agent = load(path, threads)
         self._max_clients, self._max_bytes = max_clients, max_bytes
         self._ping_seconds = ping_seconds
@@ -192,7 +192,7 @@ class _Conversation:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._task: str | int | None = None
+        self._task: int | None = None
 
     def act(self, message: str | bytes) -> tuple[NDArray[Any], bool]:
         """Return the actions that a message asks for, and whether its observation was valid.
@@ -211,16 +211,11 @@ class _Conversation:
                 'send a map with "observation" and, if wanted, "task", "reset", "deadline_ms" '
                 'and "on_invalid"'
             )
-        task, deadline = asked.get("task"), asked.get("deadline_ms")
+        task = task_id(self._agent.tasks, asked.get("task"))
         reset, on_invalid = asked.get("reset", False), asked.get("on_invalid", "error")
-        if not (task is None or type(task) in (str, int)):
-            raise InputError("the task is a name or an id")
-        if not (deadline is None or type(deadline) in (float, int)):
-            raise InputError("deadline_ms is a number")
         if type(reset) is not bool:
             raise InputError("reset is true or false")
         check_on_invalid(on_invalid)
-        deadline = None if deadline is None else float(min(deadline, _LONGEST_MS))
         if reset or task != self._task:
             self._agent.reset()
             self._task = task
@@ -236,7 +231,7 @@ class _Conversation:
         # The actions of one plan do not look at observations: they can be sent together.
         plan = self._agent.plan
         count = 1 if plan is None else plan.replan_every
-        options = {"deadline_ms": deadline, "on_invalid": on_invalid}
+        options = {"deadline_ms": asked.get("deadline_ms"), "on_invalid": on_invalid}
         actions = [self._agent.act(obs, task, **options) for _ in range(count)]
         valid = self._agent.invalid == before
         return actions[0] if count == 1 else np.stack(actions), valid
@@ -257,8 +252,8 @@ def _stop_by_signals(stop: "asyncio.Future[None]") -> None:
             return  # Windows, or not the main thread: Ctrl-C or cancelling ends it
 
 
-_KINDS = "fiub"
-"""Kinds of dtypes that are accepted: floats, integers and booleans."""
+_DTYPE = re.compile(r"[<>=|]?([fiu][1248]|b1)")
+"""Floats, integers and booleans. numpy reads much more: structures, and even expressions."""
 
 
 def pack(message: Any) -> bytes:
@@ -290,23 +285,16 @@ def _encoded(value: Any) -> Any:
 
 
 def _decoded(fields: dict[Any, Any]) -> Any:
-    if b"__ndarray__" in fields:
-        dtype, shape = _dtype(fields), fields[b"shape"]
-        if not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError(f"an array of shape {shape!r:.40}")
-        values: NDArray[Any] = np.frombuffer(fields[b"data"], dtype).reshape(shape)
-        return values
     if b"__npgeneric__" in fields:
-        return _dtype(fields).type(fields[b"data"])
-    return fields
-
-
-def _dtype(fields: dict[Any, Any]) -> np.dtype[Any]:
-    needed = {b"data", b"dtype"} | ({b"shape"} if b"__ndarray__" in fields else set())
-    if not needed <= fields.keys():
-        raise ValueError("an array without data, dtype or shape")
-    name = fields[b"dtype"]
-    dtype = np.dtype(name) if isinstance(name, str) and len(name) <= 4 else None
-    if dtype is None or dtype.kind not in _KINDS:
-        raise ValueError(f"an array of dtype {name!r:.40}; send floats, integers or booleans")
-    return dtype
+        return fields.get(b"data")  # a plain number again
+    if b"__ndarray__" not in fields:
+        return fields
+    data, name, shape = (fields.get(key) for key in (b"data", b"dtype", b"shape"))
+    if not (isinstance(name, str) and _DTYPE.fullmatch(name)):
+        raise ValueError(f"an array of dtype {shown(name)}; send floats, integers or booleans")
+    if not (isinstance(data, bytes) and isinstance(shape, list)):
+        raise ValueError("an array without data or shape")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError("an array whose shape is not a list of sizes")
+    values: NDArray[Any] = np.frombuffer(data, name).reshape(shape)
+    return values

@@ -1,7 +1,8 @@
 /* Read observations from stdin, one a line, and write the actions to stdout, one a line.
  *
- * Usage: ${prefix} [TASK]; TASK is a name, and may be left out where there is one task.
- * Writes "error: REASON" where a line gives no action.
+ * Usage: ${prefix}_main [TASK]; TASK is a name, and may be left out where there is one task.
+ * Writes "error: REASON" where a line gives no action, goes on with the next line, and returns
+ * 1 at the end.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,27 +17,23 @@ static const char *const reasons[] = {
     "unknown task",
 };
 
-/* Read a line without its end; return 1, 0 if it is too long or has a zero byte, or EOF. */
-static int next_line(char *line, int size)
+/* Read the numbers of a line; return 1, 0 where they are not as many as the task has, or EOF. */
+static int read_line(int width, float *obs)
 {
-    int c, count = 0, whole = 1, empty = 1;
+    static char line[64 * ${upper}_OBS + 2];
+    size_t length = 0;
+    int count = 0, plain = 1, c;
     while ((c = getchar()) != '\n' && c != EOF) {
-        empty = 0;
-        if (c == '\0' || count == size - 1) {
-            whole = 0;
-        } else {
-            line[count++] = (char)c;
+        plain = plain && c != '\0' && length + 1 < sizeof line;
+        if (plain) {
+            line[length++] = (char)c;
         }
     }
-    line[count] = '\0';
-    return c == EOF && empty ? EOF : whole;
-}
-
-/* Read the numbers of a line; return whether there are as many as the task has. */
-static int read_line(char *line, int width, float *obs)
-{
-    int count = 0;
-    for (char *word = strtok(line, " \t\r\n"); word; word = strtok(NULL, " \t\r\n")) {
+    if (c == EOF && plain && length == 0) {
+        return EOF;
+    }
+    line[length] = '\0';
+    for (char *word = strtok(line, " \t\r"); plain && word; word = strtok(NULL, " \t\r")) {
         char *end;
         const float number = strtof(word, &end);
         if (*end != '\0' || count == width) {
@@ -44,20 +41,19 @@ static int read_line(char *line, int width, float *obs)
         }
         obs[count++] = number;
     }
-    return count == width;
+    return plain && count == width;
 }
 
 int main(int argc, char **argv)
 {
-    static char line[64 * ${upper}_OBS + 2];
     float obs[${upper}_OBS], action[${upper}_ACTION];
-    int task = ${upper}_TASKS == 1 ? 0 : -1;
+    int task = ${upper}_TASKS == 1 && argc == 1 ? 0 : -1, failed = 0;
     for (int i = 0; argc == 2 && i < ${upper}_TASKS; ++i) {
         if (strcmp(argv[1], ${prefix}_task_names[i]) == 0) {
             task = i;
         }
     }
-    if (task < 0 || argc > 2) {
+    if (task < 0) {
         fprintf(stderr, "usage: %s TASK; tasks:", argv[0]);
         for (int i = 0; i < ${upper}_TASKS; ++i) {
             fprintf(stderr, " %s", ${prefix}_task_names[i]);
@@ -65,21 +61,27 @@ int main(int argc, char **argv)
         fprintf(stderr, "\n");
         return 2;
     }
-    for (int whole; (whole = next_line(line, sizeof line)) != EOF;) {
-        if (!whole || !read_line(line, ${prefix}_obs_width[task], obs)) {
+    for (int read; (read = read_line(${prefix}_obs_width[task], obs)) != EOF;) {
+        const int status = read ? ${prefix}_act(task, obs, action) : -1;
+        failed = failed || status != ${upper}_OK;
+        if (!read) {
             printf("error: a line needs %d numbers\n", ${prefix}_obs_width[task]);
+        } else if (status != ${upper}_OK) {
+            printf("error: %s\n", reasons[status]);
         } else {
-            const int status = ${prefix}_act(task, obs, action);
-            if (status != ${upper}_OK) {
-                printf("error: %s\n", reasons[status]);
-            } else {
-                for (int i = 0; i < ${prefix}_action_width[task]; ++i) {
-                    printf(i ? " %.9g" : "%.9g", action[i]);
-                }
-                printf("\n");
+            for (int i = 0; i < ${prefix}_action_width[task]; ++i) {
+                printf(i ? " %.9g" : "%.9g", action[i]);
             }
+            printf("\n");
         }
-        fflush(stdout);
+        if (fflush(stdout)) {
+            perror("stdout");
+            return 1;
+        }
     }
-    return 0;
+    if (ferror(stdin)) {
+        perror("stdin");
+        return 1;
+    }
+    return failed;
 }
