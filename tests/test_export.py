@@ -621,6 +621,28 @@ def test_an_exported_file_is_inspected_without_torch(policy, tmp_path):
     assert sha256(policy[0])[:20] in run.stdout
 
 
+_ON_ONE_CORE = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import numpy as np, onnxruntime
+from tdmpc_opt.runtime import load
+before = len(os.listdir("/proc/self/task"))
+agent = load(sys.argv[1], threads=int(sys.argv[2]))
+agent.act(np.zeros(8), "cup-catch")
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_file_runs_on_the_threads_that_were_named_and_on_one_core_without_a_warning(
+    threads, policy
+):
+    command = [sys.executable, "-c", _ON_ONE_CORE, policy[0], str(threads)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"{threads - 1}\n", "")
+
+
 def test_files_are_written_for_the_oldest_engines_or_as_asked(policy, folder, tmp_path):
     def versions(path: Path) -> tuple[int, int]:
         model = onnx.load(path)

@@ -138,7 +138,7 @@ def test_health_and_statistics_are_answered_by_http(serving):
     ],
 )
 def test_a_bad_message_is_answered_with_one_line_and_the_next_one_is_served(
-    serving, message, reason
+    serving, message, reason, unchecked
 ):
     _, address = serving
     with connect(f"ws://{address}") as client:

@@ -275,13 +275,9 @@ def unpack(data: bytes) -> Any:
         raise InputError(f"not a message of the openpi protocol: {reason[:200]}") from error
 
 
-def _encoded(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        data = {b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
-        return {b"__ndarray__": True, **data}
-    if isinstance(value, np.generic):
-        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
-    raise TypeError(f"cannot send a {type(value).__name__}")
+def _encoded(array: NDArray[Any]) -> dict[bytes, Any]:
+    data = {b"data": array.tobytes(), b"dtype": array.dtype.str, b"shape": array.shape}
+    return {b"__ndarray__": True, **data}
 
 
 def _decoded(fields: dict[Any, Any]) -> Any:
