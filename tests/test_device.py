@@ -36,7 +36,7 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory, checkpoint_file) -> dict[str, Path]:
+def files(tmp_path_factory) -> dict[str, Path]:
     """The policy of the demo's teacher for a device, by kind of file, and one of two tasks."""
     from tdmpc_opt.configs import ExportConfig
     from tdmpc_opt.export.export import export
@@ -150,7 +150,10 @@ def test_the_cpp_example_drives_a_real_task(files, tmp_path):
         assert failed.returncode == 1
         assert message in failed.stderr
     short = subprocess.run(  # the graph would pad it, and act on what the robot did not send
-        [program, files["several"], "0"], input="1 2\n" + line, capture_output=True, text=True
+        [program, files["several"], "pendulum-spin"],
+        input="1 2\n" + line,
+        capture_output=True,
+        text=True,
     )
     assert short.stdout.splitlines()[0] == "error: a line needs 3 numbers"
 

@@ -353,7 +353,9 @@ BAD_INPUT = [
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors", "onnx"])
 @pytest.mark.parametrize(("obs", "task", "message"), BAD_INPUT)
-def test_every_runtime_refuses_bad_input_in_the_same_words(kind, obs, task, message, policy, unchecked):
+def test_every_runtime_refuses_bad_input_in_the_same_words(
+    kind, obs, task, message, policy, unchecked
+):
     if kind == "torch":
         agent = load_agent("demo-teacher", mode="policy")
     else:
