@@ -156,22 +156,26 @@ async def _client(address: str, config: Config, number: int, found: Counter[str]
 
 
 async def _exchange(socket: Any, sent: list[tuple[str, Any]], found: Counter[str]) -> bool:
-    """Send messages and read their answers; return whether that ended the connection."""
+    """Send messages and read their answers; return whether the last ended the connection."""
     found.update(kind for kind, _ in sent)
-    for kind, data in sent:
-        if kind == "broken off":
-            socket.transport.abort()
-            return True
-        await socket.send(data)
-    for kind, _ in sent:
-        if kind == "too long":
-            try:
-                await asyncio.wait_for(socket.recv(), 60)
-            except ConnectionClosed:
-                return True
-            raise AssertionError("a message beyond the limit was answered")
+    last, data = sent[-1]
+    if last in ("broken off", "too long"):
+        sent = sent[:-1]
+    for _, message in sent:
+        await socket.send(message)
+    if last == "broken off":
+        socket.transport.abort()
+        return True
+    for _ in sent:
         found[check(await asyncio.wait_for(socket.recv(), 60))] += 1
-    return False
+    if last != "too long":
+        return False
+    await socket.send(data)
+    try:
+        await asyncio.wait_for(socket.recv(), 60)
+    except ConnectionClosed:
+        return True
+    raise AssertionError("a message beyond the limit was answered")
 
 
 async def _good(address: str) -> bytes:
@@ -208,7 +212,7 @@ def main(config: Config) -> None:
             server.terminate()
             errors = server.communicate(timeout=60)[1]
     assert (server.returncode, errors) == (0, "")
-    sent = {kind: found.pop(kind) for kind in KINDS}
+    sent = {kind: found.pop(kind, 0) for kind in KINDS}
     facts = {"messages": sum(sent.values()), "sent": sent, "answers": dict(found)}
     facts |= {"server_memory": memory, "seconds": seconds}
     save("hostile-messages", config, facts)

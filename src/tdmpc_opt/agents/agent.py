@@ -254,9 +254,9 @@ def _array(action: Tensor) -> NDArray[np.float32]:
 def _per_row(generator: Generators, rows: int) -> list[torch.Generator | None]:
     if generator is None:
         return [None] * rows
-    found = list(generator) if isinstance(generator, Sequence) else [generator] * rows
+    found = generator if isinstance(generator, Sequence) else [generator] * rows
     check_generators(found, rows, torch.Generator)
-    return found
+    return [*found]
 
 
 def best_device(name: str = "auto") -> torch.device:

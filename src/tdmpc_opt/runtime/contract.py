@@ -310,7 +310,7 @@ def numbers(obs: Any) -> NDArray[np.floating]:
     return given.astype(np.float64)
 
 
-def task_id(tasks: TaskTable, task: str | int | None) -> int:
+def task_id(tasks: TaskTable, task: str | int | np.integer[Any] | None) -> int:
     """Return the id of the task that is named; an agent of one task needs no name.
 
     Raises:
