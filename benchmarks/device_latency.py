@@ -1,7 +1,8 @@
-"""Latency of one action on a device: C, ONNX Runtime, numpy and the server, on one core.
+"""Latency of one action on a device: C, ONNX Runtime, numpy, torch and the server, on one core.
 
-The engines take turns in one process. Of ONNX Runtime the session alone is timed as well: the
-difference to `act` is what Python adds. The server is a process of its own on this machine.
+The engines take turns in one process; speedups are relative to a planner and a policy of plain
+modules with the published budget (plain.py). Of ONNX Runtime the session alone is timed as
+well: the difference to `act` is what Python adds. The server is a process of its own.
 Writes results/bench-device-latency.json:
 
     taskset -c 0 python benchmarks/device_latency.py
@@ -22,13 +23,16 @@ import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
+from plain import PlainModel, PlainPlanner
 from timing import cycle, race, records, report
 from websockets.sync.client import connect
 
-from tdmpc_opt import make_env
+from tdmpc_opt import load_agent, make_env
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.configs import ExportConfig, QuantizeConfig
 from tdmpc_opt.export.export import export
+from tdmpc_opt.planning.mppi import draw_noise
+from tdmpc_opt.planning.presets import PRESETS, PUBLISHED
 from tdmpc_opt.runtime import load
 from tdmpc_opt.server.server import pack, unpack
 
@@ -80,17 +84,20 @@ def main(config: Config) -> None:
     rows = _observations(config.task)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        loops: dict[str, Callable[[int], Any]] = {}
+        planners, policies = _torch_loops(config, rows)
         for kind in ("fp32", "int8"):
-            loops |= _c_loops(config, kind, folder, rows)
-            loops |= _onnx_loops(config, kind, folder, rows)
-        loops |= _other_loops(config, folder, rows)
+            policies |= _c_loops(config, kind, folder, rows)
+            policies |= _onnx_loops(config, kind, folder, rows)
+        policies["numpy fp32, act"] = _numpy_loop(config, folder, rows)
+        planners[f"planner {config.preset}, act"] = _planner_loop(config, folder, rows)
+        loops = policies | planners
         tried = records(
-            race({n: _times(f, 20) for n, f in loops.items()}, 3), dict.fromkeys(loops, 20)
+            race({n: _times(f, 5) for n, f in loops.items()}, 3), dict.fromkeys(loops, 5)
         )
-        turns = {n: max(20, int(config.turn_ms / r["ms"])) for n, r in tried.items()}
-        timed = {n: _times(loop, turns[n]) for n, loop in loops.items()}
-        found = records(race(timed, config.rounds), turns)
+        turns = {n: max(1, int(config.turn_ms / r["ms"])) for n, r in tried.items()}
+        times = race({n: _times(loop, turns[n]) for n, loop in loops.items()}, config.rounds)
+        found = records({n: times[n] for n in policies}, turns)
+        found |= records({n: times[n] for n in planners}, turns)
         server = _round_trips(folder / "policy-fp32.onnx", config, rows)
     facts = {
         "actions_a_turn": turns,
@@ -155,16 +162,56 @@ def _onnx_loops(
     }
 
 
-def _other_loops(config: Config, folder: Path, rows: Array) -> dict[str, Callable[[int], Any]]:
-    """Return loops over the policy in numpy and the exported planner."""
-    policy, planner = folder / "policy.safetensors", folder / "planner.onnx"
+def _numpy_loop(config: Config, folder: Path, rows: Array) -> Callable[[int], Any]:
+    """Return a loop over the policy in numpy."""
+    path, draw = folder / "policy.safetensors", cycle(list(rows))
     common = {"checkpoint": config.checkpoint, "task": config.task}
-    quantize(QuantizeConfig(**common, policy_only=True, format="fp32", output=policy))
-    export(ExportConfig(**common, preset=config.preset, output=planner))
-    draw, numpy_agent, plans = cycle(list(rows)), load(policy), load(planner)
+    quantize(QuantizeConfig(**common, policy_only=True, format="fp32", output=path))
+    agent = load(path)
+    return _loop(lambda: agent.act(draw()))
+
+
+def _planner_loop(config: Config, folder: Path, rows: Array) -> Callable[[int], Any]:
+    """Return a loop over the exported planner."""
+    path, draw = folder / "planner.onnx", cycle(list(rows))
+    common = {"checkpoint": config.checkpoint, "task": config.task}
+    export(ExportConfig(**common, preset=config.preset, output=path))
+    agent = load(path)
+    return _loop(lambda: agent.act(draw()))
+
+
+def _torch_loops(
+    config: Config, rows: Array
+) -> tuple[dict[str, Callable[[int], Any]], dict[str, Callable[[int], Any]]]:
+    """Return loops over planners and over policies in torch, those of plain modules first."""
+    policy = load_agent(config.checkpoint, mode="policy")
+    planner = load_agent(config.checkpoint, preset=config.preset, engine="eager")
+    model, budget = policy.world_model, PRESETS[PUBLISHED].budget
+    plain, search = PlainModel(model).eval(), PlainPlanner(model, budget)
+    task = torch.tensor([model.tasks.index(config.task)])
+    padded = np.pad(rows, ((0, 0), (0, model.config.obs_dim - rows.shape[1])))
+    draw, draw_padded = cycle(list(rows)), cycle(list(torch.from_numpy(padded)[:, None]))
+    shape, source = (budget.horizon, 1, model.config.action_dim), torch.Generator()
+    mean, nothing = torch.zeros(shape), torch.zeros(shape[1:])
+
+    @torch.inference_mode()
+    def act(plans: bool) -> None:
+        nonlocal mean
+        z = plain.encoder(plain.join(draw_padded(), task))
+        if plans:
+            noise = draw_noise(model, budget, [source])
+            mean, _ = search.plan(z, task, mean, noise)
+        else:
+            plain.policy(z, task, nothing)
+
     return {
-        "numpy fp32, act": _loop(lambda: numpy_agent.act(draw())),
-        f"planner {config.preset}, act": _loop(lambda: plans.act(draw())),
+        f"plain modules, planner {PUBLISHED}": _loop(lambda: act(plans=True)),
+        f"torch fp32, planner {config.preset}, act": _loop(
+            lambda: planner.act(draw(), config.task)
+        ),
+    }, {
+        "plain modules, policy": _loop(lambda: act(plans=False)),
+        "torch fp32, act": _loop(lambda: policy.act(draw(), config.task)),
     }
 
 

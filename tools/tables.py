@@ -32,7 +32,8 @@ Json = dict[str, Any]
 
 COMMANDS = {
     "demo": "tdmpc-opt demo --output FOLDER",
-    "bench-action-latency": "python benchmarks/action_latency.py --checkpoint FILE",
+    "bench-action-latency": "taskset -c 0 python benchmarks/device_latency.py "
+    "--output results/bench-action-latency.json",
     "bench-device-latency": "taskset -c 0 python benchmarks/device_latency.py",
     "bench-ddp": "python benchmarks/ddp.py",
     "bench-distill": "python benchmarks/training_throughput.py --teacher 48 "
