@@ -49,6 +49,7 @@ COMMANDS = {
     "formats-mt30-1m": "python benchmarks/formats.py --checkpoint FILE --name mt30-1m "
     "--data DATA",
     "onnxruntime-versions": "python benchmarks/onnxruntime_versions.py",
+    "mt30-teacher-rounds": "examples/mt30/teacher_rounds.sh START FOLDER DATASET",
     "mutation": "python tools/mutation.py results/mutation.json",
     # Scripts that were removed after their file was written.
     "demo-reward-term": "git show 94c1e6f:src/tdmpc_opt/demo.py",
