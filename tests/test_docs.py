@@ -89,6 +89,8 @@ def test_the_command_behind_a_result_exists(path, content):
         cli._parse(words[1:])
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
+    elif words[0].startswith("examples/"):
+        assert (ROOT / words[0]).is_file()
     else:
         assert words[0] == "make" or words[:2] in (["git", "show"], ["git", "checkout"])
 
