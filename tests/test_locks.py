@@ -98,11 +98,21 @@ def test_waiting_ends_when_the_other_has_finished(hold, tmp_path):
         (["tune-planner", "T", "--output", "O"], "tuning.json"),
         (["data", "import", "D", "--output", "O"], "import"),
         (["data", "export", "D", "--output", "O"], "export"),
+        (["convert", "T", "--output", "O"], "model.safetensors"),
+        (
+            [
+                *("export", "T", "--policy-only", "--task", "cartpole-balance", "--data", "D"),
+                *("--output", "O/x.onnx"),
+            ],
+            "x.onnx",
+        ),
     ],
 )
 def test_commands_refuse_an_output_that_another_process_writes(
     words, held, hold, make_model, dataset_dir, tmp_path, capsys
 ):
+    if words[0] == "export":
+        pytest.importorskip("onnxscript")
     teacher, output = tmp_path / "teacher.safetensors", tmp_path / "output"
     write_native(teacher, from_model(make_model(MT30)))
     process = hold(output / held)

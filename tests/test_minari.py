@@ -7,6 +7,7 @@ import pytest
 
 minari = pytest.importorskip("minari")
 
+import h5py  # noqa: E402
 from gymnasium import spaces  # noqa: E402
 from minari.data_collector import EpisodeBuffer  # noqa: E402
 from minari.dataset.minari_storage import MinariStorage  # noqa: E402
@@ -236,6 +237,26 @@ def test_terminations_go_in_and_out(tmp_path):
     (folder,) = export_data(config)
     again = _imported(Path(folder), output=tmp_path / "again")
     assert again.shards[0].terminated == (True, True)
+
+
+@pytest.mark.parametrize("field", ["terminations", "truncations"])
+def test_an_episode_that_goes_on_after_its_end_is_refused(field, tmp_path):
+    source = _foreign(tmp_path, "a/b-v0")
+    with h5py.File(source / "data" / "main_data.hdf5", "r+") as file:
+        file["episode_1"][field][1] = True
+    with pytest.raises(DataError, match="episode 1: goes on after its end in step 2"):
+        _imported(source, output=tmp_path / "data")
+
+
+@pytest.mark.parametrize("lost", ["episode_0", "episode_1/rewards"])
+def test_a_damaged_source_is_refused_in_one_line(lost, tmp_path):
+    env = {"id": "Walker2d-v5", "max_episode_steps": 9}
+    source = _foreign(tmp_path, "a/b-v0", env)
+    with h5py.File(source / "data" / "main_data.hdf5", "r+") as file:
+        del file[lost]
+    with pytest.raises(DataError, match="b-v0 is damaged: .*; get it anew") as caught:
+        _imported(source, output=tmp_path / "data")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_source_that_grew_is_not_mixed_with_what_was_imported_of_it(tmp_path):

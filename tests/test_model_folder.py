@@ -85,6 +85,13 @@ def test_the_card_of_a_trained_student_tells_its_run(dataset_dir, tmp_path):
     assert "license: unknown" in text
 
 
+def test_a_training_run_is_not_replaced_by_another_model(checkpoint_file, tmp_path):
+    (tmp_path / "metrics.csv").touch()
+    with pytest.raises(CheckpointError, match="has a training run, whose model this would"):
+        _save(checkpoint_file, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
 def test_results_of_another_checkpoint_are_refused(checkpoint_file, tmp_path, result):
     with pytest.raises(ResultError, match="another checkpoint"):
         _save(checkpoint_file, tmp_path / "x", ROOT / "results" / "demo-teacher.json")

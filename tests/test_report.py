@@ -189,7 +189,7 @@ def test_a_run_and_its_rounds_are_drawn_from_their_folders(tmp_path):
     run.mkdir()
     _write(run / "config.json", {"kind": "run", "config": {"lr": 1}})
     (run / "metrics.csv").write_text("update,loss,score\n1,2.0,\n2,1.0,30.5\n")
-    rounds = [{"updates": 5, "score": 12.0}, {"updates": 9, "score": None}]
+    rounds = [{"updates": 5, "score": 12.0}, {"updates": 9, "score": None}, {"updates": 12}]
     _write(run / "rounds.json", {"kind": "dagger", "config": {}, "rounds": rounds})
     curves = read_result_files([run / "config.json", run / "rounds.json"]).curves
     found = [(curve.name, curve.panel, list(curve.points)) for curve in curves]
@@ -232,6 +232,17 @@ def test_agents_of_fewer_episodes_are_marked(tmp_path):
     assert "few (5 episodes a task)</text>" in html
     assert "many (10 episodes a task)</text>" in html
     assert "episodes a task)" not in _report(tmp_path, many)
+
+
+def test_agents_scored_from_other_starts_are_marked(tmp_path):
+    content = _content()
+    old = _write(tmp_path / "old.json", content)
+    content["config"]["seed"] = 10_000
+    new = _write(tmp_path / "new.json", content)
+    html = _report(tmp_path, old, new)
+    assert "old (starts from 0)</text>" in html
+    assert "new (starts from 10,000)</text>" in html
+    assert "starts from" not in _report(tmp_path, new)
 
 
 def test_own_tasks_are_reported_by_their_returns(tmp_path):

@@ -23,6 +23,8 @@ _NAMESPACE = "tdmpc-opt"
 _METADATA = "metadata.json"
 _SHARD = 500
 """Episodes that are read and added at once."""
+_DAMAGE = (OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
+"""What Minari's storage raises on files that are cut, changed or foreign."""
 
 
 def export_minari(dataset: EpisodeDataset, output: Path, progress: Progress) -> list[Path]:
@@ -114,14 +116,7 @@ def open_minari(folder: Path, data: Path) -> Source:
         if not (obs_dim and action_dim and total):
             raise DataError(f"{folder} does not hold episodes of vectors alone")
         sizes = (obs_dim, action_dim, int(limit or _longest(storage)))
-    except (
-        OSError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        AssertionError,
-    ) as error:
+    except _DAMAGE as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{data} is no Minari dataset, or damaged: {error}") from error
@@ -146,7 +141,7 @@ def open_minari(folder: Path, data: Path) -> Source:
         tasks={"": task},
         low=low,
         high=high,
-        parts=[(some, partial(_recordings, storage, some)) for some in places],
+        parts=[(some, partial(_recordings, folder, storage, some)) for some in places],
     )
 
 
@@ -161,16 +156,21 @@ def _width(space: spaces.Space[Any]) -> int:
     return shape[0] if shape is not None and len(shape) == 1 else 0
 
 
-def _recordings(storage: MinariStorage, places: range) -> Iterator[Recording]:
-    metadata = storage.get_episode_metadata(places)
-    for facts, found in zip(metadata, storage.get_episodes(places), strict=True):
-        yield Recording(
-            number=found["id"],
-            task="",
-            obs=found["observations"],
-            action=found["actions"],
-            reward=found["rewards"],
-            ends=found["terminations"],
-            label=(found["infos"] or {}).get("label"),
-            seed=facts.get("seed"),
-        )
+def _recordings(folder: Path, storage: MinariStorage, places: range) -> Iterator[Recording]:
+    try:
+        metadata = storage.get_episode_metadata(places)
+        for facts, found in zip(metadata, storage.get_episodes(places), strict=True):
+            cut = np.flatnonzero(found["truncations"][:-1])
+            yield Recording(
+                number=found["id"],
+                task="",
+                obs=found["observations"],
+                action=found["actions"],
+                reward=found["rewards"],
+                ends=found["terminations"],
+                label=(found["infos"] or {}).get("label"),
+                seed=facts.get("seed"),
+                fault=f"goes on after its end in step {cut[0] + 1}" if len(cut) else "",
+            )
+    except _DAMAGE as error:
+        raise DataError(f"{folder} is damaged: {error}; get it anew") from error

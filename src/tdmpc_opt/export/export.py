@@ -25,7 +25,7 @@ from tdmpc_opt.evaluation.results import read_finished
 from tdmpc_opt.evaluation.score import stored_score, unit_of
 from tdmpc_opt.export.graphs import Inputs, Run
 from tdmpc_opt.export.targets import Facts, make_artifact
-from tdmpc_opt.files import refuse_overwrite, written
+from tdmpc_opt.files import alone, refuse_overwrite, written
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan
@@ -115,6 +115,7 @@ def export(
         InputError: An unknown preset, or no observations to check with.
         DataError, ResultError: A dataset or result file that does not fit.
         MissingDependencyError: A library that the target or the simulator needs.
+        RunError: Another process writes the same output.
     """
     refuse_overwrite(config)
     start, progress = time.perf_counter(), progress or Silent()
@@ -156,11 +157,12 @@ def export(
     if not parity.judged_error <= tolerance:
         raise CheckpointError(_too_far(config, parity, tolerance))
     files = artifact.files(asdict(parity) | {"tolerance": tolerance})
-    for name, content in files.items():
-        with written(config.output / name, CheckpointError) as temporary:
-            temporary.write_bytes(content)
-            if config.target == "onnx":
-                open_onnx(temporary, threads=1, providers=None)
+    with alone(config.output / [*files][-1]):  # of C source, the metadata
+        for name, content in files.items():
+            with written(config.output / name, CheckpointError) as temporary:
+                temporary.write_bytes(content)
+                if config.target == "onnx":
+                    open_onnx(temporary, threads=1, providers=None)
     progress.update(3, 3, "written")
     return ExportReport(
         source=source,

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint
 from tdmpc_opt.checkpoints.load import (
     CheckpointSummary,
     describe,
@@ -19,7 +20,14 @@ from tdmpc_opt.configs import ConvertConfig
 from tdmpc_opt.errors import CheckpointError, printable
 from tdmpc_opt.evaluation.results import read_finished
 from tdmpc_opt.evaluation.score import stored_score, unit_of
-from tdmpc_opt.files import CHECKPOINT_SCHEMA, parse_json, refuse_overwrite, write_json, written
+from tdmpc_opt.files import (
+    CHECKPOINT_SCHEMA,
+    alone,
+    parse_json,
+    refuse_overwrite,
+    write_json,
+    written,
+)
 from tdmpc_opt.runtime.numpy_policy import MODEL_FILE
 from tdmpc_opt.schema import MT30
 
@@ -32,13 +40,27 @@ def save_folder(config: ConvertConfig) -> CheckpointSummary:
     """Write the same weights, bit for bit, as a model folder, and return what it contains.
 
     Raises:
-        CheckpointError: A source that cannot be read, or a folder that cannot be written.
+        CheckpointError: A source that cannot be read, or a folder that cannot be written or has
+            the run that made another model.
         ResultError: A result file that is damaged, unfinished or of another checkpoint.
+        RunError: Another process writes the folder.
     """
     refuse_overwrite(config)
     source = resolve(config.checkpoint)
     results = [read_finished(path, sha256(source)) for path in config.results]
     checkpoint = with_origin(read_checkpoint(source, tasks=config.tasks), source)
+    with alone(config.output / MODEL_FILE):
+        return _write_folder(config, checkpoint, results)
+
+
+def _write_folder(
+    config: ConvertConfig, checkpoint: Checkpoint, results: Sequence[Mapping[str, Any]]
+) -> CheckpointSummary:
+    if (config.output / "metrics.csv").exists():
+        raise CheckpointError(
+            f"{config.output} has a training run, whose model this would replace; name another "
+            "folder"
+        )
     write_native(config.output / MODEL_FILE, checkpoint)
     summary = describe(config.output)
     described = {

@@ -139,14 +139,19 @@ def _score_chart(
 
 
 def _labels(members: Sequence[Evaluated]) -> list[str]:
-    """Name agents by file, and by episodes a task where these are not all the same."""
-    counts = [_episodes(member) for member in members]
-    if len(set(counts)) == 1:
-        return [member.source.name for member in members]
-    return [
-        f"{member.source.name} ({count} episode{'' if count == '1' else 's'} a task)"
-        for member, count in zip(members, counts, strict=True)
-    ]
+    """Name agents by file, and by episodes a task or starts where these are not all the same."""
+    facts = [(_episodes(member), f"starts from {_first_seed(member):,}") for member in members]
+    counts, starts = (len(set(column)) > 1 for column in zip(*facts, strict=True))
+    names = []
+    for member, (count, start) in zip(members, facts, strict=True):
+        plural = "" if count == "1" else "s"
+        notes = [f"{count} episode{plural} a task"] * counts + [start] * starts
+        names.append(member.source.name + (f" ({', '.join(notes)})" if notes else ""))
+    return names
+
+
+def _first_seed(result: Evaluated) -> int:
+    return int(result.source.facts["config"].get("seed", 0))
 
 
 def _episodes(result: Evaluated) -> str:

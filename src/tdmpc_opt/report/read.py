@@ -229,7 +229,8 @@ def training_curve(
 
 
 def _dagger(results: ResultSet, source: Source, content: Mapping[str, Any]) -> None:
-    rows = ({"update": row["updates"], "score": row["score"]} for row in content["rounds"])
+    # Older versions could score the student after each round.
+    rows = ({"update": row["updates"], "score": row.get("score")} for row in content["rounds"])
     curve = training_curve(source.name, "normalized score", rows, "score")
     results.curves += [curve] if curve.points else []
 
