@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import re
@@ -89,7 +90,12 @@ def test_the_help_of_a_command_has_an_example_and_names_what_it_takes(run, name)
     assert f"Example: tdmpc-opt {name} {command.example}".strip() in out
     assert "STR" not in out
     assert "default: None" not in " ".join(out.replace("│", " ").split())
+    assert "(default: )" not in out
     assert not re.search(r"`[a-z]+_[a-z_]+`", out)  # a field where an option is meant
+    for kind in cli._RUNS:
+        assert not [f.name for f in dataclasses.fields(kind) if "_" in f.name and f.name in out]
+    mentioned = {*re.findall(r"--[a-z][a-z.-]*[a-z]", out.replace(command.example, ""))}
+    assert mentioned <= {*re.findall(r"^\W*(--[a-z.-]+)", out, re.MULTILINE)} | {"--help"}
     if command.essentials is not None:
         essential, advanced = out.split(" advanced options ")
         for field in command.essentials:

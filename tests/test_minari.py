@@ -254,7 +254,7 @@ def test_a_damaged_source_is_refused_in_one_line(lost, tmp_path):
     source = _foreign(tmp_path, "a/b-v0", env)
     with h5py.File(source / "data" / "main_data.hdf5", "r+") as file:
         del file[lost]
-    with pytest.raises(DataError, match="b-v0 is damaged: .*; get it anew") as caught:
+    with pytest.raises(DataError, match=r"b-v0 is damaged: .*; get it anew") as caught:
         _imported(source, output=tmp_path / "data")
     assert "\n" not in str(caught.value)
 

@@ -140,12 +140,7 @@ class _Layout:
         essentials = self._command.essentials
         if essentials is None:
             return found
-        required = [
-            field.name
-            for field in fields(self._command.config)
-            if field.init and field.default is MISSING and field.default_factory is MISSING
-        ]
-        first = dict.fromkeys([*required, *essentials])
+        first = dict.fromkeys([*_required(self._command.config), *essentials])
         by_name = {each.name: each for each in found}
         rest = [each for each in found if each.name not in first]
         own = [each for each in rest if is_dataclass(each.type)]  # it has a group already
@@ -181,6 +176,15 @@ def _parts(config: type) -> Iterator[tuple[str, type]]:
     yield "", config
 
 
+def _required(config: type) -> list[str]:
+    """Return the names of the fields without a default."""
+    return [
+        field.name
+        for field in fields(config)
+        if field.init and field.default is MISSING and field.default_factory is MISSING
+    ]
+
+
 _NAMES = {
     "sources": "FILE",
     "results": "RESULT",
@@ -208,12 +212,13 @@ def _named(field: StructFieldSpec, config: type) -> Any:
         word = _KINDS[single]
     else:
         return field.type
-    arg = tyro.conf.arg(
-        metavar=f"{word} [{word} ...]" if many else word,
-        help_behavior_hint=""
-        if field.default is None
-        else None,  # its text states what is done
-    )
+    required = field.name in _required(config)
+    if many:
+        word = f"[{word} ...]" if positional and not required else f"{word} [{word} ...]"
+    hint = None
+    if field.default in (None, ()):  # its text states what is done
+        hint = "(required)" if required else ""
+    arg = tyro.conf.arg(metavar=word, help_behavior_hint=hint)
     return Annotated[kind, tyro.conf.Positional, arg] if positional else Annotated[kind, arg]
 
 

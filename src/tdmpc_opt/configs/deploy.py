@@ -69,7 +69,7 @@ class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
     units (their range is 2); the smallest such file is written. Without it `budget_bytes`
     decides."""
     max_value_error: float = 0.02
-    """With max_action_error: 1 less the correlation of planned values that is allowed."""
+    """With `max_action_error`: 1 less the correlation of planned values that is allowed."""
     distill_updates: int = 0
     """With a dataset: updates that train the rounded weights to act and plan as the original
     does; kept where they bring the file closer to it. 300 to 1000 are worth it for int4."""

@@ -81,8 +81,8 @@ class BenchConfig:
     """Time policies against each other, in turns, each in a process of its own."""
 
     sources: Annotated[tuple[str, ...], POSITIONAL]
-    """Checkpoint files, zoo names, and exported files. A file of the policy alone runs as on a
-    device, without torch."""
+    """Checkpoint files, model folders, zoo names, and exported files. A file of the policy
+    alone runs as on a device, without torch."""
     preset: tuple[str, ...] = ("full",)
     """Planner budgets by name: published, full, balanced, realtime, policy, or others that a
     checkpoint contains."""

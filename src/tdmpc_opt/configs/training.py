@@ -435,8 +435,13 @@ class DaggerConfig(TrainConfig, ByWorkers, Labelled):
     """
 
     teacher: str = field()
+    """Policy that labels the states that the student visits: any that `collect` takes. Of a
+    checkpoint the terms with a weight are learned too."""
     start: str = field()
     """Checkpoint of the student to correct."""
+    on_policy_share: float | None = None
+    """Share of each batch that the student's own episodes give; without it draws are
+    uniform."""
     rounds: Annotated[int, COST]
     """Rounds in all, those before a resume included."""
     updates: int

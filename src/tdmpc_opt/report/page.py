@@ -139,7 +139,7 @@ def _score_chart(
 
 
 def _labels(members: Sequence[Evaluated]) -> list[str]:
-    """Name agents by file, and by episodes a task or starts where these are not all the same."""
+    """Name agents by file, and by episodes a task and starts where these are not the same."""
     facts = [(_episodes(member), f"starts from {_first_seed(member):,}") for member in members]
     counts, starts = (len(set(column)) > 1 for column in zip(*facts, strict=True))
     names = []
