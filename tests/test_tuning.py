@@ -173,3 +173,19 @@ def test_an_agent_that_cannot_plan_is_not_tuned(make_model, tmp_path, capsys):
     assert main(["tune-planner", str(path), "--output", str(tmp_path / "o")]) == 1
     assert "contains a policy alone and cannot plan" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_presets_are_stored_in_no_file_of_a_public_layout(public_file, tmp_path):
+    path = tmp_path / "teacher.pt"
+    path.write_bytes(public_file.read_bytes())
+    with pytest.raises(InputError, match="would replace a file of another layout by one of"):
+        tune(_config(path, tmp_path / "tuning", store=path))
+    assert path.read_bytes() == public_file.read_bytes()
+
+
+def test_presets_may_be_stored_in_a_model_folder(checkpoint_file, tmp_path):
+    folder = tmp_path / "student"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(checkpoint_file.read_bytes())
+    tune(_config(folder, tmp_path / "tuning", trials=1, episodes=1, store=folder))
+    assert {"realtime", "balanced"} <= stored(read_checkpoint(folder).extra).keys()

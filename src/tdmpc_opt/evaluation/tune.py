@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -21,11 +22,11 @@ from tdmpc_opt.agents.rollout import Array, threads, torch_generator
 from tdmpc_opt.agents.sources import CheckpointSource
 from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
-from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.configs import TuneConfig
 from tdmpc_opt.configs.measure import SEARCH_SEED, TUNING_SEED
-from tdmpc_opt.errors import CheckpointError, ResultError
+from tdmpc_opt.errors import CheckpointError, InputError, ResultError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
 from tdmpc_opt.evaluation.results import REMOVED_ENGINES, ResultFile
 from tdmpc_opt.evaluation.score import Score, normalized_score, unit_of
@@ -33,6 +34,7 @@ from tdmpc_opt.files import alone, refuse_overwrite, require_same
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, storable
 from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.runtime.numpy_policy import MODEL_FILE
 from tdmpc_opt.schema import UNNAMED, PlannerBudget, Task, TaskTable
 from tdmpc_opt.tasks.environment import make_env
 
@@ -185,6 +187,7 @@ def tune(
 
     Raises:
         CheckpointError: A checkpoint that cannot be read or written, or cannot plan.
+        InputError: The presets would replace a file of a public layout.
         ResultError: The folder contains another search.
         RunError: Another process searches in the folder.
         UnknownTaskError: A task that the agent does not know.
@@ -201,6 +204,7 @@ def tune(
     checkpoint = read_checkpoint(config.checkpoint, tasks=config.tasks)
     if not checkpoint.has_world_model:
         raise CheckpointError(f"{config.checkpoint} contains a policy alone and cannot plan")
+    store = _store(config, checkpoint)
     identity = {
         "checkpoint": policy.identity(tasks),
         "tasks": list(tasks.names),
@@ -211,11 +215,28 @@ def tune(
     with alone(config.output / "tuning.json"):
         study = _open(config, identity)
         content = _Search(config, policy, tasks, checkpoint, identity, study).run(progress)
-    if config.store is not None:
+    if store is not None:
         presets = choose(_trials(study), config.realtime_ms, config.balanced_ms)
         extra = checkpoint.extra | storable(presets)
-        write_native(config.store, replace(checkpoint, extra=extra))
+        write_native(store, replace(checkpoint, extra=extra))
     return content
+
+
+def _store(config: TuneConfig, checkpoint: Checkpoint) -> Path | None:
+    """Return the file that gets the presets; of a model folder its weights.
+
+    A file of a public layout has more than what would be written in its place.
+    """
+    if config.store is None:
+        return None
+    store = config.store / MODEL_FILE if config.store.is_dir() else config.store
+    source = resolve(config.checkpoint)
+    if checkpoint.layout != "native" and store.exists() and store.samefile(source):
+        raise InputError(
+            f"--store {store} would replace a file of another layout by one of this project; "
+            "name a new file"
+        )
+    return store
 
 
 def choose(
