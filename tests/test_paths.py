@@ -64,9 +64,16 @@ def test_an_output_that_is_the_input_by_any_name_is_refused(
         ["data", "export", "D", "--output", "D"],
         ["data", "import", "D", "--output", "D"],
         ["data", "info", "D", "--plot", "D/dataset.json"],
+        ["data", "info", "D", "--plot", "D/shard/obs.memmap"],
+        ["data", "info", "D", "--card", "D/shard/meta.json"],
+        ["export", "T", "--data", "D", "--policy-only", "--output", "D/shard/action.memmap"],
+        ["evaluate", "F", "--output", "F/students/round-1.safetensors"],
         ["sensitivity", "T", "--data", "D", "--output", "D/dataset.json"],
         ["sensitivity", "T", "--data", "D", "--output", "P", "--plot", "P"],
         ["ablation", "T", "--plot", "T"],
+        ["ablation", "R", "--plot", "R/score.json"],
+        ["report", "R", "--output", "R/score.json"],
+        ["convert", "T", "--results", "R", "--output", "R/score.json"],
         ["tune-planner", "F", "--output", "F"],
     ],
 )
@@ -76,17 +83,24 @@ def test_every_command_that_writes_refuses_its_inputs(
     folder, data = tmp_path / "folder", tmp_path / "data"
     folder.mkdir()
     os.link(teacher, folder / "model.safetensors")
+    (folder / "students").mkdir()
+    shutil.copyfile(teacher, folder / "students" / "round-1.safetensors")
     shutil.copytree(dataset_dir, data)
+    next(path for path in data.iterdir() if path.is_dir()).rename(data / "shard")
     picture = tmp_path / "picture.png"
     picture.touch()
-    places = {"T": teacher, "F": folder, "D": data, "P": picture}
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "score.json").write_text("{}")
+    places = {"T": teacher, "F": folder, "D": data, "P": picture, "R": results}
     found = [
         str(places.get(word[:1], "")) + word[1:]
         if word[:1] in places and word[1:2] in ("", "/")
         else word
         for word in words
     ]
-    kept = data / "dataset.json" if "D" in "".join(words[-1:]) else teacher
+    kept = data / "dataset.json" if words[-1] == "D" else teacher
+    kept = Path(found[-1]) if Path(found[-1]).is_file() else kept
     _refused(list(found), kept, capsys)
 
 
@@ -161,6 +175,14 @@ def test_every_option_that_names_a_file_is_known_to_the_check():
         for field in fields(command.config):
             if "Path" in str(field.type) and field.name != "store":
                 assert field.name in (*_READ, *_WRITTEN), (command.name, field.name)
+
+
+def test_an_output_folder_may_hold_its_input(teacher, tmp_path):
+    """As that of `distill` does, which writes a model folder around its work."""
+    work = tmp_path / "student" / "work"
+    work.mkdir(parents=True)
+    source = shutil.copyfile(teacher, work / "student.safetensors")
+    assert cli.main(["convert", str(source), "--output", str(work.parent)]) == 0
 
 
 def test_an_output_beside_its_inputs_is_written(teacher, tmp_path):

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -74,6 +74,10 @@ _READ = (
 added to."""
 _CONTENT = ("*.safetensors", "config.json", "dataset.json")
 """What identifies a model folder, a folder of experts, a run or a dataset."""
+_INSIDE = ("*/*.memmap", "*/*.npy", "*/meta.json", "*/*.safetensors")
+"""Shards of a dataset and students of a run: an output may not replace those of an input."""
+_OF_RESULTS = ("results", "result")
+"""Options of which a folder stands for the result files in it."""
 
 
 def refuse_overwrite(config: Any) -> None:
@@ -86,11 +90,14 @@ def refuse_overwrite(config: Any) -> None:
         InputError: The message names both.
     """
     names = {field.name for field in fields(config)}
-    read = [path for name in _READ if name in names for path in _paths(getattr(config, name))]
-    known = {_key(part): path for path in read for part in _parts(path)}
+    known = dict[tuple[int, int], Path]()
+    for name in names.intersection(_READ):
+        content = (*_CONTENT, *_INSIDE, *(["*.json"] if name in _OF_RESULTS else []))
+        for path in _paths(getattr(config, name)):
+            known |= {_key(part): path for part in _parts(path, content)}
     for name in names.intersection(_WRITTEN):
         for path in _paths(getattr(config, name)):
-            for part in _parts(path):
+            for part in _parts(path, _CONTENT):
                 other = known.setdefault(_key(part), path)
                 if other is not path:
                     option = f"--{name.replace('_', '-')}"
@@ -107,11 +114,11 @@ def _paths(value: object) -> Iterator[Path]:
             yield zoo.path(item) if item in zoo.names() else Path(item)
 
 
-def _parts(path: Path) -> list[Path]:
+def _parts(path: Path, content: Sequence[str]) -> list[Path]:
     """Return a file or folder and what identifies the folder; nothing if it does not exist."""
     if not path.exists():
         return []
-    found = (part for pattern in _CONTENT if path.is_dir() for part in path.glob(pattern))
+    found = (part for pattern in content if path.is_dir() for part in path.glob(pattern))
     return [path, *found]
 
 
