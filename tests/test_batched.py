@@ -10,9 +10,9 @@ from tdmpc_opt.configs import CollectConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.schema import MT30
-from tdmpc_opt.tasks.batched import BatchedTask
+from tdmpc_opt.tasks.batched import Batch, BatchedTask
 from tdmpc_opt.tasks.batched_suite import BatchedEpisodes, batched_task, suite_task
-from tdmpc_opt.tasks.environment import DMControlEnv
+from tdmpc_opt.tasks.environment import DMControlEnv, make_env
 from tdmpc_opt.tasks.own import own_task
 
 
@@ -188,3 +188,19 @@ def test_an_environment_without_batches_is_told_what_it_lacks(tmp_path: Path) ->
     config = CollectConfig(policy="plan", tasks="own_envs:Point-v0", output=tmp_path, workers=1)
     with pytest.raises(InputError, match=r"Point-v0 lacks model, data, frame_skip"):
         collect(config)
+
+
+def test_the_example_plans_by_the_functions_that_its_steps_use(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples" / "own_task")
+    task = own_task("crane:Crane-v0")
+    batched = batched_task(task)  # compares rewards and observations
+    env = make_env(task, 3)
+    obs, _ = env.reset()
+    state, constants = batched.current(env)
+    inner = env.unwrapped_environment
+    now = Batch.of(inner.model, inner.data, constants)
+    assert now["load"] == pytest.approx(inner.data.geom("load").xpos)
+    np.testing.assert_allclose(
+        batched.observe_now(state[None], constants[None])[0], obs, atol=1e-6
+    )
+    np.testing.assert_array_equal(batched.current(env)[0], state)  # reading changes nothing
