@@ -215,9 +215,9 @@ def _named(field: StructFieldSpec, config: type) -> Any:
     required = field.name in _required(config)
     if many:
         word = f"[{word} ...]" if positional and not required else f"{word} [{word} ...]"
-    hint = None
-    if field.default in (None, ()):  # its text states what is done
-        hint = "(required)" if required else ""
+    hint = "(required)" if required else None
+    if not required and field.default in (None, ()):  # its text states what is done
+        hint = ""
     arg = tyro.conf.arg(metavar=word, help_behavior_hint=hint)
     return Annotated[kind, tyro.conf.Positional, arg] if positional else Annotated[kind, arg]
 
