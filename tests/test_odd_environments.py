@@ -63,6 +63,17 @@ class NoSuper(Odd):
         return np.zeros(2), {}
 
 
+class OneArray(Odd):
+    """Returns the same array each time, and changes it."""
+
+    def __init__(self):
+        super().__init__(start=(np.zeros(2, np.float32), {}))
+
+    def step(self, action):
+        self.habits["start"][0][:] += 1
+        return self.habits["start"][0], 1.0, False, False, {}
+
+
 class BadConstructor(Odd):
     def __init__(self):
         raise ValueError("no licence")
@@ -93,6 +104,7 @@ ENVIRONMENTS = {
         None,
     ),
     "float64-obs": (Odd, {"obs": np.zeros(2, np.float64)}, None),
+    "one-array": (OneArray, {}, None),
     "integer-obs": (Odd, {"obs": np.zeros(2, np.int64)}, None),
     "list-obs": (Odd, {"obs": [0.0, 1.0]}, None),
     "boolean-obs": (Odd, {"obs": np.array([True, False])}, None),
@@ -117,6 +129,7 @@ ENVIRONMENTS = {
     "numpy-end": (Odd, {"done": np.array([False])}, None),
     "text-end": (Odd, {"done": "no"}, "returns terminated as 'no'; return True or False"),
     "two-ends": (Odd, {"done": np.zeros(2, bool)}, "returns terminated as array"),
+    "ragged-end": (Odd, {"done": [[True], [True, False]]}, "raised ValueError in its terminated"),
     "no-end": (Odd, {"done": None}, "returns terminated as None; return True or False"),
     "ends-early": (Odd, {"ends": 4}, None),
     "cut-early": (Odd, {"cut": 4}, None),
@@ -181,12 +194,14 @@ def test_an_odd_environment_runs_or_is_refused_in_one_line(name, capsys):
     env = make_env(f"odd/{name}-v0")
     obs, _ = env.reset(seed=1)
     assert obs.dtype == np.float32
-    ends = [env.step(np.ones(env.action_space.shape, np.float32))[1:4] for _ in range(10)]
-    assert all(isinstance(reward, float) for reward, _, _ in ends)
+    steps = [env.step(np.ones(env.action_space.shape, np.float32)) for _ in range(10)]
+    assert all(isinstance(step[1], float) for step in steps)
+    if name == "one-array":
+        assert [step[0][0] for step in steps] == [*range(1, 11)]
     expected = [(False, False)] * 9 + [(False, True)]
     if name.endswith("-early"):
         expected[3] = (name == "ends-early", name == "cut-early")
-    assert [(done, cut) for _, done, cut in ends] == expected
+    assert [step[2:4] for step in steps] == expected
 
 
 def test_a_library_that_an_environment_lacks_is_named(capsys):

@@ -152,6 +152,20 @@ def test_an_own_task_goes_from_collection_to_evaluation(tmp_path, capsys):
     assert len(content["tasks"]["Point-v0"]["returns"]) == 2
 
 
+def test_a_policy_that_writes_into_its_arrays_is_recorded_like_another(tmp_path):
+    found = []
+    for name in ("centre", "in_place"):
+        data = tmp_path / name
+        words = ["collect", "--policy", f"own_policies:{name}", "--label", "own_policies:centre"]
+        assert cli.main([*words, "--tasks", POINT, "--episodes", "2", "--output", str(data)]) == 0
+        dataset = EpisodeDataset.open(data)
+        found.append([*dataset.episodes(dataset.shards[0])])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one.obs, other.obs)
+        np.testing.assert_array_equal(one.action, other.action)
+        np.testing.assert_array_equal(one.label, other.label)
+
+
 def test_nothing_is_imported_because_a_file_says_so(tmp_path, capsys):
     model = _small_student(tmp_path)
     del sys.modules["own_envs"]

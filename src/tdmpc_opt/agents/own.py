@@ -80,7 +80,7 @@ def _checked(text: str, policy: Any, tasks: TaskTable) -> Policy:
 
         def act(obs: Array) -> Array:
             with user_code(text, "act()", "the policy"):
-                action = np.asarray(policy.act(obs), np.float32)
+                action = np.asarray(policy.act(obs.copy()), np.float32)  # it may write
             width = action.shape[-1] if known is None and action.ndim else known
             if action.shape != (len(obs), width):
                 raise InputError(

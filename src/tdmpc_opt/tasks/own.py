@@ -268,7 +268,7 @@ def _observation(text: str, obs: Any, width: int) -> Array:
             f"{text} returns an observation with NaN, infinity or a number beyond float32; "
             "repair the environment"
         )
-    return values.astype(np.float32, copy=False)
+    return np.array(values, np.float32)  # the environment may return one array each time
 
 
 def _reward(text: str, reward: Any) -> float:
@@ -294,7 +294,8 @@ def _flag(text: str, name: str, value: Any) -> bool:
     Raises:
         InputError: Something else.
     """
-    flags = np.asarray(value)
+    with user_code(text, f"its {name}"):
+        flags = np.asarray(value)
     if flags.size != 1 or flags.dtype.kind not in "bi":
         raise InputError(f"{text} returns {name} as {value!r:.60}; return True or False")
     return bool(flags.item())
