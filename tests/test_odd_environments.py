@@ -129,7 +129,11 @@ ENVIRONMENTS = {
     "numpy-end": (Odd, {"done": np.array([False])}, None),
     "text-end": (Odd, {"done": "no"}, "returns terminated as 'no'; return True or False"),
     "two-ends": (Odd, {"done": np.zeros(2, bool)}, "returns terminated as array"),
-    "ragged-end": (Odd, {"done": [[True], [True, False]]}, "raised ValueError in its terminated"),
+    "ragged-end": (
+        Odd,
+        {"done": [[True], [True, False]]},
+        "raised ValueError in its terminated",
+    ),
     "no-end": (Odd, {"done": None}, "returns terminated as None; return True or False"),
     "ends-early": (Odd, {"ends": 4}, None),
     "cut-early": (Odd, {"cut": 4}, None),

@@ -156,8 +156,9 @@ def test_a_policy_that_writes_into_its_arrays_is_recorded_like_another(tmp_path)
     found = []
     for name in ("centre", "in_place"):
         data = tmp_path / name
-        words = ["collect", "--policy", f"own_policies:{name}", "--label", "own_policies:centre"]
-        assert cli.main([*words, "--tasks", POINT, "--episodes", "2", "--output", str(data)]) == 0
+        words = ("--policy", f"own_policies:{name}", "--label", "own_policies:centre")
+        words += ("--tasks", POINT, "--episodes", "2", "--output", str(data))
+        assert cli.main(["collect", *words]) == 0
         dataset = EpisodeDataset.open(data)
         found.append([*dataset.episodes(dataset.shards[0])])
     for one, other in zip(*found, strict=True):

@@ -33,7 +33,10 @@ def test_a_record_with_removed_options_at_their_constants_is_the_same_run(tmp_pa
         ({"td_heads": "mean"}, "was made with td_heads=mean"),
         ({"weights": {"reward": 0.1, "rho": 0.9}}, r"was made with weights\.rho=0\.9"),
         ({"lr": 2.0}, r"existing run has lr=2\.0, requested lr=1\.0"),
-        ({"weights": {"reward": 0.2, "rho": 0.5}}, "existing run has weights="),
+        (
+            {"weights": {"reward": 0.2, "rho": 0.5}},
+            r"existing run has weights\.reward=0\.2, requested weights\.reward=0\.1",
+        ),
         ({"unknown": 1}, "existing run has unknown=1, requested unknown=None"),
     ],
 )
@@ -45,9 +48,22 @@ def test_what_differs_is_named(tmp_path, change, message):
 
 
 def test_a_file_that_changed_is_named_and_not_shown_as_a_hash(tmp_path):
-    old, new = ({"teacher": {"name": "a.pt", "sha256": digest}} for digest in ("1", "2"))
-    with pytest.raises(ResultError, match=r"teacher a\.pt has changed since"):
-        require_same(tmp_path, old, new, ResultError)
+    file, other = {"name": "a.pt", "sha256": "12"}, {"name": "b.pt", "sha256": "12"}
+    changed = file | {"sha256": "34"}
+    for old, new, message in (
+        (file, changed, r"source a\.pt has changed since"),
+        ([other, file], [other, changed], r"source a\.pt has changed since"),
+        ({"Lift-v0": file}, {"Lift-v0": changed}, r"source\.Lift-v0 a\.pt has changed since"),
+        (file, other, r"has source=a\.pt, requested source=b\.pt"),
+        (
+            [file],
+            [file, other],
+            r"has source=\['a\.pt'\], requested source=\['a\.pt', 'b\.pt'\]",
+        ),
+        ({"Lift-v0": file}, {}, r"has source\.Lift-v0=a\.pt, requested source\.Lift-v0=None"),
+    ):
+        with pytest.raises(ResultError, match=message):
+            require_same(tmp_path, {"source": old}, {"source": new}, ResultError)
 
 
 def test_fields_of_cost_may_differ(tmp_path):

@@ -361,12 +361,28 @@ def _flat(key: str, value: object) -> list[tuple[str, object]]:
 
 
 def _difference(key: str, found: object, requested: object) -> str:
-    """Return how a stored value, or a file by name and hash, differs from the requested one."""
-    if isinstance(found, dict) and isinstance(requested, dict) and "sha256" in found:
+    """Return how a value differs in its first part that does; files go by their names."""
+    if isinstance(found, dict) and isinstance(requested, dict):
+        if "sha256" not in {*found, *requested}:
+            parts = (
+                name for name in [*found, *requested] if found.get(name) != requested.get(name)
+            )
+            name = next(parts)
+            return _difference(f"{key}.{name}", found.get(name), requested.get(name))
         if found.get("name") == requested.get("name"):
             return f"{key} {found.get('name')} has changed since"
-        found, requested = found.get("name"), requested.get("name")
-    return f"existing run has {key}={found}, requested {key}={requested}"
+    if isinstance(found, list) and isinstance(requested, list) and len(found) == len(requested):
+        for old, new in zip(found, requested, strict=True):
+            if old != new and isinstance(old, dict):
+                return _difference(key, old, new)
+    return f"existing run has {key}={_named(found)}, requested {key}={_named(requested)}"
+
+
+def _named(value: Any) -> Any:
+    """Return a value with files by their names."""
+    if isinstance(value, list):
+        return [_named(item) for item in value]
+    return value.get("name") if isinstance(value, dict) and "sha256" in value else value
 
 
 def write_json(path: Path, content: Mapping[str, Any], error: type[TdmpcOptError]) -> None:
