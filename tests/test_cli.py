@@ -146,13 +146,24 @@ def test_a_refused_value_is_named_by_its_option(run, words, option):
     assert not re.search("Config|`", out + errors)
 
 
+@pytest.mark.parametrize("name", cli._COMMANDS)
+def test_numbers_that_nothing_can_be_done_with_are_refused(name, capsys):
+    command = cli._COMMANDS[name]
+    for option, field in _options(command.config):
+        if field.init and re.search("int|float|Schedule", str(field.type)):
+            for number in ("nan", "inf", "-1", "9" * 30):
+                words = (*name.split(), *command.example.split(), f"--{option}={number}")
+                with pytest.raises(SystemExit) as leaving:
+                    cli._parse(words)
+                assert leaving.value.code == 2
+                shown = capsys.readouterr()
+                assert option.replace("_", "-") in shown.err + shown.out, (option, number)
+
+
 def test_a_refused_configuration_is_one_plain_line(run):
     _, out, errors = run("evaluate", "random", "--output", "x.json", "--episodes", "0")
     assert out == ""
-    assert errors == (
-        "tdmpc-opt: --episodes must be at least 1 and --seed at least 0 "
-        "(tdmpc-opt evaluate --help)\n"
-    )
+    assert errors == ("tdmpc-opt: --episodes must be at least 1 (tdmpc-opt evaluate --help)\n")
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,20 @@ def cost_fields(config: type) -> frozenset[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Options with numbers: each is finite, at least 0, and fits 64 bits."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int | float) and not 0 <= number < 2**63:
+                    raise InputError(
+                        f"`{field.name}` must be at least 0 and below 2**63, got {number}"
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class OfCheckpoint:
     """The agent that a command reads."""
 
@@ -109,7 +123,7 @@ class OnDevice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByWorkers:
+class ByWorkers(Numbers):
     """The processes that share the work of a command."""
 
     workers: Annotated[int, COST] = 0
@@ -175,7 +189,7 @@ class ToPlot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seeded:
+class Seeded(Numbers):
     """The seed of a command."""
 
     seed: int = 0
@@ -184,7 +198,20 @@ class Seeded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
+class AtPort(Numbers):
+    """The port of a server."""
+
+    port: int
+    """Port to listen at."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.port > 65535:
+            raise InputError(f"`port` must be at most 65535, got {self.port}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Numbers):
     """Episodes with labels to imitate."""
 
     noise: float = 0.0

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from tdmpc_opt.configs.common import (
     POSITIONAL,
+    AtPort,
     ByWorkers,
+    Numbers,
     OfCheckpoint,
     OfPart,
     OnTasks,
@@ -55,7 +57,7 @@ Format = Literal["fp32", "fp16", "bf16", "int8", "int4", "mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
+class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations, Numbers):
     """Write a smaller file of the same agent, without target Qs."""
 
     format: Format = "fp16"
@@ -75,6 +77,7 @@ class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
     does; kept where they bring the file closer to it. 300 to 1000 are worth it for int4."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = ("budget_bytes", "max_action_error")
         limits = [name for name in names if getattr(self, name) is not None]
         if self.format == "mixed" and (self.data is None or len(limits) != 1):
@@ -92,8 +95,8 @@ class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
             raise InputError(
                 "`budget_bytes`, `max_action_error` and `max_value_error` must be above 0"
             )
-        if self.distill_updates < 0 or (self.distill_updates and self.data is None):
-            raise InputError("--distill-updates must be at least 0, and learn on a --data")
+        if self.distill_updates and self.data is None:
+            raise InputError("--distill-updates learn on a --data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,17 +110,13 @@ class SensitivityConfig(OfCheckpoint, ToOutput, ToPlot, ByWorkers):
     episodes: int = 0
     """Episodes per task that score the policy for each layer and format; 0 scores none."""
 
-    def __post_init__(self) -> None:
-        if self.episodes < 0 or self.workers < 0:
-            raise InputError("`episodes` and `workers` must be at least 0")
-
 
 ExportTarget = Literal["onnx", "executorch", "c"]
 ExportFormat = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
+class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations, Numbers):
     """Write the policy or the whole planner for an engine, once it acts as torch does."""
 
     target: ExportTarget = "onnx"
@@ -140,7 +139,8 @@ class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
     where that is more (plans: 0.005); for fp16 0.02 (plans: 0.2); for int8 0.3 (plans: 1.0)."""
 
     def __post_init__(self) -> None:
-        if self.tolerance is not None and not self.tolerance > 0:
+        super().__post_init__()
+        if self.tolerance == 0:
             raise InputError(f"`tolerance` must be above 0, got {self.tolerance}")
         if not (18 <= self.opset <= 20 and 8 <= self.ir_version <= 10):
             raise InputError(
@@ -162,7 +162,7 @@ class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig:
+class ServeConfig(AtPort):
     """Serve an agent over the openpi WebSocket protocol, without torch."""
 
     checkpoint: Annotated[Path, POSITIONAL]
@@ -177,3 +177,8 @@ class ServeConfig:
     """Connections at a time."""
     max_message_kb: int = 1024
     """Longest message in kilobytes; a longer one ends its connection."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.threads, self.max_clients, self.max_message_kb) < 1:
+            raise InputError("`threads`, `max_clients` and `max_message_kb` must be at least 1")

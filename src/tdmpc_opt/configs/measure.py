@@ -9,10 +9,12 @@ from tdmpc_opt.configs.common import (
     POSITIONAL,
     REPORTED_SEED,
     Acting,
+    AtPort,
     ByWorkers,
     Device,
     EngineName,
     Mode,
+    Numbers,
     OfCheckpoint,
     OfResults,
     OnDevice,
@@ -49,8 +51,9 @@ class EvaluateConfig(OfCheckpoint, OnTasks, Acting, ToOutput, OnDevice, ByWorker
         return self.mode or ("planner" if plans else "policy")
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or self.seed < 0:
-            raise InputError("`episodes` must be at least 1 and `seed` at least 0")
+        super().__post_init__()
+        if self.episodes < 1:
+            raise InputError("`episodes` must be at least 1")
         if self.seed + self.episodes > COLLECTION_SEED:
             raise InputError(
                 f"`seed` + `episodes` stays below {COLLECTION_SEED:,}, where the seeds of data "
@@ -77,7 +80,7 @@ class AblationConfig(OfResults, ToPlot):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig:
+class BenchConfig(Numbers):
     """Time policies against each other, in turns, each in a process of its own."""
 
     sources: Annotated[tuple[str, ...], POSITIONAL]
@@ -105,14 +108,15 @@ class BenchConfig:
     """Result file (JSON) to write; without it none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.sources and self.preset and self.engine and self.batch):
             raise InputError(
                 "name at least one file, and one value of `preset`, `engine` and `batch`"
             )
         if min(self.batch) < 1 or self.threads < 1 or self.rounds < 1:
             raise InputError("`batch`, `threads` and `rounds` must be at least 1")
-        if not self.seconds > 0:
-            raise InputError(f"`seconds` must be above 0, got {self.seconds}")
+        if self.seconds == 0:
+            raise InputError("`seconds` must be above 0, got 0")
 
 
 SEARCH_SEED = 0
@@ -147,6 +151,7 @@ class TuneConfig(OfCheckpoint, OnTasks, ToOutput, ByWorkers):
     none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.episodes <= COLLECTION_SEED - TUNING_SEED:
             raise InputError(f"`episodes` must be in 1..{COLLECTION_SEED - TUNING_SEED:,}")
         if self.trials < 1:
@@ -170,7 +175,7 @@ class ReportConfig(OfResults):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoConfig(OfCheckpoint, OnTasks, Acting):
+class VideoConfig(OfCheckpoint, OnTasks, Acting, Numbers):
     """Film an agent, alone or beside another; or draw a contact sheet of its tasks."""
 
     against_mode: Mode | None = None
@@ -186,16 +191,17 @@ class VideoConfig(OfCheckpoint, OnTasks, Acting):
     """Simulated seconds of each task; None films whole episodes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.output is None and self.sheet is None:
             raise InputError("name a film with --output or a contact sheet with --sheet")
         if self.output is not None and self.output.suffix.lower() not in (".mp4", ".gif"):
             raise InputError(f"`output`, a film, ends in .mp4 or .gif; got {self.output.name}")
-        if self.seconds is not None and self.seconds <= 0:
-            raise InputError(f"`seconds` must be above 0, got {self.seconds}")
+        if self.seconds == 0:
+            raise InputError("`seconds` must be above 0, got 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlayConfig:
+class PlayConfig(AtPort):
     """Serve a page on this machine where agents act live and can be pushed around.
 
     Without `tasks` the page simulates MT30's tasks; with them, Python simulates these and the

@@ -1,6 +1,5 @@
 """Commands that make data, train on it, and distil."""
 
-import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from tdmpc_opt.configs.common import (
     ByWorkers,
     Labelled,
     MatmulPrecision,
+    Numbers,
     OfDataset,
     OnDevice,
     OnTasks,
@@ -56,6 +56,7 @@ class ExpertsConfig(OnTasks, ToOutput, ByWorkers, Seeded):
     """Agent steps between saved states; a killed run loses at most these."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.steps, self.hidden, self.episodes, self.save_every, self.envs) < 1:
             raise InputError(
                 "`steps`, `hidden`, `episodes`, `save_every` and `envs` must be at least 1"
@@ -81,8 +82,9 @@ class CollectConfig(OnTasks, Acting, ToOutput, OnDevice, ByWorkers, Labelled, Se
     """Episodes per task."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or self.seed < 0 or self.noise < 0:
-            raise InputError("`episodes` must be at least 1; `seed` and `noise` at least 0")
+        super().__post_init__()
+        if self.episodes < 1:
+            raise InputError("`episodes` must be at least 1")
         if self.preset is not None and self.mode == "policy":
             raise InputError("`preset` is the budget of a plan and needs --mode planner")
 
@@ -118,7 +120,7 @@ class DataImportConfig(ToOutput):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataExportConfig(OfDataset, ToOutput):
+class DataExportConfig(OfDataset, ToOutput, Numbers):
     """Write a dataset as official shard files, Minari or LeRobot datasets."""
 
     format: Literal["official", "minari", "lerobot"] = "official"
@@ -129,6 +131,7 @@ class DataExportConfig(OfDataset, ToOutput):
     dataset that the episodes came from."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         """Refuse steps per second that cannot be."""
         if self.fps is not None and (self.format != "lerobot" or self.fps < 1):
             raise InputError("`fps` is at least 1, and needs --format lerobot")
@@ -152,7 +155,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for value in (self.start, self.end):
-            if value is not None and not (math.isfinite(value) and value >= 0):
+            if value is not None and not 0 <= value < 2**63:
                 raise InputError(f"a weight must be finite and at least 0, got {value}")
         if (self.end is None) != (self.updates == 0) or self.updates < 0:
             raise InputError(
@@ -246,7 +249,7 @@ REMOVED_COST = ("eval_episodes", "score_episodes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossWeights:
+class LossWeights(Numbers):
     """Weights of the terms of the objective (TD-MPC2, arXiv:2310.16828, equation 3)."""
 
     consistency: float = 20.0
@@ -356,6 +359,7 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
         return (self.data,) if isinstance(self.data, Path) else self.data
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.folders:
             raise InputError("name a dataset folder at least with --data")
         names, without = [f.name for f in fields(FromTeacher)], FromTeacher()
@@ -370,17 +374,15 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
                 f"`lr_zero_at` is {self.lr_zero_at}: of the {self.updates} `updates` those "
                 "beyond it would change nothing"
             )
-        if self.behaviour_batch < 0 or (self.behaviour_batch and not self.weights.behaviour):
-            raise InputError(
-                "`behaviour_batch` is at least 0, and needs a weight of `behaviour`"
-            )
+        if self.behaviour_batch and not self.weights.behaviour:
+            raise InputError("`behaviour_batch` needs a weight of `behaviour`")
         if not 0 <= self.td_lambda <= 1:
             raise InputError(f"`td_lambda` is from 0 to 1, got {self.td_lambda}")
         counts = (self.updates, self.batch_size, self.horizon, self.log_every, self.save_every)
-        if min(*counts, self.keep) < 1 or min(self.max_skipped, self.threads) < 0:
+        if min(*counts, self.keep) < 1:
             raise InputError(
                 "`updates`, `batch_size`, `horizon`, `log_every`, `save_every` and `keep` must "
-                "be at least 1, `max_skipped` and `threads` at least 0"
+                "be at least 1"
             )
 
 
@@ -408,6 +410,7 @@ class DistillConfig(OnTasks, ToOutput, OnDevice, ByWorkers, Seeded):
     in bf16 and sums in float32 on processors with units for that."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.teachers:
             raise InputError("name a teacher: a checkpoint, zoo name, folder or MODULE:FACTORY")
         if self.hours is not None and self.updates is not None:
@@ -459,11 +462,8 @@ class DaggerConfig(TrainConfig, ByWorkers, Labelled):
     def __post_init__(self) -> None:
         object.__setattr__(self, "on_policy", self.output / "data")
         super().__post_init__()
-        if min(self.rounds, self.episodes) < 1 or min(self.noise, self.planner_episodes) < 0:
-            raise InputError(
-                "`rounds` and `episodes` must be at least 1; `planner_episodes` and `noise` at "
-                "least 0"
-            )
+        if min(self.rounds, self.episodes) < 1:
+            raise InputError("`rounds` and `episodes` must be at least 1")
         if self.lr_zero_at is not None and self.lr_zero_at < self.rounds * self.updates:
             raise InputError(
                 f"{self.rounds} rounds make {self.rounds * self.updates} updates, but the "
