@@ -110,10 +110,16 @@ def test_lines_come_no_faster_than_one_can_read(capsys, monkeypatch):
     ]
 
 
-def test_a_new_stage_estimates_its_own_time(capsys, monkeypatch):
+@pytest.mark.parametrize("before", [4, 3])
+def test_a_new_stage_estimates_its_own_time(capsys, monkeypatch, before):
     clock = iter([100.0, 200.0, 300.0, 320.0])
     monkeypatch.setattr(output.time, "monotonic", lambda: next(clock))
     console = Terminal("demo")
-    for name, done, total in (("a", 0, 4), ("a", 4, 4), ("b", 0, 3), ("b", 1, 3)):
+    for name, done, total in (
+        ("a", 0, before),
+        ("a", before, before),
+        ("b", 0, 3),
+        ("b", 1, 3),
+    ):
         Stage(console, name).update(done, total, "")
     assert capsys.readouterr().err.splitlines()[-1] == "demo: 1/3, 0.7 min left  b"

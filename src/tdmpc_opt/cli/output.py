@@ -64,7 +64,8 @@ class Terminal:
         self._results = Console(width=width, quiet=self._quiet, markup=False, highlight=False)
         self._console = Console(stderr=True, quiet=self._quiet, markup=False, highlight=False)
         self._bar: Bar | None = None
-        self._total, self._start, self._start_time = -1, 0, 0.0  # of a stage
+        self._total, self._done = -1, 0
+        self._start, self._start_time = 0, 0.0  # of a stage
         self._last_line = 0.0
         self._estimated = False
 
@@ -84,14 +85,17 @@ class Terminal:
         """Show the report."""
         if self._quiet:
             return
+        another = total != self._total or done < self._done  # a stage of its own speed
+        self._total, self._done = total, done
         if self._console.is_terminal:
             self._bar = self._bar or self._started()
+            if another:
+                self._bar.reset(self._bar.task_ids[0], total=total)
             self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=text)
             return
         now = time.monotonic()
-        if total != self._total or done < self._start:
-            self._total, self._start, self._start_time = total, done, now
-            self._estimated = False
+        if another:
+            self._start, self._start_time, self._estimated = done, now, False
         passed = done - self._start
         wait = SECONDS_BETWEEN_LINES
         if passed and not self._estimated:
