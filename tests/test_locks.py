@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -64,6 +65,19 @@ def test_a_killed_process_keeps_nobody_out(hold, tmp_path):
     process.wait()
     with alone(tmp_path / "x"):
         assert f"process {os.getpid()} " in (tmp_path / ".x.lock").read_text()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_lock(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with (
+        pytest.raises(RunError, match=r"cannot write .*: No space left"),
+        alone(tmp_path / "a/b"),
+    ):
+        pass
+    assert not (tmp_path / "a").exists()
 
 
 def test_waiting_ends_when_the_other_has_finished(hold, tmp_path):

@@ -177,6 +177,15 @@ def test_every_option_that_names_a_file_is_known_to_the_check():
                 assert field.name in (*_READ, *_WRITTEN), (command.name, field.name)
 
 
+def test_a_device_or_pipe_is_no_output(teacher, tmp_path, capsys):
+    """A finished file would take its place, also that of /dev/null."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert cli.main(["quantize", str(teacher), "--output", str(pipe)]) == 1
+    assert f"--output {pipe} is a device or pipe" in capsys.readouterr().err
+    assert pipe.is_fifo()
+
+
 def test_an_output_folder_may_hold_its_input(teacher, tmp_path):
     """As that of `distill` does, which writes a model folder around its work."""
     work = tmp_path / "student" / "work"

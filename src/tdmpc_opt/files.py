@@ -81,7 +81,7 @@ _OF_RESULTS = ("results", "result")
 
 
 def refuse_overwrite(config: Any) -> None:
-    """Refuse a configuration with an output that is an input or another output.
+    """Refuse a configuration with an output that is an input, another output, or a device.
 
     Names and links do not matter: files are compared by inode. Of a folder, the model, run or
     dataset in it counts as well. Inputs that do not exist do not count.
@@ -96,11 +96,13 @@ def refuse_overwrite(config: Any) -> None:
         for path in _paths(getattr(config, name)):
             known |= {_key(part): path for part in _parts(path, content)}
     for name in names.intersection(_WRITTEN):
+        option = f"--{name.replace('_', '-')}"
         for path in _paths(getattr(config, name)):
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise InputError(f"{option} {path} is a device or pipe; name a file or folder")
             for part in _parts(path, _CONTENT):
                 other = known.setdefault(_key(part), path)
                 if other is not path:
-                    option = f"--{name.replace('_', '-')}"
                     raise InputError(
                         f"{option} {path} would overwrite {other}, which this command reads or "
                         "writes too; name another file or folder"
@@ -161,16 +163,22 @@ def alone(path: Path, *, wait: bool = False) -> Iterator[None]:
         time.sleep(_SECONDS_BETWEEN_TRIES)
     with file:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
-        file.flush()
+        owner = f"process {os.getpid()} on {socket.gethostname()} since {started}"
         try:
+            _write_owner(file, owner)
             yield
         finally:
             lock.unlink(missing_ok=True)
             if made and not any(path.parent.iterdir()):  # nothing was written
                 path.parent.rmdir()
+
+
+def _write_owner(file: TextIO, owner: str) -> None:
+    try:
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), owner.encode())  # no buffer, whose rest would fail on closing
+    except OSError as error:
+        raise RunError(f"cannot write {file.name}: {error.strerror}") from error
 
 
 def _locked(lock: Path) -> TextIO | None:
