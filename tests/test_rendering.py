@@ -31,6 +31,16 @@ def test_a_machine_without_a_display_renders_or_says_what_is_missing():
     assert "GLFW" not in run.stderr
 
 
+@pytest.mark.parametrize("module", ["agents.rollout", "experts.vector_env"])
+def test_no_module_loads_the_simulator_before_its_renderer_is_chosen(module):
+    command = [sys.executable, "-W", "error", "-c", f"import tdmpc_opt.{module}"]
+    variables = {"MUJOCO_GL": "nonsense"}
+    run = subprocess.run(
+        command, env=os.environ | variables, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 STEPS = """
 import numpy as np, tdmpc_opt
 from tdmpc_opt.errors import MissingDependencyError

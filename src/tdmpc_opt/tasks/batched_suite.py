@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from tdmpc_opt.tasks.environment import ACTION_REPEAT, DMControlEnv  # chooses the renderer
+
+# isort: split
 import mujoco
 import numpy as np
 from dm_control.suite import common
@@ -20,7 +23,6 @@ from tdmpc_opt.errors import InputError
 from tdmpc_opt.schema import MT30, Task
 from tdmpc_opt.tasks import custom
 from tdmpc_opt.tasks.batched import Array, Batch, BatchedTask, Measure, own_batched_task
-from tdmpc_opt.tasks.environment import ACTION_REPEAT, DMControlEnv
 
 _XBODY, _BODY = mujoco.mjtObj.mjOBJ_XBODY, mujoco.mjtObj.mjOBJ_BODY
 _GEOM, _SITE = mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SITE
