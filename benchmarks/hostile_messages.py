@@ -6,7 +6,7 @@ The server is a process of its own. Every answer has to be one line or actions i
 the end a good message has to be answered as at the beginning, within the memory of a few
 messages. Writes results/hostile-messages.json:
 
-    nice -n 19 python benchmarks/hostile_messages.py
+    python benchmarks/hostile_messages.py
 """
 
 import asyncio

@@ -40,7 +40,7 @@ COMMANDS = {
     "--output results/bench-distill.json",
     "bench-microcontroller": "python benchmarks/microcontroller.py",
     "export-parity": "python benchmarks/export_parity.py",
-    "hostile-messages": "nice -n 19 python benchmarks/hostile_messages.py",
+    "hostile-messages": "python benchmarks/hostile_messages.py --messages 20000",
     "bench-evaluation": "python benchmarks/evaluation_throughput.py --checkpoint FILE",
     "bench-runtime-footprint": "python benchmarks/runtime_footprint.py --task walker-walk "
     "--files policy.onnx planner.onnx",
