@@ -12,10 +12,9 @@ from tensordict import TensorDict
 
 from tdmpc_opt.data import shards
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
-from tdmpc_opt.data.reports import summarize
+from tdmpc_opt.data.reports import summarize, write_dataset_card
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.report.charts import plot_returns
-from tdmpc_opt.report.dataset import write_dataset_card
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
 TASKS = TaskTable((Task("wide", 4, 3, episode_length=8), Task("thin", 2, 1, episode_length=8)))

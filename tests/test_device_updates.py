@@ -13,7 +13,7 @@ from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.training.faults import FaultKeeper
+from tdmpc_opt.training.loop import FaultKeeper
 from tdmpc_opt.training.step import Learner, build_learner, train_step
 
 ON_THE_CPU = {"aten::quantile", "aten::_fused_adam_"}

@@ -316,7 +316,7 @@ def repairable(path: Path, error: type[TdmpcOptError]) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, LookupError, TypeError, ValueError) as fault:
+    except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
         raise error(
             f"{path} is damaged ({fault!r}); choose another --output or delete it"
         ) from fault

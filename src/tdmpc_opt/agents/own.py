@@ -1,7 +1,6 @@
 """Policies of a user's own code, and several policies as one, each on its own tasks."""
 
 import hashlib
-import importlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from tdmpc_opt.files import parse_json, write_json
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.schema import MT30, TaskTable
 from tdmpc_opt.tasks import choose_tasks
-from tdmpc_opt.tasks.own import user_code
+from tdmpc_opt.tasks.own import import_named, user_code
 
 _ROUNDING = 1e-4
 """How far actions may lie outside [-1, 1]; they are clipped."""
@@ -32,16 +31,7 @@ class FactorySource(PolicySource):
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Call the function."""
         module, _, name = self.source.partition(":")
-        try:
-            with user_code(self.source, "its import", "the module"):
-                found = getattr(importlib.import_module(module), name, None)
-        except ModuleNotFoundError as error:
-            if not f"{module}.".startswith(f"{error.name}."):
-                raise  # the module is there, but lacks a library of its own
-            raise InputError(
-                f"cannot import {module}, which {self.source} names; install it, or put its "
-                "folder on PYTHONPATH"
-            ) from error
+        found = getattr(import_named(self.source, module, InputError), name, None)
         if not callable(found):
             raise InputError(f"{module} has no function {name}; {self.source} names one")
         with user_code(self.source, "its call", "the function"):

@@ -22,9 +22,8 @@ def _collect(config: configs.CollectConfig, terminal: Terminal) -> None:
 
 def _data_info(config: configs.DataInfoConfig, terminal: Terminal) -> None:
     from tdmpc_opt.data.episodes import EpisodeDataset
-    from tdmpc_opt.data.reports import summarize
+    from tdmpc_opt.data.reports import summarize, write_dataset_card
     from tdmpc_opt.report.charts import plot_returns
-    from tdmpc_opt.report.dataset import write_dataset_card
 
     refuse_overwrite(config)
     dataset = EpisodeDataset.open(config.data)

@@ -97,11 +97,7 @@ def _check_name(name: str) -> None:
 
 
 def _read_listing(folder: Path) -> tuple[TaskTable, int, tuple[Shard, ...]]:
-    """Read tasks, rows of an episode and shards from a dataset's listing.
-
-    Raises:
-        DataError: No listing, or one that is damaged, foreign or of a newer version.
-    """
+    """Read tasks, rows of an episode and shards from a dataset's listing."""
     listing = folder / LISTING
     try:
         record = parse_json(listing.read_bytes())

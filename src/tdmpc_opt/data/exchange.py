@@ -232,10 +232,7 @@ def _open(folder: Path) -> Source:
 def _import(
     source: Source, config: DataImportConfig, report: ImportReport, progress: Progress
 ) -> None:
-    """Add the episodes of a dataset of another program.
-
-    The task is the one that is named; else those that the dataset gives itself.
-    """
+    """Add the episodes of a dataset, as of the task that is named or of its own tasks."""
     if config.tasks is not None:
         source = _named(source, config.tasks)
     found = tuple(dict.fromkeys(source.tasks.values()))

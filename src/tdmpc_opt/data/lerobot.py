@@ -209,11 +209,7 @@ class _Rows:
     """Facts of each episode, by its number."""
 
     def read(self, path: Path) -> dict[str, NDArray[Any]]:
-        """Return the columns of a file, [rows, width] each.
-
-        Raises:
-            DataError: A file that is missing or damaged, or has other columns.
-        """
+        """Return the columns of a file, [rows, width] each."""
         try:
             table = pq.ParquetFile(path).read(columns=list(self.widths))
             return {key: _numbers(table[key], key, width) for key, width in self.widths.items()}
@@ -253,11 +249,7 @@ class _Rows:
 
 
 def _numbers(column: pa.ChunkedArray, key: str, width: int) -> NDArray[Any]:
-    """Return a column as numbers, [rows, width].
-
-    Raises:
-        ValueError: Something else in any row.
-    """
+    """Return a column as numbers, [rows, width], or refuse it."""
     flat, lengths = column.combine_chunks(), [1]
     if pa.types.is_nested(flat.type):
         lengths, flat = flat.value_lengths().unique().to_pylist(), flat.flatten()

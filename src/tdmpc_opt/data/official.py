@@ -4,7 +4,6 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,7 @@ from torch import Tensor
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 from tdmpc_opt.data.official_files import FLOATS, NUMPY, OfficialShard, Rows, open_official
 from tdmpc_opt.data.reports import ImportReport, Throughput, refuse_full_disk
-from tdmpc_opt.data.shards import (
-    DAMAGED_ARRAY,
-    POSITIONS,
-    faults,
-    field_file,
-)
+from tdmpc_opt.data.shards import DAMAGED_ARRAY, POSITIONS, faults, field_file
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.progress import Progress
@@ -121,11 +115,7 @@ class _Import:
     skip_bad: bool
 
     def run(self, wanted: Sequence[str]) -> None:
-        """Add what is wanted and not there yet.
-
-        Raises:
-            _UnfitFileError: The file has unknown tasks.
-        """
+        """Add what is wanted and not there yet."""
         shard = self.shard
         try:
             ids = shard.task_ids()
@@ -141,9 +131,9 @@ class _Import:
                 self.throughput.add(len(index) * shard.episode_bytes, task, moved=False)
         needed = sum(len(index) for index in work.values()) * shard.episode_bytes
         refuse_full_disk(self.dataset.path, needed)
-        with shard.rows() as rows:
-            for task, index in work.items():
-                self._add_fit(task, index, rows)
+        rows = shard.rows()
+        for task, index in work.items():
+            self._add_fit(task, index, rows)
 
     def _name(self, task: str) -> str:
         return f"{task}-official-{self.shard.fingerprint}"
@@ -373,22 +363,18 @@ def _blocks(
     """Yield a field's values in the order of the file."""
     dtype = np.dtype(file.dtypes[field])
     ids = np.array([dataset.tasks.index(shard.task) for shard in file.shards], dtype)
-    with ExitStack() as stack:
-        sources = [_rows(dataset, shard, field, stack) for shard in file.shards]
-        for start in range(0, len(order), _EPISODES):
-            number, row = order[start : start + _EPISODES].T
-            if field == "task":
-                yield np.repeat(ids[number][:, None], dataset.length, axis=1)
-                continue
-            block = np.empty((len(row), *sources[0].shape), dtype)
-            for shard in np.unique(number):
-                block[number == shard] = sources[shard].read(row[number == shard])
-            yield block
+    sources = [_rows(dataset, shard, field) for shard in file.shards]
+    for start in range(0, len(order), _EPISODES):
+        number, row = order[start : start + _EPISODES].T
+        if field == "task":
+            yield np.repeat(ids[number][:, None], dataset.length, axis=1)
+            continue
+        block = np.empty((len(row), *sources[0].shape), dtype)
+        for shard in np.unique(number):
+            block[number == shard] = sources[shard].read(row[number == shard])
+        yield block
 
 
-def _rows(dataset: EpisodeDataset, shard: Shard, field: str, stack: ExitStack) -> Rows:
-    """Open a shard's field until the stack is left."""
+def _rows(dataset: EpisodeDataset, shard: Shard, field: str) -> Rows:
     size, dtype = dataset.shape_of(shard).fields()[field]
-    handle = os.open(field_file(dataset.path / shard.name, field), os.O_RDONLY)
-    stack.callback(os.close, handle)
-    return Rows(handle, 0, size[1:], NUMPY[dtype])
+    return Rows(field_file(dataset.path / shard.name, field), 0, size[1:], NUMPY[dtype])

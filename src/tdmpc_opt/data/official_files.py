@@ -8,11 +8,9 @@ Source: TD-MPC2's public datasets (arXiv:2310.16828) and its loader.
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,47 +69,42 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Consecutive rows of one size in a file, read without mapping it.
 
     A map of a file larger than memory would count as this process's memory.
-
-    Args:
-        handle: Descriptor of the file.
-        start: First byte of row 0.
-        shape: Shape of a row.
-        dtype: Number format.
     """
 
-    def __init__(
-        self, handle: int, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]
-    ) -> None:
-        self._handle, self._start = handle, start
-        self.shape, self.dtype = shape, dtype
-        self.row_bytes = int(np.prod(shape)) * dtype.itemsize
+    path: Path
+    """The file."""
+    start: int
+    """First byte of row 0."""
+    shape: tuple[int, ...]
+    """Shape of a row."""
+    dtype: np.dtype[Any]
+    """Number format."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, index: NDArray[np.int64]) -> NDArray[Any]:
-        """Return rows by their ascending numbers, neighbours in one go.
+        """Return rows by their ascending numbers, at least one; neighbours are read in one go.
 
         Raises:
             OSError: The file ends before them, or cannot be read.
         """
-        rows = np.empty((len(index), *self.shape), self.dtype)
-        target = rows.reshape(-1).view(np.uint8).data
-        breaks = np.flatnonzero(np.diff(index) != 1) + 1
-        bounds = [0, *breaks.tolist(), len(index)]
-        for begin, end in pairwise(bounds):
-            if begin < end:
-                part = target[begin * self.row_bytes : end * self.row_bytes]
-                self._fill(part, self._start + int(index[begin]) * self.row_bytes)
-        return rows
+        runs = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
+        rows = np.concatenate([self._run(int(run[0]), len(run)) for run in runs])
+        if rows.size != len(index) * math.prod(self.shape):
+            raise OSError("the file ends too early")
+        return rows.reshape(-1, *self.shape)
 
-    def _fill(self, part: memoryview, offset: int) -> None:
-        while part:
-            count = os.preadv(self._handle, [part], offset)
-            if not count:
-                raise OSError("the file ends too early")
-            part, offset = part[count:], offset + count
+    def _run(self, first: int, count: int) -> NDArray[Any]:
+        numbers, offset = count * math.prod(self.shape), self.start + first * self.row_bytes
+        return np.fromfile(self.path, self.dtype, numbers, offset=offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,20 +145,13 @@ class OfficialShard:
             if name in FLOATS
         )
 
-    @contextmanager
-    def rows(self) -> Iterator[dict[str, Rows]]:
-        """Open the file and give its fields, to be read by episode."""
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            yield {
-                name: Rows(
-                    handle, self.places[name], tuple(tensor.shape[1:]), NUMPY[tensor.dtype]
-                )
-                for name, tensor in self.outline.items()
-                if name in FLOATS
-            }
-        finally:
-            os.close(handle)
+    def rows(self) -> dict[str, Rows]:
+        """Return its fields, to be read by episode."""
+        return {
+            name: Rows(self.path, self.places[name], tuple(t.shape[1:]), NUMPY[t.dtype])
+            for name, t in self.outline.items()
+            if name in FLOATS
+        }
 
     def task_ids(self) -> NDArray[np.int64]:
         """Return the task of each episode.
@@ -240,11 +226,7 @@ def _fields(content: object) -> dict[str, Tensor]:
 
 
 def _refuse_endings(content: dict[str, Any]) -> None:
-    """Refuse episodes that may terminate, which those of MT30 and MT80 never do.
-
-    Raises:
-        TorchFileError: The file has a field of terminations.
-    """
+    """Refuse episodes that may terminate, which those of MT30 and MT80 never do."""
     for name in ("terminated", "done"):
         if name in content:
             raise TorchFileError(

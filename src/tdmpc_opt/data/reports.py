@@ -1,6 +1,7 @@
-"""Reports on a dataset: what it contains, whether it is intact, and what an import did."""
+"""Reports on a dataset: its content, its card, whether it is intact, what an import did."""
 
 import hashlib
+import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ import numpy as np
 
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 from tdmpc_opt.data.shards import check_files
-from tdmpc_opt.errors import DataError
+from tdmpc_opt.errors import DataError, ResultError
+from tdmpc_opt.files import written
 from tdmpc_opt.progress import Progress
 
 MEGABYTE = 1_000_000
@@ -133,6 +135,62 @@ def _labelled(dataset: EpisodeDataset, shard: Shard) -> int:
     label = dataset.arrays(shard).label
     # A row is wholly NaN or not at all, so its first number suffices.
     return 0 if label is None else int(np.isfinite(label[:, 1:, 0]).sum())
+
+
+def write_dataset_card(dataset: EpisodeDataset, plot: Path, path: Path) -> None:
+    """Write the card of a dataset, which shows the picture of its returns by a relative path.
+
+    Raises:
+        DataError: A shard that is missing or truncated.
+        ResultError: A file that cannot be written.
+    """
+    rows = summarize(dataset)
+    transitions = sum(row.transitions for row in rows)
+    lines = [
+        f"# Dataset {dataset.path.resolve().name}",
+        "",
+        f"{len(dataset):,} episodes of {len(rows)} tasks, {transitions:,} transitions, "
+        f"{sum(row.labelled for row in rows):,} of them with a label to imitate.",
+        "",
+        "## Sources",
+        "",
+        "| driven by | noise | labelled by | tasks | episodes | mean return |",
+        "|---|---|---|---|---|---|",
+        *_origins(dataset),
+        "",
+        "## Tasks",
+        "",
+        "| task | episodes | transitions | labelled | mean return | least | most |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {row.task} | {row.episodes:,} | {row.transitions:,} | {row.labelled:,} "
+            f"| {row.return_mean:.1f} | {row.return_min:.1f} | {row.return_max:.1f} |"
+            for row in rows
+        ),
+    ]
+    picture = os.path.relpath(plot.resolve(), path.resolve().parent)
+    lines += ["", f"![Episode returns of each task]({picture})", ""]
+    with written(path, ResultError) as temporary:
+        temporary.write_text("\n".join(lines))
+
+
+def _origins(dataset: EpisodeDataset) -> list[str]:
+    """Return a row for each way in which episodes were made, over all tasks."""
+    made: dict[tuple[str, str, str], list[tuple[str, float]]] = {}
+    for shard in dataset.shards:
+        source = shard.source
+        policy = str(source["policy"]["name"]) if source.get("policy") else "?"
+        label = "-" if policy == "random" else "itself"
+        if "label" in source:
+            label = str(source["label"]["policy"]["name"])
+        key = (policy, f"{float(source.get('noise', 0)):g}", label)
+        returns = ((shard.task, value) for value in dataset.returns_of(shard).tolist())
+        made.setdefault(key, []).extend(returns)
+    return [
+        f"| {policy} | {noise} | {label} | {len({task for task, _ in rows})} | {len(rows):,} "
+        f"| {np.mean([value for _, value in rows]):.1f} |"
+        for (policy, noise, label), rows in made.items()
+    ]
 
 
 _BLOCK = 8 << 20

@@ -98,11 +98,7 @@ def _is_for_devices(path: Path) -> bool:
 
 
 class _Worker:
-    """A process that times one candidate.
-
-    Raises:
-        InputError: The candidate cannot be loaded or cannot run so.
-    """
+    """A process that times one candidate; it refuses one that cannot run so."""
 
     def __init__(self, candidate: Candidate) -> None:
         self._candidate = candidate
@@ -123,11 +119,7 @@ class _Worker:
             raise
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a request and wait for its reply.
-
-        Raises:
-            RunError: The process died.
-        """
+        """Send a request and wait for its reply."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:

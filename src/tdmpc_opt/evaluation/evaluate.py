@@ -10,7 +10,6 @@ from tdmpc_opt.agents.rollout import rollout, threads
 from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
 from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.configs import EvaluateConfig, device_of_work
-from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import EvaluationFile
 from tdmpc_opt.evaluation.score import task_score, unit_of
 from tdmpc_opt.files import alone, refuse_overwrite
@@ -89,8 +88,6 @@ def _evaluate(
         result.add(item.task.name, record)
         note = f"{item.task.name} {unit.per_point * record['score']:.1f}"
         progress.update(result.finished, len(tasks), note)
-    if not result.tasks:
-        raise ResultError("nothing was evaluated")
     return result.content()
 
 

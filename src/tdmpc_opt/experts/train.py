@@ -31,7 +31,7 @@ from tdmpc_opt.experts.state import (
     restore_model,
     save_state,
 )
-from tdmpc_opt.files import alone, parse_json, refuse_overwrite, require_same
+from tdmpc_opt.files import alone, parse_json, refuse_overwrite, repairable, require_same
 from tdmpc_opt.progress import Progress as Reports
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import Task, TaskTable
@@ -121,13 +121,7 @@ def train_expert(config: ExpertsConfig, task: Task, reports: Reports) -> None:
 
 
 class _Training:
-    """The training of one expert.
-
-    Args:
-        config: What to train and how.
-        task: What to train for.
-        reports: Receives steps done and the text of each report.
-    """
+    """The training of one expert."""
 
     def __init__(self, config: ExpertsConfig, task: Task, reports: Reports) -> None:
         self._config, self._task, self._reports = config, task, reports
@@ -282,11 +276,9 @@ def _is_finished(config: ExpertsConfig, task: str) -> bool:
 
 def _recorded(record: Path) -> tuple[Any, int]:
     """Return the config and the steps of a finished expert."""
-    try:
+    with repairable(record, RunError):
         content = parse_json(record.read_bytes())
         return content["config"], int(content["steps"])
-    except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise RunError(f"{record} is damaged ({error!r}); delete it to train again") from error
 
 
 def _refuse_other(path: Path, found: dict[str, Any], config: ExpertsConfig, task: str) -> None:

@@ -178,13 +178,7 @@ def export(
 
 
 def _expected(config: ExportConfig, agent: Agent, budget: PlannerBudget | None) -> str:
-    """Return how long an export takes, from one task's observations and one plan, timed here.
-
-    Args:
-        config: What to export.
-        agent: In policy mode.
-        budget: The planner's, if it is exported.
-    """
+    """Return how long an export takes, from one task's observations and one plan."""
     seconds = _SECONDS_OF_TRACING["policy" if budget is None else "planner"]
     if config.data is None:
         start = time.perf_counter()

@@ -246,11 +246,7 @@ class _Speeds:
         self._update, self._student, self._parameters = _measure_student(config, tasks)
 
     def plan(self) -> Plan:
-        """Return the plan for the budget.
-
-        Raises:
-            InputError: Fewer hours than the least distillation takes.
-        """
+        """Return the plan for the budget; fewer hours than the least takes are refused."""
         updates = self._config.updates or DEFAULT_UPDATES
         if self._config.hours is not None:
             updates = self._affordable(planned=False)

@@ -195,14 +195,7 @@ class _Conversation:
         self._task: int | None = None
 
     def act(self, message: str | bytes) -> tuple[NDArray[Any], bool]:
-        """Return the actions that a message asks for, and whether its observation was valid.
-
-        The actions are [action] or [k, action].
-
-        Raises:
-            InputError: A message that cannot be used.
-            TdmpcOptError: As `Agent.act`.
-        """
+        """Return actions, [action] or [k, action], and whether the observation was valid."""
         if isinstance(message, str):
             raise InputError("send msgpack as a binary message, not text")
         asked = unpack(message)

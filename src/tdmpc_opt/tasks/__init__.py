@@ -67,11 +67,7 @@ def _own_tasks(texts: list[str]) -> tuple[Task, ...]:
 
 
 def _refuse_misspelt(text: str) -> None:
-    """Refuse a misspelt name of MT30 with its near matches.
-
-    Raises:
-        UnknownTaskError: A name without a module that no installed package registers.
-    """
+    """Refuse a misspelt name of MT30 with its near matches."""
     import gymnasium
 
     if ":" not in text and text not in gymnasium.registry:

@@ -248,11 +248,7 @@ def _read(env: OwnEnv) -> tuple[Any, Array]:
 
 
 def _require_agreement(batched: BatchedTask, env: OwnEnv) -> None:
-    """Refuse a batched reward or observation that is not the environment's own.
-
-    Raises:
-        InputError: They differ on the way of random actions, or an episode ends early there.
-    """
+    """Refuse a batched reward or observation that is not the environment's own."""
     task, draw = env.task, np.random.default_rng(0)
     env.reset()
     state, constants = batched.current(env)

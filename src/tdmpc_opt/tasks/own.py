@@ -100,11 +100,7 @@ def _blocks(group: str, space: Box) -> Iterator[Block]:
 
 
 def _try(task: Task) -> None:
-    """Step the environment as an agent would, so that a fault shows before hours of work.
-
-    Raises:
-        InputError: As the environment raises it when it is reset or stepped.
-    """
+    """Step the environment as an agent would, so that a fault shows before hours of work."""
     env, actions = OwnEnv(task), np.random.default_rng(0)
     try:
         env.reset()
@@ -142,22 +138,32 @@ def user_code(text: str, what: str, whose: str = "the environment") -> Iterator[
         ) from error
 
 
+def import_named(text: str, module: str, error: type[TdmpcOptError]) -> Any:
+    """Import the module that a text of the user's names.
+
+    Raises:
+        TdmpcOptError: Of class `error`; there is no such module.
+        InputError: What its import raises.
+    """
+    try:
+        with user_code(text, "its import", "the module"):
+            return importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        if not f"{module}.".startswith(f"{missing.name}."):
+            raise  # the module is there, but lacks a library of its own
+        raise error(
+            f"cannot import {module}, which {text} names; install it, or put its folder on "
+            "PYTHONPATH"
+        ) from missing
+
+
 def _registered(text: str) -> EnvSpec:
     """Import the module that a text names, if any, and return what it registered."""
     module, _, name = text.rpartition(":")
     if module:
         if not all(module.split(".")):
             raise UnknownTaskError(f"{text} is no import path; write MODULE:ID")
-        try:
-            with user_code(text, "its import", "the module"):
-                importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if not f"{module}.".startswith(f"{error.name}."):
-                raise  # the module is there, but lacks a library
-            raise UnknownTaskError(
-                f"cannot import {module}, which {text} names; install it, or put its folder on "
-                "PYTHONPATH"
-            ) from error
+        import_named(text, module, UnknownTaskError)
     if name not in gymnasium.registry:
         near = difflib.get_close_matches(name, list(gymnasium.registry), n=3, cutoff=0.6)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
@@ -247,11 +253,7 @@ def _numbers(value: Any, dtype: type[np.floating]) -> NDArray[np.floating] | Non
 
 
 def _observation(text: str, obs: Any, width: int) -> Array:
-    """Return an observation as float32.
-
-    Raises:
-        InputError: No numbers, another width than the space has, or NaN.
-    """
+    """Return an observation as float32, or refuse it."""
     values = _numbers(obs, np.float32)
     if values is None:
         raise InputError(
@@ -272,11 +274,7 @@ def _observation(text: str, obs: Any, width: int) -> Array:
 
 
 def _reward(text: str, reward: Any) -> float:
-    """Return a reward as a number; arrays of one number are one.
-
-    Raises:
-        InputError: Something else, NaN, or a number that a dataset cannot hold.
-    """
+    """Return a reward as a number; arrays of one number are one."""
     values = _numbers(reward, np.float64)
     if reward is None or values is None or values.size != 1:
         raise InputError(f"{text} returns the reward {reward!r:.60}; return one number")
@@ -289,11 +287,7 @@ def _reward(text: str, reward: Any) -> float:
 
 
 def _flag(text: str, name: str, value: Any) -> bool:
-    """Return whether an episode is over; arrays of one boolean are one.
-
-    Raises:
-        InputError: Something else.
-    """
+    """Return whether an episode is over; arrays of one boolean are one."""
     with user_code(text, f"its {name}"):
         flags = np.asarray(value)
     if flags.size != 1 or flags.dtype.kind not in "bi":

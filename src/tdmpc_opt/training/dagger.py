@@ -169,11 +169,7 @@ def _is_distilled(config: DaggerConfig) -> bool:
 
 
 def _refuse_early(config: DaggerConfig) -> TaskTable:
-    """Find out before hours of work whether student, teacher and data fit each other.
-
-    Returns:
-        The tasks to drive.
-    """
+    """Check that student, teacher and data fit each other, and return the tasks to drive."""
     known = read_checkpoint(config.start, tasks=config.tasks).tasks
     tasks = open_source(config.start, names=config.tasks).tasks(config.tasks)
     open_source(config.label or config.teacher, names=config.tasks).require_labels(tasks)
@@ -210,15 +206,7 @@ def _identity(config: DaggerConfig, tasks: TaskTable) -> dict[str, Any]:
 
 
 class _RoundsFile(ResultFile):
-    """The rounds that are done, and the run they belong to.
-
-    Args:
-        path: JSON file; if it exists its rounds are kept.
-        identity: What is run and how; an existing file must state the same.
-
-    Raises:
-        RunError: The file is damaged, of another run, or cannot be written.
-    """
+    """The rounds that are done, and the run they belong to; an existing file is continued."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         super().__init__(path, "dagger", identity, RunError)

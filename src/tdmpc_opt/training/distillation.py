@@ -27,6 +27,7 @@ from tdmpc_opt.training.batches import on_device
 from tdmpc_opt.training.losses import Supervision
 from tdmpc_opt.training.ranks import Ranks
 from tdmpc_opt.training.teachers import (
+    OUTPUTS,
     POLICY_TERMS,
     ExpertTeacher,
     Member,
@@ -277,7 +278,7 @@ def _built(
 ) -> Teacher:
     content = source.content
     if not isinstance(content, Checkpoint):
-        unknown = sorted(terms - {"policy_mse"})
+        unknown = sorted(term for term in terms if OUTPUTS[term] != {"policy_location"})
         if unknown:
             raise InputError(
                 f"{source.name} is a folder of experts, which have mean actions alone and "

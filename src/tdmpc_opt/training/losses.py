@@ -14,7 +14,7 @@ from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import PolicyOutput, WorldModel
 from tdmpc_opt.training.batches import moved
 from tdmpc_opt.training.ranks import ALONE, Ranks
-from tdmpc_opt.training.teachers import TeacherTargets
+from tdmpc_opt.training.teachers import POLICY_TERMS, TeacherTargets
 
 RHO = 0.5
 """Factor by which each further step of the horizon counts less."""
@@ -307,7 +307,7 @@ def model_terms(
     if "value_kl" in weights:
         teacher = _given(targets.value_logits)
         losses["value_kl"] = two_hot_kl(rollout.q_logits, teacher, decay)
-    if "policy_mse" in weights or "policy_kl" in weights:
+    if POLICY_TERMS & weights.keys():
         still = rollout.zs.new_zeros(*rollout.zs.shape[:-1], batch.action.shape[-1])
         output = model.policy(rollout.zs, batch.task, still)
         losses |= policy_terms(output, model.mask(batch.task), supervision, decay)

@@ -31,7 +31,6 @@ from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.files import parse_json, remove_unfinished, repairable, require_same, written
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.training.batches import Draws
-from tdmpc_opt.training.faults import require_finite_weights
 from tdmpc_opt.training.step import Learner
 
 _UNFIT = (
@@ -116,6 +115,19 @@ class Run:
                 f"{self._states.path} holds a state that does not fit this run "
                 f"({type(error).__name__}); delete it to start the run anew"
             ) from error
+
+
+def require_finite_weights(learner: Learner) -> None:
+    """Make sure that no weight is NaN or infinite.
+
+    Raises:
+        RunError: One is; no further batch can be learnt from.
+    """
+    if not all(bool(value.isfinite().all()) for value in learner.model.parameters()):
+        raise RunError(
+            f"a weight became NaN or infinite before update {learner.update + 1}; the "
+            f"checkpoint in {learner.config.output} is from before that: lower --lr"
+        )
 
 
 def _stateful(learner: Learner, draws: Draws) -> dict[str, Any]:

@@ -55,18 +55,18 @@ class Learner:
     scale: RunningScale
     generator: torch.Generator
     """Source of policy noise and of the choice of Qs; dropout uses torch's own."""
-    ranks: Ranks = ALONE
+    ranks: Ranks
     """Who trains the same model on other slices of each batch."""
-    distillation: Distillation | None = None
+    distillation: Distillation | None
     """Teachers; the model's optimiser owns the projection to their latents, which no file of
     weights holds."""
+    waits: bool
+    """Whether the host waits for the losses of each update, and raises where one is not finite.
+    Without it a GPU leaves out such an update, and the host reads that later."""
     update: int = 0
     """Updates done."""
     skipped: int = 0
     """Batches skipped for NaN or infinity."""
-    waits: bool = True
-    """Whether the host waits for the losses of each update, and raises where one is not finite.
-    Without it a GPU leaves out such an update, and the host reads that later."""
 
     @property
     def projection(self) -> Dense | None:

@@ -38,14 +38,25 @@ from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.batches import slices_of
 from tdmpc_opt.training.ranks import ALONE, Ranks
 
-POLICY_TERMS = frozenset({"policy_mse", "policy_kl"})
+OUTPUTS = {
+    "reward_mse": {"reward"},
+    "reward_kl": {"reward_logits"},
+    "value_kl": {"value_logits"},
+    "policy_mse": {"policy_location"},
+    "policy_kl": {"policy_location", "policy_log_std"},
+    "latent": {"latent"},
+}
+"""Fields of `TeacherTargets` that each term needs."""
+POLICY_TERMS = frozenset(
+    term for term, needed in OUTPUTS.items() if "policy_location" in needed
+)
 """Terms that ask for the teacher's policy."""
 _NETWORKS = {
-    "reward_head": frozenset({"reward_mse", "reward_kl"}),
-    "q_ensemble": frozenset({"value_kl"}),
-    "policy_head": POLICY_TERMS,
+    **dict.fromkeys(("reward", "reward_logits"), "reward_head"),
+    "value_logits": "q_ensemble",
+    **dict.fromkeys(("policy_location", "policy_log_std"), "policy_head"),
 }
-"""Networks of a teacher, with the terms that need them; all need the encoder."""
+"""Networks of a teacher that compute these fields, beside the encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +110,8 @@ class WorldModelTeacher:
         first_reward_only: bool = False,
     ) -> None:
         self.config = checkpoint.config
-        parts = {network for network, needing in _NETWORKS.items() if needing & terms}
+        self._outputs = {name for term in terms for name in OUTPUTS[term]}
+        parts = {_NETWORKS[name] for name in self._outputs & _NETWORKS.keys()}
         self.model = build(checkpoint, device=device, parts=parts)
         self.model.requires_grad_(False)
         if device.type == "cpu":
@@ -109,7 +121,7 @@ class WorldModelTeacher:
                 if isinstance(layer, Dense):
                     layer.weight.data = layer.weight.data.mT.contiguous().mT
         self._bins = bin_centres(self.config).to(device)  # in half precision they would move
-        self._terms, self._first_reward_only = terms, first_reward_only
+        self._first_reward_only = first_reward_only
         known = checkpoint.tasks.names
         ids = [known.index(name) if name in known else -1 for name in tasks.names]
         self._ids = torch.tensor(ids, device=device)
@@ -118,32 +130,32 @@ class WorldModelTeacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherTargets:
         """Compute the outputs for a batch of the student's."""
-        terms, model, ids = self._terms, self.model, self._ids[batch.task]
+        asked, model, ids = self._outputs, self.model, self._ids[batch.task]
         action = _fit(batch.action, self.config.action_dim).to(model.dtype)
         horizon = len(action)
         steps = 1 if self._first_reward_only else horizon
-        rows = horizon if "value_kl" in terms else steps
-        if terms & {*POLICY_TERMS, "latent"}:
+        rows = horizon if "value_logits" in asked else steps
+        if asked & {"policy_location", "latent"}:
             rows = horizon + 1
         z = model.encode(_fit(batch.obs[:rows], self.config.obs_dim).to(model.dtype), ids)
         found: dict[str, Tensor] = {}
-        if terms & _NETWORKS["reward_head"]:
+        if asked & _OF_REWARDS:
             logits = model.reward(z[:steps], action[:steps], ids).float()
-            if "reward_mse" in terms:
+            if "reward" in asked:
                 found["reward"] = two_hot.decode(logits, self._bins).unsqueeze(-1)
-            if "reward_kl" in terms:
+            if "reward_logits" in asked:
                 found["reward_logits"] = logits
-        if "value_kl" in terms:
+        if "value_logits" in asked:
             logits = model.q_values(z[:horizon], action, ids).float()
             shares = functional.log_softmax(logits, dim=-1).logsumexp(0)
             found["value_logits"] = shares - math.log(len(logits))
-        if terms & POLICY_TERMS:
+        if "policy_location" in asked:
             still = z.new_zeros(*z.shape[:-1], self.config.action_dim)
             output = model.policy(z, ids, still)
             found["policy_location"] = _fit(output.location.float(), self._action_dim)
-            if "policy_kl" in terms:
+            if "policy_log_std" in asked:
                 found["policy_log_std"] = _fit(output.log_std.float(), self._action_dim)
-        if "latent" in terms:
+        if "latent" in asked:
             found["latent"] = z.float()
         return TeacherTargets(**found)
 
@@ -275,14 +287,6 @@ def _stack(arrays: Sequence[NDArray[np.floating]]) -> Tensor:
 _SCHEMA = 1
 _ROWS = 2048
 """Rows that the teachers compute at once, rounded to whole episodes."""
-_FIELDS = {
-    "reward_mse": ("reward",),
-    "reward_kl": ("reward_logits",),
-    "value_kl": ("value_logits",),
-    "policy_mse": ("policy_location",),
-    "policy_kl": ("policy_location", "policy_log_std"),
-    "latent": ("latent",),
-}
 _OF_REWARDS = frozenset({"reward", "reward_logits"})
 _OF_TRANSITIONS = _OF_REWARDS | {"value_logits"}
 
@@ -314,7 +318,7 @@ class TeacherCache:
         assert config.teacher_cache is not None, "there is no cache without a folder"
         self._tasks = tasks
         self._first_reward_only = config.reward_steps == "first"
-        self._fields = sorted({field for term in config.terms.at(0) for field in _FIELDS[term]})
+        self._fields = sorted({name for term in config.terms.at(0) for name in OUTPUTS[term]})
         names = [config.teacher or "", *config.more_teachers]
         policy = config.policy_teacher
         identity = {
