@@ -10,6 +10,7 @@ from tdmpc_opt.agents.rollout import Player
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.configs import VideoConfig
 from tdmpc_opt.errors import InputError, MissingDependencyError, RunError
+from tdmpc_opt.report import film
 from tdmpc_opt.report.film import video, write_film
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.tasks.offscreen import choose_backend, drawing_process
@@ -72,6 +73,19 @@ def test_an_encoder_that_cannot_write_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write"):
         write_film(tmp_path / "file" / "film.mp4", (32, 32), [])
+
+
+@pytest.mark.parametrize("end", [".mp4", ".gif"])
+def test_an_encoder_that_stops_early_is_reported(end, tmp_path, monkeypatch):
+    """As on a full disk: the library closes such a film without an error."""
+    options = film._FORMATS[end]
+    cut = [*options["output_params"], "-frames:v", "3"]
+    pictures = [(np.full((32, 48, 3), shade, np.uint8), 1) for shade in range(0, 200, 10)]
+    write_film(tmp_path / f"whole{end}", (48, 32), pictures)
+    monkeypatch.setitem(film._FORMATS, end, options | {"output_params": cut})
+    with pytest.raises(RunError, match=r"cannot write .*: the encoder wrote 0\.\d+ of 0\.80 s"):
+        write_film(tmp_path / f"film{end}", (48, 32), pictures)
+    assert not (tmp_path / f"film{end}").exists()
 
 
 def test_the_next_backend_is_tried_and_all_failures_are_told():

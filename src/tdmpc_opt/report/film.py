@@ -243,12 +243,28 @@ def write_film(
                 str(temporary), size, fps=FRAMES_PER_SECOND, macro_block_size=2, **options
             )
             writer.send(None)
+            sent = 0
             try:
                 for picture, repeats in frames:
+                    sent += repeats
                     for _ in range(repeats):
                         writer.send(np.ascontiguousarray(picture))
             finally:
                 writer.close()
+            _require_whole(temporary, sent)
     except OSError as error:
         reason = str(error).strip().splitlines() or ["the encoder failed"]
         raise RunError(f"cannot write {path}: {reason[0]}") from error
+
+
+def _require_whole(path: Path, frames: int) -> None:
+    """Read a film back: the writer does not report an encoder that failed at the end."""
+    try:
+        _, seconds = imageio_ffmpeg.count_frames_and_secs(str(path))
+    except RuntimeError:  # nothing that can be read
+        seconds = 0.0
+    if seconds < (frames - 1.5) / FRAMES_PER_SECOND:
+        raise OSError(
+            f"the encoder wrote {seconds:.2f} of {frames / FRAMES_PER_SECOND:.2f} s; free some "
+            "space on the disk"
+        )
