@@ -61,6 +61,14 @@ def test_the_version_is_shown(run):
     assert run("--version") == (0, f"tdmpc-opt {tdmpc_opt.__version__}\n", "")
 
 
+def test_a_process_without_standard_output_works():
+    closed = "import os, sys; os.close(1); os.close(2); os.execv(sys.executable, sys.argv[1:])"
+    words = (sys.executable, "-m", "tdmpc_opt")
+    for command, status in (("zoo", 0), ("nonsense", 2)):
+        run = subprocess.run([sys.executable, "-c", closed, *words, command], check=False)
+        assert run.returncode == status
+
+
 def test_help_names_every_command(run):
     status, out, _ = run("--help")
     assert status == 0

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import tdmpc_opt
@@ -45,6 +46,9 @@ _EXTRAS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by what started the process
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
         Terminal("").print(f"tdmpc-opt {tdmpc_opt.__version__}")
