@@ -23,6 +23,7 @@ from tdmpc_opt.pipeline import distill as stages
 from tdmpc_opt.pipeline import plan as planning
 from tdmpc_opt.pipeline.distill import distill
 from tdmpc_opt.pipeline.plan import plan
+from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30, TaskTable
 from tdmpc_opt.tasks import choose_tasks
@@ -62,6 +63,8 @@ def test_a_policy_of_the_users_code_becomes_a_scored_student(whole):
     assert "student less teacher" in card
     assert "The numbers are mean returns." in card
     assert (whole / "report.html").read_text().startswith("<!doctype html>")
+    preset = find_preset("realtime", read_checkpoint(whole).extra)  # whose plans stay near
+    assert (preset.budget.prior_penalty, preset.budget.prior_hold) == (0.3, 300.0)
     data = EpisodeDataset.open(whole / "work/data")
     episode = next(data.episodes(next(s for s in data.shards if "noise0.5" in s.name)))
     assert np.abs(episode.label[1:] - np.clip(-2 * episode.obs[:-1, :1], -1, 1)).max() < 1e-6

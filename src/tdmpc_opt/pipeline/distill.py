@@ -13,6 +13,8 @@ from tdmpc_opt import configs
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.agents.own import Assigned, write_assignment
 from tdmpc_opt.agents.sources import CheckpointSource
+from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.errors import CheckpointError, RunError
 from tdmpc_opt.evaluation.compare import Comparison, compare
@@ -33,6 +35,7 @@ from tdmpc_opt.pipeline.plan import (
     recipe,
     stored_plan,
 )
+from tdmpc_opt.planning.presets import HELD, storable
 from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.report.page import write_report
 from tdmpc_opt.schema import MT30
@@ -234,6 +237,8 @@ class _Pipeline:
         output, weights = self._config.output, self._work / "student.safetensors"
         model = str(self._work / "corrected" / "model.safetensors")
         quantize(configs.QuantizeConfig(checkpoint=model, output=weights))
+        small = read_checkpoint(weights)
+        write_native(weights, replace(small, extra=small.extra | storable(HELD)))
         int8 = configs.ExportConfig(
             checkpoint=str(weights),
             output=output / INT8,

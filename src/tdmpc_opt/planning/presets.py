@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from tdmpc_opt.configs import Mode
 from tdmpc_opt.errors import CheckpointError, InputError
@@ -53,6 +53,16 @@ PRESETS = {
 }
 """Presets of every agent. A checkpoint may store others under these names, such as a `full`
 that is regularised, except `published`: TD-MPC2's own budget, which acts by a sampled elite."""
+
+HELD = {
+    name: Preset(
+        budget=replace(preset.budget, mean_action=True, prior_penalty=0.3, prior_hold=300.0)
+    )
+    for name, preset in PRESETS.items()
+    if preset.mode == "planner" and name != PUBLISHED
+}
+"""The same budgets with plans held near the policy, for students that imitate: their values are
+those of the data, which says little of actions that nobody took."""
 
 
 def find_preset(
