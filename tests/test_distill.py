@@ -63,7 +63,9 @@ def test_a_policy_of_the_users_code_becomes_a_scored_student(whole):
     assert "student less teacher" in card
     assert "The numbers are mean returns." in card
     assert (whole / "report.html").read_text().startswith("<!doctype html>")
-    preset = find_preset("realtime", read_checkpoint(whole).extra)  # whose plans stay near
+    facts = read_checkpoint(whole).extra
+    assert json.loads(facts["teachers"]).keys() == {"own_policies:centre"}
+    preset = find_preset("realtime", facts)  # whose plans stay near the policy
     assert (preset.budget.prior_penalty, preset.budget.prior_hold) == (0.3, 300.0)
     data = EpisodeDataset.open(whole / "work/data")
     episode = next(data.episodes(next(s for s in data.shards if "noise0.5" in s.name)))

@@ -175,8 +175,16 @@ def _same_expert(parsed, content):
         assert getattr(parsed, name) == config.get(name, getattr(parsed, name)), name
 
 
+def _same_rounds(parsed, content):
+    """A distillation trains for half of its updates in rounds."""
+    config, rounds = content["config"], len(content["rounds"])
+    assert rounds * config["updates"] == parsed.updates // 2 == config["lr_zero_at"]
+    assert (parsed.size, parsed.seed) == (config["size"], config["seed"] % 1_000_000)
+
+
 SAME = {
     "bench": _same_bench,
+    "dagger": _same_rounds,
     "demo": _same_demo,
     "evaluation": _same_evaluation,
     "expert": _same_expert,

@@ -16,7 +16,8 @@ ROWS = [line for line in README.splitlines() if line.startswith("|") and "result
 
 FORMATS = json.loads((ROOT / "results" / "formats-mt30-1m.json").read_text())["rows"]
 SIZES = {row["sha256"]: row["size_bytes"] for row in FORMATS}
-SIZES[sha256(zoo.path("mt30-1m"))] = zoo.path("mt30-1m").stat().st_size
+FILES = [zoo.path("mt30-1m"), *sorted((ROOT / "weights").iterdir())]
+SIZES |= {sha256(path): path.stat().st_size for path in FILES}
 
 
 def _shown(mean, interval):

@@ -49,6 +49,8 @@ COMMANDS = {
     "formats-mt30-1m": "python benchmarks/formats.py --checkpoint FILE --name mt30-1m "
     "--data DATA",
     "onnxruntime-versions": "python benchmarks/onnxruntime_versions.py",
+    "mt30-student-rounds": "tdmpc-opt distill weights/mt30-teacher.safetensors --size 1 "
+    "--matmul medium --updates 30000 --output FOLDER",
     "mt30-teacher-rounds": "examples/mt30/teacher_rounds.sh START FOLDER DATASET",
     "mutation": "python tools/mutation.py results/mutation.json",
     # Scripts that were removed after their file was written.
@@ -126,22 +128,25 @@ SURVIVORS: dict[str, dict[int, str]] = {
 
 
 def home() -> str:
-    """The policies of networks of one size on MT30, measured in the same way."""
+    """The policies of a teacher and of students of one size on MT30, measured alike."""
     agents = {
-        "mt30-1m-policy": "student `mt30-1m`",
-        "mt30-1m-int8-policy": "the same in int8, encoder and policy",
-        "mt30-1m-taught": "student after 15,000 updates with the experts' labels",
-        "mt30-1m-untaught": "the same data, updates and seed without a teacher",
-        "released-1m-policy": "published student of TD-MPC-Opt",
-        "random-mt30": "random actions",
+        "mt30-teacher-policy": "teacher `mt30-teacher`, 5,241,066 parameters",
+        "mt30-student-policy": "student `mt30-student`, which learned from this teacher alone",
+        "mt30-student-int8-policy": "the same in int8",
+        "mt30-1m-unseen": "student `mt30-1m` (bundled), which learned from 30 experts",
+        "released-1m-unseen": "published student of TD-MPC-Opt",
+        "random-unseen": "random actions",
     }
-    files = {row["result"]: row["size_bytes"] for row in _read("formats-mt30-1m")["rows"]}
-    files["mt30-1m-policy.json"] = zoo.path("mt30-1m").stat().st_size
-    files["released-1m-policy.json"] = files["released-1m-fp16-policy.json"]
+    files = {
+        "mt30-teacher-policy": _size("mt30-teacher.safetensors"),
+        "mt30-student-policy": _size("mt30-student.safetensors"),
+        "mt30-student-int8-policy": _size("mt30-student-policy-int8.onnx"),
+        "mt30-1m-unseen": zoo.path("mt30-1m").stat().st_size,
+    }
     rows = []
     for name, agent in agents.items():
         path = RESULTS / f"{name}.json"
-        rows.append((agent, _score(_read(name)), _bytes(files.get(path.name)), _link(path)))
+        rows.append((agent, _score(_read(name)), _bytes(files.get(name)), _link(path)))
     return _table("agent, score, bytes of the file, result file", rows)
 
 
@@ -842,6 +847,11 @@ def _mean(content: Json) -> float:
 
 def _score(content: Json) -> str:
     return str(stored_score(content["score"]))
+
+
+def _size(name: str) -> int:
+    """Return the bytes of a committed weights file."""
+    return (RESULTS.parent / "weights" / name).stat().st_size
 
 
 def _bytes(count: int | None) -> str:

@@ -4,6 +4,7 @@ Each stage is the function of another command and resumes by itself, in a folder
 This module decides what each is given; `work/plan.json` is all that it stores.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -238,7 +239,10 @@ class _Pipeline:
         model = str(self._work / "corrected" / "model.safetensors")
         quantize(configs.QuantizeConfig(checkpoint=model, output=weights))
         small = read_checkpoint(weights)
-        write_native(weights, replace(small, extra=small.extra | storable(HELD)))
+        plan = parse_json((self._work / "plan.json").read_bytes())
+        hashes = {each["name"]: each["sha256"] for each in plan["config"]["teachers"].values()}
+        facts = storable(HELD) | {"teachers": json.dumps(hashes)}
+        write_native(weights, replace(small, extra=small.extra | facts))
         int8 = configs.ExportConfig(
             checkpoint=str(weights),
             output=output / INT8,
