@@ -49,6 +49,7 @@ COMMANDS = {
     "formats-mt30-1m": "python benchmarks/formats.py --checkpoint FILE --name mt30-1m "
     "--data DATA",
     "onnxruntime-versions": "python benchmarks/onnxruntime_versions.py",
+    "mt30-student-corrected-rounds": "examples/mt30/student_rounds.sh TEACHER STUDENT FOLDER",
     "mt30-student-rounds": "tdmpc-opt distill weights/mt30-teacher.safetensors --size 1 "
     "--matmul medium --updates 30000 --output FOLDER",
     "mt30-teacher-rounds": "examples/mt30/teacher_rounds.sh START FOLDER DATASET",
@@ -133,6 +134,7 @@ def home() -> str:
         "mt30-teacher-policy": "teacher `mt30-teacher`, 5,241,066 parameters",
         "mt30-student-policy": "student `mt30-student`, which learned from this teacher alone",
         "mt30-student-int8-policy": "the same in int8",
+        "mt30-student-corrected-policy": "`mt30-student-corrected`, after four more rounds",
         "mt30-1m-unseen": "student `mt30-1m` (bundled), which learned from 30 experts",
         "released-1m-unseen": "published student of TD-MPC-Opt",
         "random-unseen": "random actions",
@@ -141,6 +143,7 @@ def home() -> str:
         "mt30-teacher-policy": _size("mt30-teacher.safetensors"),
         "mt30-student-policy": _size("mt30-student.safetensors"),
         "mt30-student-int8-policy": _size("mt30-student-policy-int8.onnx"),
+        "mt30-student-corrected-policy": _size("mt30-student-corrected.safetensors"),
         "mt30-1m-unseen": zoo.path("mt30-1m").stat().st_size,
     }
     rows = []
