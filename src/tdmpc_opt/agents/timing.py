@@ -13,9 +13,9 @@ from tdmpc_opt.tasks.batched_suite import BatchedEpisodes
 from tdmpc_opt.tasks.environment import make_env
 
 _MEASURED_STEPS = 21
-_MEASURED_SECONDS = 2.0
+_MEASURED_SECONDS = 1.0
 _MEASURED_ROWS = 64
-_SLOW = 0.5  # seconds of a step from which it is not measured in batches
+_LONGEST_STEP = 0.5  # seconds of a step of the batch that is measured
 
 
 def estimate(
@@ -56,8 +56,9 @@ def seconds_per_step(
     `batched` states that the physics is stepped as `rollout` does with that argument.
     """
     alone = _measured(sources, task, 1, batched=False)
-    rows = min(episodes, _MEASURED_ROWS)
-    if alone > _SLOW or rows == 1:  # planning takes as long for each row
+    # Planning takes as long for each row, so that a large batch would delay the first report.
+    rows = min(episodes, _MEASURED_ROWS, int(_LONGEST_STEP / alone))
+    if rows <= 1:
         return alone
     return _measured(sources, task, rows, batched=batched and batchable(sources, task))
 

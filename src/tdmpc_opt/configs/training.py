@@ -132,7 +132,6 @@ class DataExportConfig(OfDataset, ToOutput, Numbers):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        """Refuse steps per second that cannot be."""
         if self.fps is not None and (self.format != "lerobot" or self.fps < 1):
             raise InputError("`fps` is at least 1, and needs --format lerobot")
 
