@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--log", help="MCAP file to write")
     given = parser.parse_args()
     steps = []
+    interrupted = True
     try:
         with ExitStack() as stack, suppress(KeyboardInterrupt):
             agent = load(given.file)
@@ -191,8 +192,10 @@ def main() -> None:
             source = Simulator(given.task) if given.source == "simulator" else Lines()
             log = Log(Path(given.log), stack) if given.log else None
             steps.extend(control(agent, given.task, source, period, log, given.on_invalid))
+            interrupted = False
         if not steps:
-            raise InputError("the source ended before its first observation")
+            ended = "loop was interrupted" if interrupted else "source ended"
+            raise InputError(f"the {ended} before its first step")
     except (OSError, TdmpcOptError) as error:
         sys.exit(f"robot_loop.py: {error}")
     median, slow = np.quantile([ms for ms, _ in steps], [0.5, 0.99])

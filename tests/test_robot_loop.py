@@ -123,16 +123,27 @@ def test_a_source_without_an_observation_is_an_error_and_ctrl_c_ends_the_loop():
         _, err = run.communicate("", timeout=60)
     assert (run.returncode, err) == (
         1,
-        "robot_loop.py: the source ended before its first observation\n",
+        "robot_loop.py: the source ended before its first step\n",
     )
     for end in (signal.SIGINT, signal.SIGTERM):
         with _started() as run:
             run.stdin.write("1 0 0.5\n")
-            run.stdout.readline()
+            for _ in range(2):  # the second action is written after the first step has ended
+                run.stdout.readline()
             run.send_signal(end)
             _, err = run.communicate(timeout=60)
         assert run.returncode == 0, err
         assert "actions were late" in err
+
+
+def test_a_loop_interrupted_before_its_first_step_says_so(loop, monkeypatch):
+    def interrupted(file):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "load", interrupted)
+    monkeypatch.setattr(sys, "argv", ["robot_loop.py", "mt30-1m", TASK])
+    with pytest.raises(SystemExit, match="the loop was interrupted before its first step"):
+        loop.main()
 
 
 def test_the_loop_acts_on_the_newest_line_without_torch_and_logs_what_foxglove_opens(tmp_path):
