@@ -32,8 +32,6 @@ Json = dict[str, Any]
 
 COMMANDS = {
     "demo": "tdmpc-opt demo --output FOLDER",
-    "bench-action-latency": "taskset -c 0 python benchmarks/device_latency.py --rounds 10 "
-    "--requests 1000 --output results/bench-action-latency.json",
     "bench-device-latency": "taskset -c 0 python benchmarks/device_latency.py",
     "bench-ddp": "python benchmarks/ddp.py",
     "bench-distill": "python benchmarks/training_throughput.py --teacher 48 "
@@ -749,21 +747,18 @@ def device_latency() -> str:
     """Return how long an action of the bundled student takes by each engine on one core."""
     content = _read("bench-device-latency")
     rows = [
-        (name, f"{found['ms'] * 1000:,.0f}", f"{found['per_second']:,.0f}")
+        (
+            name,
+            f"{found['ms'] * 1000:,.0f}",
+            f"{found['per_second']:,.0f}",
+            f"{found['speedup']:.1f}",
+        )
         for name, found in content["contenders"].items()
     ]
     trip = content["server"]["ms_p50"]
-    rows.append(("server, a policy's round trip", f"{trip * 1000:,.0f}", f"{1000 / trip:,.0f}"))
-    return _table("engine, microseconds an action, actions a second", rows)
-
-
-def device_speedups() -> str:
-    """Return the processor time of an action by each engine beside that of plain modules."""
-    rows = [
-        (name, f"{found['cpu_ms']:.3f}", f"{found['speedup_cpu']:.1f}")
-        for name, found in _read("bench-action-latency")["contenders"].items()
-    ]
-    return _table("engine, milliseconds an action, times as fast as plain modules", rows)
+    server = ("server, a policy's round trip", f"{trip * 1000:,.0f}", f"{1000 / trip:,.0f}", "")
+    head = "engine, microseconds an action, actions a second, times as fast as plain modules"
+    return _table(head, [*rows, server])
 
 
 def export_parity() -> str:
