@@ -33,8 +33,6 @@ HOWS: tuple[How, ...] = ("policy", "realtime")
 STORED: tuple[Format, ...] = ("fp32", "fp16", "bf16", "int8", "int4", "mixed")
 EXPORTED: tuple[ExportFormat, ...] = ("fp32", "fp16", "int8")
 _CALIBRATED = ("int8", "int4", "mixed")
-SEED = 10_000
-"""First start of each task; nothing was chosen by these starts."""
 _ROWS = 40
 """Observations of each task that actions are compared on."""
 Array = NDArray[np.float32]
@@ -207,7 +205,6 @@ def _score(config: Config, file: File) -> dict[str, Any]:
         EvaluateConfig(
             checkpoint=str(file.path),
             tasks=",".join(_tasks(config)),
-            seed=SEED,
             episodes=config.policy_episodes if policy else config.planner_episodes,
             mode="policy" if policy else "planner",
             preset=file.preset,
