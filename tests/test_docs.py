@@ -103,7 +103,7 @@ def test_the_command_behind_a_result_has_the_configuration_of_its_file(path, con
 
 def _same_evaluation(parsed, content):
     config = content["config"]
-    assert parsed.checkpoint == config["checkpoint"]["name"]
+    assert parsed.checkpoint == tables.source(config["checkpoint"])
     names = MT30.names if parsed.tasks in (None, "mt30") else parsed.tasks.split(",")
     assert list(names) == config["tasks"]
     assert (parsed.episodes, parsed.seed) == (config["episodes"], config["seed"])
@@ -128,12 +128,12 @@ def _same_demo(parsed, content):
 def _planned(parsed, config):
     """Return the budget of the command.
 
-    The bundled student's is that of its file. For a file that is not in the repository the
+    A committed checkpoint's is that of its file. For a file that is not in the repository the
     preset gives the sizes; what its checkpoint stores beside them is in the result file only.
     """
     recorded = PlannerBudget(**config["budget"])
-    if config["checkpoint"].get("sha256") == sha256(zoo.path("mt30-1m")):
-        found = tdmpc_opt.load_agent("mt30-1m", preset=parsed.preset).budget
+    if config["checkpoint"].get("sha256") in tables.COMMITTED:
+        found = tdmpc_opt.load_agent(ROOT / parsed.checkpoint, preset=parsed.preset).budget
     else:
         stored = ("prior_penalty", "prior_hold", "mean_action")
         found = PRESETS[parsed.preset or "full"].budget
@@ -153,13 +153,13 @@ def _same_bench(parsed, content):
 
 def _same_sensitivity(parsed, content):
     config = content["config"]
-    assert parsed.checkpoint == config["checkpoint"]["name"]
+    assert parsed.checkpoint == tables.source(config["checkpoint"])
     assert (parsed.policy_only, parsed.episodes) == (config["policy_only"], config["episodes"])
 
 
 def _same_search(parsed, content):
     config = content["config"]
-    assert parsed.checkpoint == config["checkpoint"]["name"]
+    assert parsed.checkpoint == tables.source(config["checkpoint"])
     assert parsed.tasks.split(",") == config["tasks"]
     assert parsed.trials == len(content["trials"])
     assert parsed.score_full == (content["full"] is not None)
@@ -196,8 +196,8 @@ SAME = {
 
 @pytest.mark.parametrize("option", ["--preset realtime", "--replan-every 2"])
 def test_a_command_that_lacks_an_option_is_found(option):
-    content = tables._read("mt30-1m-realtime-every-2")
-    line = tables.command("mt30-1m-realtime-every-2", content)
+    content = tables._read("earlier-1m-realtime-every-2")
+    line = tables.command("earlier-1m-realtime-every-2", content)
     assert option in line
     parsed = cli._parse(shlex.split(line.replace(option, ""))[1:])
     with pytest.raises(AssertionError):

@@ -21,6 +21,7 @@ from tdmpc_opt import zoo
 from tdmpc_opt.evaluation.compare import ablation as ablation_rows
 from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.evaluation.score import stored_score
+from tdmpc_opt.files import sha256
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.presets import PRESETS, PUBLISHED
 from tdmpc_opt.runtime.contract import by_contract, contracts_of
@@ -47,7 +48,7 @@ COMMANDS = {
     "formats-mt30-1m": "python benchmarks/formats.py --checkpoint FILE --name mt30-1m "
     "--data DATA",
     "onnxruntime-versions": "python benchmarks/onnxruntime_versions.py",
-    "mt30-student-corrected-rounds": "examples/mt30/student_rounds.sh TEACHER STUDENT FOLDER",
+    "mt30-1m-rounds": "examples/mt30/student_rounds.sh TEACHER STUDENT FOLDER",
     "mt30-student-rounds": "tdmpc-opt distill weights/mt30-teacher.safetensors --size 1 "
     "--matmul medium --updates 30000 --output FOLDER",
     "mt30-teacher-rounds": "examples/mt30/teacher_rounds.sh START FOLDER DATASET",
@@ -130,19 +131,19 @@ def home() -> str:
     """The policies of a teacher and of students of one size on MT30, measured alike."""
     agents = {
         "mt30-teacher-policy": "teacher `mt30-teacher`, 5,241,066 parameters",
-        "mt30-student-policy": "student `mt30-student`, which learned from this teacher alone",
-        "mt30-student-int8-policy": "the same in int8",
-        "mt30-student-corrected-policy": "`mt30-student-corrected`, after four more rounds",
-        "mt30-1m-unseen": "student `mt30-1m` (bundled), which learned from 30 experts",
+        "mt30-1m-policy": "student `mt30-1m` (bundled), which learned from this teacher alone",
+        "mt30-1m-onnx-int8-policy": "the same in int8",
+        "mt30-student-policy": "`mt30-student`, before its last four rounds",
+        "earlier-1m-unseen": "`earlier-1m`, which learned from 30 experts",
         "released-1m-unseen": "published student of TD-MPC-Opt",
         "random-unseen": "random actions",
     }
     files = {
         "mt30-teacher-policy": _size("mt30-teacher.safetensors"),
+        "mt30-1m-policy": zoo.path("mt30-1m").stat().st_size,
+        "mt30-1m-onnx-int8-policy": _format_bytes("ONNX int8", "policy"),
         "mt30-student-policy": _size("mt30-student.safetensors"),
-        "mt30-student-int8-policy": _size("mt30-student-policy-int8.onnx"),
-        "mt30-student-corrected-policy": _size("mt30-student-corrected.safetensors"),
-        "mt30-1m-unseen": zoo.path("mt30-1m").stat().st_size,
+        "earlier-1m-unseen": _size("earlier-1m.safetensors"),
     }
     rows = []
     for name, agent in agents.items():
@@ -165,7 +166,7 @@ def scores() -> str:
     """Every evaluation."""
     rows = []
     for path, content in _of_kind("evaluation"):
-        config, agent = content["config"], content["config"]["checkpoint"]["name"]
+        config, agent = content["config"], source(content["config"]["checkpoint"])
         shown = _score(content) if content["complete"] else "unfinished"
         rows.append((_link(path), Path(agent).stem, _how(config), _measured_on(config), shown))
     return _table("file, agent, acts by, measured on, score", rows)
@@ -238,52 +239,23 @@ def warmed() -> str:
 
 
 def student() -> str:
-    """Mean returns of the student, its experts and the published student by task."""
+    """Mean returns of experts, teacher and students by task, from the same starts."""
     names = {
+        "experts": "mt30-experts",
+        "teacher": "mt30-teacher-policy",
         "student, policy": "mt30-1m-policy",
         "student, planner `realtime`": "mt30-1m-planner-realtime",
-        "published student, policy": "released-1m-policy",
-        "published student, planner": "released-1m-planner-deterministic",
+        "student, int8 policy": "mt30-1m-onnx-int8-policy",
+        "published student, policy": "released-1m-unseen",
     }
     contents = [_read(name) for name in names.values()]
-    heads = [
-        f"{head} ({_starts(content['config'])})"
-        for head, content in zip(names, contents, strict=True)
-    ]
-    columns = [content["tasks"] for content in contents]
+    (starts,) = {_starts(content["config"]) for content in contents}
     means = [
-        [_mean(each) for each in (_expert(task), *(tasks[task] for tasks in columns))]
-        for task in MT30.names
+        [_mean(content["tasks"][task]) for content in contents] for task in MT30.names
     ]
-    named = zip([*MT30.names, "mean of 30"], [*means, np.mean(means, axis=0)], strict=True)
+    named = zip([*MT30.names, f"mean of 30, {starts}"], [*means, np.mean(means, axis=0)], strict=True)
     rows = [(task, *(f"{mean:.0f}" for mean in row)) for task, row in named]
-    return _table(("task", "committed expert (ten other starts)", *heads), rows)
-
-
-def pair() -> str:
-    """Training with and without a teacher at equal budget, and the recipe's later steps."""
-    teachers = {
-        "mt30-1m-untaught": "none (plain TD-MPC2)",
-        "mt30-1m-taught": "experts, labels on the states of the dataset",
-        "mt30-1m-corrected": "continued: six rounds of DAgger on all tasks",
-        "mt30-1m-again": "continued: four rounds on the nine tasks with the largest gaps",
-        "mt30-1m-policy": "continued: two rounds on all tasks; this is `mt30-1m`",
-    }
-    updates = [_read(name)["training"]["updates"] for name in teachers]
-    steps = zip(teachers.values(), updates, _compared(teachers), strict=True)
-    rows = [(teacher, f"{count:,}", *step) for teacher, count, step in steps]
-    return _table(f"teacher, updates of this step, {_COMPARED}", rows)
-
-
-def trials() -> str:
-    """Trials that led to the student's recipe."""
-    steps = {
-        "mt30-trial-constant": "A: constant learning rate, five rounds of DAgger",
-        "mt30-trial-annealed": "B: from A, 1,500 updates with `--lr-zero-at 1500`",
-        "mt30-trial-labels": "C: from A, the same with `--behaviour-batch 256`",
-        "mt30-trial-noise": "D: from C, 1,200 updates; labels compared with samples",
-    }
-    return _table(f"step, {_COMPARED}", _steps(steps))
+    return _table(("task", *names), rows)
 
 
 def released() -> str:
@@ -442,7 +414,7 @@ def reuse() -> str:
     """Score by the number of actions executed of each plan."""
     rows = []
     for agent, *names in (
-        ("bundled `mt30-1m`", "mt30-1m-share-realtime", "mt30-1m-realtime-every-2"),
+        ("`earlier-1m`", "earlier-1m-share-realtime", "earlier-1m-realtime-every-2"),
         ("published", "released-1m-fp16-realtime", "released-1m-realtime-every-2"),
     ):
         first, *_ = paths = [RESULTS / f"{name}.json" for name in names]
@@ -635,9 +607,19 @@ def command(name: str, content: Json) -> str:
     return shown
 
 
+def source(checkpoint: Json) -> str:
+    """Return how a command names the checkpoint of a result: a committed file by its hash."""
+    return COMMITTED.get(checkpoint.get("sha256"), checkpoint["name"])
+
+
+COMMITTED = {sha256(zoo.path(name)): name for name in zoo.names()} | {
+    sha256(path): f"weights/{path.name}" for path in (ROOT / "weights").iterdir()
+}
+
+
 def _evaluation(content: Json) -> list[str]:
     config = content["config"]
-    words = ["evaluate", config["checkpoint"]["name"]]
+    words = ["evaluate", source(config["checkpoint"])]
     if tuple(config["tasks"]) != MT30.names:
         words += ["--tasks", ",".join(config["tasks"])]
     elif config["mode"] is None:
@@ -684,12 +666,12 @@ def _bench(content: Json) -> list[str]:
 
 
 def _sensitivity(content: Json) -> list[str]:
-    return ["sensitivity", content["config"]["checkpoint"]["name"], "--data", "DATA"]
+    return ["sensitivity", source(content["config"]["checkpoint"]), "--data", "DATA"]
 
 
 def _tuning(content: Json) -> list[str]:
     config, budgets = content["config"], [trial["budget"] for trial in content["trials"]]
-    words = ["tune-planner", config["checkpoint"]["name"], "--tasks", ",".join(config["tasks"])]
+    words = ["tune-planner", source(config["checkpoint"]), "--tasks", ",".join(config["tasks"])]
     limits = {
         "episodes": config["episodes"],
         "trials": len(budgets),
@@ -850,6 +832,12 @@ def _score(content: Json) -> str:
 def _size(name: str) -> int:
     """Return the bytes of a committed weights file."""
     return (RESULTS.parent / "weights" / name).stat().st_size
+
+
+def _format_bytes(form: str, how: str) -> int:
+    """Return the bytes of the bundled student in one format."""
+    rows = _read("formats-mt30-1m")["rows"]
+    return next(row["size_bytes"] for row in rows if (row["format"], row["how"]) == (form, how))
 
 
 def _bytes(count: int | None) -> str:
