@@ -27,11 +27,9 @@ from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import Size, TaskTable, model_config
 from tdmpc_opt.training.distillation import Distillation, open_distillation
 from tdmpc_opt.training.step import build_learner, train_step
-from tdmpc_opt.training.teachers import TeacherCache
 
 UPDATES_ON_A_GPU = 20
 
@@ -97,7 +95,6 @@ def _contenders(
         output=folder / "run",
         updates=1,
         teacher=str(folder / "teacher.safetensors"),
-        teacher_cache=folder / "cache",
     )
     if config.teacher is None:
         plain = PlainLearner(student, None, 0.0)
@@ -107,16 +104,12 @@ def _contenders(
         }
     teacher = _model(config.teacher, dataset.tasks, seed=1).to(device)
     write_native(Path(settings.teacher), from_model(teacher))
-    found = open_distillation(replace(settings, teacher_cache=None), student, device)
+    found = open_distillation(settings, student, device)
     assert found is not None, "the published term is on by default"
-    cache = TeacherCache(settings, [dataset], student.tasks)
-    cache.fill(found.teachers, device, Silent())
-    cached = Distillation(cache, found.weights, None)
     plain = PlainLearner(student, teacher, found.weights.at(0)["reward_mse"])
     return {
         "plain": lambda: plain.step(draw(), settings.weights),
         "tdmpc-opt": _ours(student, batches, settings, found),
-        "tdmpc-opt, cached teacher": _ours(student, batches, settings, cached),
     }
 
 

@@ -76,8 +76,8 @@ def test_no_field_that_moves_the_weights_is_marked_as_cost(kind):
     free = {"output", "device", "threads", "log_every", "save_every", "eval_every", "wandb"}
     free |= {"keep", "max_skipped"}
     more = {
-        TrainConfig: {"updates", "teacher_cache"},
-        DaggerConfig: {"rounds", "on_policy", "teacher_cache", "workers", "ray"},
+        TrainConfig: {"updates"},
+        DaggerConfig: {"rounds", "on_policy", "workers", "ray"},
     }
     assert cost_fields(kind) == free | more[kind]
 
@@ -89,7 +89,7 @@ def test_younger_fields_are_recorded_as_absent_at_their_default(tmp_path):
     assert {recorded(config)[name] for name in younger} == {None}
     assert recorded(replace(config, td_lambda=0.5))["td_lambda"] == 0.5
     names = {field.name for field in fields(TrainConfig)}
-    assert names - recorded(config).keys() == {"threads", "teacher_cache"}
+    assert names - recorded(config).keys() == {"threads"}
 
 
 def test_a_result_file_states_config_versions_commit_and_machine(tmp_path):

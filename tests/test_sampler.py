@@ -72,13 +72,6 @@ def test_narrow_tasks_are_padded_with_zeros_and_labelled(dataset):
     assert torch.equal(batch.obs[:, ~thin, 3], batch.obs[:, ~thin, 0])
 
 
-def test_rows_are_counted_over_all_shards(dataset):
-    """Nine rows an episode; the fixture numbers the episodes in the order of the shards."""
-    batch = _sampler(dataset).sample()
-    number, step = batch.obs[..., 0].long() // 100, batch.obs[..., 0].long() % 100
-    assert torch.equal(batch.row, 9 * number + step)
-
-
 def test_the_system_reads_the_slices_of_the_next_batch_ahead(tmp_path, monkeypatch):
     dataset = EpisodeDataset.create(tmp_path, TASKS)
     dataset.append_shard("a", [_counting(WIDE, number) for number in range(3)], {})
@@ -87,7 +80,8 @@ def test_the_system_reads_the_slices_of_the_next_batch_ahead(tmp_path, monkeypat
     sampler = _sampler(dataset, batch_size=5)
     sampler.sample()
     expected = list(announced)
-    starts = sampler.sample().row[0].tolist()
+    first = sampler.sample().obs[0, :, 0].long()
+    starts = (9 * (first // 100) + first % 100).tolist()  # nine rows an episode
     assert expected == [(row, 4) for row in starts for _ in ("obs", "action", "reward")]
 
 

@@ -62,7 +62,7 @@ CHECKPOINT_SCHEMA = 2
 """Newest schema of checkpoints, that of quantised weights; others keep schema 1. A reader for
 each released one stays."""
 
-_WRITTEN = ("output", "figures", "plot", "card", "sheet", "teacher_cache")
+_WRITTEN = ("output", "figures", "plot", "card", "sheet")
 """Options that name a file or folder to write. `store` may be the checkpoint that was read, for
 it only gains presets."""
 _READ = (

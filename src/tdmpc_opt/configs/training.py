@@ -282,10 +282,6 @@ class FromTeacher:
     """Weights of the distillation terms."""
     reward_steps: Literal["first", "all"] = "first"
     """Steps of a slice at which the reward terms compare; the paper's is the first alone."""
-    teacher_cache: Annotated[Path | None, UNRECORDED] = None
-    """Folder that stores the teachers' outputs for every row of the data, for this run and
-    later ones with the same teachers and data; it is filled first. Without it they are
-    computed at each update."""
 
 
 @dataclass(frozen=True, kw_only=True)

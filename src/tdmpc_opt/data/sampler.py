@@ -107,9 +107,6 @@ class Batch:
     """Raw rewards."""
     task: Int64[Tensor, " batch"]
     """Task ids in the model's table."""
-    row: Int64[Tensor, "rows batch"] | None = None
-    """Numbers of the observations among all rows of the shards, laid end to end in the order of
-    `ordered_shards`; on the CPU. None in batches that no sampler drew."""
     terminated: Float[Tensor, "rows-1 batch 1"] | None = None
     """1 where `obs[t+1]` ended the episode, else 0; None where no state of the data did."""
 
@@ -237,7 +234,6 @@ class SliceSampler:
         self._state = self._generator.bit_generator.state
         shards = ordered_shards(datasets)
         self._shards = [_rows(dataset, shard, tasks) for dataset, shard in shards]
-        self._first_row = _sums_before([len(shard.obs) for shard in self._shards])
         episodes = _Episodes.of(shards, horizon)
         self._episodes = episodes
         self._episodic = any(dataset.episodic for dataset in datasets)
@@ -295,7 +291,6 @@ class SliceSampler:
                     "out of dataset.json and collect it anew)"
                 )
         task = np.array([source.task for source in self._shards], dtype=np.int64)[shard]
-        rows = np.arange(steps + 1)[:, None] + first_row + self._first_row[shard]
         ends = None
         if self._episodic:  # only its last step can be the last of an episode
             last = index + 1 == self._episodes.first[episode + 1]
@@ -307,7 +302,6 @@ class SliceSampler:
             label=_steps_first(label),
             reward=_steps_first(reward[..., None]),
             task=torch.from_numpy(task),
-            row=torch.from_numpy(rows),
             terminated=ends,
         )
 

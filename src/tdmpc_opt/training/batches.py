@@ -102,21 +102,19 @@ def moved(value: Tensor, device: torch.device) -> Tensor:
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """Return a batch on a device; the numbers of its rows stay on the CPU."""
-    return _changed(batch, lambda value, _: moved(value, device), batch.row)
+    """Return a batch on a device."""
+    return _changed(batch, lambda value, _: moved(value, device))
 
 
 def slices_of(batch: Batch, chosen: slice | Tensor) -> Batch:
-    """Return some slices of a batch, without the numbers of their rows."""
-    return _changed(batch, lambda value, axis: value[(slice(None),) * axis + (chosen,)], None)
+    """Return some slices of a batch."""
+    return _changed(batch, lambda value, axis: value[(slice(None),) * axis + (chosen,)])
 
 
-def _changed(
-    batch: Batch, change: Callable[[Tensor, int], Tensor], row: Tensor | None
-) -> Batch:
+def _changed(batch: Batch, change: Callable[[Tensor, int], Tensor]) -> Batch:
     """Change what networks see of a batch, given each tensor and its axis of slices."""
     axes = {"obs": 1, "action": 1, "label": 1, "reward": 1, "task": 0}
     if batch.terminated is not None:
         axes["terminated"] = 1
     values = {name: change(getattr(batch, name), axis) for name, axis in axes.items()}
-    return replace(batch, **values, row=row)
+    return replace(batch, **values)

@@ -4,7 +4,7 @@ Source: TD-MPC-Opt, arXiv:2507.01823, section 3.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +21,10 @@ from tdmpc_opt.errors import InputError, NonFiniteError, UnknownTaskError
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import WorldModel, bin_centres
-from tdmpc_opt.progress import Progress, Stage
+from tdmpc_opt.progress import Progress
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.batches import on_device
 from tdmpc_opt.training.losses import Supervision
-from tdmpc_opt.training.ranks import Ranks
 from tdmpc_opt.training.teachers import (
     OUTPUTS,
     POLICY_TERMS,
@@ -33,7 +32,6 @@ from tdmpc_opt.training.teachers import (
     Member,
     Panel,
     Teacher,
-    TeacherCache,
     WorldModelTeacher,
     load_experts,
 )
@@ -76,7 +74,6 @@ def open_teachers(
     student: WorldModel,
     datasets: Sequence[EpisodeDataset],
     device: torch.device,
-    ranks: Ranks,
     progress: Progress,
 ) -> Distillation | None:
     """Load the teachers of a run, checked against its data; None where nothing uses one.
@@ -86,7 +83,6 @@ def open_teachers(
         UnknownTaskError: No teacher has a task of the student.
         InputError: Teachers without an output that a term needs, that are not used, or
             whose rewards or values are far from the data's.
-        RunError: The teacher cache cannot be written.
     """
     found = open_distillation(config, student, device)
     if found is None:
@@ -100,11 +96,7 @@ def open_teachers(
     )
     batch = _finite_batch(sampler, config.max_skipped)
     _check_teachers(found.teachers, on_device(batch, device), student, progress)
-    if config.teacher_cache is None:
-        return found
-    cache = TeacherCache(config, datasets, student.tasks)
-    cache.fill(found.teachers, device, Stage(progress, "teachers"), ranks)
-    return replace(found, teachers=cache)
+    return found
 
 
 def _finite_batch(sampler: SliceSampler, may_skip: int) -> Batch:
@@ -293,8 +285,7 @@ def _built(
             f"bins up to {theirs.bin_limit} and the student {ours.num_bins} up to "
             f"{ours.bin_limit}; use --terms.reward-mse"
         )
-    # A cache keeps every row's reward, which may be the first of some slice.
-    first_only = config.reward_steps == "first" and config.teacher_cache is None
+    first_only = config.reward_steps == "first"
     return WorldModelTeacher(
         content, student.tasks, terms, device, first_reward_only=first_only
     )

@@ -116,8 +116,7 @@ def seconds_per_update(config: TrainConfig) -> float:
         As `train`, except for its output.
     """
     datasets = [EpisodeDataset.open(folder) for folder in config.folders]
-    # Filling a cache is no part of an update: teachers compute here, which takes longer.
-    bare = replace(config, on_policy=None, on_policy_share=None, teacher_cache=None)
+    bare = replace(config, on_policy=None, on_policy_share=None)
     fabric, ranks = join(best_device(config.device))
     with threads(choose_threads(config.threads).count, config.matmul):
         model, draws, found = _prepare(bare, datasets, fabric.device, ranks, Silent())
@@ -135,7 +134,7 @@ def _prepare(
     torch.manual_seed(config.seed)
     model = _initial_model(config, datasets)
     draws = Draws(config, datasets, model.tasks, ranks)
-    return model, draws, open_teachers(config, model, datasets, device, ranks, progress)
+    return model, draws, open_teachers(config, model, datasets, device, progress)
 
 
 def compare_teachers(config: TrainConfig, progress: Progress) -> None:

@@ -21,7 +21,7 @@ from tdmpc_opt import machine
 from tdmpc_opt.errors import InputError, NonFiniteError, RunError
 
 PATIENCE = timedelta(hours=2)
-"""How long a rank waits for the others, which may be filling their part of a teacher cache."""
+"""How long a rank waits for the others."""
 
 Value = TypeVar("Value")
 

@@ -1,13 +1,5 @@
-"""Outputs of frozen teachers for a student's batch, computed or stored.
+"""Outputs of frozen teachers for a student's batch."""
 
-Targets depend on the teachers, an observation and an action, and not on the slice they are in.
-So the store has, for each shard of the data and each kind of target, a file with a row per row
-of the shard. The folders' names are hashes of the teachers' and the shard's contents: other
-weights or other data can never be taken for these.
-"""
-
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
@@ -22,21 +14,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
-from tdmpc_opt.agents.sources import identify
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
-from tdmpc_opt.configs import TrainConfig
-from tdmpc_opt.data.episodes import EpisodeDataset, Shard
-from tdmpc_opt.data.sampler import Batch, ordered_shards
-from tdmpc_opt.data.shards import DAMAGED_ARRAY
-from tdmpc_opt.errors import CheckpointError, RunError
-from tdmpc_opt.files import alone, written
+from tdmpc_opt.data.sampler import Batch
+from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import bin_centres
-from tdmpc_opt.progress import Progress
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.batches import slices_of
-from tdmpc_opt.training.ranks import ALONE, Ranks
 
 OUTPUTS = {
     "reward_mse": {"reward"},
@@ -57,6 +42,7 @@ _NETWORKS = {
     **dict.fromkeys(("policy_location", "policy_log_std"), "policy_head"),
 }
 """Networks of a teacher that compute these fields, beside the encoder."""
+_OF_REWARDS = frozenset({"reward", "reward_logits"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,165 +268,3 @@ def _stack(arrays: Sequence[NDArray[np.floating]]) -> Tensor:
         for array in arrays
     ]
     return torch.from_numpy(np.stack(padded))
-
-
-_SCHEMA = 1
-_ROWS = 2048
-"""Rows that the teachers compute at once, rounded to whole episodes."""
-_OF_REWARDS = frozenset({"reward", "reward_logits"})
-_OF_TRANSITIONS = _OF_REWARDS | {"value_logits"}
-
-
-class _Stored(NamedTuple):
-    """A shard of the data and the folder of its targets."""
-
-    dataset: EpisodeDataset
-    shard: Shard
-    folder: Path
-
-
-class TeacherCache:
-    """Returns stored outputs for batches that a sampler drew from these datasets.
-
-    Args:
-        config: Names the teachers, the terms that need them, and the folder of the cache.
-        datasets: In the order in which the sampler got them.
-        tasks: The student's tasks.
-
-    Raises:
-        CheckpointError: A teacher that cannot be read.
-        DataError: A shard that cannot be read.
-    """
-
-    def __init__(
-        self, config: TrainConfig, datasets: Sequence[EpisodeDataset], tasks: TaskTable
-    ) -> None:
-        assert config.teacher_cache is not None, "there is no cache without a folder"
-        self._tasks = tasks
-        self._first_reward_only = config.reward_steps == "first"
-        self._fields = sorted({name for term in config.terms.at(0) for name in OUTPUTS[term]})
-        names = [config.teacher or "", *config.more_teachers]
-        policy = config.policy_teacher
-        identity = {
-            "schema": _SCHEMA,
-            "teachers": [identify(name, tasks)["sha256"] for name in names],
-            "policy_teacher": policy and identify(policy, tasks)["sha256"],
-            "precision": "32-true",  # as caches of older versions, whose teachers had a choice
-            **({"names": config.tasks} if config.tasks else {}),
-            "action_dim": tasks.action_dim,
-        }
-        text = json.dumps(identity, sort_keys=True)
-        folder = config.teacher_cache / hashlib.sha256(text.encode()).hexdigest()[:32]
-        self._shards = [
-            _Stored(dataset, shard, folder / _content(dataset, shard))
-            for dataset, shard in ordered_shards(datasets)
-        ]
-        lengths = [
-            shard.episodes * dataset.shape_of(shard).length
-            for dataset, shard, _ in self._shards
-        ]
-        self._starts = np.cumsum([0, *lengths])
-        self._maps: list[dict[str, NDArray[np.float32]]] = []
-
-    def fill(
-        self, teachers: Teacher, device: torch.device, progress: Progress, ranks: Ranks = ALONE
-    ) -> None:
-        """Compute the outputs for every shard without stored ones; it may be stopped any time.
-
-        Ranks share the shards.
-
-        Raises:
-            RunError: A file that cannot be written, or that another rank wrote elsewhere.
-        """
-        for index in range(ranks.rank, len(self._shards), ranks.count):
-            stored = self._shards[index]
-            with alone(stored.folder / "targets", wait=True):  # runs may share a cache
-                if self._open(index) is None:
-                    self._compute(stored, teachers, device)
-            done = min(index + ranks.count, len(self._shards))
-            progress.update(done, len(self._shards), stored.shard.name)
-        ranks.wait()
-        for index, stored in enumerate(self._shards):
-            maps = self._open(index)
-            if maps is None:
-                raise RunError(
-                    f"{stored.folder} is gone; --teacher-cache must be on a disk that all "
-                    "ranks share"
-                )
-            self._maps.append(maps)
-
-    def __call__(self, batch: Batch) -> TeacherTargets:
-        """Return the teachers' outputs for the batch's rows, in float32 on its device."""
-        assert batch.row is not None, "a sampler must have drawn the batch"
-        rows = batch.row.numpy()
-        shard = np.searchsorted(self._starts, rows[0], side="right") - 1
-        found: dict[str, Tensor] = {}
-        for field in self._fields:
-            steps = len(rows) - (field in _OF_TRANSITIONS)
-            if field in _OF_REWARDS and self._first_reward_only:
-                steps = 1
-            width = self._maps[0][field].shape[-1]
-            values = np.empty((steps, rows.shape[1], width), np.float32)
-            for index in np.unique(shard):
-                chosen = np.flatnonzero(shard == index)
-                where = rows[:steps, chosen] - self._starts[index]
-                values[:, chosen] = self._maps[index][field][where]
-            found[field] = torch.from_numpy(values).to(batch.obs.device)
-        return TeacherTargets(**found)
-
-    def _open(self, index: int) -> dict[str, NDArray[np.float32]] | None:
-        """Map a shard's files; None where one is missing or not whole."""
-        maps: dict[str, NDArray[np.float32]] = {}
-        rows = self._starts[index + 1] - self._starts[index]
-        for field in self._fields:
-            try:
-                values = np.load(self._shards[index].folder / f"{field}.npy", mmap_mode="r")
-            except DAMAGED_ARRAY:
-                return None
-            if values.dtype != np.float32 or len(values) != rows:
-                return None
-            maps[field] = values
-        return maps
-
-    def _compute(self, stored: _Stored, teachers: Teacher, device: torch.device) -> None:
-        """Write the targets of all rows of a shard, [rows, width] each."""
-        dataset, shard, folder = stored
-        length = dataset.shape_of(shard).length
-        step = max(1, _ROWS // length)
-        parts: dict[str, list[NDArray[np.float32]]] = {field: [] for field in self._fields}
-        for begin in range(0, shard.episodes, step):
-            targets = teachers(self._whole_episodes(stored, begin, begin + step, device))
-            for field in self._fields:
-                values = getattr(targets, field).cpu()
-                # The last row of an episode has no action to judge; no slice asks for it.
-                values = functional.pad(values, (0, 0, 0, 0, 0, length - len(values)))
-                parts[field].append(values.transpose(0, 1).flatten(0, 1).numpy())
-        for field, arrays in parts.items():
-            with written(folder / f"{field}.npy", RunError) as path, path.open("wb") as file:
-                np.save(file, np.concatenate(arrays))
-
-    def _whole_episodes(
-        self, stored: _Stored, begin: int, end: int, device: torch.device
-    ) -> Batch:
-        """Return some episodes of a shard as slices."""
-        arrays = stored.dataset.arrays(stored.shard)
-
-        def padded(values: NDArray[np.float32], width: int) -> Tensor:
-            rows = torch.from_numpy(values[begin:end, :, :width].copy()).transpose(0, 1)
-            return _fit(rows, width).to(device)
-
-        obs = padded(arrays.obs, self._tasks.obs_dim)
-        action = padded(arrays.action[:, 1:], self._tasks.action_dim)
-        number = self._tasks.index(stored.shard.task)
-        task = torch.full((obs.shape[1],), number, device=device)
-        return Batch(obs, action, action, action.new_zeros(*action.shape[:2], 1), task)
-
-
-def _content(dataset: EpisodeDataset, shard: Shard) -> str:
-    """Hash what teachers see of a shard."""
-    arrays = dataset.arrays(shard)
-    digest = hashlib.sha256(json.dumps([shard.task, dataset.length]).encode())
-    for values in (arrays.obs, arrays.action):
-        digest.update(str(values.shape).encode())
-        digest.update(np.ascontiguousarray(values).data)
-    return digest.hexdigest()[:32]
