@@ -42,7 +42,7 @@ COMMANDS = {
     "hostile-messages": "python benchmarks/hostile_messages.py --messages 20000",
     "bench-evaluation": "python benchmarks/evaluation_throughput.py --checkpoint FILE",
     "bench-runtime-footprint": "python benchmarks/runtime_footprint.py --task walker-walk "
-    "--files policy.onnx planner.onnx",
+    "--files policy-fp32.onnx policy-int8.onnx walk-int8.onnx policy-fp16.safetensors",
     "bench-sampling-scale": "python benchmarks/sampling_scale.py --sizes 1 4 12",
     "bench-training": "python benchmarks/training_throughput.py",
     "formats-mt30-1m": "python benchmarks/formats.py --checkpoint FILE --name mt30-1m "
@@ -291,32 +291,38 @@ def _compared(names: Iterable[str]) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def ablation() -> str:
-    """Scores of the rows of `examples/mt30/ablation.sh`, by policy and by planner."""
-    rows = {
-        "none": "no teacher",
-        "reward-d0.05": "rewards, d = 0.05 (the paper's term)",
-        "reward-d0.25": "rewards, d = 0.25",
-        "reward-d0.4": "rewards, d = 0.4",
-        "reward-d0.55": "rewards, d = 0.55",
-        "reward-d0.9": "rewards, d = 0.9",
-        "reward-kl": "rewards, two-hot KL at all steps, 0.1",
-        "value-kl": "values, two-hot KL, 0.1",
-        "latent": "latents by a learned projection, 1",
-        "policy-of-teacher": "actions of the teacher's policy, 20",
-        "policy-of-experts": "actions of the experts, 20",
-        "full": "actions of the experts, reward KL and value KL",
-    }
-    columns = []
-    for how in ("policy", "planner"):
-        files = [
-            RESULTS / f"ablation/{how}-{row}-{seed}.json" for row in rows for seed in range(3)
-        ]
-        columns.append([str(row.score) for row in ablation_rows(files)])
-    return _table(
-        "terms, policy, planner `realtime`",
-        zip(rows.values(), *columns, strict=True),
-    )
+CLAIM = {
+    "plain": "nothing: rewards and values of the data (plain TD-MPC2)",
+    "cloned": "the actions taken in the data",
+    "paper": "the teacher's rewards, d = 0.4 (the paper's term)",
+    "full": "the teacher's actions and rewards (the recipe of `distill`)",
+}
+"""The rows of `examples/mt30/claim.sh`: what a student learns from besides."""
+
+
+def claim() -> str:
+    """Scores of students of equal budget by what they learn from, and of their references."""
+    rows = []
+    for name, what in CLAIM.items():
+        policies = sorted((RESULTS / "claim").glob(f"policy-{name}-*.json"))
+        planners = [path.with_name(path.name.replace("policy", "planner")) for path in policies]
+        if policies:
+            scores = [str(row.score) for each in (policies, planners) for row in ablation_rows(each)]
+            rows.append((what, len(policies), *scores))
+    rows += [(f"*{name}*", "-", _score(_read(f"claim/{name}")), "-") for name in ("teacher", "random")]
+    return _table("the student learns from, seeds, policy, planner `realtime`", rows)
+
+
+def planned() -> str:
+    """Plans of the bundled student against its policy on the same starts."""
+    policy = RESULTS / "mt30-1m-policy.json"
+    rows = [("the policy itself", _score(_read(policy.stem)), "-", _starts(_read(policy.stem)["config"]), _link(policy))]
+    for preset in ("realtime", PUBLISHED):
+        path = RESULTS / f"mt30-1m-planner-{preset}.json"
+        content = _read(path.stem)
+        shown = (_score(content), _against(policy, path), _starts(content["config"]))
+        rows.append((f"`{preset}`", *shown, _link(path)))
+    return _table("acts by, score, paired difference from the policy, measured on, file", rows)
 
 
 def formats() -> str:
@@ -741,6 +747,22 @@ def device_latency() -> str:
     server = ("server, a policy's round trip", f"{trip * 1000:,.0f}", f"{1000 / trip:,.0f}", "")
     head = "engine, microseconds an action, actions a second, times as fast as plain modules"
     return _table(head, [*rows, server])
+
+
+def footprint() -> str:
+    """Return what the runtime costs for each file, with an interpreter without torch."""
+    rows = [
+        (
+            f"`{found['name']}`",
+            f"{found['size_bytes']:,}",
+            f"{found['first_action_s']:.2f} s, {found['first_action_cpu_s']:.2f} s",
+            f"{found['memory_over_bare_python_mb']:.0f} MB",
+            f"{found['act_cpu_ms_p50']:.2f} ms, {found['act_cpu_ms_min']:.2f} ms",
+        )
+        for found in _read("bench-runtime-footprint")["files"]
+    ]
+    head = ("file", "bytes", "import, load and first action: wall, processor")
+    return _table((*head, "memory over bare Python", "an action: median, best"), rows)
 
 
 def export_parity() -> str:

@@ -1,7 +1,8 @@
 #!/bin/sh
 # The paper's claim: the same student of the same data, updates and seeds without a teacher, cloning the data's own
-# actions, with the paper's reward term, and with the teacher's labels. 8 tasks of 8 domains, 3 seeds. A second call
-# continues an interrupted one. Needs the extras train and envs.
+# actions, with the paper's reward term, and with labels as well (the recipe of `distill`). 8 tasks of 8 domains, 3
+# seeds. A second call continues an interrupted one; a run whose two scores are in FOLDER is not repeated. Needs the
+# extras train and envs.
 # Usage: examples/mt30/claim.sh TEACHER FOLDER [UPDATES]
 set -eu
 tasks=walker-walk,cheetah-run,reacher-easy,cartpole-swingup,cup-spin,finger-spin,pendulum-spin,fish-swim
@@ -10,17 +11,17 @@ tasks=walker-walk,cheetah-run,reacher-easy,cartpole-swingup,cup-spin,finger-spin
 rows() {
   cat <<'ROWS'
 plain data
+full data --behaviour-batch 128 --weights.behaviour 20 --terms.reward-mse 0.4 --teacher
 cloned actions --behaviour-batch 128 --weights.behaviour 20
 paper data --terms.reward-mse 0.4 --teacher
-labels data --behaviour-batch 128 --weights.behaviour 20
-both data --behaviour-batch 128 --weights.behaviour 20 --terms.reward-mse 0.4 --teacher
 ROWS
 }
 
 score() {
-  name=$1
+  output=$1.json
   shift
-  tdmpc-opt evaluate "$@" --seed 10000 --episodes 10 --workers 1 --output "$name.json"
+  if grep -qs '"complete": true' "$output"; then return; fi
+  tdmpc-opt evaluate "$@" --seed 10000 --episodes 10 --workers 1 --output "$output"
 }
 
 # One row with one seed: train, then score the policy and the planner.
@@ -28,6 +29,7 @@ one() {
   teacher=$1 work=$2 seed=$3 name=$4 data=$5
   shift 5
   run=$work/runs/$name-$seed
+  if grep -qs '"complete": true' "$work/planner-$name-$seed.json"; then return; fi
   case " $* " in *' --teacher '*) set -- "$@" "$teacher" ;; esac
   tdmpc-opt train --data "$work/$data" --output "$run" --seed "$seed" --updates "$updates" \
     --lr-zero-at "$updates" --batch-size 64 --lr 1e-3 --encoder-lr-scale 1 --td-lambda 1 \
@@ -42,7 +44,7 @@ if [ "$1" = one ]; then
   exit
 fi
 teacher=$1 work=$2
-export updates="${3:-10000}" OMP_NUM_THREADS=1
+export updates="${3:-20000}" OMP_NUM_THREADS=1
 collect() { tdmpc-opt collect --policy "$teacher" --tasks "$tasks" --episodes 20 --output "$work/data" "$@"; }
 collect --noise 0 --seed 0
 collect --noise 0.2 --seed 1000
