@@ -173,6 +173,17 @@ class _Reports(Silent):
         self.texts.append(text)
 
 
+def test_a_return_is_reported_once_an_episode_has_finished(tmp_path: Path) -> None:
+    reports = _Reports()
+    training = experts._Training(_config(tmp_path), MT30["pendulum-swingup"], reports)
+    training._report_speed(100)
+    training.progress.curve += [(500, 20.0), (500, 40.0)]
+    training._report_speed(500)
+    before, after = reports.texts
+    assert "recent return" not in before
+    assert "steps/s, recent return 30, " in after
+
+
 @pytest.fixture
 def _sbx_present(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experts.importlib.util, "find_spec", lambda name: object())

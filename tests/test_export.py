@@ -16,8 +16,9 @@ import torch
 import tdmpc_opt
 from tdmpc_opt import make_env, zoo
 from tdmpc_opt.agents.agent import Agent, load_agent
-from tdmpc_opt.checkpoints.checkpoint import build
+from tdmpc_opt.checkpoints.checkpoint import build, from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
+from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
 from tdmpc_opt.configs import ExportConfig
 from tdmpc_opt.errors import (
@@ -33,6 +34,7 @@ from tdmpc_opt.planning import planner as planner_module
 from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan
 from tdmpc_opt.runtime import load
 from tdmpc_opt.schema import PlannerBudget
+from tdmpc_opt.tasks import choose_tasks
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -109,6 +111,23 @@ def test_the_policy_acts_as_torch_in_every_task(policy):
     assert report.parity.tasks == len(agent.tasks)
     assert report.parity.max_error < 5e-5
     assert report.output_bytes == path.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["own_envs:Point-v0", "own_envs:Early-v0"])
+def test_a_policy_is_checked_in_the_environment_that_is_named(
+    name, tmp_path, make_model, monkeypatch, capsys
+):
+    """Whose episodes are shorter than the check, and one ends early."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    tasks = choose_tasks(name)
+    source, path = tmp_path / "own.safetensors", tmp_path / "policy.onnx"
+    write_native(source, from_model(make_model(tasks, task_dim=0)))
+    words = ["export", str(source), "--policy-only", "--output", str(path)]
+    assert main(words) == 1
+    assert "name their environments with --tasks MODULE:ID" in capsys.readouterr().err
+    assert main([*words, "--tasks", name]) == 0
+    assert "on 40 real observations of 1 tasks" in capsys.readouterr().out.replace("\n", " ")
+    assert load(path).contract() is not None
 
 
 def test_padded_observations_act_alike(policy):

@@ -229,7 +229,7 @@ class WithObservations:
     data: Path | None = None
     """Dataset folder. `quantize` needs one for format mixed, rounds int8 and int4 better with
     it and measures the cost on other observations of it; `export` checks with it, and without
-    one drives the simulator for some."""
+    one drives the simulator for some, or the environments that `tasks` names."""
 
 
 def device_of_work(device: Device, ray: str | None) -> Device:

@@ -140,9 +140,11 @@ class _Training:
     def _report_speed(self, step: int) -> None:
         speed = (step - self._first) / (time.monotonic() - self._begun)
         curve = self.progress.curve[-8:]
-        recent = np.mean([value for _, value in curve]) if curve else np.nan
+        recent = (
+            f"recent return {np.mean([value for _, value in curve]):.0f}, " if curve else ""
+        )
         minutes = (self._config.steps - self.progress.step) / speed / 60
-        text = f"{speed:.0f} steps/s, recent return {recent:.0f}, {minutes:.0f} min left"
+        text = f"{speed:.0f} steps/s, {recent}{minutes:.0f} min left"
         self._reports.update(step, self._config.steps, f"{self._task.name}: {text}")
 
     def _count(self, step: int) -> None:

@@ -5,7 +5,7 @@ outputs magnify what rounding does to them, by up to a thousand times in the rel
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.progress import Progress, Silent, expected
 from tdmpc_opt.runtime.onnx_file import open_onnx
-from tdmpc_opt.schema import MT30, PlannerBudget, TaskTable
-from tdmpc_opt.tasks import with_own_contracts
+from tdmpc_opt.schema import MT30, PlannerBudget, Task, TaskTable
+from tdmpc_opt.tasks import choose_tasks, with_own_contracts
 
 Array = NDArray[np.float32]
 _Pair = tuple[Array, Array]
@@ -140,8 +140,9 @@ def export(
     model = build(checkpoint, policy_will_do=config.policy_only)
     double = build(checkpoint, policy_will_do=config.policy_only, dtype=torch.float64)
     reference, single = Agent(double, mode="policy"), Agent(model, mode="policy")
-    progress.update(0, 3, f"observations{_expected(config, single, budget)} in all")
-    seen = observations(reference, config.data)
+    simulated = _simulated(checkpoint.tasks, config.tasks)
+    progress.update(0, 3, f"observations{_expected(config, single, budget, simulated)} in all")
+    seen = observations(reference, config.data, simulated)
     progress.update(1, 3, "tracing")
     artifact = make_artifact(config, model, facts)
     progress.update(2, 3, "comparing with torch")
@@ -177,15 +178,16 @@ def export(
     )
 
 
-def _expected(config: ExportConfig, agent: Agent, budget: PlannerBudget | None) -> str:
+def _expected(
+    config: ExportConfig, agent: Agent, budget: PlannerBudget | None, simulated: Sequence[Task]
+) -> str:
     """Return how long an export takes, from one task's observations and one plan."""
     seconds = _SECONDS_OF_TRACING["policy" if budget is None else "planner"]
     if config.data is None:
         start = time.perf_counter()
-        names = [name for name in agent.tasks.names if _is_simulated(agent, name)]
-        for name in names[:1]:
-            _drive(agent, name, np.random.default_rng(0))
-            seconds += len(names) * (time.perf_counter() - start)
+        for task in simulated[:1]:
+            _drive(agent, task, np.random.default_rng(0))
+            seconds += len(simulated) * (time.perf_counter() - start)
     if budget is not None:
         planner, start = Agent(agent.world_model, budget=budget), time.perf_counter()
         planner.act(np.zeros(agent.tasks.tasks[0].obs_dim, np.float32), agent.tasks.names[0])
@@ -345,26 +347,30 @@ def _cosine(a: Array, b: Array) -> float:
     return float(x @ y) / max(lengths, 1e-30)
 
 
-def observations(agent: Agent, data: Path | None) -> Observations:
+def observations(agent: Agent, data: Path | None, simulated: Sequence[Task]) -> Observations:
     """Return observations of each task of an agent that has any.
 
     Args:
         agent: In policy mode; it drives the simulator where there is no dataset.
         data: Dataset to take them from; None drives the simulator.
+        simulated: Those of its tasks that have a simulator.
 
     Raises:
         DataError: A dataset that cannot be read, or has none of the tasks.
         InputError: Tasks that have no simulator here, and no dataset.
         MissingDependencyError: The simulator is not installed.
     """
-    found = dict(_driven(agent) if data is None else _stored(agent.tasks, data))
+    if data is None:
+        if not simulated:
+            raise InputError(
+                "the check needs observations, and there is no simulator of the agent's tasks; "
+                "name their environments with --tasks MODULE:ID, or a dataset with --data"
+            )
+        rng = np.random.default_rng(0)
+        return {task.name: _drive(agent, task, rng) for task in simulated}
+    found = dict(_stored(agent.tasks, data))
     if found:
         return found
-    if data is None:
-        raise InputError(
-            "the check needs observations, and there is no simulator of this agent's tasks; "
-            "name a dataset with --data"
-        )
     raise DataError(f"{data} has no episode of this agent's tasks; name another dataset")
 
 
@@ -382,25 +388,21 @@ def _stored(tasks: TaskTable, data: Path) -> Iterator[tuple[str, NDArray[np.floa
             yield name, rows[np.linspace(0, len(rows) - 1, _STEPS).astype(int)]
 
 
-def _driven(agent: Agent) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    rng = np.random.default_rng(0)
-    for name in agent.tasks.names:
-        if _is_simulated(agent, name):
-            yield name, _drive(agent, name, rng)
+def _simulated(tasks: TaskTable, named: str | None) -> list[Task]:
+    """Return those of MT30, and those whose environments the command line names."""
+    known = (*MT30.tasks, *(choose_tasks(named).tasks if named else ()))
+    return [task for task in tasks.tasks if task in known]
 
 
-def _is_simulated(agent: Agent, name: str) -> bool:
-    return name in MT30.names and MT30[name] == agent.tasks[name]
-
-
-def _drive(agent: Agent, name: str, rng: np.random.Generator) -> NDArray[np.float32]:
+def _drive(agent: Agent, task: Task, rng: np.random.Generator) -> NDArray[np.float32]:
     from tdmpc_opt.tasks.environment import make_env
 
-    env = make_env(name, 0)
+    env = make_env(task, 0)
     rows = [env.reset()[0]]
     while len(rows) < _STEPS:
-        action = agent.act(rows[-1], name)
-        noisy = action + _NOISE * rng.standard_normal(action.shape)
-        rows.append(env.step(np.clip(noisy, -1, 1).astype(np.float32))[0])
+        action = agent.act(rows[-1], task.name)
+        noisy = np.clip(action + _NOISE * rng.standard_normal(action.shape), -1, 1)
+        obs, _, terminated, truncated, _ = env.step(noisy.astype(np.float32))
+        rows.append(env.reset()[0] if terminated or truncated else obs)
     env.close()
     return np.stack(rows)
