@@ -300,8 +300,11 @@ def test_the_number_of_pages_is_bounded(port):
         time.sleep(0.1)
 
 
-def test_the_command_plays_an_own_task_until_it_is_interrupted():
-    # As from a terminal: a shell's background job, and so this child of it, ignores the signal.
+@pytest.mark.parametrize(
+    ("ended_by", "status", "shown"), [("SIGINT", 0, "stopped\n"), ("SIGTERM", -15, "")]
+)
+def test_the_command_plays_an_own_task_until_it_is_ended(ended_by, status, shown):
+    # As from a terminal: a shell's background job, and so this child of it, ignores SIGINT.
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -309,15 +312,17 @@ def test_the_command_plays_an_own_task_until_it_is_interrupted():
         f"sys.exit(main(['play', '--tasks', {POINT!r}, '--port', '0']))"
     )
     command = [sys.executable, "-u", "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("starting the process")
         port = int(process.stdout.readline().split("http://127.0.0.1:")[1].split("/")[0])
         connection, events = _answer(port, "/events")
         state = _next(events)
-        process.send_signal(signal.SIGINT)
-        rest = process.stdout.read()
+        process.send_signal(signal.Signals[ended_by])
         connection.close()
-    assert (state["agent"], process.returncode, rest) == ("random", 0, "stopped\n")
+        rest, errors = process.communicate(timeout=120)
+    assert (state["agent"], process.returncode, rest) == ("random", status, shown)
+    assert errors == ""
     with pytest.raises(ConnectionRefusedError):
         _answer(port, "/")

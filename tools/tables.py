@@ -53,6 +53,7 @@ COMMANDS = {
     "--matmul medium --updates 30000 --output FOLDER",
     "mt30-teacher-rounds": "examples/mt30/teacher_rounds.sh START FOLDER DATASET",
     "mutation": "python tools/mutation.py results/mutation.json",
+    "own-task": "examples/own_task/run.sh FOLDER",
     # Scripts that were removed after their file was written.
     "demo-reward-term": "git show 94c1e6f:src/tdmpc_opt/demo.py",
     "bench-integer-kernels": "git show 94c1e6f:benchmarks/integer_kernels.py",

@@ -170,6 +170,8 @@ def _serve(variables: dict[str, str], payload: bytes, connection: Connection) ->
         for item in function(job):
             connection.send(item)
         connection.send(_END)
+    except BrokenPipeError:  # the caller was ended: nobody reads an item or an error
+        return
     except TdmpcOptError as error:
         connection.send(error)
     except Exception as error:  # else the caller would report a driver's fault
