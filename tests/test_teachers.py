@@ -78,7 +78,7 @@ def test_a_teacher_says_what_its_networks_say_of_the_real_observations(make_mode
     with torch.no_grad():
         for t in range(4):
             z = model.encode(batch.obs[t], batch.task)
-            out = model.policy(z, batch.task, torch.zeros(8, 3))
+            out = model.policy(z, batch.task)
             torch.testing.assert_close(targets.latent[t], z)
             torch.testing.assert_close(torch.tanh(targets.policy_location[t]), out.mean)
             torch.testing.assert_close(targets.policy_log_std[t], out.log_std)

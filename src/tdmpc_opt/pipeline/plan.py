@@ -359,10 +359,8 @@ def _measure_student(config: DistillConfig, tasks: TaskTable) -> tuple[float, fl
         learner = build_learner(fabric, model, settings)
         update = _mean_seconds(lambda: train_step(learner, batch, labelled))
     with torch.no_grad(), threads(1):
-        obs, noise, task = (
-            each[:SCORE_EPISODES] for each in (batch.obs[0], batch.action[0], batch.task)
-        )
-        action = _mean_seconds(lambda: model.policy(model.encode(obs, task), task, noise))
+        obs, task = batch.obs[0][:SCORE_EPISODES], batch.task[:SCORE_EPISODES]
+        action = _mean_seconds(lambda: model.policy(model.encode(obs, task), task))
     env = seconds_per_step(
         [RandomSource(source="random")], tasks.tasks[0], SCORE_EPISODES, batched=True
     )

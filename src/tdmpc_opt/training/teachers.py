@@ -136,8 +136,7 @@ class WorldModelTeacher:
             shares = functional.log_softmax(logits, dim=-1).logsumexp(0)
             found["value_logits"] = shares - math.log(len(logits))
         if "policy_location" in asked:
-            still = z.new_zeros(*z.shape[:-1], self.config.action_dim)
-            output = model.policy(z, ids, still)
+            output = model.policy(z, ids)
             found["policy_location"] = _fit(output.location.float(), self._action_dim)
             if "policy_log_std" in asked:
                 found["policy_log_std"] = _fit(output.log_std.float(), self._action_dim)
