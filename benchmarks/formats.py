@@ -26,6 +26,7 @@ from tdmpc_opt.configs import BenchConfig, EvaluateConfig, ExportConfig, Quantiz
 from tdmpc_opt.configs.deploy import ExportFormat, Format
 from tdmpc_opt.evaluation.bench import bench
 from tdmpc_opt.evaluation.evaluate import evaluate
+from tdmpc_opt.export.engine import fast_engine
 from tdmpc_opt.export.export import export
 
 How = Literal["policy", "realtime"]
@@ -209,7 +210,8 @@ def _score(config: Config, file: File) -> dict[str, Any]:
             mode="policy" if policy else "planner",
             preset=file.preset,
             output=output,
-        )
+        ),
+        choose_engine=fast_engine,
     )
     return {"score": result["score"], "result": output.name, "sha256": sha256(file.path)}
 

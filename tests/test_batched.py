@@ -107,7 +107,7 @@ def test_value_at_the_end_of_the_horizon_decides_between_equal_rewards() -> None
     env = DMControlEnv("cup-catch", 500_000)
     env.reset()
     state, target = task.current(env)
-    budget = SimulatorBudget(samples=64, seconds=0.08, knots=2, refinements=3)
+    budget = SimulatorBudget(samples=64, seconds=0.08, knots=2)
     sideways = [
         SimulatorPlanner(
             task,

@@ -180,7 +180,6 @@ def test_the_summary_counts_each_task(dataset):
     dataset.append_shard("wide-1", _episodes("wide", 1), {})
     wide, thin = summarize(dataset)
     assert (wide.task, wide.shards, wide.episodes, wide.transitions) == ("wide", 2, 4, 32)
-    assert wide.sources == ("random", "?")
     assert (wide.labelled, thin.labelled) == (0, 0)
     dataset.append_shard("thin-1", [_labelled("thin", 3)], {})
     assert summarize(dataset)[1].labelled == 6
@@ -374,7 +373,7 @@ def test_a_full_disk_is_reported_and_leaves_the_dataset_as_it_was(dataset, monke
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12, with threads
 @pytest.mark.parametrize(
-    ("owner", "function"), [(shards, "_sync"), (EpisodeDataset, "_write_listing")]
+    ("owner", "function"), [(shards, "to_disk"), (EpisodeDataset, "_write_listing")]
 )
 def test_a_killed_append_leaves_a_dataset_that_opens_and_goes_on(
     dataset, owner, function, monkeypatch

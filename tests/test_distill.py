@@ -19,10 +19,11 @@ from tdmpc_opt.configs import DistillConfig, ExportConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.export.export import export
+from tdmpc_opt.files import sha256
 from tdmpc_opt.pipeline import distill as stages
 from tdmpc_opt.pipeline import plan as planning
 from tdmpc_opt.pipeline.distill import distill
-from tdmpc_opt.pipeline.plan import plan
+from tdmpc_opt.pipeline.plan import identities, open_teachers, plan
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30, TaskTable
@@ -64,7 +65,7 @@ def test_a_policy_of_the_users_code_becomes_a_scored_student(whole):
     assert "The numbers are mean returns." in card
     assert (whole / "report.html").read_text().startswith("<!doctype html>")
     facts = read_checkpoint(whole).extra
-    assert json.loads(facts["teachers"]).keys() == {"own_policies:centre"}
+    assert [each["name"] for each in json.loads(facts["teachers"])] == ["own_policies:centre"]
     preset = find_preset("realtime", facts)  # whose plans stay near the policy
     assert (preset.budget.prior_penalty, preset.budget.prior_hold) == (0.3, 300.0)
     data = EpisodeDataset.open(whole / "work/data")
@@ -155,6 +156,18 @@ def test_teachers_that_cannot_teach_are_refused_in_one_line(teacher, said, tmp_p
     assert last.startswith("tdmpc-opt: ")
     assert re.search(said, last)
     assert not (output / "work/data").exists()
+
+
+def test_two_teachers_of_one_name_are_both_stated(make_model, tmp_path):
+    names, files = ("pendulum-swingup", "cartpole-balance"), []
+    for seed, name in enumerate(names):
+        files.append(tmp_path / name / "teacher.safetensors")
+        write_native(files[-1], from_model(make_model(MT30.subset([name]), seed=seed)))
+    config = _config(tmp_path / "out", teachers=(*map(str, files),), tasks=",".join(names))
+    found = identities(open_teachers(config))
+    expected = [{"name": path.name, "sha256": sha256(path)} for path in files]
+    assert found == expected
+    assert expected[0] != expected[1]
 
 
 def test_budgets_that_cannot_be_spent_are_refused(tmp_path):

@@ -163,7 +163,7 @@ def test_the_behaviour_term_pulls_the_mean_to_the_data(model, batch):
 def test_the_behaviour_term_reaches_the_encoder_where_it_has_a_weight(model, batch):
     assert float(_terms(model, batch)[0].behaviour) == 0
     losses, zs = _terms(model, batch, LossWeights(behaviour=1.0))
-    own = model.policy(zs[:-1], batch.task, torch.zeros(3, 4, 3)).mean
+    own = model.policy(zs[:-1], batch.task).mean
     mask = model.mask(batch.task)
     distance = ((own - batch.label) ** 2 * mask).sum(-1) / mask.sum(-1)
     expected = (torch.tensor([1.0, 0.5, 0.25]) * distance.mean(1)).mean()
@@ -239,7 +239,7 @@ def test_single_steps_without_labels_take_no_part(model, batch):
     label[1, 2, :] = label[2, 1, :2] = torch.nan
     before = _behaviour(model, replace(batch, label=label))
     known = label.isfinite().all(-1)
-    own = model.policy(_terms(model, batch)[1][:-1], batch.task, torch.zeros(3, 4, 3)).mean
+    own = model.policy(_terms(model, batch)[1][:-1], batch.task).mean
     expected = sum(
         0.5**t * ((own[t, b] - batch.label[t, b])[: (3, 2)[b % 2]] ** 2).mean()
         for t in range(3)
@@ -272,7 +272,7 @@ def test_a_single_label_counts_in_full(model, batch):
     label = torch.full_like(batch.label, torch.nan)
     label[1, 0] = 0.5
     zs = model.encode(batch.obs[:-1], batch.task)
-    own = model.policy(zs, batch.task, torch.zeros(3, 4, 3)).mean[1, 0]
+    own = model.policy(zs, batch.task).mean[1, 0]
     found = imitation(model, zs, replace(batch, label=label))
     torch.testing.assert_close(found, ((own - 0.5) ** 2).mean())
 
@@ -386,7 +386,7 @@ def test_further_labels_belong_to_the_states_that_they_were_given_in(fabric, mod
 
 def test_further_labels_are_imitated_in_every_state_alike(model, batch):
     zs = model.encode(batch.obs[:-1], batch.task)
-    own = model.policy(zs, batch.task, torch.zeros(3, 4, 3)).mean
+    own = model.policy(zs, batch.task).mean
     mask = model.mask(batch.task)
     expected = (((own - batch.label) ** 2 * mask).sum(-1) / mask.sum(-1)).mean()
     torch.testing.assert_close(imitation(model, zs, batch), expected)

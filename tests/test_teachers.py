@@ -78,7 +78,7 @@ def test_a_teacher_says_what_its_networks_say_of_the_real_observations(make_mode
     with torch.no_grad():
         for t in range(4):
             z = model.encode(batch.obs[t], batch.task)
-            out = model.policy(z, batch.task, torch.zeros(8, 3))
+            out = model.policy(z, batch.task)
             torch.testing.assert_close(targets.latent[t], z)
             torch.testing.assert_close(torch.tanh(targets.policy_location[t]), out.mean)
             torch.testing.assert_close(targets.policy_log_std[t], out.log_std)
@@ -254,10 +254,10 @@ def _expert(task: str, obs_dim: int, action_dim: int, widths: tuple[int, ...], s
     )
 
 
-def test_experts_of_different_widths_share_a_stack():
+def test_experts_of_different_widths_and_depths_teach_together():
     tasks = TaskTable((Task("one", 5, 3), Task("two", 4, 2), Task("none", 6, 4)))
     experts = {
-        "two": _expert("two", 4, 2, (7, 3), seed=0),
+        "two": _expert("two", 4, 2, (7, 3, 5), seed=0),
         "one": _expert("one", 5, 3, (4, 9), seed=1),
     }
     batch = _batch(tasks.subset(["one", "two"]), rows=5)
@@ -276,10 +276,6 @@ def test_experts_that_do_not_fit_are_refused(tmp_path):
         load_experts(tmp_path, tasks)
     _expert("one", 5, 2, (4, 4), seed=0).save(expert_path(tmp_path, "one"))
     with pytest.raises(CheckpointError, match="gives 2 actions; one has 5 and 3"):
-        load_experts(tmp_path, tasks)
-    _expert("one", 5, 3, (4, 4), seed=0).save(expert_path(tmp_path, "one"))
-    _expert("two", 4, 2, (4, 4, 4), seed=0).save(expert_path(tmp_path, "two"))
-    with pytest.raises(CheckpointError, match="different numbers of layers"):
         load_experts(tmp_path, tasks)
 
 

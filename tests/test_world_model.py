@@ -224,7 +224,7 @@ def test_policy_std_stays_between_its_limits(model):
     with torch.no_grad():
         model.policy_head[-1].bias.fill_(50.0)
     task = torch.zeros(2).long()
-    out = model.policy(torch.zeros(2, 16), task)
+    out = model.policy(torch.zeros(2, 16), task, torch.ones(2, 3))
     torch.testing.assert_close(out.log_std, torch.full((2, 3), 2.0))
     assert (out.action.abs() <= 1).all()
     assert out.log_prob.isfinite().all()

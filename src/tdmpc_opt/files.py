@@ -34,9 +34,9 @@ def replace_when_done(path: Path) -> Iterator[Path]:
     temporary.touch(exist_ok=False)
     try:
         yield temporary
-        _to_disk(temporary)  # or a power cut after the move could leave an empty file
+        to_disk(temporary)  # or a power cut after the move could leave an empty file
         temporary.replace(path)
-        _to_disk(path.parent)  # or one could restore the old file
+        to_disk(path.parent)  # or one could restore the old file
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -211,7 +211,7 @@ def remove_unfinished(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Flush a file, or the names of a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -204,13 +204,12 @@ class Agent(ControlLoop):
                 if not largest <= 1:  # the next plan would start from this one
                     self._planner.reset()
         else:
-            width = config.action_dim
-            noise = rows.new_zeros(len(rows), width)
+            noise = None
             if not deterministic:
+                width = config.action_dim
                 drawn = [torch.randn(width, generator=source) for source in generators]
                 noise = torch.stack(drawn).to(rows)
-            output = model.policy(model.encode(rows, ids), ids, noise)
-            action = output.mean if deterministic else output.action
+            action = model.policy(model.encode(rows, ids), ids, noise).action
             largest = float(action.abs().max())
         check_action(largest)
         if one is not None:

@@ -75,16 +75,11 @@ class PolicySource(ABC):
         """Check that the source has actions to imitate in these tasks.
 
         Raises:
-            InputError: It has no actions to imitate, or its mode cannot be chosen.
+            InputError: It has no actions to imitate.
             UnknownTaskError: A task that it was not made for.
             CheckpointError: There is no such source.
         """
         self.tasks(tasks.selection)
-        if self.mode == "planner":
-            raise InputError(
-                f"{self.source} is no checkpoint, so that its mode is fixed; leave out the "
-                "planner as label mode, or label with a checkpoint"
-            )
 
 
 def open_source(
@@ -409,10 +404,6 @@ class CheckpointSource(_FileSource):
             raise CheckpointError(
                 f"{self.source} does not state how it was trained ({error!r})"
             ) from error
-
-    def require_labels(self, tasks: TaskTable) -> None:
-        """Check that the agent was made for these tasks."""
-        self.tasks(tasks.selection)
 
     def _tasks_of_file(self) -> TaskTable:
         return _checkpoint(*self._file(), None).tasks

@@ -117,15 +117,7 @@ def try_actions(model: WorldModel, start: Observations, seed: int = 0) -> Sequen
         action[1::2] = (noise[1::2] * mask[1::2] * 2.0).clamp(-1.0, 1.0)
         z = model.next(z, action, start.task)
         actions.append(action)
-    return Sequences(start, torch.stack(actions), mean_action(model, z, start.task))
-
-
-def mean_action(
-    model: WorldModel, z: Float[Tensor, "*batch latent"], task: Int[Tensor, " rows"]
-) -> Float[Tensor, "*batch action"]:
-    """Return the policy's mean actions in latents."""
-    no_noise = z.new_zeros(*z.shape[:-1], model.config.action_dim)
-    return model.policy(z, task, no_noise).mean
+    return Sequences(start, torch.stack(actions), model.policy(z, start.task).mean)
 
 
 def latents(model: WorldModel, tried: Sequences) -> Float[Tensor, "steps rows latent"]:
@@ -225,7 +217,7 @@ def _rms(distance: Float[Tensor, " n"]) -> float:
 
 @torch.no_grad()
 def _actions(model: WorldModel, at: Observations) -> Float[Tensor, "rows action"]:
-    return mean_action(model, model.encode(at.obs, at.task), at.task)
+    return model.policy(model.encode(at.obs, at.task), at.task).mean
 
 
 @torch.no_grad()

@@ -19,7 +19,6 @@ from tdmpc_opt.compression.calibration import (
     Observations,
     Sequences,
     latents,
-    mean_action,
     try_actions,
 )
 from tdmpc_opt.compression.rounding import LIMITS
@@ -132,14 +131,14 @@ def _predict(model: WorldModel, starts: Observations, tried: Sequences | None) -
     task = starts.task
     if tried is None:
         z = model.encode(starts.obs, task).unsqueeze(0)
-        return _Predictions(z, mean_action(model, z, task), ())
+        return _Predictions(z, model.policy(z, task).mean, ())
     z = latents(model, tried)
     rewards = model.reward(z[:-1], tried.actions, task)
     logits: tuple[Tensor, ...] = (rewards, model.q_values(z[-1], tried.last, task))
     if model.config.episodic:
         ends = model.termination(z[1:], task)
         logits += (torch.cat([ends, torch.zeros_like(ends)], dim=-1),)
-    return _Predictions(z, mean_action(model, z, task), logits)
+    return _Predictions(z, model.policy(z, task).mean, logits)
 
 
 def _loss(student: _Predictions, teacher: _Predictions) -> Tensor:

@@ -8,12 +8,7 @@ from typing import Any
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, with_origin
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.compression.calibration import (
-    Errors,
-    Observations,
-    Reference,
-    read_observations,
-)
+from tdmpc_opt.compression.calibration import Errors, Observations, Reference, read_observations
 from tdmpc_opt.compression.distillation import distilled
 from tdmpc_opt.compression.extract import compact_embedding, one_task, policy_only
 from tdmpc_opt.compression.rounding import (

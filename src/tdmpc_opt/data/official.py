@@ -1,8 +1,6 @@
 """Official shard files into a dataset and back, streamed; a task of a file becomes a shard."""
 
-import os
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,10 +23,7 @@ from tdmpc_opt.progress import Progress
 
 _BLOCK_BYTES = 8 << 20
 _EPISODES = 128
-_ALIGNMENT = 64
 _PLAIN = {**dict.fromkeys(FLOATS, "float32"), "task": "int32"}
-# Facts about the writer's own layout, which this one does not keep.
-_DROPPED = (".format_version", ".storage_alignment", "serialization_id")
 
 
 class _BadEpisodesError(DataError):
@@ -243,12 +238,14 @@ def export_official(dataset: EpisodeDataset, output: Path, progress: Progress) -
     throughput = Throughput(progress, sum(sizes))
     try:
         output.mkdir(parents=True, exist_ok=True)
-        refuse_full_disk(output, sum(sizes))
+        # The values of the file in hand are beside it until it is whole.
+        refuse_full_disk(output, sum(sizes) + max(sizes, default=0))
         for file, path in todo:
             with replace_when_done(path) as temporary:
                 _write(dataset, file, temporary, throughput)
-    except OSError as error:
-        raise DataError(f"cannot export to {output}: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot export to {output}: {reason}") from error
     return paths
 
 
@@ -282,54 +279,20 @@ def _outline(dataset: EpisodeDataset, file: _File) -> dict[str, Tensor]:
 
 
 def _write(dataset: EpisodeDataset, file: _File, path: Path, throughput: Throughput) -> None:
-    """Copy torch's own file without values, and stream the values into it."""
-    outline = _outline(dataset, file)
+    """Write each field to a file, and let torch and tensordict pack maps of them."""
     order = _order(dataset, file)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp") as skeleton:
-        _save_skeleton(outline, Path(skeleton.name))
-        with (
-            zipfile.ZipFile(skeleton.name) as template,
-            zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
-        ):
-            fields, folder = iter(outline), Path(file.name).stem
-            for entry in template.infolist():
-                if entry.filename.endswith(_DROPPED):
-                    continue
-                record_name = f"{folder}/{entry.filename.partition('/')[2]}"
-                if Path(entry.filename).parent.name != "data":
-                    archive.writestr(_entry(archive, record_name), template.read(entry))
-                    continue
-                name = next(fields)  # torch numbers the storages in the order of the fields
-                with archive.open(
-                    _entry(archive, record_name), "w", force_zip64=True
-                ) as record:
-                    for block in _blocks(dataset, file, name, order):
-                        record.write(block.data)
-                        throughput.add(block.nbytes, file.name)
-
-
-def _save_skeleton(outline: Mapping[str, Tensor], path: Path) -> None:
-    """Let torch and tensordict write all but the values, which use no space on the disk."""
-    tensors = {}
-    for name, tensor in outline.items():
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp") as hole:
-            os.truncate(hole.name, tensor.nbytes)
-            storage = torch.UntypedStorage.from_file(hole.name, False, tensor.nbytes)
-        empty = torch.empty(0, dtype=tensor.dtype)
-        tensors[name] = empty.set_(storage, 0, tensor.shape)  # type: ignore[call-overload]
-    content = TensorDict(tensors, batch_size=outline["reward"].shape)
-    with torch.serialization.skip_data():
-        torch.save(content, path)
-
-
-def _entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
-    """Return an entry whose bytes begin where a processor likes them to."""
-    entry = zipfile.ZipInfo(name)
-    header = 30 + len(name.encode()) + 20 + 4  # with the sizes of a large file, and our own pad
-    assert archive.fp is not None
-    pad = -(archive.fp.tell() + header) % _ALIGNMENT
-    entry.extra = b"FB" + pad.to_bytes(2, "little") + b"Z" * pad
-    return entry
+    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as folder:
+        tensors: dict[str, Tensor] = {}
+        for name, outline in _outline(dataset, file).items():
+            values = Path(folder) / name
+            with values.open("wb") as stream:
+                for block in _blocks(dataset, file, name, order):
+                    stream.write(block.data)
+                    throughput.add(block.nbytes, file.name)
+            flat = torch.from_file(str(values), size=outline.numel(), dtype=outline.dtype)
+            tensors[name] = flat.view(outline.shape)
+        with path.open("wb") as stream:  # of a path torch would store the temporary name
+            torch.save(TensorDict(tensors, batch_size=tensors["reward"].shape), stream)
 
 
 def _order(dataset: EpisodeDataset, file: _File) -> NDArray[np.int64]:

@@ -100,8 +100,6 @@ class TaskSummary:
     """Lowest episode return."""
     return_max: float
     """Highest episode return."""
-    sources: tuple[str, ...]
-    """Policies that the episodes come from, each once; `?` where a shard names none."""
 
 
 def summarize(dataset: EpisodeDataset) -> list[TaskSummary]:
@@ -113,7 +111,6 @@ def summarize(dataset: EpisodeDataset) -> list[TaskSummary]:
     rows = []
     for task, returns in dataset.returns().items():
         shards = [shard for shard in dataset.shards if shard.task == task]
-        sources = dict.fromkeys(str(shard.source.get("policy", "?")) for shard in shards)
         rows.append(
             TaskSummary(
                 task=task,
@@ -125,7 +122,6 @@ def summarize(dataset: EpisodeDataset) -> list[TaskSummary]:
                 return_mean=float(np.mean(returns)),
                 return_min=min(returns),
                 return_max=max(returns),
-                sources=tuple(sources),
             )
         )
     return rows

@@ -4,7 +4,6 @@ import ctypes
 import errno
 import hashlib
 import mmap
-import os
 import shutil
 import tokenize
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 
 from tdmpc_opt.errors import DataError
+from tdmpc_opt.files import to_disk
 
 BLOCK = 64
 """Episodes that are in memory at once while a shard is written or checked."""
@@ -252,14 +252,14 @@ def write_shard(
         if positions is not None:
             np.save(temporary / POSITIONS, positions)
         for path in sorted(temporary.iterdir()):
-            _sync(path)
+            to_disk(path)
             if path.name not in sums:
                 sums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        _sync(temporary)
+        to_disk(temporary)
         if folder.exists():  # left by a run that died before it listed the shard
             shutil.rmtree(folder)
         temporary.rename(folder)
-        _sync(folder.parent)
+        to_disk(folder.parent)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full; free some space" if full else str(error)
@@ -295,12 +295,3 @@ def _fill(folder: Path, blocks: Blocks, shape: ShardShape, task_id: int) -> dict
                 sha256.update(block.data)
         sums[path.name] = sha256.hexdigest()
     return sums
-
-
-def _sync(path: Path) -> None:
-    """Force a file or a folder's entries out to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,18 +19,8 @@ from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.configs import CHOICE_SEED, ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.experts.learner import (
-    build_learner,
-    read_network,
-    warm_up,
-    warm_up_source,
-)
-from tdmpc_opt.experts.state import (
-    Progress,
-    read_progress,
-    restore_model,
-    save_state,
-)
+from tdmpc_opt.experts.learner import build_learner, read_network, warm_up, warm_up_source
+from tdmpc_opt.experts.state import Progress, read_progress, restore_model, save_state
 from tdmpc_opt.files import alone, parse_json, refuse_overwrite, repairable, require_same
 from tdmpc_opt.progress import Progress as Reports
 from tdmpc_opt.progress import Silent

@@ -225,15 +225,12 @@ class WorldModel(nn.Module):
         task: Int[Tensor, " tasks"] | None,
         noise: Float[Tensor, "*batch action"] | None = None,
     ) -> PolicyOutput:
-        """Propose actions for latents, sampled by standard normal noise.
-
-        Without noise it is drawn from torch's generator.
-        """
+        """Propose actions for latents, sampled by standard normal noise; None is no noise."""
         raw = self.policy_head(z, self.task_rows(task))
         mask = self.mask(task)
         mean, log_std = raw.chunk(2, dim=-1)
         mean, log_std = mean * mask, log_std_of(log_std) * mask
-        noise = (torch.randn_like(mean) if noise is None else noise) * mask
+        noise = torch.zeros_like(mean) if noise is None else noise * mask
         action = torch.tanh(mean + noise * log_std.exp())
         gaussian = (-0.5 * noise**2 - log_std).sum(-1, keepdim=True) - 0.5 * math.log(
             2 * math.pi

@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tdmpc_opt import configs
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.agents.own import Assigned, write_assignment
 from tdmpc_opt.agents.sources import CheckpointSource
-from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.checkpoints.load import read_checkpoint, with_origin
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.compression.quantize import quantize
+from tdmpc_opt.compression.rounding import round_weights
 from tdmpc_opt.errors import CheckpointError, RunError
 from tdmpc_opt.evaluation.compare import Comparison, compare
 from tdmpc_opt.evaluation.evaluate import evaluate
@@ -32,6 +34,7 @@ from tdmpc_opt.pipeline.plan import (
     TRIAL_EPISODES,
     Plan,
     Teachers,
+    identities,
     open_teachers,
     recipe,
     stored_plan,
@@ -236,13 +239,11 @@ class _Pipeline:
     def _compress(self) -> Path:
         """Write the FP16 weights, and the int8 policy and the planner as ONNX files."""
         output, weights = self._config.output, self._work / "student.safetensors"
-        model = str(self._work / "corrected" / "model.safetensors")
-        quantize(configs.QuantizeConfig(checkpoint=model, output=weights))
-        small = read_checkpoint(weights)
-        plan = parse_json((self._work / "plan.json").read_bytes())
-        hashes = {each["name"]: each["sha256"] for each in plan["config"]["teachers"].values()}
-        facts = storable(HELD) | {"teachers": json.dumps(hashes)}
-        write_native(weights, replace(small, extra=small.extra | facts))
+        model = self._work / "corrected" / "model.safetensors"
+        trained = with_origin(read_checkpoint(model), model)
+        halves = round_weights(trained.without_targets(), torch.float16)
+        facts = storable(HELD) | {"teachers": json.dumps(identities(self._teachers))}
+        write_native(weights, replace(trained, tensors=halves, extra=trained.extra | facts))
         int8 = configs.ExportConfig(
             checkpoint=str(weights),
             output=output / INT8,

@@ -16,26 +16,23 @@ from tdmpc_opt.agents.agent import best_device
 from tdmpc_opt.agents.executor import choose_processes, choose_threads
 from tdmpc_opt.agents.own import Assigned
 from tdmpc_opt.agents.rollout import threads
-from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, RandomSource, open_source
+from tdmpc_opt.agents.sources import (
+    CheckpointSource,
+    Identity,
+    PolicySource,
+    RandomSource,
+    open_source,
+)
 from tdmpc_opt.agents.timing import seconds_per_step
 from tdmpc_opt.checkpoints.load import share_names
-from tdmpc_opt.configs import (
-    DistillConfig,
-    LossWeights,
-    TrainConfig,
-)
+from tdmpc_opt.configs import DistillConfig, LossWeights, TrainConfig
 from tdmpc_opt.data.sampler import Batch
-from tdmpc_opt.errors import (
-    InputError,
-    MissingDependencyError,
-    RunError,
-    UnknownTaskError,
-)
+from tdmpc_opt.errors import InputError, MissingDependencyError, RunError, UnknownTaskError
 from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.files import alone, parse_json, refuse_overwrite, repairable, require_same
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.schema import TaskTable, model_config
+from tdmpc_opt.schema import Task, TaskTable, model_config
 from tdmpc_opt.tasks import choose_tasks
 from tdmpc_opt.training.step import build_learner, train_step
 
@@ -161,6 +158,14 @@ def open_teachers(config: DistillConfig) -> Teachers:
             f"no teacher has {', '.join(missing)}; name one that does, or other --tasks"
         )
     return found
+
+
+def identities(teachers: Teachers) -> list[Identity]:
+    """Return what identifies each teacher, by its content for the tasks that it has."""
+    owned: dict[str, tuple[PolicySource, list[Task]]] = {}
+    for name, (assigned, source) in teachers.items():
+        owned.setdefault(assigned.source, (source, []))[1].extend(source.tasks(name).tasks)
+    return [source.identity(TaskTable(tuple(tasks))) for source, tasks in owned.values()]
 
 
 def _tasks(
@@ -354,10 +359,8 @@ def _measure_student(config: DistillConfig, tasks: TaskTable) -> tuple[float, fl
         learner = build_learner(fabric, model, settings)
         update = _mean_seconds(lambda: train_step(learner, batch, labelled))
     with torch.no_grad(), threads(1):
-        obs, noise, task = (
-            each[:SCORE_EPISODES] for each in (batch.obs[0], batch.action[0], batch.task)
-        )
-        action = _mean_seconds(lambda: model.policy(model.encode(obs, task), task, noise))
+        obs, task = batch.obs[0][:SCORE_EPISODES], batch.task[:SCORE_EPISODES]
+        action = _mean_seconds(lambda: model.policy(model.encode(obs, task), task))
     env = seconds_per_step(
         [RandomSource(source="random")], tasks.tasks[0], SCORE_EPISODES, batched=True
     )

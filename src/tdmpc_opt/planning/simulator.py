@@ -1,9 +1,9 @@
 """Model-predictive control with the simulator itself as the model.
 
-The search is that of the latent planner (MPPI: sample sequences, keep the elites, refit mean
-and spread), over the true dynamics; noise is drawn at a few knots and interpolated, so that
-sequences are smooth. A learned policy may add its own sequences to the samples, and a learned
-value may end them (POLO, arXiv:1811.01848).
+The search is one round of MPPI (sample sequences, keep the elites, refit the mean) over the
+true dynamics; noise is drawn at a few knots and interpolated, so that sequences are smooth. A
+learned policy may add its own sequences to the samples, and a learned value may end them (POLO,
+arXiv:1811.01848).
 """
 
 from collections.abc import Callable, Sequence
@@ -54,14 +54,10 @@ class SimulatorBudget:
     """Length of a sequence in simulated time."""
     knots: int = 8
     """Points of a sequence at which noise is drawn; between them it is interpolated."""
-    refinements: int = 1
-    """Times that mean and spread are refitted for one action."""
     elites: int = 8
-    """Best sequences that mean and spread are refitted to."""
+    """Best sequences that the mean is refitted to."""
     spread: float = 0.6
-    """Standard deviation of the noise before the first refinement."""
-    least_spread: float = 0.15
-    """Smallest standard deviation after a refinement."""
+    """Standard deviation of the noise."""
     policy_samples: int = 8
     """Sequences of the policy among the samples, one of them without noise."""
     policy_noise: float = 0.2
@@ -108,14 +104,10 @@ class SimulatorPlanner:
         From physics states [E, state] and constants [E, constants] to actions [E, action] in
         [-1, 1].
         """
-        budget = self._budget
-        spread = np.full_like(self._mean, budget.spread)
         proposals = self._propose(states, constants)
-        for _ in range(budget.refinements):
-            drawn = self._draw(spread, budget.samples - proposals.shape[1])
-            sequences = np.concatenate([proposals, drawn], axis=1)
-            values = self._evaluate(states, constants, sequences)
-            self._refit(sequences, values, spread)
+        drawn = self._draw(self._budget.samples - proposals.shape[1])
+        sequences = np.concatenate([proposals, drawn], axis=1)
+        self._refit(sequences, self._evaluate(states, constants, sequences))
         action = self._mean[:, 0].copy()
         self._mean[:, :-1] = self._mean[:, 1:]
         return action
@@ -139,14 +131,14 @@ class SimulatorPlanner:
             obs = after[:, 0].astype(np.float32)
         return actions.reshape(episodes, count, horizon, width)
 
-    def _draw(self, spread: Array, count: int) -> Array:
+    def _draw(self, count: int) -> Array:
         """Return the mean and noisy sequences around it, [E, count, horizon, action]."""
         width = self._mean.shape[2]
         shape = (count, self._budget.knots, width)
         noise = np.array([source.standard_normal(shape) for source in self._generators])
         noise[:, 0] = 0.0  # the mean itself
         smooth = np.einsum("hk,enka->enha", self._interpolate, noise)
-        return np.clip(self._mean[:, None] + spread[:, None] * smooth, -1, 1)
+        return np.clip(self._mean[:, None] + self._budget.spread * smooth, -1, 1)
 
     def _evaluate(self, states: Array, constants: Array, sequences: Array) -> Array:
         """Return discounted returns [E, samples] of sequences."""
@@ -161,7 +153,7 @@ class SimulatorPlanner:
             values += self._discount[-1] * self._value(obs[:, -1].astype(np.float32))
         return values.reshape(episodes, samples)
 
-    def _refit(self, sequences: Array, values: Array, spread: Array) -> None:
+    def _refit(self, sequences: Array, values: Array) -> None:
         order = np.argsort(-values, axis=1)[:, : self._budget.elites]
         best = np.take_along_axis(values, order, axis=1)
         elites = np.take_along_axis(sequences, order[:, :, None, None], axis=1)
@@ -170,5 +162,3 @@ class SimulatorPlanner:
         weights = np.exp(3.0 * (best - best[:, :1]) / scale)
         weights = (weights / weights.sum(axis=1, keepdims=True))[:, :, None, None]
         self._mean = (weights * elites).sum(axis=1)
-        deviation = (weights * (elites - self._mean[:, None]) ** 2).sum(axis=1)
-        spread[:] = np.clip(np.sqrt(deviation), self._budget.least_spread, self._budget.spread)

@@ -19,19 +19,8 @@ HOST = "127.0.0.1"
 BUNDLE = Path(__file__).parent / "static"
 """The built page; `make web` writes it. Files ending in .gz are served unpacked."""
 
-# The system's table may lack these or have others, and browsers need them.
-_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".mjs": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".json": "application/json",
-    ".svg": "image/svg+xml",
-    ".txt": "text/plain; charset=utf-8",
-    ".wasm": "application/wasm",
-    ".xml": "text/xml; charset=utf-8",
-    ".onnx": "application/octet-stream",
-}
+_TYPES = mimetypes.MimeTypes()
+"""Python's own table: the system's may lack some, or have others."""
 # The page fetches from this server alone: nothing can be sent elsewhere.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-eval' 'wasm-unsafe-eval'; "
@@ -119,10 +108,10 @@ class FileHandler(BaseHTTPRequestHandler):
         packed = file.suffix == ".gz"
         if packed and "gzip" not in self.headers.get("Accept-Encoding", ""):
             content, packed = gzip.decompress(content), False
-        suffix = Path(path).suffix
-        guess = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        kind = _TYPES.guess_type(path)[0] or "application/octet-stream"
+        charset = "; charset=utf-8" if kind.startswith("text/") else ""
         self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", _TYPES.get(suffix, guess))
+        self.send_header("Content-Type", kind + charset)
         self.send_header("Content-Length", str(len(content)))
         if packed:
             self.send_header("Content-Encoding", "gzip")

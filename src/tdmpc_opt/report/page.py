@@ -33,14 +33,7 @@ from tdmpc_opt.report.charts import (
     save_picture,
     themed,
 )
-from tdmpc_opt.report.read import (
-    Agent,
-    Curve,
-    Evaluated,
-    ResultSet,
-    Source,
-    read_result_files,
-)
+from tdmpc_opt.report.read import Agent, Curve, Evaluated, ResultSet, Source, read_result_files
 from tdmpc_opt.schema import MT30
 
 

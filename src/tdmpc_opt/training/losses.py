@@ -210,9 +210,7 @@ def imitation(
 
     States without a label do not count; each further step counts less by the factor `rho`.
     """
-    still = zs.new_zeros(batch.action.shape)
-    mean = model.policy(zs, batch.task, still).mean
-    return _action_distance(model, mean, batch, rho, ranks)
+    return _action_distance(model, model.policy(zs, batch.task).mean, batch, rho, ranks)
 
 
 def _action_distance(
@@ -308,8 +306,7 @@ def model_terms(
         teacher = _given(targets.value_logits)
         losses["value_kl"] = two_hot_kl(rollout.q_logits, teacher, decay)
     if POLICY_TERMS & weights.keys():
-        still = rollout.zs.new_zeros(*rollout.zs.shape[:-1], batch.action.shape[-1])
-        output = model.policy(rollout.zs, batch.task, still)
+        output = model.policy(rollout.zs, batch.task)
         losses |= policy_terms(output, model.mask(batch.task), supervision, decay)
     if "latent" in weights:
         assert projection is not None, "the latent term needs a projection"

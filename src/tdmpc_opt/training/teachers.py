@@ -6,10 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -136,8 +134,7 @@ class WorldModelTeacher:
             shares = functional.log_softmax(logits, dim=-1).logsumexp(0)
             found["value_logits"] = shares - math.log(len(logits))
         if "policy_location" in asked:
-            still = z.new_zeros(*z.shape[:-1], self.config.action_dim)
-            output = model.policy(z, ids, still)
+            output = model.policy(z, ids)
             found["policy_location"] = _fit(output.location.float(), self._action_dim)
             if "policy_log_std" in asked:
                 found["policy_log_std"] = _fit(output.log_std.float(), self._action_dim)
@@ -212,16 +209,14 @@ def load_experts(folder: Path, tasks: TaskTable) -> dict[str, ExpertNetwork]:
                 f"{expert_path(folder, name)} takes {expert.obs_dim} observations and gives "
                 f"{expert.action_dim} actions; {name} has {task.obs_dim} and {task.action_dim}"
             )
-    if len({len(expert.weights) for expert in experts.values()}) > 1:
-        raise CheckpointError(f"{folder} holds experts with different numbers of layers")
     return experts
 
 
 class ExpertTeacher:
-    """Experts of several tasks as one stack of layers: a batched product per layer.
+    """Experts of several tasks, each for its own slices.
 
     Args:
-        experts: At least one, by task, of equally many layers.
+        experts: At least one, by task.
         tasks: The student's tasks; only those with an expert may occur.
         device: Where they compute.
     """
@@ -229,42 +224,23 @@ class ExpertTeacher:
     def __init__(
         self, experts: Mapping[str, ExpertNetwork], tasks: TaskTable, device: torch.device
     ) -> None:
-        networks = list(experts.values())
-        self._layers = [
-            (
-                _stack([network.weights[index] for network in networks]).to(device),
-                _stack([network.biases[index] for network in networks]).to(device),
-            )
-            for index in range(len(networks[0].weights))
-        ]
-        order = list(experts)
-        rows = [order.index(name) if name in experts else -1 for name in tasks.names]
-        self._expert = torch.tensor(rows, device=device)
-        self._obs_dim = self._layers[0][0].shape[-1]
+        self._layers = {
+            tasks.index(name): [
+                (torch.from_numpy(weight).to(device), torch.from_numpy(bias).to(device))
+                for weight, bias in zip(expert.weights, expert.biases, strict=True)
+            ]
+            for name, expert in experts.items()
+        }
         self._action_dim = tasks.action_dim
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherTargets:
         """Return the experts' mean actions before tanh."""
-        obs, expert = batch.obs, self._expert[batch.task]
-        count = len(self._layers[0][0])
-        # Slices of one expert lie side by side in its part of `x`, as `place` says.
-        place = functional.one_hot(expert, count).cumsum(0).gather(1, expert[:, None])[:, 0] - 1
-        x = obs.new_zeros(count, int(place.max()) + 1, len(obs), self._obs_dim)
-        x[expert, place] = obs[..., : self._obs_dim].transpose(0, 1)
-        shape, x = x.shape[:-1], x.flatten(1, 2)
-        for index, (weight, bias) in enumerate(self._layers):
-            x = torch.relu(x) if index else x
-            x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
-        location = x.unflatten(1, shape[1:])[expert, place].transpose(0, 1)
-        return TeacherTargets(policy_location=_fit(location, self._action_dim))
-
-
-def _stack(arrays: Sequence[NDArray[np.floating]]) -> Tensor:
-    """Stack arrays padded with zeros to one size; relu(0) = 0 adds nothing further on."""
-    shape = np.max([array.shape for array in arrays], axis=0)
-    padded = [
-        np.pad(array, [(0, most - size) for most, size in zip(shape, array.shape, strict=True)])
-        for array in arrays
-    ]
-    return torch.from_numpy(np.stack(padded))
+        location = batch.obs.new_zeros(*batch.obs.shape[:-1], self._action_dim)
+        for task, layers in self._layers.items():
+            own = (batch.task == task).nonzero().squeeze(1)
+            x = batch.obs[:, own, : layers[0][0].shape[1]]
+            for index, (weight, bias) in enumerate(layers):
+                x = functional.linear(torch.relu(x) if index else x, weight, bias)
+            location[:, own, : x.shape[-1]] = x
+        return TeacherTargets(policy_location=location)
