@@ -127,6 +127,7 @@ def test_hold_begins_with_zeros_and_forgets_at_the_reset(agent):
     bad = GOOD * np.nan
     np.testing.assert_array_equal(agent.act(bad, TASK, on_invalid="hold"), [0.0])
     agent.act(GOOD, TASK)  # of a call without hold nothing is kept
+    agent.act(GOOD, TASK, on_invalid="zero")
     np.testing.assert_array_equal(agent.act(bad, TASK, on_invalid="hold"), [0.0])
     last = agent.act(GOOD, TASK, on_invalid="hold")
     kept = last.copy()

@@ -129,28 +129,50 @@ SURVIVORS: dict[str, dict[int, str]] = {
 
 
 def home() -> str:
-    """The policies of a teacher and of students of one size on MT30, measured alike."""
-    agents = {
-        "mt30-teacher-policy": "teacher `mt30-teacher`, 5,241,066 parameters",
-        "mt30-1m-policy": "student `mt30-1m` (bundled), which learned from this teacher alone",
-        "mt30-1m-onnx-int8-policy": "the same in int8",
-        "mt30-student-policy": "`mt30-student`, before its last four rounds",
-        "earlier-1m-unseen": "`earlier-1m`, which learned from 30 experts",
-        "released-1m-unseen": "published student of TD-MPC-Opt",
-        "random-unseen": "random actions",
+    """The policies of a teacher and of students on MT30, measured alike."""
+    timed = {
+        each["file"]["name"].removesuffix(".onnx"): f"{each['batches']['1']['hz']:,.0f}"
+        for each in _read("bench-policies")["candidates"]
     }
-    files = {
-        "mt30-teacher-policy": _size("mt30-teacher.safetensors"),
-        "mt30-1m-policy": zoo.path("mt30-1m").stat().st_size,
-        "mt30-1m-onnx-int8-policy": _format_bytes("ONNX int8", "policy"),
-        "mt30-student-policy": _size("mt30-student.safetensors"),
-        "earlier-1m-unseen": _size("earlier-1m.safetensors"),
+    agents = {
+        "mt30-teacher-policy": (
+            "teacher `mt30-teacher`",
+            _size("mt30-teacher.safetensors"),
+            "mt30-teacher-policy",
+        ),
+        "mt30-1m-policy": (
+            "student `mt30-1m` (bundled), which learned from this teacher alone",
+            zoo.path("mt30-1m").stat().st_size,
+            "mt30-1m-policy",
+        ),
+        "mt30-1m-onnx-int8-policy": (
+            "the same, int8 policy",
+            _format_bytes("ONNX int8", "policy"),
+            "mt30-1m-policy-int8",
+        ),
+        "mt30-student-policy": (
+            "`mt30-student`, before its last four rounds",
+            _size("mt30-student.safetensors"),
+            "mt30-1m-policy",
+        ),
+        "earlier-1m-unseen": (
+            "`earlier-1m`, which learned from 30 experts",
+            _size("earlier-1m.safetensors"),
+            "mt30-1m-policy",
+        ),
+        "released-1m-unseen": (
+            "published student of TD-MPC-Opt",
+            _format_bytes("mt30_1M_steps_045dist_fp16.pt", "policy"),
+            "released-1m-policy",
+        ),
+        "random-unseen": ("random actions", None, ""),
     }
     rows = []
-    for name, agent in agents.items():
+    for name, (agent, size, bench) in agents.items():
         path = RESULTS / f"{name}.json"
-        rows.append((agent, _score(_read(name)), _bytes(files.get(name)), _link(path)))
-    return _table("agent, score, bytes of the file, result file", rows)
+        numbers = (_score(_read(name)), _bytes(size), timed.get(bench, "-"))
+        rows.append((agent, *numbers, _link(path)))
+    return _table("agent, score, bytes of the file, actions a second, result file", rows)
 
 
 def demo() -> str:
@@ -251,10 +273,10 @@ def student() -> str:
     }
     contents = [_read(name) for name in names.values()]
     (starts,) = {_starts(content["config"]) for content in contents}
-    means = [
-        [_mean(content["tasks"][task]) for content in contents] for task in MT30.names
-    ]
-    named = zip([*MT30.names, f"mean of 30, {starts}"], [*means, np.mean(means, axis=0)], strict=True)
+    means = [[_mean(content["tasks"][task]) for content in contents] for task in MT30.names]
+    named = zip(
+        [*MT30.names, f"mean of 30, {starts}"], [*means, np.mean(means, axis=0)], strict=True
+    )
     rows = [(task, *(f"{mean:.0f}" for mean in row)) for task, row in named]
     return _table(("task", *names), rows)
 
@@ -308,16 +330,29 @@ def claim() -> str:
         policies = sorted((RESULTS / "claim").glob(f"policy-{name}-*.json"))
         planners = [path.with_name(path.name.replace("policy", "planner")) for path in policies]
         if policies:
-            scores = [str(row.score) for each in (policies, planners) for row in ablation_rows(each)]
+            scores = [
+                str(row.score) for each in (policies, planners) for row in ablation_rows(each)
+            ]
             rows.append((what, len(policies), *scores))
-    rows += [(f"*{name}*", "-", _score(_read(f"claim/{name}")), "-") for name in ("teacher", "random")]
+    rows += [
+        (f"*{name}*", "-", _score(_read(f"claim/{name}")), "-")
+        for name in ("teacher", "random")
+    ]
     return _table("the student learns from, seeds, policy, planner `realtime`", rows)
 
 
 def planned() -> str:
     """Plans of the bundled student against its policy on the same starts."""
     policy = RESULTS / "mt30-1m-policy.json"
-    rows = [("the policy itself", _score(_read(policy.stem)), "-", _starts(_read(policy.stem)["config"]), _link(policy))]
+    rows = [
+        (
+            "the policy itself",
+            _score(_read(policy.stem)),
+            "-",
+            _starts(_read(policy.stem)["config"]),
+            _link(policy),
+        )
+    ]
     for preset in ("realtime", PUBLISHED):
         path = RESULTS / f"mt30-1m-planner-{preset}.json"
         content = _read(path.stem)

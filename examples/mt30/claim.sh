@@ -44,11 +44,14 @@ if [ "$1" = one ]; then
   exit
 fi
 teacher=$1 work=$2
-export updates="${3:-20000}" OMP_NUM_THREADS=1
-collect() { tdmpc-opt collect --policy "$teacher" --tasks "$tasks" --episodes 20 --output "$work/data" "$@"; }
-collect --noise 0 --seed 0
-collect --noise 0.2 --seed 1000
-collect --noise 0.5 --seed 2000
+export updates="${3:-4000}" OMP_NUM_THREADS=1
+# Episodes of the teacher alone are too alike to learn values from: without a teacher the planner then scores 12.
+collect() { tdmpc-opt collect --tasks "$tasks" --episodes 20 --output "$work/data" "$@"; }
+collect --policy "$teacher" --noise 0 --seed 0
+collect --policy "$teacher" --noise 0.2 --seed 1000
+collect --policy "$teacher" --noise 0.5 --seed 2000
+collect --policy experts/early --label "$teacher" --noise 0.2 --seed 3000
+collect --policy random --label "$teacher" --seed 4000
 # The official layout has no labels: what is imported from it has the actions that were taken.
 tdmpc-opt data export "$work/data" --output "$work/shards"
 tdmpc-opt data import "$work"/shards/*.pt --output "$work/actions"

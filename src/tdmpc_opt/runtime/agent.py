@@ -165,7 +165,8 @@ class Agent(ControlLoop):
                 action = self._act_on(obs, index, generator)
             except (ObservationError, NonFiniteError):
                 return self._fallback.answer(on_invalid, obs, index)
-            self._fallback.keep(index, action)
+            if on_invalid == "hold":
+                self._fallback.keep(index, action)
         self._timer.finish()
         return action
 
