@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 
 from tdmpc_opt import cli
 from tdmpc_opt.configs import ReportConfig
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.score import Score
+from tdmpc_opt.report import charts
 from tdmpc_opt.report.charts import pareto_front
 from tdmpc_opt.report.page import write_report
 from tdmpc_opt.report.read import Agent, read_result_files
@@ -312,3 +314,19 @@ def test_names_from_files_cannot_break_the_page(tmp_path):
     html = _report(tmp_path, _write(tmp_path / "demo.json", content))
     assert "<script" not in html
     assert "<script>alert(1)</script> $x_1$" in _Page(html).texts
+
+
+def test_the_axis_of_rounding_errors_has_plain_numbers(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts, "save_picture", lambda draw, *_: drawn.append(draw))
+    row = {"layer": "encoder.0", "value_error": 0.01, "score": None}
+    rows = [
+        row | {"format": name, "action_error": error}
+        for name, error in (("fp16", 0.0), ("int8", 0.001), ("int4", 0.1))
+    ]
+    charts.plot_sensitivity(rows, tmp_path / "s.png")
+    with rc_context(charts.RC):
+        figure = drawn[0](8.0)
+        figure.draw_without_rendering()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert {"0", "0.001", "0.1"} <= {*labels}

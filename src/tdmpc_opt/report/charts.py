@@ -341,6 +341,7 @@ def _draw_sensitivity(axis: Axes, name: str, rows: Sequence[Mapping[str, Any]]) 
     axis.set_xlabel("bits per weight")
     if name != "score":
         axis.set_yscale("symlog", linthresh=1e-5)
+        axis.yaxis.set_major_formatter("{x:g}")  # the scale's own writes powers as mathematics
         axis.set_ylim(bottom=0)
 
 
