@@ -39,7 +39,7 @@ COMMANDS = {
     "--output results/bench-distill.json",
     "bench-microcontroller": "python benchmarks/microcontroller.py",
     "export-parity": "python benchmarks/export_parity.py",
-    "hostile-messages": "python benchmarks/hostile_messages.py --messages 20000",
+    "hostile-messages": "python benchmarks/hostile_messages.py --messages 1000000",
     "bench-evaluation": "python benchmarks/evaluation_throughput.py --checkpoint FILE",
     "bench-runtime-footprint": "python benchmarks/runtime_footprint.py --task walker-walk "
     "--files policy-fp32.onnx policy-int8.onnx walk-int8.onnx policy-fp16.safetensors",
