@@ -387,6 +387,26 @@ def test_a_converged_row_is_left_as_it_is_and_the_plan_ends_with_the_last_of_the
     assert not np.array_equal(first, whole)
 
 
+def test_a_row_converges_by_the_mean_spread_of_its_real_dimensions():
+    """It is 0.5, 0.52 and 0.54; the first and the last row have two of them."""
+    rules, found = PlannerBudget(horizon=2, converged_std=0.51), []
+    first = [[0.2, 0.6, 0.0], [0.3, 0.3, 0.36], [0.3, 0.7, 0.0]]
+    second = [[0.4, 0.8, 0.0], [0.5, 0.7, 0.96], [0.5, 0.66, 0.0]]
+    spread = np.array([first, second])
+
+    def refine(rounds, mean, std):
+        found.append(rounds)
+        number = len(found)
+        return np.full((3, 3), number), np.full_like(mean, number), spread / number
+
+    state = PlanState(rules, 3, DeadlineTimer(time.perf_counter))
+    mask = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 0]])
+    assert state.plan(state.due(3), 6, mask, refine) == 2
+    action, std = state.next()
+    np.testing.assert_array_equal(action[:, 0], [1, 2, 2])
+    np.testing.assert_allclose(std, spread[0] / action, rtol=1e-6)
+
+
 def test_rows_converge_each_for_itself(model, monkeypatch):
     """The noise is drawn by each row's own generator, so a row alone is a row beside others."""
     budget = replace(SIX, converged_std=0.45)

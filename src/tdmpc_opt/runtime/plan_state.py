@@ -281,9 +281,8 @@ class PlanState:
                     np.where(wide[:, None], new, old)
                     for new, old in zip(found, (action, mean, std), strict=True)
                 )
-            if rules.converged_std > 0:
-                spread = (std * mask).sum((0, 2)) / (len(std) * mask.sum(-1))
-                wide = spread >= rules.converged_std
+            spread = (std * mask).sum((0, 2)) / (len(std) * mask.sum(-1))
+            wide = spread >= rules.converged_std
             done += at_once
         self._sequence[:, due] = mean
         if not rules.mean_action:
