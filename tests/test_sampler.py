@@ -156,6 +156,15 @@ def test_the_last_dataset_gives_its_share_of_each_batch(dataset, long, share):
         assert set(numbers.unique().tolist()) == {*range(7), 8, 9}
 
 
+@pytest.mark.parametrize("short_is_last", [True, False])
+def test_a_side_of_short_episodes_leaves_the_batch_to_the_other(tmp_path, long, short_is_last):
+    short = EpisodeDataset.create(tmp_path / "short", TASKS)
+    short.append_shard("a", [_counting(THIN, number, 2) for number in (0, 1)], {})
+    both = (long, short) if short_is_last else (short, long)
+    batch = _together(*both, batch_size=40, last_share=0.5).sample()
+    assert set((batch.obs[0, :, 0] // 100).tolist()) == {8, 9}
+
+
 def test_the_order_in_which_shards_were_added_does_not_matter(dataset, tmp_path):
     other = EpisodeDataset.create(tmp_path / "other", TASKS)
     for name in ("c", "a", "b"):

@@ -24,7 +24,10 @@ TEMPERATURE = 0.1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
-    """Runs of consecutive slices; the slices of a run have one weight."""
+    """Runs of consecutive slices; the slices of a run have one weight.
+
+    A run without slices has no weight: two edges are equal, and it is never drawn.
+    """
 
     first: NDArray[np.int64]
     """Number of the first slice of each."""
@@ -79,9 +82,8 @@ def by_return(
 
 
 def _weighted(slices: NDArray[np.int64], weights: NDArray[np.float64]) -> Units:
-    """Return runs of so many slices with these weights, without those that have no slice."""
-    first, used = _sums_before(slices)[:-1], slices > 0
-    return Units(first[used], slices[used], _sums_before(weights[used]))
+    """Return runs of so many slices with these weights, which are 0 where there is none."""
+    return Units(_sums_before(slices)[:-1], slices, _sums_before(weights))
 
 
 def _sums_before(values: ArrayLike) -> NDArray[Any]:
