@@ -221,6 +221,21 @@ def test_a_layer_is_fitted_to_inputs_that_changed(kind):
         )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_that_never_vary_leave_each_weight_to_itself(kind):
+    """Their covariance is 0, so that the bias alone can make the products the same."""
+    original = Dense(12, 5, activation="none")
+    original.initialize(torch.Generator().manual_seed(0))
+    working = copy.deepcopy(original)
+    x, y = torch.full((50, 12), 0.5), torch.full((50, 12), 2.0)
+    with torch.no_grad():
+        rounded = round_layer("dynamics.0", (original, working), (x, y), kind)
+        alone = round_to_nearest(original.weight.double(), kind, 12)
+        assert torch.equal(rounded.codes, alone.codes)
+        assert torch.equal(rounded.scale, alone.scale)
+        torch.testing.assert_close(working.product(y), original.product(x), atol=5e-3, rtol=0)
+
+
 def test_independent_inputs_leave_each_weight_to_itself(matrix):
     alike = round_by_inputs(matrix, torch.eye(70).double(), "int8", 70)
     assert torch.equal(alike.codes, round_to_nearest(matrix, "int8", 70).codes)
@@ -265,8 +280,28 @@ def test_files_hold_integers_and_no_targets(agent_file, kind):
 
 def test_agents_of_one_task_have_their_first_layer_in_integers(checkpoint_file):
     single = one_task(read_checkpoint(checkpoint_file), "pendulum-swingup")
-    assert recipe("int8", single)["encoder.0"] == "int8"
-    assert recipe("int4", single)["encoder.0"] == "int8"
+    assert set(recipe("int8", single).values()) == {"int8"}
+    assert _other_than("int4", single) == dict.fromkeys(
+        ("encoder.0", "policy_head.2", "dynamics.0"), "int8"
+    )
+
+
+def test_agents_of_several_tasks_keep_what_errs_most_in_more_bits(checkpoint_file):
+    several = read_checkpoint(checkpoint_file)
+    assert _other_than("int8", several) == {"encoder.0": "fp16"}
+    assert _other_than("int4", several) == {"encoder.0": "fp16"} | dict.fromkeys(
+        ("encoder.1", "policy_head.2", "dynamics.0"), "int8"
+    )
+    assert _other_than("int4", policy_only(several)) == {"encoder.0": "fp16"} | dict.fromkeys(
+        ("encoder.1", "policy_head.2"), "int8"
+    )
+
+
+def _other_than(kind: str, checkpoint: Checkpoint) -> dict[str, str]:
+    """The layers of a file that are not in its format."""
+    formats = recipe(kind, checkpoint)
+    assert list(formats) == list(layers(checkpoint))
+    return {layer: found for layer, found in formats.items() if found != kind}
 
 
 def checkpoint_of_names(checkpoint: Checkpoint) -> Checkpoint:

@@ -193,9 +193,9 @@ def _scale(
 ) -> Float16[Tensor, " out"]:
     """Return a step for each row: the one that spans it, or for 4 bits the best below that."""
     spanning = weight.abs().amax(dim=1) / LIMITS[kind][1]
+    best = _half_above(spanning)
     if kind == "int8":
-        return _half_above(spanning)
-    best = scale = _half_above(spanning)
+        return best
     least = torch.full_like(spanning, torch.inf)
     for shrink in _SHRINKS:
         scale = _half_above(spanning * shrink)
@@ -348,7 +348,7 @@ def _refitted(
     A ridge regression towards the given weight; the mean is left to the bias. The second
     result is the covariance of y.
     """
-    x, y = x - x.mean(0), y - y.mean(0)
+    y = y - y.mean(0)  # so that the mean of x has no part in the products
     covariance = y.T @ y / len(y)
     ridge = _RIDGE * covariance.diagonal().mean() + torch.finfo(torch.float32).tiny
     left = covariance + ridge * torch.eye(len(covariance), dtype=torch.float64)
