@@ -99,6 +99,21 @@ def test_an_update_with_nan_is_left_out_by_the_device(model):
     )
 
 
+def test_where_the_policys_gradient_is_nan_the_model_alone_moves(model):
+    learner = _learner(model, waits=False)
+    with torch.no_grad():
+        learner.model.q_ensemble[-1].weight.mul_(20.0)  # a scale that moves
+    train_step(learner, _batch())
+    before, scale = deepcopy(learner.model.state_dict()), float(learner.scale.value)
+    assert scale > 1
+    learner.model.policy_head[0].weight.register_hook(lambda gradient: gradient * torch.nan)
+    assert not bool(train_step(learner, _batch())["finite"])
+    after = learner.model.state_dict()
+    moved = {n.split(".")[0] for n, value in after.items() if not torch.equal(value, before[n])}
+    assert moved == {"encoder", "dynamics", "reward_head", "q_ensemble", "task_embedding"}
+    assert float(learner.scale.value) == scale
+
+
 def test_left_out_updates_are_reported_and_limited(model):
     class Told(list):
         def update(self, done, total, text):

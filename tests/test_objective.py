@@ -277,6 +277,23 @@ def test_a_single_label_counts_in_full(model, batch):
     torch.testing.assert_close(found, ((own - 0.5) ** 2).mean())
 
 
+class LabelledAlone(Ranks):
+    """One of two ranks, of which the other has no labels."""
+
+    def mean(self, value: Tensor) -> Tensor:
+        return value / 2
+
+
+def test_a_single_label_of_all_ranks_counts_in_full(model, batch):
+    """The mean of the ranks' losses is the batch's, and the other's is 0."""
+    label = torch.full_like(batch.label, torch.nan)
+    label[1, 0] = 0.5
+    zs = model.encode(batch.obs[:-1], batch.task)
+    own = model.policy(zs, batch.task).mean[1, 0]
+    found = imitation(model, zs, replace(batch, label=label), LabelledAlone(0, 2))
+    torch.testing.assert_close(found / 2, ((own - 0.5) ** 2).mean())
+
+
 def test_ranks_draw_the_noise_of_their_rows_of_the_batch(model, batch):
     with torch.no_grad():
         model.target_q_ensemble[-1].bias.add_(torch.randn(2, 101, generator=_generator()))
@@ -512,6 +529,20 @@ def test_what_is_not_finite_changes_nothing(fabric, learner, batch):
     with pytest.raises(NonFiniteError, match="a gradient is NaN or infinite"):
         train_step(learner, batch)
     assert not _changed(before, learner.model)
+
+
+def test_a_gradient_of_the_policy_that_is_not_finite_changes_the_model_alone(learner, batch):
+    with torch.no_grad():
+        learner.model.q_ensemble[-1].weight.mul_(20.0)  # a scale that moves
+    train_step(learner, batch)
+    before, scale = _weights(learner.model), float(learner.scale.value)
+    assert scale > 1
+    learner.model.policy_head[0].weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(NonFiniteError, match="a gradient is NaN or infinite"):
+        train_step(learner, batch)
+    moved = {name.split(".")[0] for name in _changed(before, learner.model)}
+    assert moved == {"encoder", "dynamics", "reward_head", "q_ensemble", "task_embedding"}
+    assert (float(learner.scale.value), learner.update) == (scale, 1)
 
 
 def test_dropout_of_a_single_process_is_drawn_by_torchs_own_generator(

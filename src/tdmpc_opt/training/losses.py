@@ -147,7 +147,7 @@ def model_losses(
     reward_logits = model.reward(zs[:-1], batch.action, batch.task)
     reward_ce = model.soft_cross_entropy(reward_logits, batch.reward).mean(1)
     q_logits = model.q_values(zs[:-1], batch.action, batch.task)
-    value_ce = model.soft_cross_entropy(q_logits, target.expand(len(q_logits), -1, -1, -1))
+    value_ce = model.soft_cross_entropy(q_logits, target.expand(len(q_logits), *target.shape))
     behaviour, termination = zs.new_zeros(()), None
     if weights.behaviour:
         behaviour = imitation(model, zs[:-1], batch, ranks, RHO)

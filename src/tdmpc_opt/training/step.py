@@ -174,13 +174,12 @@ def build_learner(
     generator = torch.Generator().manual_seed(config.seed)
     model_objective: nn.Module = _ModelObjective(model, projection, config, generator, ranks)
     policy_objective: nn.Module = _PolicyObjective(model, config, scale, generator)
-    if ranks.count > 1:
-        # Of each objective Fabric averages the gradients of what requires them now.
-        parts = [part for part in model.children() if part is not model.policy_head]
-        with _only(model, *parts):
-            model_objective = fabric.strategy.setup_module(model_objective)
-        with _only(model, model.policy_head):
-            policy_objective = fabric.strategy.setup_module(policy_objective)
+    # Of several ranks Fabric averages the gradients of what requires them now.
+    parts = [part for part in model.children() if part is not model.policy_head]
+    with _only(model, *parts):
+        model_objective = fabric.strategy.setup_module(model_objective)
+    with _only(model, model.policy_head):
+        policy_objective = fabric.strategy.setup_module(policy_objective)
     groups: list[dict[str, Any]] = [
         {"params": rest},
         {"params": encoder, "lr": config.lr * config.encoder_lr_scale},
