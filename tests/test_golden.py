@@ -237,3 +237,17 @@ def test_plans_earn_after_a_predicted_end_what_they_do_in_the_public_code(ended,
     noise, heads = ended["last_noise"].unsqueeze(1), torch.tensor([[0], [1]])
     values = sequence_values(networks, problem, sequences, noise, heads)
     _close(values, ended["values"])
+
+
+def test_sequences_of_the_policy_are_worth_what_they_are_as_given_ones(ended, episodic):
+    """Those that end early too: their rewards and ends are computed once, for all rounds."""
+    networks, z = FoldedModel(episodic), episodic.encode(ended["obs"][0], None)
+    source, shape = torch.Generator().manual_seed(SEED), (len(z), episodic.config.action_dim)
+    noise = torch.randn(3, 40, *shape, generator=source)
+    last, heads = torch.randn(40, *shape, generator=source), torch.tensor([[0], [1]])
+    problem, without = (prepare(networks, z, None, part) for part in (noise, noise[:, :0]))
+    given = problem.prior_actions
+    expected = sequence_values(networks, without, given, last, heads)
+    found = sequence_values(networks, problem, given[:, :0], last, heads)
+    torch.testing.assert_close(found, expected)
+    assert problem.prior_weight.unique().tolist() == pytest.approx([0.0, 0.99**3])
