@@ -158,6 +158,7 @@ def test_a_batch_is_answered_as_a_whole(agent):
     np.testing.assert_array_equal(agent.act(bad, TASK, on_invalid="hold"), last)
     np.testing.assert_array_equal(agent.act(bad[:, :4], TASK, on_invalid="hold"), last)
     assert agent.act(bad[[1]], TASK, on_invalid="zero").shape == (1, 1)
+    np.testing.assert_array_equal(agent.act(GOOD[:0], TASK, on_invalid="hold"), [0.0])
     zeros = np.zeros((3, 1))  # another number of rows has no last action
     np.testing.assert_array_equal(agent.act(bad[[1, 1, 1]], TASK, on_invalid="hold"), zeros)
 
