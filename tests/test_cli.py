@@ -553,3 +553,26 @@ def test_a_missing_library_is_answered_with_the_extra_that_brings_it(monkeypatch
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert 'pip install "tdmpc-opt[train]"' in error
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_library_that_is_damaged_is_named_in_one_line(named, monkeypatch, capsys):
+    """Some libraries raise an ImportError of their own, without a name."""
+    library: dict[str, object] = {"__name__": "onnxruntime.capi"}
+    exec("def load(error): raise error", library)
+    error = ImportError("libx.so:\ncannot open", name="torch._C" if named else None)
+    monkeypatch.setattr(tasks, "choose_tasks", lambda _: library["load"](error))
+    assert cli.main(["tasks"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    name = "torch" if named else "onnxruntime"
+    assert f"the library {name} is installed but cannot be imported (libx.so:" in shown
+
+
+def test_an_import_that_this_project_lacks_is_not_blamed_on_a_library(monkeypatch):
+    def broken(config):
+        raise ImportError("cannot import name 'x'", name="tdmpc_opt.tasks")
+
+    monkeypatch.setattr(tasks, "choose_tasks", broken)
+    with pytest.raises(ImportError, match="cannot import name"):
+        cli.main(["tasks"])

@@ -80,3 +80,15 @@ def test_a_backend_that_cannot_draw_keeps_no_task_from_being_stepped(variables):
     if run.stdout:
         assert f"MUJOCO_GL={variables['MUJOCO_GL']}: " in run.stdout
         assert run.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("fault", ["ModuleNotFoundError", "ImportError", "OSError"])
+def test_a_missing_window_library_keeps_no_task_from_being_stepped(fault, tmp_path):
+    (tmp_path / "glfw.py").write_text(f"raise {fault}('Failed to load GLFW3 shared library.')")
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{STEPS}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr

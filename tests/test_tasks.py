@@ -226,13 +226,21 @@ def test_tasks_do_not_load_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "raise ImportError('libmujoco.so: cannot open shared object file')"]
+    ("package", "content"),
+    [
+        ("mujoco", ""),
+        ("mujoco", "raise ImportError('libmujoco.so: cannot open shared object file')"),
+        ("mujoco", "raise OSError('libmujoco.so: cannot open shared object file')"),
+        ("mujoco", "import mujoco._structs"),
+        ("dm_control", "raise RuntimeError('module compiled against ABI version 0x1000009')"),
+        ("gymnasium", "raise ValueError('numpy.dtype size changed')"),
+    ],
 )
-def test_a_mujoco_that_lacks_a_part_is_told_of_in_one_line(
-    tmp_path: Path, content: str
+def test_a_simulator_that_lacks_a_part_is_told_of_in_one_line(
+    tmp_path: Path, package: str, content: str
 ) -> None:
-    (tmp_path / "mujoco").mkdir()
-    (tmp_path / "mujoco" / "__init__.py").write_text(content)
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(content)
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from tdmpc_opt.cli import main; sys.exit(main(['evaluate', 'random', '--tasks', "
@@ -243,5 +251,6 @@ def test_a_mujoco_that_lacks_a_part_is_told_of_in_one_line(
     )
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("tdmpc-opt: mujoco or dm_control is installed in part")
+    assert last.startswith("tdmpc-opt: gymnasium, mujoco or dm_control is installed in part")
+    assert "pip install --force-reinstall" in last
     assert "Traceback" not in run.stderr

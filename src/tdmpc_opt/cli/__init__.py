@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.run(config, terminal)
     except TdmpcOptError as error:
         return _fail(with_options(str(error), type(config)))
-    except ModuleNotFoundError as error:
-        return _fail(_missing(error))
+    except ImportError as error:
+        return _fail(_not_imported(error))
     except KeyboardInterrupt:
         done = "interrupted; what was finished is kept, and the same command goes on from there"
         return _fail(done, 130)
@@ -109,13 +109,33 @@ def _fail(message: str, status: int = 1) -> int:
     return status
 
 
-def _missing(error: ModuleNotFoundError) -> str:
-    library = (error.name or "").partition(".")[0]
+def _not_imported(error: ImportError) -> str:
+    """Return which library cannot be imported, and what to do.
+
+    Raises:
+        ImportError: The same, where no other library is at fault.
+    """
+    name = error.name or _raised_in(error)
+    library = name.partition(".")[0]
     extra = _EXTRAS.get(library)
     if library in ("", "tdmpc_opt"):
         raise error
+    if not isinstance(error, ModuleNotFoundError):
+        return (
+            f"the library {library} is installed but cannot be imported "
+            f"({printable(str(error), 1000)}); it is damaged or does not fit this machine: "
+            "install it anew"
+        )
     if extra is None:  # of an environment of the user's
         return (
             f"this needs the library {library}, which is not installed: pip install {library}"
         )
-    return f'this command needs {error.name}: pip install "tdmpc-opt[{extra}]"'
+    return f'this command needs {name}: pip install "tdmpc-opt[{extra}]"'
+
+
+def _raised_in(error: Exception) -> str:
+    """Return the module that raised an exception."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__", "")) if trace else ""

@@ -11,6 +11,21 @@ from tdmpc_opt.schema import MT30, Task
 from tdmpc_opt.tasks import choose_tasks
 from tdmpc_opt.tasks.offscreen import load_renderer
 
+
+def _unusable(error: Exception) -> MissingDependencyError:
+    """Return in one line what keeps the simulator from being imported."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if name and "." not in name:
+        return MissingDependencyError(
+            f"the tasks need {name}, which is not installed; run: pip install 'tdmpc-opt[envs]'"
+        )
+    return MissingDependencyError(
+        "gymnasium, mujoco or dm_control is installed in part, or they do not fit each other "
+        f"({type(error).__name__}: {error}); run: pip install --force-reinstall 'gymnasium<2' "
+        "mujoco==3.17.0 dm_control==1.0.50"
+    )
+
+
 try:
     import gymnasium
 
@@ -20,16 +35,9 @@ try:
 
     from tdmpc_opt.tasks import custom
     from tdmpc_opt.tasks.own import OwnEnv
-except ModuleNotFoundError as error:
-    raise MissingDependencyError(
-        f"the tasks need {error.name}, which is not installed; "
-        "run: pip install 'tdmpc-opt[envs]'"
-    ) from error
-except (ImportError, AttributeError) as error:  # a part of mujoco is missing, or another's
-    raise MissingDependencyError(
-        f"mujoco or dm_control is installed in part, or the two do not fit ({error}); "
-        "run: pip install --force-reinstall mujoco==3.17.0 dm_control==1.0.50"
-    ) from error
+except (ImportError, AttributeError, OSError, RuntimeError, ValueError) as error:
+    # What a missing part, a missing shared library or another binary interface raises.
+    raise _unusable(error) from error
 
 ACTION_REPEAT = 2
 """Control steps that one action lasts."""

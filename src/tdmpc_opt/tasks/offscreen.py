@@ -43,24 +43,41 @@ def load_renderer() -> str | None:
         Why nothing can be drawn in this process; None if the backend was loaded.
     """
     import dm_control  # noqa: F401  # that it is missing must not pass for a missing backend
-    import glfw
 
-    before = glfw.ERROR_REPORTING
-    glfw.ERROR_REPORTING = "raise"
+    glfw = _glfw()
+    before = getattr(glfw, "ERROR_REPORTING", None)
+    if glfw:
+        glfw.ERROR_REPORTING = "raise"  # what it raises is a UserWarning
     try:
         _import_simulator()
-    except (ImportError, AttributeError, RuntimeError, glfw.GLFWError) as error:
-        asked = os.environ.get(_VARIABLE)
-        os.environ[_VARIABLE] = "disabled"
+    except (ImportError, AttributeError, OSError, RuntimeError, UserWarning) as error:
+        _import_without_renderer()
+        reason = str(error) or repr(error.__cause__)  # dm_control raises some without words
+        asked = os.environ.get(_VARIABLE, "")
+        return f"{_VARIABLE}={asked}: {reason.strip().splitlines()[0]}"
+    finally:
+        if glfw:
+            glfw.ERROR_REPORTING = before
+    return None
+
+
+def _glfw() -> Any | None:
+    """Return the module, None where it or its library is missing: there are other backends."""
+    try:
+        return importlib.import_module("glfw")
+    except (ImportError, OSError):
+        return None
+
+
+def _import_without_renderer() -> None:
+    asked = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = "disabled"
+    try:
         _import_simulator()
+    finally:
         del os.environ[_VARIABLE]
         if asked is not None:
             os.environ[_VARIABLE] = asked
-        reason = str(error) or repr(error.__cause__)  # dm_control raises some without words
-        return f"{_VARIABLE}={asked or ''}: {reason.strip().splitlines()[0]}"
-    finally:
-        glfw.ERROR_REPORTING = before
-    return None
 
 
 def _import_simulator() -> None:
