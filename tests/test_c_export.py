@@ -1,5 +1,6 @@
 """The policy as C99: compiled here, and for a Cortex-M board, it acts as torch does."""
 
+import errno
 import re
 import shutil
 import subprocess
@@ -8,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tdmpc_opt import load_agent, make_env
+from tdmpc_opt import files, load_agent, make_env
 from tdmpc_opt.configs import ExportConfig
-from tdmpc_opt.errors import InputError, MissingDependencyError
+from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
 
 pytest.importorskip("onnx")
 pytest.importorskip("emx_onnx_cgen", reason="needs the extra c")
@@ -161,6 +162,20 @@ def test_a_task_with_an_odd_name_makes_plain_c(tmp_path, make_model):
 def test_a_machine_without_a_compiler_is_named(tmp_path, checkpoint_file, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(MissingDependencyError, match="no compiler 'no-such-compiler' here"):
+        _exported(tmp_path / "c", str(checkpoint_file))
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_full_disk_leaves_no_part_of_the_source(tmp_path, checkpoint_file, monkeypatch):
+    done = []
+
+    def full(handle: int) -> None:
+        done.append(handle)
+        if len(done) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"cannot write .*: No space left"):
         _exported(tmp_path / "c", str(checkpoint_file))
     assert not (tmp_path / "c").exists()
 

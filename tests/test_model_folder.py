@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tdmpc_opt import cli, load_agent
+from tdmpc_opt import cli, files, load_agent
 from tdmpc_opt.agents.sources import CheckpointSource, open_source
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.configs import ConvertConfig
@@ -35,6 +36,29 @@ def _save(checkpoint: Path, folder: Path, *results: Path) -> Path:
     )
     save_folder(config)
     return folder
+
+
+@pytest.mark.parametrize("calls", [0, 2, 4, 6])
+def test_a_full_disk_leaves_a_folder_as_it_was(checkpoint_file, tmp_path, monkeypatch, calls):
+    """The disk is full after so many files and folders have reached it."""
+    old = _save(checkpoint_file, tmp_path / "old")
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    for folder in (old, tmp_path / "new"):
+        done = []
+
+        def full(handle: int, done: list[int] = done) -> None:
+            done.append(handle)
+            if len(done) > calls:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, "fsync", full)
+            with pytest.raises(CheckpointError, match=r"cannot write .*: No space left"):
+                save_folder(
+                    ConvertConfig(checkpoint="demo-teacher", output=folder, license="mit")
+                )
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_acts_as_the_file_it_was_made_from(checkpoint_file, tmp_path):

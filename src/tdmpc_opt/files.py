@@ -56,6 +56,32 @@ def written(path: Path, error: type[TdmpcOptError]) -> Iterator[Path]:
         raise error(f"cannot write {path}: {failure.strerror or failure}") from failure
 
 
+@contextmanager
+def written_together(folder: Path, error: type[TdmpcOptError]) -> Iterator[Path]:
+    """Yield a temporary folder, and move its files to `folder` once the block has succeeded.
+
+    Nothing is moved before all files are on disk, so that a full disk leaves the files of
+    `folder` as they were, and none where there were none.
+
+    Raises:
+        TdmpcOptError: Of class `error`, in place of an OSError.
+    """
+    temporary = folder / f".{secrets.token_hex(4)}.tmp"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        files = sorted(temporary.iterdir())
+        for path in files:
+            to_disk(path)
+        for path in files:
+            path.replace(folder / path.name)
+        to_disk(folder)
+    except OSError as failure:
+        raise error(f"cannot write {folder}: {failure.strerror or failure}") from failure
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 FORMAT = "tdmpc-opt"
 """Mark of this project's files in their metadata."""
 CHECKPOINT_SCHEMA = 2

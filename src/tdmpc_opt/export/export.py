@@ -5,7 +5,7 @@ outputs magnify what rounding does to them, by up to a thousand times in the rel
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tdmpc_opt.evaluation.results import read_finished
 from tdmpc_opt.evaluation.score import stored_score, unit_of
 from tdmpc_opt.export.graphs import Inputs, Run
 from tdmpc_opt.export.targets import Facts, make_artifact
-from tdmpc_opt.files import alone, refuse_overwrite, written
+from tdmpc_opt.files import alone, refuse_overwrite, written, written_together
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan
@@ -158,12 +158,7 @@ def export(
     if not parity.judged_error <= tolerance:
         raise CheckpointError(_too_far(config, parity, tolerance))
     files = artifact.files(asdict(parity) | {"tolerance": tolerance})
-    with alone(config.output / [*files][-1]):  # of C source, the metadata
-        for name, content in files.items():
-            with written(config.output / name, CheckpointError) as temporary:
-                temporary.write_bytes(content)
-                if config.target == "onnx":
-                    open_onnx(temporary, threads=1, providers=None)
+    _write(files, config)
     progress.update(3, 3, "written")
     return ExportReport(
         source=source,
@@ -176,6 +171,20 @@ def export(
         tolerance=tolerance,
         seconds=time.perf_counter() - start,
     )
+
+
+def _write(files: Mapping[str, bytes], config: ExportConfig) -> None:
+    """Write one file, whose name is empty, or the folder of C source."""
+    with alone(config.output / [*files][-1]):  # of C source, the metadata
+        if config.target == "c":
+            with written_together(config.output, CheckpointError) as folder:
+                for name, content in files.items():
+                    (folder / name).write_bytes(content)
+            return
+        with written(config.output, CheckpointError) as temporary:
+            temporary.write_bytes(files[""])
+            if config.target == "onnx":
+                open_onnx(temporary, threads=1, providers=None)
 
 
 def _expected(

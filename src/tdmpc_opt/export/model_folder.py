@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -26,7 +27,7 @@ from tdmpc_opt.files import (
     parse_json,
     refuse_overwrite,
     write_json,
-    written,
+    written_together,
 )
 from tdmpc_opt.runtime.numpy_policy import MODEL_FILE
 from tdmpc_opt.schema import MT30
@@ -61,19 +62,19 @@ def _write_folder(
             f"{config.output} has a training run, whose model this would replace; name another "
             "folder"
         )
-    write_native(config.output / MODEL_FILE, checkpoint)
-    summary = describe(config.output)
-    described = {
-        "library_name": "tdmpc-opt",
-        "model_type": "tdmpc2",
-        "schema": CHECKPOINT_SCHEMA,
-        "model": summary.config.to_json(),
-        "tasks": checkpoint.tasks.to_json(),
-    }
-    write_json(config.output / "config.json", described, CheckpointError)
-    text = card(config.output.resolve().name, summary, config.license, results)
-    with written(config.output / "README.md", CheckpointError) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with written_together(config.output, CheckpointError) as folder:
+        write_native(folder / MODEL_FILE, checkpoint)
+        summary = replace(describe(folder), path=config.output / MODEL_FILE)
+        described = {
+            "library_name": "tdmpc-opt",
+            "model_type": "tdmpc2",
+            "schema": CHECKPOINT_SCHEMA,
+            "model": summary.config.to_json(),
+            "tasks": checkpoint.tasks.to_json(),
+        }
+        write_json(folder / "config.json", described, CheckpointError)
+        text = card(config.output.resolve().name, summary, config.license, results)
+        (folder / "README.md").write_text(text, encoding="utf-8")
     return summary
 
 
