@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -114,6 +115,35 @@ def test_wrapper_prefixes_and_bare_state_dicts_load(tmp_path, prefix, bare):
     native = random_tensors(CONFIG)
     entries = {prefix + key: value for key, value in layout_b(native, [3, 2]).items()}
     assert_same(read_checkpoint(save(tmp_path / "d.pt", entries, bare=bare)).tensors, native)
+
+
+@pytest.mark.parametrize("wrapper", ["module", "_orig_mod", "_orig_mod.module"])
+def test_networks_that_were_wrapped_one_by_one_load(tmp_path, wrapper):
+    native = random_tensors(CONFIG)
+    entries = {
+        re.sub(r"^(_encoder|_pi|_dynamics)\.", rf"\1.{wrapper}.", key): value
+        for key, value in layout_b(native, [3, 2]).items()
+    }
+    assert_same(read_checkpoint(save(tmp_path / "n.pt", entries)).tensors, native)
+
+
+def test_the_state_dict_of_a_whole_agent_loads(tmp_path):
+    native = random_tensors(CONFIG)
+    model = {f"model.{key}": value for key, value in layout_b(native, [3, 2]).items()}
+    own = {
+        "_prev_mean": torch.zeros(3, 3),
+        "scale.value": torch.ones(1),
+        "scale._percentiles": torch.tensor([5.0, 95.0]),
+    }
+    assert_same(
+        read_checkpoint(save(tmp_path / "a.pt", model | own, bare=True)).tensors, native
+    )
+
+
+def test_a_pickle_protocol_that_cannot_be_read_is_named(tmp_path):
+    path = save(tmp_path / "p.pt", layout_a(random_tensors(CONFIG)), pickle_protocol=4)
+    with pytest.raises(CheckpointError, match="with a pickle protocol above 2"):
+        read_checkpoint(path)
 
 
 def test_files_of_the_old_torch_format_load(tmp_path):

@@ -36,6 +36,8 @@ _NETS = {
 }
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 """Prefixes of DistributedDataParallel, of torch.compile, and of a module that has the model."""
+_WRAPPED_PART = re.compile(r"(?<=\.)(?:module|_orig_mod)\.")
+"""The same within a key, where one network was wrapped alone."""
 _NESTED = ("model", "state_dict")
 """Keys under which a file has its state dict, one within the other in some."""
 _FOREIGN = {
@@ -45,7 +47,8 @@ _FOREIGN = {
     "architecture; name a checkpoint of TD-MPC2",
 }
 """What files are that cannot be read here, by the start of a key that only they have."""
-_IGNORED_STARTS = ("_detach_Qs_params.",)
+_IGNORED_STARTS = ("_detach_Qs_params.", "_prev_mean", "scale.")
+"""Copies of the Qs; and what an agent has beside its model: the last plan and a value scale."""
 _IGNORED_ENDS = ("__batch_size", "__device", "log_std_min", "log_std_dif")
 _EMBEDDING, _MASKS = "_task_emb.weight", "_action_masks"
 _KINDS = ("weight", "bias")
@@ -129,6 +132,7 @@ def _entries(content: Any) -> dict[str, Any]:
         name = key
         while name.startswith(_WRAPPERS):
             name = name.split(".", 1)[1]
+        name = _WRAPPED_PART.sub("", name)
         if name in entries:
             raise CheckpointError(f"contains {name!r} twice, with and without a prefix")
         entries[name] = value

@@ -35,6 +35,8 @@ _HARMLESS = (
     "torch.quantize_per_tensor",
     "Detected pickle protocol",
 )
+_FRAME = "Unsupported operand 149"
+"""What torch's reader says at the instruction with which later protocols begin."""
 _DAMAGE = (
     *(OSError, EOFError, RuntimeError, zipfile.BadZipFile, NotImplementedError),
     *(KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError),
@@ -119,6 +121,11 @@ def _load(
         fault = str(error).rpartition("WeightsUnpickler error:")[2]
         if any(sign in fault for sign in _CODE_SIGNS):
             raise TorchFileError(_REFUSED) from error
+        if _FRAME in fault:
+            raise TorchFileError(
+                "was saved with a pickle protocol above 2, which torch does not read without "
+                "executing code; save it anew by torch.save without pickle_protocol"
+            ) from error
         raise TorchFileError(
             "is truncated or damaged, or contains other things than tensors"
         ) from error
