@@ -77,7 +77,7 @@ SAMPLES: dict[str, tuple[int, list[str]]] = {
     "compression/rounding.py": (40, _ROUNDING),
     "evaluation/score.py": (10, _EVALUATION),
     "evaluation/results.py": (14, _EVALUATION),
-    "evaluation/compare.py": (10, ["tests/test_ablation.py"]),
+    "evaluation/compare.py": (10, _EVALUATION),
     "evaluation/evaluate.py": (6, ["tests/test_evaluation.py"]),
 }
 """Mutants and tests of each file."""
