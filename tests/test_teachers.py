@@ -119,9 +119,7 @@ def test_an_agent_predicts_the_reward_of_its_own_step(dataset_dir):
     """
     dataset = EpisodeDataset.open(dataset_dir)
     tasks = dataset.tasks.subset(dataset.task_names)
-    teacher = WorldModelTeacher(
-        read_checkpoint(EARLIER), tasks, frozenset({"reward_mse"}), CPU
-    )
+    teacher = WorldModelTeacher(read_checkpoint(EARLIER), tasks, frozenset({"reward_mse"}), CPU)
     batch = SliceSampler([dataset], tasks, horizon=6, batch_size=1024, seed=0).sample()
     chosen = batch.task == tasks.index("cartpole-balance")
     task = batch.task[chosen]
