@@ -61,8 +61,8 @@ for seed in 0 1 2; do
   rows | sed "s|^|$teacher $work $seed |"
 done | xargs -P 2 -L 1 "$0" one
 for how in policy planner; do
-  # Files in the order of the rows.
+  # Files in the order of the rows; the actions that `cloned` imitates are another dataset, which is refused here.
   # shellcheck disable=SC2046
   tdmpc-opt ablation --plot "$work/$how.png" \
-    $(rows | sed "s|\([^ ]*\).*|$work/$how-\1-0.json $work/$how-\1-1.json $work/$how-\1-2.json|")
+    $(rows | grep -v cloned | sed "s|\([^ ]*\).*|$work/$how-\1-0.json $work/$how-\1-1.json $work/$how-\1-2.json|")
 done
