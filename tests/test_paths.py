@@ -198,3 +198,9 @@ def test_an_output_beside_its_inputs_is_written(teacher, tmp_path):
     output = tmp_path / "small.safetensors"
     for _ in range(2):  # the second replaces what the first wrote
         assert cli.main(["quantize", str(teacher), "--output", str(output)]) == 0
+
+
+def test_a_written_checkpoint_may_be_read_by_whoever_may_read_other_files(teacher, tmp_path):
+    other = tmp_path / "other"
+    other.touch()
+    assert teacher.stat().st_mode == other.stat().st_mode

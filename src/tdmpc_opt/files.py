@@ -32,8 +32,10 @@ def replace_when_done(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        temporary.chmod(mode)  # safetensors leaves files that their owner alone can read
         to_disk(temporary)  # or a power cut after the move could leave an empty file
         temporary.replace(path)
         to_disk(path.parent)  # or one could restore the old file
