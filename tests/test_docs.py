@@ -132,7 +132,9 @@ def _planned(parsed, config):
     """
     recorded = PlannerBudget(**config["budget"])
     if config["checkpoint"].get("sha256") in tables.COMMITTED:
-        found = tdmpc_opt.load_agent(ROOT / parsed.checkpoint, preset=parsed.preset).budget
+        named = parsed.checkpoint
+        path = named if named in zoo.names() else ROOT / named
+        found = tdmpc_opt.load_agent(path, preset=parsed.preset).budget
     else:
         stored = ("prior_penalty", "prior_hold", "mean_action")
         found = PRESETS[parsed.preset or "full"].budget

@@ -320,7 +320,7 @@ CLAIM = {
     "paper": "the teacher's rewards, d = 0.4 (the paper's term)",
     "full": "the teacher's actions and rewards (the recipe of `distill`)",
 }
-"""The rows of `examples/mt30/claim.sh`: what a student learns from besides."""
+"""The rows of `examples/mt30/claim.sh`: what a student learns from in addition to the data."""
 
 
 def claim() -> str:

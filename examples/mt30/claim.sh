@@ -45,7 +45,7 @@ if [ "$1" = one ]; then
 fi
 teacher=$1 work=$2
 export updates="${3:-4000}" OMP_NUM_THREADS=1
-# Episodes of the teacher alone are too alike to learn values from: without a teacher the planner then scores 12.
+# Episodes of the teacher alone differ too little to learn values from: without a teacher the planner then scores 12.
 collect() { tdmpc-opt collect --tasks "$tasks" --episodes 20 --output "$work/data" "$@"; }
 collect --policy "$teacher" --noise 0 --seed 0
 collect --policy "$teacher" --noise 0.2 --seed 1000
