@@ -81,22 +81,22 @@ SURVIVORS: dict[str, dict[int, str]] = {
         33: "several processes only: `tests/test_ranks.py`, which takes too long for each "
         "mutant",
         38: "several processes only, as above",
-        49: "gap: the latent that the rollout starts from is not compared",
+        49: "found since by `test_objective.py`",
     },
     "planning/mppi.py": {
         18: "equivalent: it is the last axis",
-        77: "gap: no test has a value of NaN, which ranks as 0 as in the public code",
+        77: "found since by `test_planning.py`",
         136: "equivalent unless the draw is exactly on an edge",
     },
     "runtime/plan_state.py": {
-        66: "gap: no test answers for a batch of no rows",
+        66: "found since by `test_invalid_observations.py` (no rows)",
         72: "equivalent: the first call replaces it",
         103: "equivalent: a spread is never below 0",
     },
     "data/sampler.py": {
         10: "equivalent unless a draw rounds to 1",
-        15: "gap: no test has a task of one slice",
-        84: "gap: the rows of a batch in their shards are not compared",
+        15: "found since by `test_sampler.py`",
+        84: "found since by `test_sampler.py`",
         103: "equivalent: there is one value",
         111: "equivalent in its results: it is how far the system reads ahead",
         122: "equivalent: numpy takes any negative size for the one that is left",
@@ -104,11 +104,11 @@ SURVIVORS: dict[str, dict[int, str]] = {
         158: "equivalent: numpy takes any negative size for the one that is left",
     },
     "compression/rounding.py": {
-        55: "gap: no test has weights of 4 bits in an odd number of columns",
+        55: "found since by `test_integers.py`",
         79: "equivalent up to rounding: a block decides what is computed at once",
-        130: "gap: the choice of a scale by important inputs is not compared",
+        130: "found since by `test_integers.py`",
         149: "equivalent unless all weights of a group are 0",
-        212: "gap: refitting on inputs whose mean is not 0 is not compared",
+        212: "equivalent: the mean cancels; the code is gone since",
     },
     "evaluation/score.py": {
         2: "as good: it decides the digits of an interval",
@@ -116,13 +116,13 @@ SURVIVORS: dict[str, dict[int, str]] = {
         32: "equivalent, as above",
     },
     "evaluation/results.py": {
-        16: "gap: seconds of files without them are not compared",
+        16: "found since by `test_evaluation.py`",
         19: "equivalent in `evaluate`, whose lock makes the folder before",
         31: "equivalent: every file states its episodes",
         32: "equivalent, as above",
     },
     "evaluation/evaluate.py": {
-        13: "gap: no test here compares the environments of own tasks in a result",
+        13: "found since by `test_evaluation.py`",
     },
 }
 """Why no test finds a mutant, by its file and number."""
