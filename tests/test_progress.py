@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -123,3 +125,9 @@ def test_a_new_stage_estimates_its_own_time(capsys, monkeypatch, before):
     ):
         Stage(console, name).update(done, total, "")
     assert capsys.readouterr().err.splitlines()[-1] == "demo: 1/3, 0.7 min left  b"
+
+
+def test_acting_does_not_wait_for_torchs_compiler():
+    """It takes a second to import, before the first line of a command."""
+    code = "import sys, tdmpc_opt.evaluation.evaluate; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

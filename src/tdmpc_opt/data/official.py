@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tensordict import TensorDict
 from torch import Tensor
 
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
@@ -280,6 +279,8 @@ def _outline(dataset: EpisodeDataset, file: _File) -> dict[str, Tensor]:
 
 def _write(dataset: EpisodeDataset, file: _File, path: Path, throughput: Throughput) -> None:
     """Write each field to a file, and let torch and tensordict pack maps of them."""
+    from tensordict import TensorDict  # imports torch's compiler, which takes a second
+
     order = _order(dataset, file)
     with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as folder:
         tensors: dict[str, Tensor] = {}

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from tensordict import TensorDict
 
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.files import to_disk
@@ -271,6 +270,8 @@ def write_shard(
 
 def _make_files(folder: Path, shape: ShardShape) -> None:
     """Let tensordict lay out the folder, so that it can load what is written here."""
+    from tensordict import TensorDict  # imports torch's compiler, which takes a second
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     TensorDict(
         {
