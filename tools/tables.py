@@ -129,7 +129,7 @@ SURVIVORS: dict[str, dict[int, str]] = {
 
 
 def home() -> str:
-    """The policies of a teacher and of students on MT30, measured alike."""
+    """The policies of a teacher and of students on MT30, measured in the same way."""
     timed = {
         each["file"]["name"].removesuffix(".onnx"): f"{each['batches']['1']['hz']:,.0f}"
         for each in _read("bench-policies")["candidates"]
@@ -153,12 +153,12 @@ def home() -> str:
         "mt30-student-policy": (
             "`mt30-student`, before its last four rounds",
             _size("mt30-student.safetensors"),
-            "mt30-1m-policy",
+            "",
         ),
         "earlier-1m-unseen": (
             "`earlier-1m`, which learned from 30 experts",
             _size("earlier-1m.safetensors"),
-            "mt30-1m-policy",
+            "",
         ),
         "released-1m-unseen": (
             "published student of TD-MPC-Opt",
@@ -327,13 +327,11 @@ def claim() -> str:
     """Scores of students of equal budget by what they learn from, and of their references."""
     rows = []
     for name, what in CLAIM.items():
-        policies = sorted((RESULTS / "claim").glob(f"policy-{name}-*.json"))
-        planners = [path.with_name(path.name.replace("policy", "planner")) for path in policies]
-        if policies:
-            scores = [
-                str(row.score) for each in (policies, planners) for row in ablation_rows(each)
-            ]
-            rows.append((what, len(policies), *scores))
+        policy, planner = (
+            ablation_rows(sorted((RESULTS / "claim").glob(f"{how}-{name}-*.json")))[0]
+            for how in ("policy", "planner")
+        )
+        rows.append((what, len(policy.seeds), str(policy.score), str(planner.score)))
     rows += [
         (f"*{name}*", "-", _score(_read(f"claim/{name}")), "-")
         for name in ("teacher", "random")
@@ -343,22 +341,21 @@ def claim() -> str:
 
 def planned() -> str:
     """Plans of the bundled student against its policy on the same starts."""
-    policy = RESULTS / "mt30-1m-policy.json"
-    rows = [
-        (
-            "the policy itself",
-            _score(_read(policy.stem)),
-            "-",
-            _starts(_read(policy.stem)["config"]),
-            _link(policy),
-        )
-    ]
-    for preset in ("realtime", PUBLISHED):
-        path = RESULTS / f"mt30-1m-planner-{preset}.json"
-        content = _read(path.stem)
-        shown = (_score(content), _against(policy, path), _starts(content["config"]))
-        rows.append((f"`{preset}`", *shown, _link(path)))
-    return _table("acts by, score, paired difference from the policy, measured on, file", rows)
+    rows = [(f"`{preset}`", *_scored(preset)) for preset in ("policy", "realtime", PUBLISHED)]
+    return _table(f"preset, {_SCORED}", rows)
+
+
+_SCORED = "score, measured on, difference from the policy on common starts, file"
+
+
+def _scored(preset: str) -> tuple[str, str, str, str]:
+    """Return what a preset of the bundled student scores, where it was evaluated."""
+    path = RESULTS / f"mt30-1m-{preset if preset == 'policy' else f'planner-{preset}'}.json"
+    if not path.exists():
+        return "not measured", "-", "-", "-"
+    content = _read(path.stem)
+    difference = _against(RESULTS / "mt30-1m-policy.json", path)
+    return _score(content), _starts(content["config"]), difference, _link(path)
 
 
 def formats() -> str:
@@ -440,16 +437,9 @@ def presets() -> str:
         if times:
             speedup = f"{times['speedup']:.1f}"
             numbers = (f"{times['p50_ms']:.3g}", f"{times['hz']:,.0f}", speedup)
-        path = RESULTS / f"mt30-1m-{preset if preset == 'policy' else f'planner-{preset}'}.json"
-        found = ("not measured", "-", "-", "-")
-        if path.exists():
-            content = _read(path.stem)
-            difference = _against(RESULTS / "mt30-1m-policy.json", path)
-            starts = _starts(content["config"])
-            found = (_score(content), starts, difference, _link(path))
-        rows.append((f"`{preset}`", *numbers, *found))
-    head = "preset, ms per action (p50), Hz, speed-up over `full`, score, measured on"
-    return _table(f"{head}, difference from the policy on common starts, file", rows)
+        rows.append((f"`{preset}`", *numbers, *_scored(preset)))
+    head = "preset, ms per action (p50), Hz, speed-up over `full`"
+    return _table(f"{head}, {_SCORED}", rows)
 
 
 def reuse() -> str:

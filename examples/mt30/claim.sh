@@ -20,7 +20,6 @@ ROWS
 score() {
   output=$1.json
   shift
-  if grep -qs '"complete": true' "$output"; then return; fi
   tdmpc-opt evaluate "$@" --seed 10000 --episodes 10 --workers 1 --output "$output"
 }
 

@@ -14,6 +14,6 @@ reacher-easy,cheetah-run,cheetah-jump,finger-spin,pendulum-swingup,hopper-stand 
   --rounds 4 --updates 2500 --episodes 80 --noise 0.2 --on-policy-share 0.4 --batch-size 64 --behaviour-batch 128 \
   --weights.behaviour 20 --weights.entropy 3e-3 --lr 8e-4 --lr-zero-at 10000 --encoder-lr-scale 1 --td-lambda 1 \
   --seed 40000 --output "$folder"
-tdmpc-opt quantize "$folder/model.safetensors" --format fp16 --output "$folder/mt30-student-corrected.safetensors"
-tdmpc-opt evaluate "$folder/mt30-student-corrected.safetensors" --seed 10000 \
-  --output "$folder/mt30-student-corrected-policy.json"
+tdmpc-opt quantize "$folder/model.safetensors" --format fp16 --output "$folder/mt30-1m.safetensors"
+tdmpc-opt evaluate "$folder/mt30-1m.safetensors" --seed 10000 \
+  --output "$folder/mt30-1m-policy.json"

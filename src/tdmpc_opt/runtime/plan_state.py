@@ -281,8 +281,9 @@ class PlanState:
                     np.where(wide[:, None], new, old)
                     for new, old in zip(found, (action, mean, std), strict=True)
                 )
-            spread = (std * mask).sum((0, 2)) / (len(std) * mask.sum(-1))
-            wide = spread >= rules.converged_std
+            if rules.converged_std > 0:
+                spread = (std * mask).sum((0, 2)) / (len(std) * mask.sum(-1))
+                wide = spread >= rules.converged_std
             done += at_once
         self._sequence[:, due] = mean
         if not rules.mean_action:
