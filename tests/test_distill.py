@@ -205,6 +205,45 @@ def test_planning_is_left_out_where_it_costs_more_than_all_else(tmp_path, monkey
     assert "no labels by planning (23 s a state)" in str(dear)
 
 
+def test_slow_plans_label_fewer_episodes(tmp_path, monkeypatch):
+    seconds = {"policy": 1e-3, "planner": 1e-3}
+    monkeypatch.setattr(
+        planning, "seconds_per_step", lambda sources, *_, **__: seconds[sources[0].mode]
+    )
+    monkeypatch.setattr(planning, "_measure_student", lambda *_: (0.01, 1e-3, 1_000_000))
+    config = _config(
+        tmp_path / "fast", teachers=("mt30-1m",), tasks="cartpole-balance", updates=50_000
+    )
+    fast = plan(config)
+    assert fast.planned_episodes == fast.episodes
+    seconds["planner"] = 0.01
+    slow = plan(replace(config, output=tmp_path / "slow"))
+    assert slow.planned == ("cartpole-balance",)
+    assert slow.episodes == fast.episodes
+    assert 0.1 < slow.planned_episodes / slow.episodes < 0.6
+    assert 0.1 < slow.round_episodes / fast.round_episodes < 0.6
+    seconds["planner"] = 0.2
+    dear = plan(replace(config, output=tmp_path / "dear"))
+    assert dear.planned == ()
+    assert dear.round_episodes == fast.round_episodes
+    # Plans take as long as all other work, which is what is left without them.
+    assert 1.5 < slow.hours / dear.hours < 2.2
+
+
+def test_tasks_that_plans_label_get_fewer_episodes(tmp_path, monkeypatch):
+    tasks = ("cartpole-balance", "pendulum-swingup")
+    config = _config(tmp_path, teachers=("mt30-1m",), tasks=",".join(tasks))
+    decided = planning.Plan(tasks, tasks, 1e-3, 1, 1, 1, 9, 1, 0, 0.0, 0, planned_episodes=2)
+    collected = []
+    monkeypatch.setattr(
+        stages, "collect", lambda config, _: collected.append((config.tasks, config.episodes))
+    )
+    monkeypatch.setattr(stages, "compare_teachers", lambda *_: None)
+    teachers = planning.open_teachers(config)
+    stages._Pipeline(config, decided, teachers, Silent())._collect(["pendulum-swingup"])
+    assert collected == 3 * [("cartpole-balance", 9), ("pendulum-swingup", 2)]
+
+
 def test_the_better_of_policy_and_planner_labels_each_task(tmp_path, monkeypatch):
     tasks = ("cartpole-balance", "pendulum-swingup", "own_envs:Point-v0")
     config = _config(

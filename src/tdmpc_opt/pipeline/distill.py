@@ -123,7 +123,7 @@ class _Pipeline:
     def run(self) -> Student:
         """Run what is not done yet."""
         planned = self._choose_labels()
-        self._collect()
+        self._collect(planned)
         model = train(
             recipe(self._config, self._work / "trained", self._plan.updates),
             self._stage("train"),
@@ -181,20 +181,30 @@ class _Pipeline:
         )
         return evaluate(config, self._stage(f"evaluate {output.stem}"))
 
-    def _collect(self) -> None:
+    def _collect(self, planned: Sequence[str]) -> None:
+        """Collect the teacher's episodes, of tasks that plans label as many as these allow."""
+        decided = self._plan
+        policy = [name for name in decided.tasks if name not in planned]
+        parts = {
+            ",".join(policy): decided.episodes,
+            ",".join(planned): decided.planned_episodes or decided.episodes,
+        }
+        if len(set(parts.values())) == 1 or not planned:
+            parts = {self._tasks: decided.episodes}
         for number, noise in enumerate(NOISES):
-            config = configs.CollectConfig(
-                policy=self._team,
-                tasks=self._tasks,
-                noise=noise,
-                episodes=self._plan.episodes,
-                seed=number * 1000 + self._config.seed,
-                output=self._work / "data",
-                device=configs.device_of_work(self._config.device, self._config.ray),
-                workers=self._config.workers,
-                ray=self._config.ray,
-            )
-            collect(config, self._stage(f"collect, noise {noise}"))
+            for tasks in filter(None, parts):
+                config = configs.CollectConfig(
+                    policy=self._team,
+                    tasks=tasks,
+                    noise=noise,
+                    episodes=parts[tasks],
+                    seed=number * 1000 + self._config.seed,
+                    output=self._work / "data",
+                    device=configs.device_of_work(self._config.device, self._config.ray),
+                    workers=self._config.workers,
+                    ray=self._config.ray,
+                )
+                collect(config, self._stage(f"collect, noise {noise}"))
             if not number:
                 self._compare_teachers()
 

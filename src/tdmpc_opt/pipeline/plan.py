@@ -4,7 +4,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,9 @@ BATCH = 64
 """Slices per update for all terms."""
 LABELLED = 128
 """Further slices per update for imitation, which costs a quarter of the others."""
-_MOST_FOR_PLANS = 2.0
-"""Times the duration without plans that labels by planning may make of the whole."""
+_LEAST_PLANNED = 0.1
+"""Share of the episodes below which plans label none. They may take as long as all other work
+together, so that slow ones label fewer episodes."""
 _MOST_UPDATES = 10_000_000
 _MEASURED_CALLS = 3
 _SECONDS_OF_EXPORTS = 60.0
@@ -88,6 +88,9 @@ class Plan:
     """Expected duration, from speeds measured when the plan was made."""
     disk_bytes: int
     """Expected size of the output folder with its data."""
+    planned_episodes: int = 0
+    """As `episodes`, for the tasks that plans label; plans of older versions state 0, which
+    means as many."""
 
     def __str__(self) -> str:
         updates = self.updates + self.rounds * self.round_updates
@@ -96,8 +99,10 @@ class Plan:
             cost = f"({self.planner_seconds:.2g} s a state)"
             plans = f", planner tried as labeller on {len(self.planned)} {cost}"
             plans = plans if self.planned else f", no labels by planning {cost}"
+        most = "at most " if self.planned else ""
         return (
-            f"{len(self.tasks)} tasks{plans}; {self.environment_steps:,} environment steps; "
+            f"{len(self.tasks)} tasks{plans}; {most}{self.environment_steps:,} environment "
+            "steps; "
             f"{updates:,} updates, {self.rounds * self.round_updates:,} of them in "
             f"{self.rounds} on-policy rounds\nabout {self.hours:.2g} hours on this machine and "
             f"{self.disk_bytes / 1e6:,.0f} MB of disk"
@@ -252,14 +257,13 @@ class _Speeds:
 
     def plan(self) -> Plan:
         """Return the plan for the budget; fewer hours than the least takes are refused."""
-        updates = self._config.updates or DEFAULT_UPDATES
-        if self._config.hours is not None:
-            updates = self._affordable(planned=False)
-        seconds = [self._seconds(updates, planned=planned) for planned in (False, True)]
-        planned = bool(self._planner) and seconds[1] <= _MOST_FOR_PLANS * seconds[0]
-        if planned and self._config.hours is not None:
-            updates = self._affordable(planned=True)
-        shape = _schedule(updates)
+        planned = bool(self._planner)
+        updates = self._updates(planned=planned)
+        shape = self._shape(updates, planned=planned)
+        if planned and self._share_of_plans(updates) < _LEAST_PLANNED:
+            planned = False
+            updates = self._updates(planned=planned)
+            shape = self._shape(updates, planned=planned)
         return Plan(
             tasks=tuple(self._tables),
             planned=tuple(self._planner) if planned else (),
@@ -270,14 +274,19 @@ class _Speeds:
                 * sum(_episodes(shape, planned=planned and name in self._planner))
                 for name in self._tables
             ),
-            hours=self._seconds(updates, planned=planned) / 3600,
+            hours=self._seconds(shape, planned=planned) / 3600,
             disk_bytes=self._disk(shape),
         )
 
-    def _affordable(self, *, planned: bool) -> int:
-        """Return the most updates that the hours allow."""
-        limit = 3600 * (self._config.hours or 0)
-        seconds = partial(self._seconds, planned=planned)
+    def _updates(self, *, planned: bool) -> int:
+        """Return the updates that are asked for, or the most that the hours allow."""
+        if self._config.hours is None:
+            return self._config.updates or DEFAULT_UPDATES
+
+        def seconds(updates: int) -> float:
+            return self._seconds(self._shape(updates, planned=planned), planned=planned)
+
+        limit = 3600 * self._config.hours
         most = bisect_right(range(1, _MOST_UPDATES), limit, key=seconds)
         if not most:
             raise InputError(
@@ -286,11 +295,27 @@ class _Speeds:
             )
         return most
 
+    def _shape(self, updates: int, *, planned: bool) -> dict[str, int]:
+        """Return the schedule, with as few episodes as make plans take half of the time."""
+        shape = _schedule(updates)
+        shape["planned_episodes"] = shape["episodes"]
+        if planned:
+            share = self._share_of_plans(updates)
+            for name in ("planned_episodes", "round_episodes"):
+                shape[name] = max(1, int(share * shape[name]))
+        return shape
+
+    def _share_of_plans(self, updates: int) -> float:
+        """Return the share of the episodes whose plans take as long as all other work."""
+        shape = self._shape(updates, planned=False)
+        rest = self._seconds(shape, planned=False)
+        plans = self._seconds(shape, planned=True) - rest
+        return min(1.0, rest / plans) if plans > 0 else 1.0
+
     def _length(self, name: str) -> int:
         return self._tables[name].tasks[0].episode_length
 
-    def _seconds(self, updates: int, *, planned: bool) -> float:
-        shape = _schedule(updates)
+    def _seconds(self, shape: Mapping[str, int], *, planned: bool) -> float:
         total = 0.0
         for name in self._tables:
             planner = self._planner.get(name) if planned else None
@@ -337,7 +362,7 @@ def _schedule(updates: int) -> dict[str, int]:
 def _episodes(shape: Mapping[str, int], *, planned: bool) -> tuple[int, int, int, int]:
     """Return the episodes of a task: teacher's, student's, of the scores, of the comparison."""
     return (
-        len(NOISES) * shape["episodes"],
+        len(NOISES) * shape["planned_episodes" if planned else "episodes"],
         shape["rounds"] * shape["round_episodes"],
         3 * SCORE_EPISODES,
         2 * TRIAL_EPISODES if planned else 0,
