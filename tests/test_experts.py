@@ -242,6 +242,21 @@ class _Buffer:
         self.rows.append(row)
 
 
+def test_no_two_training_episodes_have_the_same_start() -> None:
+    pytest.importorskip("stable_baselines3")
+    from tdmpc_opt.experts.vector_env import BatchedVecEnv
+
+    task = MT30.subset(["reacher-three-hard"]).tasks[0]
+    envs = BatchedVecEnv(task, 8, seed=0)
+    again = BatchedVecEnv(task, 8, seed=0)
+    starts = [envs.reset() for _ in range(3)]
+    assert len(np.unique(np.concatenate(starts).round(6), axis=0)) == 24
+    # The starts are those of the environment itself.
+    env = make_env(task, 0)
+    assert np.allclose(starts[0], [env.reset()[0] for _ in range(8)], atol=1e-5)
+    assert all(np.array_equal(start, again.reset()) for start in starts)
+
+
 def test_warm_up_fills_the_buffer_with_the_drivers_transitions(tmp_path: Path) -> None:
     config = _config(
         tmp_path, warm_up=str(EXPERTS), warm_up_task="walker-stand", warm_up_episodes=4

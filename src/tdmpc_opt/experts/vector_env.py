@@ -14,8 +14,6 @@ from tdmpc_opt.tasks.environment import make_env
 
 Array = NDArray[np.float64]
 
-_NEW_STARTS = 16  # drawn for each batch of episodes: a start may cost as much as an episode
-
 
 class BatchedVecEnv(VecEnv):
     """Episodes of one task, stepped together; all of them start and end at the same step.
@@ -34,18 +32,15 @@ class BatchedVecEnv(VecEnv):
             gymnasium.spaces.Box(-1.0, 1.0, (task.action_dim,), np.float32),
         )
         self._env = make_env(task, seed)
-        self._bank: list[tuple[Array, Array]] = []
-        self._draw = np.random.default_rng(seed)
         self._actions = np.zeros((envs, task.action_dim))
         self._steps = 0
 
     def reset(self) -> NDArray[np.float32]:
         """Start an episode in every row and return the observations [envs, obs]."""
-        for _ in range(_NEW_STARTS if self._bank else self.num_envs):
+        starts = []
+        for _ in range(self.num_envs):
             self._env.reset()
-            self._bank.append(self._task.current(self._env))
-        rows = self._draw.choice(len(self._bank), (self.num_envs,), replace=False)
-        starts = [self._bank[row] for row in rows]
+            starts.append(self._task.current(self._env))
         self._states, self._constants = (np.stack(part) for part in zip(*starts, strict=True))
         self._steps = 0
         return self._task.observe_now(self._states, self._constants)
