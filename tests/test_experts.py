@@ -15,8 +15,9 @@ from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
 from tdmpc_opt.agents.rollout import Act, Stream
 from tdmpc_opt.agents.sources import SimulatorSource
 from tdmpc_opt.configs import ExpertsConfig
+from tdmpc_opt.data.episodes import Episode
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
-from tdmpc_opt.experts import imitation
+from tdmpc_opt.experts import imitation, learner
 from tdmpc_opt.experts import train as experts
 from tdmpc_opt.experts.learner import WARM_UP_SEED, warm_up
 from tdmpc_opt.experts.state import Progress
@@ -274,6 +275,38 @@ def test_warm_up_fills_the_buffer_with_the_drivers_transitions(tmp_path: Path) -
         assert done.tolist() == [truncated] * 2
         assert infos[1] == {"TimeLimit.truncated": truncated}
     assert not np.array_equal(model.rows[0][0], model.rows[500][0])  # other seeds
+
+
+def test_each_environment_of_the_buffer_gets_transitions_that_follow_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def episode(first: float, steps: int, *, terminated: bool) -> Episode:
+        rows = np.arange(first, first + steps + 1, dtype=np.float32)[:, None]
+        return Episode("walker-run", 0, rows, rows, rows[:, 0], terminated=terminated)
+
+    # 3 + 5 + 2 steps make five for each of the two environments of the buffer.
+    episodes = [
+        episode(0, 3, terminated=True),
+        episode(10, 5, terminated=False),
+        episode(20, 2, terminated=True),
+    ]
+    monkeypatch.setattr(learner, "rollout", lambda *_, **__: episodes)
+    config = _config(
+        tmp_path, warm_up=str(EXPERTS), warm_up_task="walker-stand", warm_up_episodes=2
+    )
+    model = _Buffer()
+    assert learner.warm_up(model, config, MT30["walker-run"]) == 10
+    columns = [
+        [
+            (row[0][env, 0], row[4][env], row[5][env]["TimeLimit.truncated"])
+            for row in model.rows
+        ]
+        for env in range(2)
+    ]
+    # Terminated after state 2; the last row is cut off, for other transitions follow it.
+    first = [(0, False, False), (1, False, False), (2, True, False), (10, False, False)]
+    second = [(12, False, False), (13, False, False), (14, True, True), (20, False, False)]
+    assert columns == [[*first, (11, True, True)], [*second, (21, True, False)]]
 
 
 class _Watching:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,9 @@ WARM_UP_SEED = COLLECTION_SEED + 400_000
 _WARM_UP = 100  # agent steps of random actions in each environment before the first update
 _WARM_UP_NOISE = 0.3  # of a warm-up policy's actions: the learner needs more than one path
 _BUFFER_LIMIT = 1_000_000
+RETURN_STEPS = 3
+"""Rewards in a target before the critic's estimate. One reward takes twice the steps on
+cheetah-run-front and as many on reacher-three-hard."""
 
 
 def build_learner(config: ExpertsConfig, task: Task, first_episode: int) -> Any:
@@ -59,6 +61,7 @@ def build_learner(config: ExpertsConfig, task: Task, first_episode: int) -> Any:
         train_freq=1,
         gradient_steps=round(config.envs * config.update_ratio),
         policy_delay=2,
+        n_steps=RETURN_STEPS,
         # Where an episode times out, the value of the state after it counts.
         replay_buffer_kwargs={"handle_timeout_termination": True},
         policy_kwargs={"net_arch": [config.hidden, config.hidden], "layer_norm": True},
@@ -98,22 +101,23 @@ def warm_up(model: Any, config: ExpertsConfig, task: Task) -> int:
         seeds = [WARM_UP_SEED + config.seed + first + row for row in range(config.envs)]
         streams = [(seed, seed_number(task)) for seed in seeds]
         episodes = rollout(policy, task, seeds, streams, noise=_WARM_UP_NOISE)
-        longest = max(len(episode.action) for episode in episodes)
-        steps_of = product(range(1, longest), episodes)
-        done = [(episode, t) for t, episode in steps_of if t < len(episode.action)]
-        # The buffer takes one transition an environment: a few of unequal episodes are left.
-        for begin in range(0, len(done) - config.envs + 1, config.envs):
-            part = done[begin : begin + config.envs]
-            last = np.array([t == len(episode.action) - 1 for episode, t in part])
+        done = [(episode, t) for episode in episodes for t in range(1, len(episode.action))]
+        # The buffer takes one transition an environment at a time, and sums the rewards of
+        # those that follow in one environment: each takes a part without gaps. A few are left.
+        rows = len(done) // config.envs
+        for row in range(rows):
+            part = [done[begin + row] for begin in range(0, rows * config.envs, rows)]
+            ended = [t == len(episode.action) - 1 for episode, t in part]
+            cut = row == rows - 1
             model.replay_buffer.add(
                 np.stack([episode.obs[t - 1] for episode, t in part]),
                 np.stack([episode.obs[t] for episode, t in part]),
                 np.stack([episode.action[t] for episode, t in part]),
                 np.array([episode.reward[t] for episode, t in part]),
-                last,
+                np.array([end or cut for end in ended]),
                 [
-                    {"TimeLimit.truncated": bool(end) and not episode.terminated}
-                    for end, (episode, _) in zip(last, part, strict=True)
+                    {"TimeLimit.truncated": (end or cut) and not (end and episode.terminated)}
+                    for end, (episode, _) in zip(ended, part, strict=True)
                 ],
             )
             steps += config.envs

@@ -19,7 +19,13 @@ from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.configs import CHOICE_SEED, ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.experts.learner import build_learner, read_network, warm_up, warm_up_source
+from tdmpc_opt.experts.learner import (
+    RETURN_STEPS,
+    build_learner,
+    read_network,
+    warm_up,
+    warm_up_source,
+)
 from tdmpc_opt.experts.state import Progress, read_progress, restore_model, save_state
 from tdmpc_opt.files import alone, parse_json, refuse_overwrite, repairable, require_same
 from tdmpc_opt.progress import Progress as Reports
@@ -282,6 +288,8 @@ def _identity(config: ExpertsConfig, task: str) -> dict[str, Any]:
     fields = ["seed", "hidden", "envs", "episodes"]
     fields.append("update_ratio" if config.method == "sac" else "method")
     identity: dict[str, Any] = {"task": task} | {name: getattr(config, name) for name in fields}
+    if config.method == "sac":
+        identity["return_steps"] = RETURN_STEPS
     found = warm_up_source(config, task)
     if found is not None:
         source, known_as = found
