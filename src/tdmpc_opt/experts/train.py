@@ -289,7 +289,7 @@ def _identity(config: ExpertsConfig, task: str) -> dict[str, Any]:
     fields.append("update_ratio" if config.method == "sac" else "method")
     identity: dict[str, Any] = {"task": task} | {name: getattr(config, name) for name in fields}
     if config.method == "sac":
-        identity["return_steps"] = RETURN_STEPS
+        identity["n_steps"] = RETURN_STEPS
     found = warm_up_source(config, task)
     if found is not None:
         source, known_as = found
