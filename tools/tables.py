@@ -281,6 +281,26 @@ def student() -> str:
     return _table(("task", *names), rows)
 
 
+def pupil() -> str:
+    """The published student as the teacher of a smaller one, all from the same starts."""
+    agents = {
+        "released-1m-unseen": ("published student, policy", None),
+        "released-0.3m-teacher": (
+            "the teacher: the better of policy and planner by task",
+            None,
+        ),
+        "released-0.3m-policy": ("student, policy", _size("released-0.3m.safetensors")),
+        "released-0.3m-policy-int8": (
+            "student, int8 policy",
+            _size("released-0.3m-policy-int8.onnx"),
+        ),
+    }
+    rows = []
+    for name, (agent, size) in agents.items():
+        rows.append((agent, _score(_read(name)), _bytes(size), _link(RESULTS / f"{name}.json")))
+    return _table("agent, score, bytes, file", rows)
+
+
 def released() -> str:
     """The published student before and after training on its own plans."""
     steps = {
