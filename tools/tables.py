@@ -150,14 +150,9 @@ def home() -> str:
             _format_bytes("ONNX int8", "policy"),
             "mt30-1m-policy-int8",
         ),
-        "mt30-student-policy": (
-            "`mt30-student`, before its last four rounds",
-            _size("mt30-student.safetensors"),
-            "",
-        ),
-        "earlier-1m-unseen": (
-            "`earlier-1m`, which learned from 30 experts",
-            _size("earlier-1m.safetensors"),
+        "no-teacher-policy": (
+            "the same size without a teacher: plain TD-MPC2 on the episodes of this teacher",
+            None,
             "",
         ),
         "released-1m-unseen": (
