@@ -222,6 +222,9 @@ def test_slow_plans_label_fewer_episodes(tmp_path, monkeypatch):
     assert slow.episodes == fast.episodes
     assert 0.1 < slow.planned_episodes / slow.episodes < 0.6
     assert 0.1 < slow.round_episodes / fast.round_episodes < 0.6
+    # The policy may turn out better, and then labels all episodes; 30 score, 6 compare.
+    most = 3 * slow.episodes + slow.rounds * slow.round_episodes + 30 + 6
+    assert slow.environment_steps == most * 500
     seconds["planner"] = 0.2
     dear = plan(replace(config, output=tmp_path / "dear"))
     assert dear.planned == ()

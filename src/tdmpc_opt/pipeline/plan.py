@@ -270,13 +270,18 @@ class _Speeds:
             planner_seconds=max(self._planner.values(), default=0.0),
             **shape,
             environment_steps=sum(
-                self._length(name)
-                * sum(_episodes(shape, planned=planned and name in self._planner))
+                self._length(name) * self._most_episodes(shape, name, planned=planned)
                 for name in self._tables
             ),
             hours=self._seconds(shape, planned=planned) / 3600,
             disk_bytes=self._disk(shape),
         )
+
+    def _most_episodes(self, shape: Mapping[str, int], name: str, *, planned: bool) -> int:
+        """Return the episodes of a task, the larger number of those of policy and of plans."""
+        ways = {False, planned and name in self._planner}
+        counts = zip(*(_episodes(shape, planned=way) for way in ways), strict=True)
+        return sum(max(count) for count in counts)
 
     def _updates(self, *, planned: bool) -> int:
         """Return the updates that are asked for, or the most that the hours allow."""
