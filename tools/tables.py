@@ -49,6 +49,8 @@ COMMANDS = {
     "--data DATA",
     "onnxruntime-versions": "python benchmarks/onnxruntime_versions.py",
     "mt30-1m-rounds": "examples/mt30/student_rounds.sh TEACHER STUDENT FOLDER",
+    "no-teacher-policy": "examples/mt30/no_teacher.sh weights/mt30-teacher.safetensors FOLDER",
+    "no-teacher-planner": "examples/mt30/no_teacher.sh weights/mt30-teacher.safetensors FOLDER",
     "mt30-student-rounds": "tdmpc-opt distill weights/mt30-teacher.safetensors --size 1 "
     "--matmul medium --updates 30000 --output FOLDER",
     "mt30-teacher-rounds": "examples/mt30/teacher_rounds.sh START FOLDER DATASET",
@@ -68,6 +70,8 @@ COMMANDS = {
 
 BEFORE_REMOVALS = "94c1e6f"
 """The last commit whose commands have the options that were removed since."""
+BEFORE_THREE_STEPS = "c08228d1"
+"""Commit whose experts learn from one reward a target, and from few starts."""
 
 SURVIVORS: dict[str, dict[int, str]] = {
     "training/objective.py": {
@@ -259,7 +263,8 @@ def warmed() -> str:
 def student() -> str:
     """Mean returns of experts, teacher and students by task, from the same starts."""
     names = {
-        "experts": "mt30-experts",
+        "experts of the teacher": "mt30-experts-earlier",
+        "experts since": "mt30-experts",
         "teacher": "mt30-teacher-policy",
         "student, policy": "mt30-1m-policy",
         "student, planner `realtime`": "mt30-1m-planner-realtime",
@@ -651,6 +656,9 @@ def command(name: str, content: Json) -> str:
     shown = shlex.join(["tdmpc-opt", *words, "--output", output])
     if "algorithm" in config or config.get("precision") == "int8":
         return f"git checkout {BEFORE_REMOVALS} && {shown}"
+    one_step = kind == "expert" and config.get("n_steps", 1) == 1 and "method" not in config
+    if one_step or name == "mt30-experts-earlier":
+        return f"git checkout {BEFORE_THREE_STEPS} && {shown}"
     return shown
 
 
@@ -688,8 +696,10 @@ def _evaluation(content: Json) -> list[str]:
 
 def _experts(content: Json) -> list[str]:
     config = content["config"]
-    names = ("method", "algorithm", "n_steps", "hidden", "envs", "update_ratio", "seed")
-    options = {name: config[name] for name in (*names, "episodes") if name in config}
+    names = ["method", "algorithm", "hidden", "envs", "update_ratio", "seed", "episodes"]
+    if "algorithm" in config:  # later versions always sum three rewards
+        names.append("n_steps")
+    options = {name: config[name] for name in names if name in config}
     if warm := config.get("warm_up"):
         options |= {
             "warm_up": warm["policy"]["name"],
