@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from tdmpc_opt import zoo
+from tdmpc_opt.checkpoints.load import describe
 from tdmpc_opt.evaluation.compare import ablation as ablation_rows
 from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.evaluation.score import stored_score
@@ -166,12 +167,20 @@ def home() -> str:
         ),
         "random-unseen": ("random actions", None, ""),
     }
+    student = describe("mt30-1m").parameters
+    parameters = {
+        "mt30-teacher-policy": describe(
+            ROOT / "weights" / "mt30-teacher.safetensors"
+        ).parameters,
+        "random-unseen": None,
+    }
     rows = []
     for name, (agent, size, bench) in agents.items():
         path = RESULTS / f"{name}.json"
-        numbers = (_score(_read(name)), _bytes(size), timed.get(bench, "-"))
+        counts = (_bytes(parameters.get(name, student)), _bytes(size), timed.get(bench, "-"))
+        numbers = (_score(_read(name)), *counts)
         rows.append((agent, *numbers, _link(path)))
-    return _table("agent, score, bytes of the file, actions a second, result file", rows)
+    return _table("agent, score, parameters, bytes, actions a second, file", rows)
 
 
 def demo() -> str:
