@@ -184,20 +184,18 @@ class _Pipeline:
     def _collect(self, planned: Sequence[str]) -> None:
         """Collect the teacher's episodes, of tasks that plans label as many as these allow."""
         decided = self._plan
-        policy = [name for name in decided.tasks if name not in planned]
-        parts = {
-            ",".join(policy): decided.episodes,
-            ",".join(planned): decided.planned_episodes or decided.episodes,
-        }
-        if len(set(parts.values())) == 1 or not planned:
-            parts = {self._tasks: decided.episodes}
+        of_plans = decided.planned_episodes or decided.episodes
+        groups: dict[int, list[str]] = {}
+        for name in decided.tasks:
+            count = of_plans if name in planned else decided.episodes
+            groups.setdefault(count, []).append(name)
         for number, noise in enumerate(NOISES):
-            for tasks in filter(None, parts):
+            for count in sorted(groups, reverse=True):
                 config = configs.CollectConfig(
                     policy=self._team,
-                    tasks=tasks,
+                    tasks=",".join(groups[count]),
                     noise=noise,
-                    episodes=parts[tasks],
+                    episodes=count,
                     seed=number * 1000 + self._config.seed,
                     output=self._work / "data",
                     device=configs.device_of_work(self._config.device, self._config.ray),

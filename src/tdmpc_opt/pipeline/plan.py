@@ -101,8 +101,8 @@ class Plan:
             plans = plans if self.planned else f", no labels by planning {cost}"
         most = "at most " if self.planned else ""
         return (
-            f"{len(self.tasks)} tasks{plans}; {most}{self.environment_steps:,} environment "
-            "steps; "
+            f"{len(self.tasks)} tasks{plans}; "
+            f"{most}{self.environment_steps:,} environment steps; "
             f"{updates:,} updates, {self.rounds * self.round_updates:,} of them in "
             f"{self.rounds} on-policy rounds\nabout {self.hours:.2g} hours on this machine and "
             f"{self.disk_bytes / 1e6:,.0f} MB of disk"
@@ -259,29 +259,25 @@ class _Speeds:
         """Return the plan for the budget; fewer hours than the least takes are refused."""
         planned = bool(self._planner)
         updates = self._updates(planned=planned)
-        shape = self._shape(updates, planned=planned)
-        if planned and self._share_of_plans(updates) < _LEAST_PLANNED:
+        if planned and self._share_of_plans(_schedule(updates)) < _LEAST_PLANNED:
             planned = False
             updates = self._updates(planned=planned)
-            shape = self._shape(updates, planned=planned)
+        shape = self._shape(updates, planned=planned)
+        # The policy may turn out better than the plans, and then labels all episodes.
+        most = shape | {"planned_episodes": shape["episodes"]}
         return Plan(
             tasks=tuple(self._tables),
             planned=tuple(self._planner) if planned else (),
             planner_seconds=max(self._planner.values(), default=0.0),
             **shape,
             environment_steps=sum(
-                self._length(name) * self._most_episodes(shape, name, planned=planned)
+                self._length(name)
+                * sum(_episodes(most, planned=planned and name in self._planner))
                 for name in self._tables
             ),
             hours=self._seconds(shape, planned=planned) / 3600,
             disk_bytes=self._disk(shape),
         )
-
-    def _most_episodes(self, shape: Mapping[str, int], name: str, *, planned: bool) -> int:
-        """Return the episodes of a task, the larger number of those of policy and of plans."""
-        ways = {False, planned and name in self._planner}
-        counts = zip(*(_episodes(shape, planned=way) for way in ways), strict=True)
-        return sum(max(count) for count in counts)
 
     def _updates(self, *, planned: bool) -> int:
         """Return the updates that are asked for, or the most that the hours allow."""
@@ -303,16 +299,14 @@ class _Speeds:
     def _shape(self, updates: int, *, planned: bool) -> dict[str, int]:
         """Return the schedule, with as few episodes as make plans take half of the time."""
         shape = _schedule(updates)
-        shape["planned_episodes"] = shape["episodes"]
         if planned:
-            share = self._share_of_plans(updates)
+            share = self._share_of_plans(shape)
             for name in ("planned_episodes", "round_episodes"):
                 shape[name] = max(1, int(share * shape[name]))
         return shape
 
-    def _share_of_plans(self, updates: int) -> float:
+    def _share_of_plans(self, shape: Mapping[str, int]) -> float:
         """Return the share of the episodes whose plans take as long as all other work."""
-        shape = self._shape(updates, planned=False)
         rest = self._seconds(shape, planned=False)
         plans = self._seconds(shape, planned=True) - rest
         return min(1.0, rest / plans) if plans > 0 else 1.0
@@ -355,11 +349,13 @@ def _schedule(updates: int) -> dict[str, int]:
     """
     rounds = min(6, max(1, updates // 200))
     each = max(1, updates // 2 // rounds)
+    episodes = min(100, max(1, updates // 100), 14 + updates // 500)
     return {
         "updates": max(1, updates - rounds * each),
         "rounds": rounds,
         "round_updates": each,
-        "episodes": min(100, max(1, updates // 100), 14 + updates // 500),
+        "episodes": episodes,
+        "planned_episodes": episodes,
         "round_episodes": min(40, max(1, updates // 200), 3 + updates // 1000),
     }
 
