@@ -73,6 +73,8 @@ BEFORE_REMOVALS = "94c1e6f"
 """The last commit whose commands have the options that were removed since."""
 BEFORE_THREE_STEPS = "c08228d1"
 """Commit whose experts learn from one reward a target, and from few starts."""
+BEFORE_SMALL_BATCHES = "bf2cf96a"
+"""Commit whose experts learn from 256 transitions an update, every fourth step."""
 
 SURVIVORS: dict[str, dict[int, str]] = {
     "training/objective.py": {
@@ -668,6 +670,8 @@ def command(name: str, content: Json) -> str:
     one_step = kind == "expert" and config.get("n_steps", 1) == 1 and "method" not in config
     if one_step or name == "mt30-experts-earlier":
         return f"git checkout {BEFORE_THREE_STEPS} && {shown}"
+    if kind == "expert" and "n_steps" in config and "batch_size" not in config:
+        return f"git checkout {BEFORE_SMALL_BATCHES} && {shown}"
     return shown
 
 

@@ -40,7 +40,7 @@ class ExpertsConfig(OnTasks, ToOutput, ByWorkers, Seeded):
     """Width of the two hidden layers."""
     envs: int = 64
     """Episodes driven in step with each other; more of them cost less time per agent step."""
-    update_ratio: float = 0.25
+    update_ratio: float = 1.0
     """Gradient updates of SAC per agent step."""
     warm_up: str | None = None
     """Policy that drives the first episodes: a checkpoint or zoo name, a folder of experts, or

@@ -20,6 +20,7 @@ from tdmpc_opt.configs import CHOICE_SEED, ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
 from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.experts.learner import (
+    BATCH_SIZE,
     RETURN_STEPS,
     build_learner,
     read_network,
@@ -289,7 +290,7 @@ def _identity(config: ExpertsConfig, task: str) -> dict[str, Any]:
     fields.append("update_ratio" if config.method == "sac" else "method")
     identity: dict[str, Any] = {"task": task} | {name: getattr(config, name) for name in fields}
     if config.method == "sac":
-        identity["n_steps"] = RETURN_STEPS
+        identity |= {"n_steps": RETURN_STEPS, "batch_size": BATCH_SIZE}
     found = warm_up_source(config, task)
     if found is not None:
         source, known_as = found
