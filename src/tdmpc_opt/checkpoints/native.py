@@ -41,9 +41,9 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
     metadata = {
         "format": FORMAT,
         "schema": str(CHECKPOINT_SCHEMA if quantized else 1),
-        "config": json.dumps(checkpoint.config.to_json()),
-        "tasks": json.dumps(checkpoint.tasks.to_json()),
-        "extra": json.dumps({k: v for k, v in checkpoint.extra.items() if k != CONTRACT}),
+        "config": _dense(checkpoint.config.to_json()),
+        "tasks": _dense(checkpoint.tasks.to_json()),
+        "extra": _dense({k: v for k, v in checkpoint.extra.items() if k != CONTRACT}),
     }
     if CONTRACT in checkpoint.extra:  # within the other facts each of its quotes has 4 bytes
         metadata[CONTRACT] = checkpoint.extra[CONTRACT]
@@ -52,7 +52,7 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
         layout[name] = [weight.format, weight.columns, weight.group]
         tensors |= {name: weight.codes, _scale_name(name): weight.scale}
     if quantized:
-        metadata["quantized"] = json.dumps(layout, separators=(",", ":"))
+        metadata["quantized"] = _dense(layout)
     try:
         with replace_when_done(path) as temporary:
             save_file(_storable(tensors), temporary, metadata)
@@ -62,6 +62,11 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
         # safetensors wraps the system's own error, such as a full disk, in its type.
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"cannot write {path}: {reason}") from error
+
+
+def _dense(content: Any) -> str:
+    """Return JSON without spaces: the file of one task's policy has 140 kB."""
+    return json.dumps(content, separators=(",", ":"))
 
 
 def _scale_name(weight: str) -> str:
