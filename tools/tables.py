@@ -373,7 +373,27 @@ def claim() -> str:
 def planned() -> str:
     """Plans of the bundled student against its policy on the same starts."""
     rows = [(f"`{preset}`", *_scored(preset)) for preset in ("policy", "realtime", PUBLISHED)]
+    path = RESULTS / "mt30-1m-regularized-published.json"
+    rows.append((f"`{PUBLISHED}`, regularised rewards", *_scored_in(path)))
     return _table(f"preset, {_SCORED}", rows)
+
+
+def regularized() -> str:
+    """Returns by task of the published budget, with and without regularised rewards."""
+    plans, policy = _read("mt30-1m-regularized-published"), _read("mt30-1m-policy")
+    before = _read("mt30-1m-planner-published")
+    rows = []
+    for task in MT30.names:
+        planned = plans["tasks"][task]
+        taken = [policy["tasks"][task]["seeds"].index(seed) for seed in planned["seeds"]]
+        acted = [policy["tasks"][task]["returns"][index] for index in taken]
+        means = (np.mean(acted), np.mean(planned["returns"]))
+        rows.append(
+            (task, *(f"{mean:.0f}" for mean in means), f"{_mean(before['tasks'][task]):.0f}")
+        )
+    return _table(
+        "task, policy, `published` with regularised rewards, `published` from one start", rows
+    )
 
 
 _SCORED = "score, measured on, difference from the policy on common starts, file"
@@ -382,8 +402,10 @@ _SCORED = "score, measured on, difference from the policy on common starts, file
 def _scored(preset: str) -> tuple[str, str, str, str]:
     """Return what a preset of the bundled student scores, where it was evaluated."""
     path = RESULTS / f"mt30-1m-{preset if preset == 'policy' else f'planner-{preset}'}.json"
-    if not path.exists():
-        return "not measured", "-", "-", "-"
+    return _scored_in(path) if path.exists() else ("not measured", "-", "-", "-")
+
+
+def _scored_in(path: Path) -> tuple[str, str, str, str]:
     content = _read(path.stem)
     difference = _against(RESULTS / "mt30-1m-policy.json", path)
     return _score(content), _starts(content["config"]), difference, _link(path)

@@ -110,6 +110,16 @@ def _dagger(config: configs.DaggerConfig, terminal: Terminal) -> None:
     terminal.print(_outcome(config, before, f"{config.rounds:,} rounds"))
 
 
+def _regularize(config: configs.RegularizeConfig, terminal: Terminal) -> None:
+    from tdmpc_opt.training.regularize import regularize
+
+    report = regularize(config, terminal)
+    terminal.print(
+        f"wrote {report.output}: it values {report.after:.1%} of random action sequences above "
+        f"the policy's, before {report.before:.1%}"
+    )
+
+
 def _distill(config: configs.DistillConfig, terminal: Terminal) -> None:
     from tdmpc_opt.pipeline.distill import distill
     from tdmpc_opt.pipeline.plan import plan
@@ -163,6 +173,12 @@ COMMANDS = (
         "--teacher teacher.pt --start runs/student --data data/mt30 --rounds 4 "
         "--updates 2500 --output runs/corrected",
         ("teacher", "start", "data", "output", "rounds", "updates", "episodes"),
+    ),
+    Command(
+        "regularize",
+        _regularize,
+        "runs/student --data data/visited --output student.safetensors",
+        ("output", "data", "updates"),
     ),
     Command("demo", _demo, "--output demo-output"),
 )

@@ -46,6 +46,7 @@ from tdmpc_opt.configs.training import (
     ExpertsConfig,
     FromTeacher,
     LossWeights,
+    RegularizeConfig,
     Schedule,
     TrainConfig,
 )

@@ -14,6 +14,7 @@ from tdmpc_opt.configs.common import (
     Labelled,
     MatmulPrecision,
     Numbers,
+    OfCheckpoint,
     OfDataset,
     OnDevice,
     OnTasks,
@@ -379,6 +380,28 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
                 "`updates`, `batch_size`, `horizon`, `log_every`, `save_every` and `keep` must "
                 "be at least 1"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizeConfig(OfCheckpoint, OnTasks, ToOutput, OnDevice, Seeded):
+    """Train an agent's reward head so that plans of any budget stay near its policy.
+
+    All other weights stay. The new file plans and acts; it teaches no rewards.
+    """
+
+    data: tuple[Path, ...]
+    """Dataset folders with observations of the agent's tasks, best of its own policy with
+    different noise, from `tdmpc-opt collect`."""
+    updates: int = 12_000
+    """Gradient updates of the reward head."""
+    matmul: MatmulPrecision = "highest"
+    """Precision of float32 matrix products, as torch names it: `medium` multiplies in bf16 and
+    sums in float32 on processors with units for that."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data or self.updates < 1:
+            raise InputError("`data` names a dataset at least, and `updates` is at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

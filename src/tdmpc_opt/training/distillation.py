@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tdmpc_opt.agents.expert import ExpertNetwork, is_expert_folder
-from tdmpc_opt.checkpoints.checkpoint import Checkpoint
+from tdmpc_opt.checkpoints.checkpoint import REGULARIZED, Checkpoint
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, share_names
 from tdmpc_opt.configs import DistillWeights, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
@@ -277,6 +277,12 @@ def _built(
                 f"nothing for {', '.join(unknown)}: name a checkpoint, or set the weight to 0"
             )
         return ExpertTeacher(content, student.tasks, device)
+    if REGULARIZED in content.extra and {"reward_mse", "reward_kl"} & terms:
+        raise InputError(
+            f"{source.name} has regularised rewards, which are not the environment's: name the "
+            f"file it was made from ({content.extra.get('source', 'unknown')}), or set the "
+            "weights of the reward terms to 0"
+        )
     ours, theirs = student.config, content.config
     wrong = sorted(terms & TWO_HOT_TERMS)
     if wrong and (ours.num_bins, ours.bin_limit) != (theirs.num_bins, theirs.bin_limit):
