@@ -122,6 +122,7 @@ def _functions():
     from tdmpc_opt.report.page import write_report
     from tdmpc_opt.training.dagger import dagger
     from tdmpc_opt.training.loop import train
+    from tdmpc_opt.training.regularize import regularize
 
     return {
         distill: ["distill", "T", "--output", "T"],
@@ -139,6 +140,7 @@ def _functions():
         save_folder: ["convert", "T", "--output", "T"],
         video: ["video", "T", "--sheet", "T"],
         write_report: ["report", "T", "--output", "T"],
+        regularize: ["regularize", "T", "--data", "T", "--output", "T"],
         train: ["train", "--data", "T", "--updates", "1", "--output", "T"],
         dagger: [
             *("dagger", "--data", "T", "--teacher", "T", "--start", "T", "--rounds", "1"),
