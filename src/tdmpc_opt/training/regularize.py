@@ -29,6 +29,7 @@ from tdmpc_opt.files import refuse_overwrite
 from tdmpc_opt.model.layers import Network
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.training.batches import on_device
 
 _PENALTY = 500.0
 """Reward that an action loses per squared distance, averaged over the dimensions, from the
@@ -89,7 +90,10 @@ def regularize(config: RegularizeConfig, progress: Progress | None = None) -> Re
     )
     generator = torch.Generator().manual_seed(config.seed)
     with threads(choose_threads().count, config.matmul):
-        compared = [sampler.sample() for _ in range(-(-_COMPARED // _BATCH))]
+        compared = [
+            on_device(sampler.sample(), model.bins.device)
+            for _ in range(-(-_COMPARED // _BATCH))
+        ]
         before = _share_above(model, compared, generator)
         _fit(model, sampler, config.updates, generator, progress)
         after = _share_above(model, compared, generator)
@@ -113,7 +117,7 @@ def _fit(
     for update in range(updates):
         for group in optimizer.param_groups:  # constant, then falling to zero
             group["lr"] = _LR * min(1.0, 2 * (1 - update / updates))
-        batch = sampler.sample()
+        batch = on_device(sampler.sample(), model.bins.device)
         with torch.no_grad():
             tried = _try(model, true_rewards, batch, generator)
         logits = model.reward(tried.z, tried.action, tried.task)
@@ -157,8 +161,7 @@ def _try(
     model: WorldModel, true_rewards: Network, batch: Batch, generator: torch.Generator
 ) -> _Tried:
     """Follow actions at all distances from the policy's, each row's of one spread."""
-    device = model.bins.device
-    task = batch.task.to(device)
+    device, task = model.bins.device, batch.task
     mask, rows = model.mask(task), len(task)
 
     def drawn(*shape: int) -> Tensor:
@@ -167,7 +170,7 @@ def _try(
     low, high = math.log(_NARROWEST), math.log(_WIDEST)
     spread = torch.exp(low + (high - low) * drawn(rows, 1))
     random = drawn(rows, 1) < _RANDOM
-    z = model.encode(batch.obs[0].to(device), task)
+    z = model.encode(batch.obs[0], task)
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
     for _ in range(_HORIZON):
         policy = model.policy(z, task).mean
@@ -187,9 +190,8 @@ def _share_above(model: WorldModel, batches: list[Batch], generator: torch.Gener
     """Return the share of random sequences whose predicted return is above the policy's."""
     above = []
     for batch in batches:
-        device = model.bins.device
-        task = batch.task.to(device)
-        start = model.encode(batch.obs[0].to(device), task)
+        task = batch.task
+        start = model.encode(batch.obs[0], task)
         discount = model.discount[task].unsqueeze(-1)
         returns = []
         for follows_policy in (True, False):
@@ -197,7 +199,7 @@ def _share_above(model: WorldModel, batches: list[Batch], generator: torch.Gener
             for step in range(_HORIZON):
                 action = model.policy(z, task).mean
                 if not follows_policy:
-                    noise = torch.randn(action.shape, generator=generator).to(device)
+                    noise = torch.randn(action.shape, generator=generator).to(action)
                     action = (_WIDEST * noise).clamp(-1, 1) * model.mask(task)
                 total += discount**step * model.decode(model.reward(z, action, task))
                 z = model.next(z, action, task)
