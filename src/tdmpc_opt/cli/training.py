@@ -115,8 +115,8 @@ def _regularize(config: configs.RegularizeConfig, terminal: Terminal) -> None:
 
     report = regularize(config, terminal)
     terminal.print(
-        f"wrote {report.output}: it values {report.after:.1%} of random action sequences above "
-        f"the policy's, before {report.before:.1%}"
+        f"wrote {report.output}: plans of the published budget act at a mean distance of "
+        f"{report.after:.3f} from the policy, before {report.before:.3f}"
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tdmpc_opt.agents.agent import best_device
+from tdmpc_opt.agents.agent import Agent, best_device
 from tdmpc_opt.agents.executor import choose_threads
 from tdmpc_opt.agents.rollout import threads
 from tdmpc_opt.checkpoints.checkpoint import REGULARIZED, Checkpoint, build
@@ -28,14 +28,13 @@ from tdmpc_opt.errors import RunError
 from tdmpc_opt.files import refuse_overwrite
 from tdmpc_opt.model.layers import Network
 from tdmpc_opt.model.world_model import WorldModel
+from tdmpc_opt.planning import presets
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.training.batches import on_device
 
-_PENALTY = 500.0
-"""Reward that an action loses per squared distance, averaged over the dimensions, from the
-policy's."""
-_LIMIT = 20.0
-"""The most that it loses. The values of the latents that three actions reach differ by less."""
+_PENALTY = 100.0
+"""Reward that an action loses per distance from the policy's, the root mean square over the
+dimensions."""
 _HORIZON = 3
 _BATCH = 512
 _LR = 1e-3
@@ -43,8 +42,8 @@ _NARROWEST, _WIDEST = 0.02, 2.0
 """Standard deviations of the tried actions around the policy's, drawn on a log scale."""
 _RANDOM, _EXACT = 0.25, 0.1
 """Shares of the tried actions that are random, and the policy's own."""
-_COMPARED = 1000
-"""Observations from which sequences are compared at the end."""
+_COMPARED = 64
+"""Observations from which plans are compared with the policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class RegularizeReport:
 
     output: Path
     before: float
-    """Share of random action sequences that the model valued above the policy's."""
+    """Mean distance of plans of TD-MPC2's own budget from the policy, in action units."""
     after: float
     """The same with the new rewards."""
 
@@ -90,14 +89,11 @@ def regularize(config: RegularizeConfig, progress: Progress | None = None) -> Re
     )
     generator = torch.Generator().manual_seed(config.seed)
     with threads(choose_threads().count, config.matmul):
-        compared = [
-            on_device(sampler.sample(), model.bins.device)
-            for _ in range(-(-_COMPARED // _BATCH))
-        ]
-        before = _share_above(model, compared, generator)
+        compared = on_device(sampler.sample(), model.bins.device)
+        before = _plan_distance(model, compared, generator)
         _fit(model, sampler, config.updates, generator, progress)
-        after = _share_above(model, compared, generator)
-    how = {"penalty": _PENALTY, "limit": _LIMIT, "updates": config.updates}
+        after = _plan_distance(model, compared, generator)
+    how = {"penalty": _PENALTY, "updates": config.updates}
     write_native(config.output, _with_rewards(with_origin(checkpoint, source), model, how))
     return RegularizeReport(config.output, before, after)
 
@@ -177,46 +173,44 @@ def _try(
         noise = torch.randn(policy.shape, generator=generator).to(device)
         action = torch.where(random, _WIDEST * noise, policy + spread * noise)
         action = torch.where(drawn(rows, 1) < _EXACT, policy, action.clamp(-1, 1) * mask)
-        squared = ((action - policy) ** 2).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
         given = model.decode(true_rewards(z, model.task_rows(task), policy))
-        steps.append((z, action, given - (_PENALTY * squared).clamp(max=_LIMIT)))
+        steps.append((z, action, given - _PENALTY * _distance(action, policy, mask)))
         z = model.next(z, action, task)
     zs, actions, rewards = (torch.stack(part) for part in zip(*steps, strict=True))
     return _Tried(zs, actions, rewards, task)
 
 
-@torch.no_grad()
-def _share_above(model: WorldModel, batches: list[Batch], generator: torch.Generator) -> float:
-    """Return the share of random sequences whose predicted return is above the policy's."""
-    above = []
-    for batch in batches:
-        task = batch.task
-        start = model.encode(batch.obs[0], task)
-        discount = model.discount[task].unsqueeze(-1)
-        returns = []
-        for follows_policy in (True, False):
-            z, total = start, torch.zeros_like(discount)
-            for step in range(_HORIZON):
-                action = model.policy(z, task).mean
-                if not follows_policy:
-                    noise = torch.randn(action.shape, generator=generator).to(action)
-                    action = (_WIDEST * noise).clamp(-1, 1) * model.mask(task)
-                total += discount**step * model.decode(model.reward(z, action, task))
-                z = model.next(z, action, task)
-            last = model.q_values(z, model.policy(z, task).mean, task)
-            returns.append(total + discount**_HORIZON * model.decode(last).mean(0))
-        above.append(returns[1] > returns[0])
-    return float(torch.cat(above).float().mean())
+def _plan_distance(model: WorldModel, batch: Batch, generator: torch.Generator) -> float:
+    """Return the mean distance of planned actions from the policy's, with TD-MPC2's budget."""
+    obs, task = batch.obs[0, :_COMPARED], batch.task[:_COMPARED]
+    planned = Agent(model).act(obs, task, generator=generator)
+    with torch.no_grad():
+        policy = model.policy(model.encode(obs, task), task).mean
+    return float(_distance(planned, policy, model.mask(task)).mean())
+
+
+def _distance(
+    action: Float[Tensor, "batch action"],
+    policy: Float[Tensor, "batch action"],
+    mask: Float[Tensor, "batch action"],
+) -> Float[Tensor, "batch 1"]:
+    """Return the root mean square distance over the dimensions of each row's task."""
+    squared = ((action - policy) ** 2 * mask).sum(-1, keepdim=True)
+    return (squared / mask.sum(-1, keepdim=True)).sqrt()
 
 
 def _with_rewards(
     checkpoint: Checkpoint, model: WorldModel, how: dict[str, float]
 ) -> Checkpoint:
-    """Return the checkpoint with the model's reward head, in the number formats of the file."""
+    """Return the checkpoint with the model's reward head, in the number formats of the file.
+
+    Its presets were chosen for the former rewards, so they go.
+    """
     state = model.reward_head.state_dict(prefix="reward_head.")
     tensors = {
         name: state[name].to(tensor) if name in state else tensor
         for name, tensor in checkpoint.tensors.items()
     }
     extra = checkpoint.extra | {REGULARIZED: json.dumps(how)}
+    extra = {name: fact for name, fact in extra.items() if name != presets.STORED_AS}
     return replace(checkpoint, tensors=tensors, extra=extra)
