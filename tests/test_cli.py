@@ -536,6 +536,22 @@ def test_an_interrupt_exits_with_status_130_and_says_how_to_go_on(run, tmp_path,
     assert json.loads(out.read_text())["complete"]
 
 
+def test_an_interrupt_of_a_command_without_resume_says_so(
+    run, checkpoint_file, dataset_dir, tmp_path, monkeypatch
+):
+    def stop(self, done: int, total: int, text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Terminal, "update", stop)
+    out = tmp_path / "regularized.safetensors"
+    status, _, errors = run(
+        "regularize", checkpoint_file, "--data", dataset_dir, "--output", out, "--updates", "2"
+    )
+    assert status == 130
+    assert errors.splitlines()[-1] == ("tdmpc-opt: interrupted; the same command begins anew")
+    assert not out.exists()
+
+
 def test_a_reader_that_leaves_early_sees_no_traceback():
     command = [sys.executable, "-m", "tdmpc_opt", "train", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

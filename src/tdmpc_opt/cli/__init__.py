@@ -11,7 +11,7 @@ from typing import Any
 import tdmpc_opt
 from tdmpc_opt import machine
 from tdmpc_opt.cli import deploy, files, measure, training
-from tdmpc_opt.cli.command import UsageError, overview, parse, with_options
+from tdmpc_opt.cli.command import Command, UsageError, overview, parse, with_options
 from tdmpc_opt.cli.output import Terminal
 from tdmpc_opt.errors import InputError, TdmpcOptError, printable
 
@@ -58,7 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         config = _parse(arguments)
-        command = _OF_CONFIG[type(config)]
+        return _run(_OF_CONFIG[type(config)], config)
+    except KeyboardInterrupt:  # while the options were read
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # whoever read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(command: Command, config: Any) -> int:
+    """Run a command and return its exit status."""
+    try:
         if machine.world_size() > 1 and not command.by_ranks:
             raise InputError(
                 "torchrun can start train alone; call the other commands without it"
@@ -70,11 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         return _fail(_not_imported(error))
     except KeyboardInterrupt:
-        done = "interrupted; what was finished is kept, and the same command goes on from there"
-        return _fail(done, 130)
-    except BrokenPipeError:  # whoever read the output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        again = "the same command begins anew"
+        if command.resumes:
+            again = "what was finished is kept, and the same command goes on from there"
+        return _fail(f"interrupted; {again}", 130)
     return 0
 
 

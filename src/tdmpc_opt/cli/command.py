@@ -39,6 +39,8 @@ class Command:
     """Fields that the help shows first, beside the required ones; None shows all together."""
     by_ranks: bool = False
     """Whether the processes that torchrun starts can run it together."""
+    resumes: bool = False
+    """Whether the same command continues an interrupted one."""
 
     @property
     def config(self) -> type:

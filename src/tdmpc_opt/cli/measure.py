@@ -178,6 +178,7 @@ COMMANDS = (
         _evaluate,
         "student.safetensors --mode policy --output score.json",
         ("output", "mode", "preset", "tasks", "episodes"),
+        resumes=True,
     ),
     Command("compare", _compare, "before.json after.json"),
     Command("ablation", _ablation, "a.json b.json --plot scores.png"),
@@ -192,6 +193,7 @@ COMMANDS = (
         _tune,
         "student.safetensors --tasks walker-walk --output tuning --store tuned.safetensors",
         ("output", "tasks", "episodes", "trials", "store"),
+        resumes=True,
     ),
     Command("report", _report, "results/*.json --output report.html"),
     Command(

@@ -159,6 +159,7 @@ COMMANDS = (
         _distill,
         "teacher.pt --hours 4 --output student",
         ("output", "tasks", "size", "hours", "updates"),
+        resumes=True,
     ),
     Command(
         "train",
@@ -166,6 +167,7 @@ COMMANDS = (
         "--teacher teacher.pt --data data/mt30 --updates 100000 --output runs/student",
         ("teacher", "data", "output", "updates", "size", "tasks"),
         by_ranks=True,
+        resumes=True,
     ),
     Command(
         "dagger",
@@ -173,6 +175,7 @@ COMMANDS = (
         "--teacher teacher.pt --start runs/student --data data/mt30 --rounds 4 "
         "--updates 2500 --output runs/corrected",
         ("teacher", "start", "data", "output", "rounds", "updates", "episodes"),
+        resumes=True,
     ),
     Command(
         "regularize",
@@ -180,7 +183,7 @@ COMMANDS = (
         "runs/student --data data/visited --output student.safetensors",
         ("output", "data", "updates"),
     ),
-    Command("demo", _demo, "--output demo-output"),
+    Command("demo", _demo, "--output demo-output", resumes=True),
 )
 
 DATA_COMMANDS = (
@@ -189,12 +192,14 @@ DATA_COMMANDS = (
         _experts,
         "--tasks walker-walk --output experts",
         ("output", "tasks", "method", "steps"),
+        resumes=True,
     ),
     Command(
         "collect",
         _collect,
         "--policy teacher.pt --episodes 20 --output data/mt30",
         ("policy", "output", "tasks", "episodes", "noise"),
+        resumes=True,
     ),
     Command("data info", _data_info, "data/mt30 --card card.md"),
     Command("data import", _data_import, "mt30/*.pt --output data/mt30"),
