@@ -39,6 +39,7 @@ from tdmpc_opt.errors import (
     RunError,
     UnknownTaskError,
 )
+from tdmpc_opt.planning import presets
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.training import step
@@ -640,6 +641,14 @@ def test_a_run_can_start_from_a_checkpoint(config, checkpoint_file, monkeypatch)
     assert (after.config, after.tasks) == (before.config, before.tasks)
     for name, tensor in before.tensors.items():
         torch.testing.assert_close(after.tensors[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_the_presets_of_the_start_stay(config, checkpoint_file, tmp_path):
+    start, checkpoint = tmp_path / "held.safetensors", read_checkpoint(checkpoint_file)
+    held = presets.storable(presets.HELD)
+    write_native(start, replace(checkpoint, extra=checkpoint.extra | held))
+    trained = read_checkpoint(train(replace(config, start=str(start), updates=1)))
+    assert presets.stored(trained.extra) == presets.HELD
 
 
 def test_a_start_that_does_not_know_the_data_is_refused(config, make_model, tmp_path):

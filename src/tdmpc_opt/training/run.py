@@ -12,7 +12,7 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from tdmpc_opt.agents.sources import CheckpointSource, identify, open_source
 from tdmpc_opt.checkpoints.checkpoint import from_model
-from tdmpc_opt.checkpoints.load import resolve, sha256, share_names
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256, share_names
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.configs import TERMS, FromTeacher, TrainConfig
@@ -29,6 +29,7 @@ from tdmpc_opt.errors import (
 )
 from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.files import parse_json, remove_unfinished, repairable, require_same, written
+from tdmpc_opt.planning.presets import STORED_AS
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.training.batches import Draws
 from tdmpc_opt.training.step import Learner
@@ -64,6 +65,7 @@ class Run:
         self.model_path = config.output / MODEL
         self._states = StateFolder(config.output, config.keep)
         self.identity = _identity(config, datasets)
+        self._presets = _presets_of(config)
         path = config.output / "config.json"
         try:
             if path.exists():
@@ -90,6 +92,7 @@ class Run:
         if not self._writes:
             return
         extra = {"updates": str(learner.update), "run": json.dumps(self.identity)}
+        extra |= self._presets
         write_native(self.model_path, from_model(learner.model, extra))
         self._states.save(learner.update, state_of(learner, draws))
 
@@ -203,6 +206,17 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
             name: str(getattr(config.terms, name)) for name in config.terms.at(0)
         }
     return values
+
+
+def _presets_of(config: TrainConfig) -> dict[str, str]:
+    """Return the entry with the presets of the checkpoint that training starts from, if any.
+
+    They stay: without its regularised presets a student that imitates plans far worse.
+    """
+    if not config.start:
+        return {}
+    extra = read_checkpoint(config.start, check_values=False, tasks=config.tasks).extra
+    return {name: text for name, text in extra.items() if name == STORED_AS}
 
 
 def names_in_use(config: TrainConfig) -> str | None:
