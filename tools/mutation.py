@@ -187,7 +187,7 @@ def run(output: Path, minutes: float) -> None:
         found = [
             m
             for m in content.get("mutants", [])
-            if old.get(m["file"]) == hashes[m["file"]] and (m["file"], m["mutant"]) in sample
+            if (m["file"], m["mutant"]) in sample and old.get(m["file"]) == hashes[m["file"]]
         ]
         known = {(m["file"], m["mutant"]) for m in found}
         for file, number in sample:
