@@ -52,7 +52,8 @@ COMMANDS = {
     "mt30-1m-rounds": "examples/mt30/student_rounds.sh TEACHER STUDENT FOLDER",
     "no-teacher-policy": "examples/mt30/no_teacher.sh weights/mt30-teacher.safetensors FOLDER",
     "no-teacher-planner": "examples/mt30/no_teacher.sh weights/mt30-teacher.safetensors FOLDER",
-    "mt30-1m-regularized-published": "git checkout fccee7ae; examples/mt30/regularize.sh FOLDER",
+    "mt30-1m-regularized-published": "git checkout fccee7ae; "
+    "examples/mt30/regularize.sh FOLDER",
     "mt30-student-rounds": "tdmpc-opt distill weights/mt30-teacher.safetensors --size 1 "
     "--matmul medium --updates 30000 --output FOLDER",
     "mt30-teacher-rounds": "examples/mt30/teacher_rounds.sh START FOLDER DATASET",
