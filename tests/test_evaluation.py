@@ -93,6 +93,13 @@ def test_the_interval_is_that_of_the_resampled_means():
     assert constant.ci95 == pytest.approx((30, 30))
 
 
+def test_a_number_added_to_a_score_moves_its_interval():
+    score = normalized_score({"a": [0.0, 1000.0], "b": [300.0, 300.0]})
+    moved = score.plus(3.0)
+    assert moved.mean == score.mean + 3
+    assert moved.ci95 == (score.ci95[0] + 3, score.ci95[1] + 3)
+
+
 def test_the_score_of_a_committed_result_is_the_same_to_the_last_digit():
     path = Path(__file__).parents[1] / "results" / "mt30-1m-policy.json"
     stored = read_evaluation(path)

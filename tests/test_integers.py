@@ -22,6 +22,7 @@ from tdmpc_opt.compression.distillation import distilled
 from tdmpc_opt.compression.extract import compact_embedding, one_task, policy_only
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.compression.rounding import (
+    _refitted,
     group_of,
     layers,
     recipe,
@@ -182,6 +183,16 @@ def test_four_bit_scales_are_the_best_for_the_inputs_that_vary(matrix):
         codes = (matrix / step).round().clamp(-8, 7)
         tried.append(((codes * step - matrix).square() * variance).sum(1))
     assert (error <= torch.stack(tried).amin(0) * 1.05).all()
+
+
+def test_a_refitted_weight_does_not_depend_on_the_unit_of_its_inputs(matrix, inputs):
+    x = inputs.double()
+    y = x + 0.1 * x.roll(1, dims=1)
+    weight, _ = _refitted(matrix, x, y)
+    assert (weight - matrix).abs().max() > 0.01
+    for unit in (1e-3, 1e3):
+        again, _ = _refitted(matrix, unit * x, unit * y)
+        torch.testing.assert_close(again, weight)
 
 
 @pytest.mark.parametrize(
@@ -372,6 +383,15 @@ def test_calibration_on_real_observations_beats_plain_rounding(
     assert reference.errors(calibrated).action < reference.errors(plain).action
     errors = reference.errors(calibrated).value, reference.errors(plain).value
     assert 0 < errors[0] < errors[1] < 2
+
+
+def test_int8_has_one_scale_for_each_row_of_every_layer(checkpoint_file):
+    checkpoint = read_checkpoint(checkpoint_file)
+    formats = dict.fromkeys(layers(checkpoint), "int8")
+    rounded = to_integers(checkpoint, formats, None).quantized
+    assert any(len(weight.shape) == 3 for weight in rounded.values())  # the ensemble of Qs
+    for name, weight in rounded.items():
+        assert weight.scale.shape == (*weight.shape[:-1], 1), name
 
 
 def test_the_original_has_no_error_and_another_agent_much(make_model, dataset_dir):

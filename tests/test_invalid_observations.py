@@ -110,6 +110,7 @@ def test_what_is_no_observation_stays_an_error(act, unchecked):
             act(GOOD, "cartpole", on_invalid=on_invalid)
         with pytest.raises(InputError, match="deadline_ms must be above 0"):
             act(GOOD, TASK, deadline_ms=-1.0, on_invalid=on_invalid)
+        assert act(GOOD, TASK, deadline_ms=0.5, on_invalid=on_invalid).shape == (1,)
     with pytest.raises(InputError, match="on_invalid must be error, hold or zero, got 'last'"):
         act(GOOD, TASK, on_invalid="last")
 

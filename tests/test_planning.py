@@ -224,6 +224,12 @@ def test_every_plan_draws_two_different_heads(make_model):
     assert heads.unique().tolist() == [0, 1, 2, 3, 4]
 
 
+def test_noise_has_the_number_format_of_the_model(make_model):
+    noise = draw_noise(make_model().double(), BUDGET, _generators(0))
+    assert noise.prior.dtype == noise.samples.dtype == noise.pick.dtype == torch.float64
+    assert noise.heads.dtype == torch.int64
+
+
 def test_a_model_with_one_q_plans_too(make_model):
     heads = draw_noise(make_model(num_q=1), BUDGET, _generators(0)).heads
     assert not heads.any()

@@ -156,6 +156,13 @@ def test_the_last_dataset_gives_its_share_of_each_batch(dataset, long, share):
         assert set(numbers.unique().tolist()) == {*range(7), 8, 9}
 
 
+def test_a_last_dataset_of_one_episode_gives_its_share(dataset, tmp_path):
+    one = EpisodeDataset.create(tmp_path / "one", TASKS)
+    one.append_shard("a", [_counting(THIN, 8, STEPS)], {})
+    batch = _together(dataset, one, batch_size=40, last_share=0.5).sample()
+    assert ((batch.obs[0, :, 0] // 100) == 8).sum() == 20
+
+
 @pytest.mark.parametrize("short_is_last", [True, False])
 def test_a_side_of_short_episodes_leaves_the_batch_to_the_other(tmp_path, long, short_is_last):
     short = EpisodeDataset.create(tmp_path / "short", TASKS)
