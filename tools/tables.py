@@ -52,11 +52,17 @@ COMMANDS = {
     "mt30-1m-rounds": "examples/mt30/student_rounds.sh TEACHER STUDENT FOLDER",
     "no-teacher-policy": "examples/mt30/no_teacher.sh weights/mt30-teacher.safetensors FOLDER",
     "no-teacher-planner": "examples/mt30/no_teacher.sh weights/mt30-teacher.safetensors FOLDER",
-    "mt30-1m-regularized-published": "git checkout fccee7ae; "
+    "mt30-1m-regularized-published": "git checkout fccee7ae && "
     "examples/mt30/regularize.sh FOLDER",
     "mt30-student-rounds": "tdmpc-opt distill weights/mt30-teacher.safetensors --size 1 "
     "--matmul medium --updates 30000 --output FOLDER",
     "mt30-teacher-rounds": "examples/mt30/teacher_rounds.sh START FOLDER DATASET",
+    **{
+        f"next-{name}-rounds-{number}": "examples/mt30/more_rounds.sh "
+        f"{labels} START {size} {50_000 + 10_000 * number} TASKS FOLDER"
+        for name, labels, size in (("teacher", "experts", 5), ("1m", "TEACHER", 1))
+        for number in (1, 2, 3)
+    },
     "mutation": "python tools/mutation.py results/mutation.json",
     "own-task": "examples/own_task/run.sh FOLDER",
     # Scripts that were removed after their file was written.
@@ -273,6 +279,22 @@ def student() -> str:
     )
     rows = [(task, *(f"{mean:.0f}" for mean in row)) for task, row in named]
     return _table(("task", *names), rows)
+
+
+def continued() -> str:
+    """Experts, teachers and students, before and after more rounds."""
+    agents = {
+        "mt30-experts": "experts, one for each task",
+        "mt30-teacher-policy": "teacher `mt30-teacher`",
+        "next-teacher-policy": "next teacher",
+        "mt30-1m-policy": "student `mt30-1m` (bundled)",
+        "next-1m-policy": "next student",
+    }
+    rows = [
+        (agent, _score(_read(name)), _link(RESULTS / f"{name}.json"))
+        for name, agent in agents.items()
+    ]
+    return _table("agent, score, file", rows)
 
 
 def pupil() -> str:
