@@ -17,7 +17,7 @@ from timing import race, records, report
 
 from tdmpc_opt import load_agent
 from tdmpc_opt.agents.agent import Agent
-from tdmpc_opt.agents.executor import cores
+from tdmpc_opt.agents.compute import cores
 from tdmpc_opt.configs import EvaluateConfig, Mode
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.schema import MT30

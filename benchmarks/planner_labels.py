@@ -13,7 +13,8 @@ import torch
 import tyro
 from timing import race, records, report
 
-from tdmpc_opt.agents.agent import Agent, best_device
+from tdmpc_opt.agents.agent import Agent
+from tdmpc_opt.agents.compute import best_device
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.presets import PRESETS
 from tdmpc_opt.schema import MT30, Size, model_config

@@ -20,7 +20,7 @@ from plain import PlainLearner
 from synthetic import synthetic_dataset
 from timing import cycle, race, records, report
 
-from tdmpc_opt.agents.agent import best_device
+from tdmpc_opt.agents.compute import best_device
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.configs import TrainConfig

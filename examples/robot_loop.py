@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tdmpc_opt.contract import OnInvalid
 from tdmpc_opt.errors import InputError, MissingDependencyError, TdmpcOptError
 from tdmpc_opt.runtime import Agent, load
-from tdmpc_opt.runtime.contract import OnInvalid
 
 END = object()
 """What a source returns in place of an observation when it has ended."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import tdmpc_opt
-from tdmpc_opt.agents.agent import Agent, best_device, load_agent
+from tdmpc_opt.agents.agent import Agent, load_agent
+from tdmpc_opt.agents.compute import best_device
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.rounding import round_weights

@@ -145,8 +145,8 @@ def test_the_source_names_no_path_of_this_machine(two_tasks):
 
 
 def test_a_task_with_an_odd_name_makes_plain_c(tmp_path, make_model):
+    from tdmpc_opt.contract import Block, Contract
     from tdmpc_opt.export.c_source import c_policy
-    from tdmpc_opt.runtime.contract import Block, Contract
     from tdmpc_opt.schema import Task, TaskTable
 
     tasks = TaskTable((Task('3"*/\\é', 4, 2),))

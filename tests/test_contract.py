@@ -12,9 +12,7 @@ from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.configs import QuantizeConfig
-from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.runtime import load
-from tdmpc_opt.runtime.contract import (
+from tdmpc_opt.contract import (
     CONTRACT,
     Block,
     Contract,
@@ -22,6 +20,8 @@ from tdmpc_opt.runtime.contract import (
     contracts_of,
     contracts_to_json,
 )
+from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.runtime import load
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
 

@@ -12,14 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from tdmpc_opt.agents import executor
-from tdmpc_opt.agents.executor import (
-    _quota,
-    choose_processes,
-    choose_threads,
-    cores,
-    run_parallel,
-)
+from tdmpc_opt.agents import compute
+from tdmpc_opt.agents.compute import _quota, choose_processes, choose_threads, cores
+from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.cli import main
@@ -224,10 +219,10 @@ def _stat(monkeypatch, tmp_path: Path, ticks: list[list[tuple[int, int, int]]]) 
         path.write_text("cpu 1 1 1 1 1 1 1 1\n" + "\n".join(rows) + "\nintr 5\n")
 
     write(0)
-    monkeypatch.setattr(executor, "_STAT", path)
-    monkeypatch.setattr(executor, "_allowed", lambda: {0, 1, 2, 3})
-    monkeypatch.setattr(executor, "_quota", lambda: math.inf)
-    monkeypatch.setattr(executor.time, "sleep", write)
+    monkeypatch.setattr(compute, "_STAT", path)
+    monkeypatch.setattr(compute, "_allowed", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(compute, "_quota", lambda: math.inf)
+    monkeypatch.setattr(compute.time, "sleep", write)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
@@ -247,7 +242,7 @@ def test_a_machine_that_is_full_still_gives_one_core(monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert choose_threads().count == 7
     assert choose_threads(2).count == 2
-    monkeypatch.setattr(executor, "_quota", lambda: 1.5)
+    monkeypatch.setattr(compute, "_quota", lambda: 1.5)
     assert cores() == 1
 
 

@@ -31,6 +31,7 @@ PURPOSES = {
     "runtime": "the agent on a device: numpy and ONNX Runtime, without torch",
     "zoo": "bundled checkpoints",
     "configs": "the options of every command, as frozen dataclasses",
+    "contract": "names, units and bounds of the numbers of a task",
     "schema": "facts shared by torch and runtime: tasks, budgets, file formats",
     "machine": "versions, commit, processor, number of processes",
     "progress": "progress of long work",

@@ -19,13 +19,13 @@ import torch
 
 from tdmpc_opt import zoo
 from tdmpc_opt.checkpoints.load import describe
+from tdmpc_opt.contract import by_contract, contracts_of
 from tdmpc_opt.evaluation.compare import ablation as ablation_rows
 from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.evaluation.score import stored_score
 from tdmpc_opt.files import sha256
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.presets import PRESETS, PUBLISHED
-from tdmpc_opt.runtime.contract import by_contract, contracts_of
 from tdmpc_opt.schema import MT30, PlannerBudget, Size, model_config
 
 ROOT = Path(__file__).parents[1]

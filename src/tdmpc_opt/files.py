@@ -89,6 +89,27 @@ FORMAT = "tdmpc-opt"
 CHECKPOINT_SCHEMA = 2
 """Newest schema of checkpoints, that of quantised weights; others keep schema 1. A reader for
 each released one stays."""
+FOREIGN = (
+    f"a safetensors file of another program: it lacks the config and task table of {FORMAT}; "
+    "convert the original checkpoint with `tdmpc-opt convert`"
+)
+"""What is wrong with a safetensors file without this project's metadata."""
+MODEL_FILE = "model.safetensors"
+"""The weights in a model folder and in the folder of a training run."""
+STORED_PRESETS = "presets"
+"""Key of a checkpoint's presets among its further facts."""
+
+
+def is_onnx(path: Path) -> bool:
+    """Return whether a file begins as ONNX files do; one that cannot be read does not."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False
+    # The tag of the first field; a safetensors header may have a length of that low byte.
+    return head[:1] == b"\x08" and head[8:] != b"{"
+
 
 _WRITTEN = ("output", "figures", "plot", "card", "sheet")
 """Options that name a file or folder to write. `store` may be the checkpoint that was read, for
@@ -295,6 +316,19 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+Identity = dict[str, str | None]
+"""File name and SHA-256 of the content, with no path; the hash is None without a file."""
+
+
+def file_identity(path: Path) -> Identity:
+    """Return the name and hash of one file.
+
+    Raises:
+        CheckpointError: A file that cannot be read.
+    """
+    return {"name": path.name, "sha256": sha256(path)}
 
 
 _LENGTH_BYTES = 8

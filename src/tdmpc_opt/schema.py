@@ -421,3 +421,12 @@ class PlannerBudget(PlanRules):
     def regularised(self) -> bool:
         """Whether plans are kept near the policy."""
         return bool(self.prior_penalty or self.prior_hold)
+
+
+INT4_ZERO = 8
+"""Stored code of a weight of 0: codes of 4 bits are stored without a sign."""
+
+
+def int4_halves(codes: Any) -> tuple[Any, Any]:
+    """Return the codes of both halves of each row, which share bytes, low bits first."""
+    return codes & 15, codes >> 4

@@ -12,14 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from tdmpc_opt.agents.compute import best_device
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.configs import Mode
-from tdmpc_opt.errors import InputError, NonFiniteError, ObservationError, UnknownTaskError
-from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.planning.planner import ChooseEngine, EagerEngine, Engine, Planner, eager_engine
-from tdmpc_opt.planning.presets import find_preset
-from tdmpc_opt.runtime.contract import (
+from tdmpc_opt.contract import (
     OnInvalid,
     check_action,
     check_generators,
@@ -29,6 +26,10 @@ from tdmpc_opt.runtime.contract import (
     numbers,
     task_id,
 )
+from tdmpc_opt.errors import InputError, NonFiniteError, ObservationError, UnknownTaskError
+from tdmpc_opt.model.world_model import WorldModel
+from tdmpc_opt.planning.planner import ChooseEngine, EagerEngine, Engine, Planner, eager_engine
+from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime.plan_state import Clock, ControlLoop, OneCallAtATime
 from tdmpc_opt.schema import PlannerBudget
 
@@ -256,23 +257,6 @@ def _per_row(generator: Generators, rows: int) -> list[torch.Generator | None]:
     found = generator if isinstance(generator, Sequence) else [generator] * rows
     check_generators(found, rows, torch.Generator)
     return [*found]
-
-
-def best_device(name: str = "auto") -> torch.device:
-    """Return the named device; `auto` chooses CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        InputError: A device that this machine does not offer.
-    """
-    usable = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-    usable.append("cpu")
-    try:
-        device = torch.device(usable[0] if name == "auto" else name)
-    except RuntimeError:
-        raise InputError(f"unknown device {name!r}; take auto, cpu, cuda or mps") from None
-    if device.type not in usable:
-        raise InputError(f"device {name!r} is not available on this machine")
-    return device
 
 
 def load_agent(

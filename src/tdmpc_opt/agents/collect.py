@@ -5,10 +5,10 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from tdmpc_opt.agents.executor import choose_processes, run_parallel
-from tdmpc_opt.agents.rollout import rollout, threads
+from tdmpc_opt.agents.compute import choose_processes, threads
+from tdmpc_opt.agents.executor import run_parallel
+from tdmpc_opt.agents.rollout import rollout
 from tdmpc_opt.agents.sources import (
-    Identity,
     PolicySource,
     RandomSource,
     batchable,
@@ -17,7 +17,7 @@ from tdmpc_opt.agents.sources import (
 from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
-from tdmpc_opt.files import alone, refuse_overwrite
+from tdmpc_opt.files import Identity, alone, refuse_overwrite
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import MT30, Task, TaskTable, seed_number
 

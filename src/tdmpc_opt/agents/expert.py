@@ -1,6 +1,8 @@
 """Experts: policies of single tasks as small networks, and the folders that hold them."""
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tdmpc_opt.checkpoints.load import is_model_folder
+from tdmpc_opt.contract import check_action, check_observation
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
-from tdmpc_opt.files import parse_json, replace_when_done, sort_metadata
-from tdmpc_opt.runtime.contract import check_action, check_observation
+from tdmpc_opt.files import Identity, parse_json, replace_when_done, sha256, sort_metadata
 
 KIND = "expert"
 SCHEMA = "1"
@@ -160,6 +162,23 @@ class ExpertNetwork:
 def expert_path(folder: Path, task: str) -> Path:
     """Return where a folder of experts keeps the policy of a task."""
     return folder / f"{task}.safetensors"
+
+
+def known_experts(folder: Path, names: Iterable[str]) -> list[str]:
+    """Return those of the names of tasks that a folder has an expert of."""
+    return [name for name in names if expert_path(folder, name).is_file()]
+
+
+def experts_identity(folder: Path, names: Iterable[str]) -> Identity:
+    """Return a folder's name and a hash over its experts of these tasks.
+
+    Raises:
+        CheckpointError, UnknownTaskError: As `existing_expert`.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(sha256(existing_expert(folder, name)).encode())
+    return {"name": folder.resolve().name, "sha256": digest.hexdigest()}
 
 
 def is_expert_folder(source: str) -> bool:

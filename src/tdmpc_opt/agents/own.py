@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from tdmpc_opt.agents.rollout import Act, Array, Policy, Stream
-from tdmpc_opt.agents.sources import Identity, PolicySource, open_source
+from tdmpc_opt.agents.sources import PolicySource, open_source
 from tdmpc_opt.configs import Device, Mode
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
-from tdmpc_opt.files import parse_json, write_json
+from tdmpc_opt.files import Identity, parse_json, write_json
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.schema import MT30, TaskTable
 from tdmpc_opt.tasks import choose_tasks

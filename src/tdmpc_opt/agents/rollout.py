@@ -2,8 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from tdmpc_opt.agents.agent import Agent
-from tdmpc_opt.configs import MatmulPrecision
 from tdmpc_opt.data.episodes import Episode
 from tdmpc_opt.schema import MT30, UNNAMED, Task, seed_number
 from tdmpc_opt.tasks.batched_suite import BatchedEpisodes
@@ -209,19 +207,3 @@ class Player:
         """
         picture: Any = self.env.render()
         return np.asarray(picture)
-
-
-@contextmanager
-def threads(count: int, matmul: MatmulPrecision = "highest") -> Iterator[None]:
-    """Let torch compute on so many threads, and with this precision of matrix products.
-
-    On one thread, sums round equally on every machine.
-    """
-    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(count)
-    torch.set_float32_matmul_precision(matmul)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.set_float32_matmul_precision(before[1])

@@ -12,30 +12,29 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from tdmpc_opt.agents.agent import Agent, best_device
+from tdmpc_opt.agents.agent import Agent
+from tdmpc_opt.agents.compute import best_device
 from tdmpc_opt.agents.expert import (
     ExpertNetwork,
     existing_expert,
-    expert_path,
+    experts_identity,
     is_expert_folder,
+    known_experts,
 )
 from tdmpc_opt.agents.rollout import Act, Array, Policy, Stream, agent_policy
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
-from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, resolve, sha256
+from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, resolve
 from tdmpc_opt.configs import Device, Mode
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
-from tdmpc_opt.files import parse_json
+from tdmpc_opt.files import Identity, file_identity, is_onnx, parse_json
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, find_preset
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.runtime.agent import load as load_for_device
-from tdmpc_opt.runtime.onnx_file import is_onnx
 from tdmpc_opt.schema import MT30, UNNAMED, PlannerBudget, Task, TaskTable
 from tdmpc_opt.tasks import choose_tasks
 
-Identity = dict[str, str | None]
-"""File name and SHA-256 of the content, with no path; the hash is None without a file."""
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 
 
@@ -149,8 +148,7 @@ def identify(text: str, tasks: TaskTable) -> Identity:
     """
     source = open_source(text)
     if isinstance(source, ExpertSource):
-        known = [name for name in tasks.names if expert_path(Path(text), name).is_file()]
-        tasks = tasks.subset(known)
+        tasks = tasks.subset(known_experts(Path(text), tasks.names))
     return source.identity(tasks)
 
 
@@ -228,7 +226,7 @@ class ExpertSource(PolicySource):
     def tasks(self, chosen: str | None) -> TaskTable:
         """Return the chosen tasks, or those of MT30 that have an expert."""
         folder = Path(self.source)
-        names = [name for name in MT30.names if expert_path(folder, name).is_file()]
+        names = known_experts(folder, MT30.names)
         if chosen is None and names:
             return MT30.subset(names)
         if chosen is None and any(folder.glob("*.safetensors")):
@@ -242,10 +240,7 @@ class ExpertSource(PolicySource):
 
     def identity(self, tasks: TaskTable) -> Identity:
         """Return the folder's name and a hash over the experts of these tasks."""
-        folder, digest = Path(self.source), hashlib.sha256()
-        for name in tasks.names:
-            digest.update(sha256(existing_expert(folder, name)).encode())
-        return {"name": folder.resolve().name, "sha256": digest.hexdigest()}
+        return experts_identity(Path(self.source), tasks.names)
 
 
 class _FileSource(PolicySource):
@@ -296,8 +291,7 @@ class _FileSource(PolicySource):
 
     def identity(self, tasks: TaskTable) -> Identity:
         """Return the file's name and hash."""
-        path = resolve(self.source)
-        return {"name": path.name, "sha256": sha256(path)}
+        return file_identity(resolve(self.source))
 
 
 class ExportedSource(_FileSource):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tdmpc_opt.agents.rollout import threads
+from tdmpc_opt.agents.compute import threads
 from tdmpc_opt.agents.sources import PolicySource, batchable
 from tdmpc_opt.progress import expected
 from tdmpc_opt.schema import Task, TaskTable

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.torch_files import MappedFile
+from tdmpc_opt.contract import CONTRACT, Contracts, contracts_of
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.quantized import QuantizedDense, QuantizedWeight
 from tdmpc_opt.model.world_model import NETWORKS, WorldModel
-from tdmpc_opt.runtime.contract import CONTRACT, Contracts, contracts_of
 from tdmpc_opt.schema import UNNAMED, ModelConfig, Task, TaskTable
 
 Layout = Literal[

@@ -13,12 +13,10 @@ from tdmpc_opt.checkpoints.native import read_native, write_native
 from tdmpc_opt.checkpoints.public import read_public
 from tdmpc_opt.checkpoints.torch_files import ZIP_MAGIC
 from tdmpc_opt.configs import ConvertConfig
+from tdmpc_opt.contract import CONTRACT, Contracts
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
-from tdmpc_opt.files import refuse_overwrite
+from tdmpc_opt.files import MODEL_FILE, is_onnx, refuse_overwrite
 from tdmpc_opt.files import sha256 as sha256
-from tdmpc_opt.runtime.contract import CONTRACT, Contracts
-from tdmpc_opt.runtime.numpy_policy import MODEL_FILE
-from tdmpc_opt.runtime.onnx_file import is_onnx
 from tdmpc_opt.schema import ModelConfig, TaskTable
 from tdmpc_opt.tasks import choose_tasks, with_own_contracts
 

@@ -11,9 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, validate
+from tdmpc_opt.contract import CONTRACT
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.files import (
     CHECKPOINT_SCHEMA,
+    FOREIGN,
     FORMAT,
     check_schema,
     parse_json,
@@ -21,8 +23,6 @@ from tdmpc_opt.files import (
     sort_metadata,
 )
 from tdmpc_opt.model.quantized import QuantizedWeight
-from tdmpc_opt.runtime.contract import CONTRACT
-from tdmpc_opt.runtime.numpy_policy import FOREIGN
 from tdmpc_opt.schema import ModelConfig, TaskTable, from_record
 
 

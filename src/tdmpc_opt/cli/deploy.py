@@ -13,8 +13,7 @@ from tdmpc_opt.cli.output import Terminal, table
 @contextmanager
 def _on_free_cores(terminal: Terminal) -> Iterator[None]:
     """Let torch compute on the cores that are free, and say how many those are."""
-    from tdmpc_opt.agents.executor import choose_threads
-    from tdmpc_opt.agents.rollout import threads
+    from tdmpc_opt.agents.compute import choose_threads, threads
 
     chosen = choose_threads()
     terminal.print(f"threads: {chosen}")

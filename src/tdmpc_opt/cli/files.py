@@ -8,10 +8,10 @@ from pathlib import Path
 from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import Terminal, table
+from tdmpc_opt.contract import CONTRACT, Contracts, by_contract, contracts_of
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.files import FORMAT, check_schema, parse_json, sha256
-from tdmpc_opt.runtime.contract import CONTRACT, Contracts, by_contract, contracts_of
-from tdmpc_opt.runtime.onnx_file import SCHEMA, is_onnx, open_onnx
+from tdmpc_opt.files import FORMAT, check_schema, is_onnx, parse_json, sha256
+from tdmpc_opt.runtime.onnx_file import SCHEMA, open_onnx
 from tdmpc_opt.schema import TaskTable
 
 

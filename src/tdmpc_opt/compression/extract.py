@@ -9,14 +9,14 @@ from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import POLICY_PREFIXES, Checkpoint
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.files import STORED_PRESETS
 from tdmpc_opt.model.layers import split_inputs, task_biases
 from tdmpc_opt.model.world_model import unit_rows
-from tdmpc_opt.planning.presets import STORED_AS
 from tdmpc_opt.schema import ModelConfig, Task, TaskTable
 
 Weight = TypeVar("Weight")
 
-_LEFT_OUT = (STORED_AS, "run", "updates")
+_LEFT_OUT = (STORED_PRESETS, "run", "updates")
 _EMBEDDING = "task_embedding.weight"
 _PARTS = (
     *("encoder", "dynamics", "reward_head", "termination_head", "policy_head"),

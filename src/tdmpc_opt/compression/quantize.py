@@ -28,10 +28,10 @@ from tdmpc_opt.compression.sensitivity import (
     smallest,
 )
 from tdmpc_opt.configs import QuantizeConfig
+from tdmpc_opt.contract import CONTRACT, contracts_to_json
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.files import refuse_overwrite
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.runtime.contract import CONTRACT, contracts_to_json
 from tdmpc_opt.tasks import with_own_contracts
 
 _TRIES = 6

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from tdmpc_opt.agents.executor import choose_processes
+from tdmpc_opt.agents.compute import choose_processes
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.agents.timing import seconds_of
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
-from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.calibration import Observations, Reference, read_observations
 from tdmpc_opt.compression.extract import compact_embedding, policy_only
@@ -36,7 +36,7 @@ from tdmpc_opt.configs import CHOICE_SEED, EvaluateConfig, SensitivityConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.files import refuse_overwrite
+from tdmpc_opt.files import file_identity, refuse_overwrite
 from tdmpc_opt.model.quantized import IntFormat
 from tdmpc_opt.progress import Progress, Silent, expected
 
@@ -156,7 +156,7 @@ def sensitivity(config: SensitivityConfig, progress: Progress | None = None) -> 
         score = _score(compact, row, used, config) if config.episodes else None
         rows.append(replace(row, score=score))
     settings = {
-        "checkpoint": {"name": source.name, "sha256": sha256(source)},
+        "checkpoint": file_identity(source),
         "policy_only": config.policy_only,
         "data": config.data.resolve().name,
         "tasks": list(small.tasks.names),

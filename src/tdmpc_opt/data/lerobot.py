@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tdmpc_opt.contract import contract
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset, Shard
 from tdmpc_opt.data.exchange import Part, Recording, Source, own_task, write_folders
 from tdmpc_opt.errors import DataError, InputError
 from tdmpc_opt.files import parse_json, write_json
 from tdmpc_opt.progress import Progress
-from tdmpc_opt.runtime.contract import contract
 from tdmpc_opt.schema import Task, TaskTable
 
 _INFO, _TASKS, _EPISODES = "meta/info.json", "meta/tasks.parquet", "meta/episodes"

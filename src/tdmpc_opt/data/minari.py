@@ -12,12 +12,12 @@ from minari import __version__ as minari_version
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
+from tdmpc_opt.contract import UNBOUNDED
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.data.exchange import Recording, Source, own_task, write_folders
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.files import parse_json
 from tdmpc_opt.progress import Progress
-from tdmpc_opt.runtime.contract import UNBOUNDED
 
 _NAMESPACE = "tdmpc-opt"
 _METADATA = "metadata.json"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from tdmpc_opt.agents.executor import choose_processes
+from tdmpc_opt.agents.compute import choose_processes
 from tdmpc_opt.configs import BenchConfig
 from tdmpc_opt.errors import (
     CheckpointError,
@@ -28,10 +28,9 @@ from tdmpc_opt.errors import (
     UnknownTaskError,
 )
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.files import refuse_overwrite, sha256
+from tdmpc_opt.files import MODEL_FILE, refuse_overwrite, sha256
 from tdmpc_opt.progress import Progress, Silent, expected
 from tdmpc_opt.runtime.agent import agent_file
-from tdmpc_opt.runtime.numpy_policy import MODEL_FILE
 from tdmpc_opt.schema import MT30
 
 _POLICY_PARTS = {"encoder", "policy_head", "task_embedding"}

@@ -4,9 +4,9 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tdmpc_opt.agents.agent import best_device
-from tdmpc_opt.agents.executor import choose_processes, run_parallel
-from tdmpc_opt.agents.rollout import rollout, threads
+from tdmpc_opt.agents.compute import best_device, choose_processes, threads
+from tdmpc_opt.agents.executor import run_parallel
+from tdmpc_opt.agents.rollout import rollout
 from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
 from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.configs import EvaluateConfig, device_of_work

@@ -17,8 +17,9 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from tdmpc_opt.agents.agent import Agent
-from tdmpc_opt.agents.executor import choose_processes, run_parallel
-from tdmpc_opt.agents.rollout import Array, threads, torch_generator
+from tdmpc_opt.agents.compute import choose_processes, threads
+from tdmpc_opt.agents.executor import run_parallel
+from tdmpc_opt.agents.rollout import Array, torch_generator
 from tdmpc_opt.agents.sources import CheckpointSource
 from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
@@ -30,11 +31,10 @@ from tdmpc_opt.errors import CheckpointError, InputError, ResultError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
 from tdmpc_opt.evaluation.results import REMOVED_ENGINES, ResultFile
 from tdmpc_opt.evaluation.score import Score, normalized_score, unit_of
-from tdmpc_opt.files import alone, refuse_overwrite, require_same
+from tdmpc_opt.files import MODEL_FILE, alone, refuse_overwrite, require_same
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, storable
 from tdmpc_opt.progress import Progress, Silent
-from tdmpc_opt.runtime.numpy_policy import MODEL_FILE
 from tdmpc_opt.schema import UNNAMED, PlannerBudget, Task, TaskTable
 from tdmpc_opt.tasks.environment import make_env
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.agents.executor import choose_processes, run_parallel
+from tdmpc_opt.agents.compute import choose_processes
+from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.agents.timing import estimate

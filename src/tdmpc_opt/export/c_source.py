@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 
 import tdmpc_opt
+from tdmpc_opt.contract import Contracts, by_contract
 from tdmpc_opt.errors import CheckpointError, MissingDependencyError
 from tdmpc_opt.export.formats import in_integers
 from tdmpc_opt.export.graphs import Inputs, Run, traced
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.runtime.contract import Contracts, by_contract
 from tdmpc_opt.schema import TaskTable
 
 Array = NDArray[np.float32]

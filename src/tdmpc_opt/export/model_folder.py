@@ -23,13 +23,13 @@ from tdmpc_opt.evaluation.results import read_finished
 from tdmpc_opt.evaluation.score import stored_score, unit_of
 from tdmpc_opt.files import (
     CHECKPOINT_SCHEMA,
+    MODEL_FILE,
     alone,
     parse_json,
     refuse_overwrite,
     write_json,
     written_together,
 )
-from tdmpc_opt.runtime.numpy_policy import MODEL_FILE
 from tdmpc_opt.schema import MT30
 
 _TAGS = ("reinforcement-learning", "world-model", "tdmpc2", "robotics", "continuous-control")

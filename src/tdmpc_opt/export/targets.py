@@ -17,6 +17,7 @@ from onnx_ir.passes import common
 
 import tdmpc_opt
 from tdmpc_opt.configs import ExportConfig
+from tdmpc_opt.contract import CONTRACT, Contracts, contracts_to_json
 from tdmpc_opt.errors import MissingDependencyError
 from tdmpc_opt.export.c_source import c_policy
 from tdmpc_opt.export.formats import halved
@@ -25,7 +26,6 @@ from tdmpc_opt.files import FORMAT
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import iterations
-from tdmpc_opt.runtime.contract import CONTRACT, Contracts, contracts_to_json
 from tdmpc_opt.runtime.onnx_file import SCHEMA
 from tdmpc_opt.schema import ModelConfig, PlannerBudget, PlanRules, TaskTable
 

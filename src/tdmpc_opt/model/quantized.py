@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tdmpc_opt.model.layers import Dense
-from tdmpc_opt.runtime.numpy_policy import INT4_ZERO, int4_halves
+from tdmpc_opt.schema import INT4_ZERO, int4_halves
 
 IntFormat = Literal["int8", "int4"]
 

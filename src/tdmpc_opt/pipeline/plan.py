@@ -11,13 +11,10 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from tdmpc_opt.agents.agent import best_device
-from tdmpc_opt.agents.executor import choose_processes, choose_threads
+from tdmpc_opt.agents.compute import best_device, choose_processes, choose_threads, threads
 from tdmpc_opt.agents.own import Assigned
-from tdmpc_opt.agents.rollout import threads
 from tdmpc_opt.agents.sources import (
     CheckpointSource,
-    Identity,
     PolicySource,
     RandomSource,
     open_source,
@@ -28,7 +25,14 @@ from tdmpc_opt.configs import DistillConfig, LossWeights, TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.errors import InputError, MissingDependencyError, RunError, UnknownTaskError
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.files import alone, parse_json, refuse_overwrite, repairable, require_same
+from tdmpc_opt.files import (
+    Identity,
+    alone,
+    parse_json,
+    refuse_overwrite,
+    repairable,
+    require_same,
+)
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import Task, TaskTable, model_config

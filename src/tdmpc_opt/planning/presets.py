@@ -6,11 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 from tdmpc_opt.configs import Mode
 from tdmpc_opt.errors import CheckpointError, InputError
-from tdmpc_opt.files import parse_json
+from tdmpc_opt.files import STORED_PRESETS, parse_json
 from tdmpc_opt.schema import PlannerBudget
-
-STORED_AS = "presets"
-"""Key of a checkpoint's presets among its further facts."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def stored(extra: Mapping[str, str]) -> dict[str, Preset]:
         CheckpointError: They cannot be read.
     """
     try:
-        records = parse_json(extra.get(STORED_AS, "{}"))
+        records = parse_json(extra.get(STORED_PRESETS, "{}"))
         return {
             str(name): Preset(record["mode"], PlannerBudget(**record["budget"]))
             for name, record in records.items()
@@ -106,4 +103,4 @@ def stored(extra: Mapping[str, str]) -> dict[str, Preset]:
 
 def storable(presets: Mapping[str, Preset]) -> dict[str, str]:
     """Return presets as an entry of a checkpoint's further facts."""
-    return {STORED_AS: json.dumps({name: asdict(each) for name, each in presets.items()})}
+    return {STORED_PRESETS: json.dumps({name: asdict(each) for name, each in presets.items()})}

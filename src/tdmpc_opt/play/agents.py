@@ -9,7 +9,8 @@ from typing import Any
 
 from tdmpc_opt.configs.deploy import ExportFormat
 from tdmpc_opt.errors import InputError
-from tdmpc_opt.runtime.onnx_file import OnnxFile, is_onnx, open_onnx
+from tdmpc_opt.files import is_onnx
+from tdmpc_opt.runtime.onnx_file import OnnxFile, open_onnx
 from tdmpc_opt.schema import MT30
 
 LIST = "agents.json"

@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from tdmpc_opt.agents.rollout import Player, threads
+from tdmpc_opt.agents.compute import threads
+from tdmpc_opt.agents.rollout import Player
 from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
 from tdmpc_opt.configs import PlayConfig
 from tdmpc_opt.errors import InputError

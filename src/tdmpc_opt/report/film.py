@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from tdmpc_opt.agents.rollout import Player, Policy, threads
+from tdmpc_opt.agents.compute import threads
+from tdmpc_opt.agents.rollout import Player, Policy
 from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
 from tdmpc_opt.configs import VideoConfig
 from tdmpc_opt.errors import RunError

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tdmpc_opt import zoo
-from tdmpc_opt.errors import InputError, NonFiniteError, ObservationError
-from tdmpc_opt.runtime.contract import (
+from tdmpc_opt.contract import (
     Contract,
     Contracts,
     OnInvalid,
@@ -23,15 +22,10 @@ from tdmpc_opt.runtime.contract import (
     numbers,
     task_id,
 )
-from tdmpc_opt.runtime.numpy_policy import MODEL_FILE, NumpyPolicy, Weights, read_weights
-from tdmpc_opt.runtime.onnx_file import (
-    FilePlan,
-    OnnxFile,
-    Provider,
-    check_output,
-    is_onnx,
-    open_onnx,
-)
+from tdmpc_opt.errors import InputError, NonFiniteError, ObservationError
+from tdmpc_opt.files import MODEL_FILE, is_onnx
+from tdmpc_opt.runtime.numpy_policy import NumpyPolicy, Weights, read_weights
+from tdmpc_opt.runtime.onnx_file import FilePlan, OnnxFile, Provider, check_output, open_onnx
 from tdmpc_opt.runtime.plan_state import (
     Clock,
     ControlLoop,

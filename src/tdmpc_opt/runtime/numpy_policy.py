@@ -9,30 +9,14 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from tdmpc_opt.contract import CONTRACT, Contracts, contracts_of
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.files import CHECKPOINT_SCHEMA, FORMAT, check_schema, parse_json
-from tdmpc_opt.runtime.contract import CONTRACT, Contracts, contracts_of
-from tdmpc_opt.schema import TaskTable
+from tdmpc_opt.files import CHECKPOINT_SCHEMA, FOREIGN, check_schema, parse_json
+from tdmpc_opt.schema import INT4_ZERO, TaskTable, int4_halves
 
-MODEL_FILE = "model.safetensors"
-"""The weights in a model folder and in the folder of a training run."""
-FOREIGN = (
-    f"a safetensors file of another program: it lacks the config and task table of {FORMAT}; "
-    "convert the original checkpoint with `tdmpc-opt convert`"
-)
-"""What is wrong with a safetensors file without this project's metadata."""
 _DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 _READ = ("encoder.", "policy_head.", "task_embedding.")
 _LENGTH = 8  # bytes of a safetensors file for the length of its header
-
-
-INT4_ZERO = 8
-"""Stored code of a weight of 0: codes of 4 bits are stored without a sign."""
-
-
-def int4_halves(codes: Any) -> tuple[Any, Any]:
-    """Return the codes of both halves of each row, which share bytes, low bits first."""
-    return codes & 15, codes >> 4
 
 
 @dataclass(frozen=True, eq=False)

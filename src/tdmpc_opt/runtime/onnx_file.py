@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tdmpc_opt.contract import CONTRACT, Contracts, contracts_of
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
 from tdmpc_opt.files import check_schema, parse_json
-from tdmpc_opt.runtime.contract import CONTRACT, Contracts, contracts_of
 from tdmpc_opt.schema import PlanRules, TaskTable
 
 SCHEMA = 1
@@ -53,17 +53,6 @@ class OnnxFile:
     """None where the file has the policy alone."""
     number_format: str
     contracts: Contracts
-
-
-def is_onnx(path: Path) -> bool:
-    """Return whether a file begins as ONNX files do; one that cannot be read does not."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except OSError:
-        return False
-    # The tag of the first field; a safetensors header may have a length of that low byte.
-    return head[:1] == b"\x08" and head[8:] != b"{"
 
 
 def open_onnx(path: Path, threads: int, providers: Sequence[Provider] | None) -> OnnxFile:

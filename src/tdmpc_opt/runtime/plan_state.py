@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from tdmpc_opt.contract import OnInvalid, shown
 from tdmpc_opt.errors import BusyError, InputError, NonFiniteError
-from tdmpc_opt.runtime.contract import OnInvalid, shown
 from tdmpc_opt.schema import PlanRules, TaskTable
 
 Array = NDArray[Any]

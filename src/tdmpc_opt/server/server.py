@@ -28,9 +28,9 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from tdmpc_opt.contract import check_on_invalid, numbers, shown, task_id
 from tdmpc_opt.errors import InputError, ObservationError, TdmpcOptError
 from tdmpc_opt.runtime import Agent, load
-from tdmpc_opt.runtime.contract import check_on_invalid, numbers, shown, task_id
 
 _KEPT = 10_000
 """Newest latencies that the statistics are of."""

@@ -1,7 +1,7 @@
 """The 30 tasks of MT30, users' own Gymnasium environments, and the choice among them."""
 
+from tdmpc_opt.contract import Contracts
 from tdmpc_opt.errors import InputError, UnknownTaskError
-from tdmpc_opt.runtime.contract import Contracts
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
 

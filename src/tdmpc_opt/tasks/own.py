@@ -14,8 +14,8 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
+from tdmpc_opt.contract import UNBOUNDED, Block, Contract
 from tdmpc_opt.errors import InputError, TdmpcOptError, UnknownTaskError
-from tdmpc_opt.runtime.contract import UNBOUNDED, Block, Contract
 from tdmpc_opt.schema import MT30, Task
 
 Array = NDArray[np.float32]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tdmpc_opt.agents.collect import collect
-from tdmpc_opt.agents.executor import choose_processes
+from tdmpc_opt.agents.compute import choose_processes
 from tdmpc_opt.agents.sources import CheckpointSource, identify, open_source
 from tdmpc_opt.agents.timing import seconds_of
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
@@ -157,10 +157,17 @@ def _expected(config: DaggerConfig, tasks: TaskTable, rounds: int) -> str:
 def _training(config: DaggerConfig, updates: int) -> TrainConfig:
     """Return the one run of all rounds, which goes on with the data there are by now."""
     values = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
-    values |= {"updates": updates, "tasks": names_in_use(config)}
+    values |= {"updates": updates, "tasks": names_in_use(_checkpoints(config), config.tasks)}
     if not _is_distilled(config):
         values |= _UNUSED
     return TrainConfig(**values)
+
+
+def _checkpoints(config: DaggerConfig) -> list[str]:
+    """Return the checkpoints among the student and its teachers."""
+    teachers = [config.teacher, *config.more_teachers, config.policy_teacher]
+    named = [name for name in (config.start, *teachers) if name]
+    return [name for name in named if isinstance(open_source(name), CheckpointSource)]
 
 
 def _is_distilled(config: DaggerConfig) -> bool:

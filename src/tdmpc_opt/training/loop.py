@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc_opt.agents.agent import Agent, best_device
-from tdmpc_opt.agents.executor import choose_threads
-from tdmpc_opt.agents.rollout import agent_policy, rollout, threads
+from tdmpc_opt.agents.compute import best_device, choose_threads, threads
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names
 from tdmpc_opt.configs import TrainConfig
@@ -23,7 +21,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler, joint_tasks
 from tdmpc_opt.errors import NonFiniteError, RunError
 from tdmpc_opt.evaluation.score import normalized_score
-from tdmpc_opt.files import alone, refuse_overwrite
+from tdmpc_opt.files import MODEL_FILE, alone, refuse_overwrite
 from tdmpc_opt.model.world_model import WorldModel, with_termination_head
 from tdmpc_opt.progress import Progress, Silent, expected
 from tdmpc_opt.schema import model_config
@@ -32,7 +30,6 @@ from tdmpc_opt.training.distillation import Distillation, open_teachers
 from tdmpc_opt.training.losses import model_losses, td_target
 from tdmpc_opt.training.ranks import Ranks, join
 from tdmpc_opt.training.run import (
-    MODEL,
     MetricsWriter,
     Run,
     put_back,
@@ -150,7 +147,7 @@ def compare_teachers(config: TrainConfig, progress: Progress) -> None:
 
 def _initial_model(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> WorldModel:
     """Return the model to train; it predicts terminations where the data have some."""
-    episodic, own = any(dataset.episodic for dataset in datasets), config.output / MODEL
+    episodic, own = any(dataset.episodic for dataset in datasets), config.output / MODEL_FILE
     if episodic and own.exists():  # rounds may have added the first to a run without
         episodic = read_checkpoint(own, check_values=False).config.episodic
     generator = torch.Generator().manual_seed(config.seed)
@@ -171,7 +168,7 @@ def _opened_run(
     with ExitStack() as held:
         with ranks.first_alone():
             if ranks.is_first:
-                held.enter_context(alone(config.output / MODEL))
+                held.enter_context(alone(config.output / MODEL_FILE))
             run = Run(config, datasets, writes=ranks.is_first)
         yield run
 
@@ -362,6 +359,10 @@ def _score(model: WorldModel, ranks: Ranks) -> float:
 
     Ranks share the tasks.
     """
+    # Here, since a run without scores needs no simulator and no planner.
+    from tdmpc_opt.agents.agent import Agent
+    from tdmpc_opt.agents.rollout import agent_policy, rollout
+
     policy = agent_policy(Agent(model.eval(), mode="policy"))
     names = model.tasks.names
     own: dict[str, list[float]] = {}

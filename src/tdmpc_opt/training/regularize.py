@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tdmpc_opt.agents.agent import Agent, best_device
-from tdmpc_opt.agents.executor import choose_threads
-from tdmpc_opt.agents.rollout import threads
+from tdmpc_opt.agents.agent import Agent
+from tdmpc_opt.agents.compute import best_device, choose_threads, threads
 from tdmpc_opt.checkpoints.checkpoint import REGULARIZED, Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, with_origin
 from tdmpc_opt.checkpoints.native import write_native
@@ -25,10 +24,9 @@ from tdmpc_opt.configs import RegularizeConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import RunError
-from tdmpc_opt.files import refuse_overwrite
+from tdmpc_opt.files import STORED_PRESETS, refuse_overwrite
 from tdmpc_opt.model.layers import Network
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.planning import presets
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.training.batches import on_device
 
@@ -212,5 +210,5 @@ def _with_rewards(
         for name, tensor in checkpoint.tensors.items()
     }
     extra = checkpoint.extra | {REGULARIZED: json.dumps(how)}
-    extra = {name: fact for name, fact in extra.items() if name != presets.STORED_AS}
+    extra = {name: fact for name, fact in extra.items() if name != STORED_PRESETS}
     return replace(checkpoint, tensors=tensors, extra=extra)

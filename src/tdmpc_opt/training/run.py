@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-from tdmpc_opt.agents.sources import CheckpointSource, identify, open_source
+from tdmpc_opt.agents.expert import is_expert_folder
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256, share_names
 from tdmpc_opt.checkpoints.native import write_native
@@ -28,20 +28,26 @@ from tdmpc_opt.errors import (
     RunError,
 )
 from tdmpc_opt.evaluation.results import ResultFile
-from tdmpc_opt.files import parse_json, remove_unfinished, repairable, require_same, written
-from tdmpc_opt.planning.presets import STORED_AS
+from tdmpc_opt.files import (
+    MODEL_FILE,
+    STORED_PRESETS,
+    file_identity,
+    parse_json,
+    remove_unfinished,
+    repairable,
+    require_same,
+    written,
+)
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.training.batches import Draws
 from tdmpc_opt.training.step import Learner
+from tdmpc_opt.training.teachers import teacher_identity
 
 _UNFIT = (
     *(AttributeError, AssertionError, ArithmeticError, LookupError),
     *(RuntimeError, TypeError, ValueError),
 )
 """What torch raises on states of another shape or kind."""
-
-MODEL = "model.safetensors"
-"""Name of a run's weights, as other commands read them."""
 
 
 class Run:
@@ -62,7 +68,7 @@ class Run:
     ) -> None:
         self._writes = writes
         self.folder = config.output
-        self.model_path = config.output / MODEL
+        self.model_path = config.output / MODEL_FILE
         self._states = StateFolder(config.output, config.keep)
         self.identity = _identity(config, datasets)
         self._presets = _presets_of(config)
@@ -187,8 +193,10 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
     values["on_policy"] = config.on_policy and config.on_policy.resolve().name
     values["output"] = config.output.resolve().name
     start = resolve(config.start) if config.start else None
-    values["start"] = start and {"name": start.name, "sha256": sha256(start)}
-    if config.tasks is not None and names_in_use(config) is None:
+    values["start"] = start and file_identity(start)
+    teachers = [*config.more_teachers, config.teacher, config.policy_teacher]
+    files = [name for name in (config.start, *teachers) if name and not is_expert_folder(name)]
+    if config.tasks is not None and names_in_use(files, config.tasks) is None:
         raise InputError(
             "--tasks names the tasks of checkpoints that do not name them, and all of these "
             "do; leave it out"
@@ -198,10 +206,10 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
             values.pop(option.name, None)
     else:
         tasks, policy = joint_tasks(datasets), config.policy_teacher
-        more = [identify(name, tasks) for name in config.more_teachers]
-        values["teacher"] = identify(config.teacher, tasks)
+        more = [teacher_identity(name, tasks) for name in config.more_teachers]
+        values["teacher"] = teacher_identity(config.teacher, tasks)
         values["more_teachers"] = more or None
-        values["policy_teacher"] = policy and identify(policy, tasks)
+        values["policy_teacher"] = policy and teacher_identity(policy, tasks)
         values["terms"] = {
             name: str(getattr(config.terms, name)) for name in config.terms.at(0)
         }
@@ -216,21 +224,16 @@ def _presets_of(config: TrainConfig) -> dict[str, str]:
     if not config.start:
         return {}
     extra = read_checkpoint(config.start, check_values=False, tasks=config.tasks).extra
-    return {name: text for name, text in extra.items() if name == STORED_AS}
+    return {name: text for name, text in extra.items() if name == STORED_PRESETS}
 
 
-def names_in_use(config: TrainConfig) -> str | None:
-    """Return the names of tasks, or None where every checkpoint of a run has its own.
+def names_in_use(checkpoints: Sequence[str], names: str | None) -> str | None:
+    """Return the names of tasks, or None where every one of the checkpoints has its own.
 
     Raises:
         CheckpointError: A checkpoint that cannot be read.
     """
-    files = [config.start] if config.start else []
-    if config.teacher is not None:
-        files += [config.teacher, *config.more_teachers]
-        files += [config.policy_teacher] if config.policy_teacher else []
-    files = [name for name in files if isinstance(open_source(name), CheckpointSource)]
-    return config.tasks if any(share_names(files, config.tasks)) else None
+    return names if any(share_names(checkpoints, names)) else None
 
 
 def stored_record(path: Path, kind: type, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
+from tdmpc_opt.agents.expert import (
+    ExpertNetwork,
+    expert_path,
+    experts_identity,
+    is_expert_folder,
+    known_experts,
+)
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
+from tdmpc_opt.checkpoints.load import resolve
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.files import Identity, file_identity
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import bin_centres
@@ -185,6 +193,17 @@ class Panel:
         return TeacherTargets(**found)
 
 
+def teacher_identity(name: str, tasks: TaskTable) -> Identity:
+    """Name a teacher by its content; of experts those of the tasks that it has.
+
+    Raises:
+        CheckpointError: A file that is missing or cannot be read.
+    """
+    if is_expert_folder(name):
+        return experts_identity(Path(name), known_experts(Path(name), tasks.names))
+    return file_identity(resolve(name))
+
+
 def load_experts(folder: Path, tasks: TaskTable) -> dict[str, ExpertNetwork]:
     """Read the experts that a folder has for some of these tasks, by task.
 
@@ -193,9 +212,7 @@ def load_experts(folder: Path, tasks: TaskTable) -> dict[str, ExpertNetwork]:
             its task's.
     """
     experts = {
-        name: ExpertNetwork.of_task(folder, name)
-        for name in tasks.names
-        if expert_path(folder, name).is_file()
+        name: ExpertNetwork.of_task(folder, name) for name in known_experts(folder, tasks.names)
     }
     if not experts:
         raise CheckpointError(
