@@ -1,12 +1,16 @@
-"""This machine: versions, commit, processor, and the processes that torchrun started on it."""
+"""This machine: versions, commit, processor and processes, and files that name them."""
 
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import tdmpc_opt
+from tdmpc_opt.errors import ResultError, TdmpcOptError
+from tdmpc_opt.files import write_json
 
 _LIBRARIES = (
     *("numpy", "torch", "mujoco", "dm_control", "gymnasium", "sbx-rl", "jax"),
@@ -93,3 +97,47 @@ def _number(name: str, otherwise: int) -> int:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return otherwise
     return int(os.environ.get(name, otherwise))
+
+
+class ResultFile:
+    """A JSON file that states what was measured, how, where and by which version.
+
+    Args:
+        path: File to write; None writes none.
+        kind: What it contains, such as `evaluation`.
+        config: Configuration of the measurement, seeds and hashes of inputs included.
+        error: Class of the error where it cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        kind: str,
+        config: Mapping[str, Any],
+        error: type[TdmpcOptError] = ResultError,
+    ) -> None:
+        self.path = path
+        self._kind, self._config, self._error = kind, config, error
+        self._versions = versions()
+
+    def content(self, **measured: Any) -> dict[str, Any]:
+        """Return the whole file as JSON-ready data, `measured` by name."""
+        return {
+            "kind": self._kind,
+            "schema": 1,
+            **measured,
+            "config": self._config,
+            "versions": self._versions,
+            "machine": facts(),
+        }
+
+    def write(self, **measured: Any) -> dict[str, Any]:
+        """Write the file, whole or not at all, and return its content.
+
+        Raises:
+            TdmpcOptError: Of the class `error`; the file cannot be written.
+        """
+        content = self.content(**measured)
+        if self.path is not None:
+            write_json(self.path, content, self._error)
+        return content

@@ -35,8 +35,8 @@ from tdmpc_opt.compression.rounding import (
 from tdmpc_opt.configs import CHOICE_SEED, EvaluateConfig, SensitivityConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.evaluation.evaluate import evaluate
-from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.files import file_identity, refuse_overwrite
+from tdmpc_opt.machine import ResultFile
 from tdmpc_opt.model.quantized import IntFormat
 from tdmpc_opt.progress import Progress, Silent, expected
 

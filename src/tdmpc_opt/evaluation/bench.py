@@ -27,8 +27,8 @@ from tdmpc_opt.errors import (
     RunError,
     UnknownTaskError,
 )
-from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.files import MODEL_FILE, refuse_overwrite, sha256
+from tdmpc_opt.machine import ResultFile
 from tdmpc_opt.progress import Progress, Silent, expected
 from tdmpc_opt.runtime.agent import agent_file
 from tdmpc_opt.schema import MT30

@@ -6,60 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tdmpc_opt import machine
-from tdmpc_opt.errors import ResultError, TdmpcOptError
+from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.score import normalized_score, task_score
-from tdmpc_opt.files import parse_json, require_same, write_json
+from tdmpc_opt.files import parse_json, require_same
+from tdmpc_opt.machine import ResultFile
 from tdmpc_opt.schema import PlannerBudget
 
 KIND = "evaluation"
 REMOVED_ENGINES = ("native", "compile", "openvino")
 """Engines of older versions, which result files may name."""
 _MOST = 1e100  # of a return; NaN is not below it, and squares of those that are stay finite
-
-
-class ResultFile:
-    """A JSON file that states what was measured, how, where and by which version.
-
-    Args:
-        path: File to write; None writes none.
-        kind: What it contains, such as `evaluation`.
-        config: Configuration of the measurement, seeds and hashes of inputs included.
-        error: Class of the error where it cannot be written.
-    """
-
-    def __init__(
-        self,
-        path: Path | None,
-        kind: str,
-        config: Mapping[str, Any],
-        error: type[TdmpcOptError] = ResultError,
-    ) -> None:
-        self.path = path
-        self._kind, self._config, self._error = kind, config, error
-        self._versions = machine.versions()
-
-    def content(self, **measured: Any) -> dict[str, Any]:
-        """Return the whole file as JSON-ready data, `measured` by name."""
-        return {
-            "kind": self._kind,
-            "schema": 1,
-            **measured,
-            "config": self._config,
-            "versions": self._versions,
-            "machine": machine.facts(),
-        }
-
-    def write(self, **measured: Any) -> dict[str, Any]:
-        """Write the file, whole or not at all, and return its content.
-
-        Raises:
-            TdmpcOptError: Of the class `error`; the file cannot be written.
-        """
-        content = self.content(**measured)
-        if self.path is not None:
-            write_json(self.path, content, self._error)
-        return content
 
 
 class EvaluationFile(ResultFile):

@@ -29,9 +29,10 @@ from tdmpc_opt.configs import TuneConfig
 from tdmpc_opt.configs.measure import SEARCH_SEED, TUNING_SEED
 from tdmpc_opt.errors import CheckpointError, InputError, ResultError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
-from tdmpc_opt.evaluation.results import REMOVED_ENGINES, ResultFile
+from tdmpc_opt.evaluation.results import REMOVED_ENGINES
 from tdmpc_opt.evaluation.score import Score, normalized_score, unit_of
 from tdmpc_opt.files import MODEL_FILE, alone, refuse_overwrite, require_same
+from tdmpc_opt.machine import ResultFile
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, storable
 from tdmpc_opt.progress import Progress, Silent

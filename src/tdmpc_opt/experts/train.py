@@ -19,7 +19,6 @@ from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.configs import CHOICE_SEED, ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
-from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.experts.learner import (
     BATCH_SIZE,
     RETURN_STEPS,
@@ -30,6 +29,7 @@ from tdmpc_opt.experts.learner import (
 )
 from tdmpc_opt.experts.state import Progress, read_progress, restore_model, save_state
 from tdmpc_opt.files import alone, parse_json, refuse_overwrite, repairable, require_same
+from tdmpc_opt.machine import ResultFile
 from tdmpc_opt.progress import Progress as Reports
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import Task, TaskTable

@@ -10,9 +10,9 @@ from tdmpc_opt.checkpoints.load import describe
 from tdmpc_opt.configs import REPORTED_SEED, DistillConfig, EvaluateConfig, LossWeights
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.evaluation.evaluate import evaluate
-from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.evaluation.score import NORMALIZED, Score
 from tdmpc_opt.files import alone
+from tdmpc_opt.machine import ResultFile
 from tdmpc_opt.pipeline.distill import distill
 from tdmpc_opt.pipeline.plan import SCORE_EPISODES, WEIGHTS, plan, recipe
 from tdmpc_opt.progress import Progress, Silent, Stage

@@ -24,7 +24,6 @@ from tdmpc_opt.checkpoints.load import share_names
 from tdmpc_opt.configs import DistillConfig, LossWeights, TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.errors import InputError, MissingDependencyError, RunError, UnknownTaskError
-from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.files import (
     Identity,
     alone,
@@ -33,6 +32,7 @@ from tdmpc_opt.files import (
     repairable,
     require_same,
 )
+from tdmpc_opt.machine import ResultFile
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import Task, TaskTable, model_config

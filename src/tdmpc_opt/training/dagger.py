@@ -20,8 +20,8 @@ from tdmpc_opt.configs.common import cost_fields, recorded
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError
-from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.files import alone, refuse_overwrite, repairable, written
+from tdmpc_opt.machine import ResultFile
 from tdmpc_opt.progress import Progress, Silent, Stage, expected
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.loop import seconds_per_update, train

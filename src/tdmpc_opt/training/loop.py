@@ -20,7 +20,6 @@ from tdmpc_opt.configs import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler, joint_tasks
 from tdmpc_opt.errors import NonFiniteError, RunError
-from tdmpc_opt.evaluation.score import normalized_score
 from tdmpc_opt.files import MODEL_FILE, alone, refuse_overwrite
 from tdmpc_opt.model.world_model import WorldModel, with_termination_head
 from tdmpc_opt.progress import Progress, Silent, expected
@@ -362,6 +361,7 @@ def _score(model: WorldModel, ranks: Ranks) -> float:
     # Here, since a run without scores needs no simulator and no planner.
     from tdmpc_opt.agents.agent import Agent
     from tdmpc_opt.agents.rollout import agent_policy, rollout
+    from tdmpc_opt.evaluation.score import normalized_score
 
     policy = agent_policy(Agent(model.eval(), mode="policy"))
     names = model.tasks.names

@@ -27,7 +27,6 @@ from tdmpc_opt.errors import (
     MissingDependencyError,
     RunError,
 )
-from tdmpc_opt.evaluation.results import ResultFile
 from tdmpc_opt.files import (
     MODEL_FILE,
     STORED_PRESETS,
@@ -38,6 +37,7 @@ from tdmpc_opt.files import (
     require_same,
     written,
 )
+from tdmpc_opt.machine import ResultFile
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.training.batches import Draws
 from tdmpc_opt.training.step import Learner
