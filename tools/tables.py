@@ -32,6 +32,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 Json = dict[str, Any]
 
+_FIRST = "git checkout c82b3668 &&"
+"""Goes to the last commit that has the first teacher, its student and their scripts."""
+
 COMMANDS = {
     "demo": "tdmpc-opt demo --output FOLDER",
     "bench-device-latency": "taskset -c 0 python benchmarks/device_latency.py",
@@ -49,19 +52,23 @@ COMMANDS = {
     "formats-mt30-1m": "python benchmarks/formats.py --checkpoint FILE --name mt30-1m "
     "--data DATA",
     "onnxruntime-versions": "python benchmarks/onnxruntime_versions.py",
-    "mt30-1m-rounds": "examples/mt30/student_rounds.sh TEACHER STUDENT FOLDER",
-    "no-teacher-policy": "examples/mt30/no_teacher.sh weights/mt30-teacher.safetensors FOLDER",
-    "no-teacher-planner": "examples/mt30/no_teacher.sh weights/mt30-teacher.safetensors FOLDER",
-    "mt30-1m-regularized-published": "git checkout fccee7ae && "
-    "examples/mt30/regularize.sh FOLDER",
-    "mt30-student-rounds": "tdmpc-opt distill weights/mt30-teacher.safetensors --size 1 "
-    "--matmul medium --updates 30000 --output FOLDER",
-    "mt30-teacher-rounds": "examples/mt30/teacher_rounds.sh START FOLDER DATASET",
+    "first-teacher-policy": f"{_FIRST} tdmpc-opt evaluate weights/mt30-teacher.safetensors "
+    "--seed 10000 --output FILE",
+    "first-teacher-rounds": f"{_FIRST} examples/mt30/teacher_rounds.sh START FOLDER DATASET",
+    "first-1m-policy": f"{_FIRST} tdmpc-opt evaluate mt30-1m --seed 10000 --output FILE",
+    "first-1m-rounds": f"{_FIRST} examples/mt30/student_rounds.sh TEACHER STUDENT FOLDER",
+    "no-teacher-policy": f"{_FIRST} examples/mt30/no_teacher.sh "
+    "weights/mt30-teacher.safetensors FOLDER",
+    "no-teacher-planner": f"{_FIRST} examples/mt30/no_teacher.sh "
+    "weights/mt30-teacher.safetensors FOLDER",
+    "mt30-student-rounds": f"{_FIRST} tdmpc-opt distill weights/mt30-teacher.safetensors "
+    "--size 1 --matmul medium --updates 30000 --output FOLDER",
+    "mt30-1m-regularized-published": "examples/mt30/regularize.sh FOLDER",
     **{
-        f"next-{name}-rounds-{number}": "examples/mt30/more_rounds.sh "
+        f"mt30-{name}-rounds-{number}": "examples/mt30/more_rounds.sh "
         f"{labels} START {size} {50_000 + 10_000 * number} TASKS FOLDER"
         for name, labels, size in (("teacher", "experts", 5), ("1m", "TEACHER", 1))
-        for number in (1, 2, 3)
+        for number in (1, 2, 3, 4)
     },
     "mutation": "python tools/mutation.py results/mutation.json",
     "own-task": "examples/own_task/run.sh FOLDER",
@@ -137,7 +144,7 @@ def home() -> str:
             "mt30-teacher-policy",
         ),
         "mt30-1m-policy": (
-            "student `mt30-1m` (bundled), which learned from this teacher alone",
+            "student `mt30-1m` (bundled), which learned from states of this teacher alone",
             zoo.path("mt30-1m").stat().st_size,
             "mt30-1m-policy",
         ),
@@ -147,7 +154,7 @@ def home() -> str:
             "mt30-1m-policy-int8",
         ),
         "no-teacher-policy": (
-            "the same size without a teacher: plain TD-MPC2 on the episodes of this teacher",
+            "the same size without a teacher: plain TD-MPC2 on episodes of the first teacher",
             None,
             "",
         ),
@@ -263,8 +270,7 @@ def warmed() -> str:
 def student() -> str:
     """Mean returns of experts, teacher and students by task, from the same starts."""
     names = {
-        "experts of the teacher": "mt30-experts-earlier",
-        "experts since": "mt30-experts",
+        "experts": "mt30-experts",
         "teacher": "mt30-teacher-policy",
         "student, policy": "mt30-1m-policy",
         "student, planner `realtime`": "mt30-1m-planner-realtime",
@@ -281,14 +287,16 @@ def student() -> str:
     return _table(("task", *names), rows)
 
 
-def continued() -> str:
-    """Experts, teachers and students, before and after more rounds."""
+def generations() -> str:
+    """Experts, teachers and students, the first and the present ones."""
     agents = {
-        "mt30-experts": "experts, one for each task",
+        "mt30-experts-earlier": "the first teacher's experts, one for each task",
+        "first-teacher-policy": "first teacher",
+        "mt30-student-policy": "its student, by one command",
+        "first-1m-policy": "the same after more rounds",
+        "mt30-experts": "experts",
         "mt30-teacher-policy": "teacher `mt30-teacher`",
-        "next-teacher-policy": "next teacher",
         "mt30-1m-policy": "student `mt30-1m` (bundled)",
-        "next-1m-policy": "next student",
     }
     rows = [
         (agent, _score(_read(name)), _link(RESULTS / f"{name}.json"))
