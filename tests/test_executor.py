@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tdmpc_opt.agents import compute
-from tdmpc_opt.agents.compute import _quota, choose_processes, choose_threads, cores
+from tdmpc_opt import machine
 from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.checkpoints.load import read_checkpoint
@@ -21,6 +20,7 @@ from tdmpc_opt.cli import main
 from tdmpc_opt.configs import EvaluateConfig, TrainConfig
 from tdmpc_opt.errors import InputError, RunError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate, evaluate_task
+from tdmpc_opt.machine import _quota, choose_processes, choose_threads, cores
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.training.loop import train
 
@@ -219,10 +219,10 @@ def _stat(monkeypatch, tmp_path: Path, ticks: list[list[tuple[int, int, int]]]) 
         path.write_text("cpu 1 1 1 1 1 1 1 1\n" + "\n".join(rows) + "\nintr 5\n")
 
     write(0)
-    monkeypatch.setattr(compute, "_STAT", path)
-    monkeypatch.setattr(compute, "_allowed", lambda: {0, 1, 2, 3})
-    monkeypatch.setattr(compute, "_quota", lambda: math.inf)
-    monkeypatch.setattr(compute.time, "sleep", write)
+    monkeypatch.setattr(machine, "_STAT", path)
+    monkeypatch.setattr(machine, "_allowed", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(machine, "_quota", lambda: math.inf)
+    monkeypatch.setattr(machine.time, "sleep", write)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
@@ -242,7 +242,7 @@ def test_a_machine_that_is_full_still_gives_one_core(monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert choose_threads().count == 7
     assert choose_threads(2).count == 2
-    monkeypatch.setattr(compute, "_quota", lambda: 1.5)
+    monkeypatch.setattr(machine, "_quota", lambda: 1.5)
     assert cores() == 1
 
 

@@ -33,7 +33,7 @@ PURPOSES = {
     "configs": "the options of every command, as frozen dataclasses",
     "contract": "names, units and bounds of the numbers of a task",
     "schema": "facts shared by torch and runtime: tasks, budgets, file formats",
-    "machine": "versions, commit, processor, number of processes, files that state them",
+    "machine": "versions, commit, cores, processes, and files that state them",
     "progress": "progress of long work",
     "files": "atomic writes, locks, hashes, JSON",
     "errors": "errors that a user can correct",

@@ -1,9 +1,12 @@
-"""This machine: versions, commit, processor and processes, and files that name them."""
+"""This machine: versions, commit, cores and processes, and files that state them."""
 
+import math
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ _LIBRARIES = (
     *("numpy", "torch", "mujoco", "dm_control", "gymnasium", "sbx-rl", "jax"),
     *("onnxruntime", "openvino"),
 )
+_SECONDS_OF_LOAD = 0.25
+_STAT = Path("/proc/stat")
 
 
 def versions() -> dict[str, str]:
@@ -97,6 +102,132 @@ def _number(name: str, otherwise: int) -> int:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return otherwise
     return int(os.environ.get(name, otherwise))
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process is given.
+
+    Those of its affinity (taskset, cpusets), or fewer where its control group has a quota of
+    time (`docker --cpus`), rounded down.
+    """
+    return max(1, int(min(len(_allowed()), _quota())))
+
+
+@dataclass(frozen=True)
+class Cores:
+    """How many threads or processes to use, and why."""
+
+    count: int
+    """Number of threads or processes; 0 where a Ray cluster decides."""
+    reason: str
+    """Why that many, for the user."""
+
+    def __str__(self) -> str:
+        """Return the number and its reason."""
+        return f"{self.count} ({self.reason})"
+
+
+def choose_threads(asked: int = 0) -> Cores:
+    """Return how many threads one process computes on.
+
+    The number asked for, else that of OMP_NUM_THREADS, else one for each free core.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if asked or not told.isdecimal() or not int(told):
+        return choose_processes(asked)
+    return Cores(int(told), "as OMP_NUM_THREADS says")
+
+
+def choose_processes(asked: int = 0, ray: str | None = None) -> Cores:
+    """Return how many processes of one thread run at once; 0 where a Ray cluster decides.
+
+    The number asked for, else one for each core that is given and not busy with other work now.
+    Work of low priority does not count as busy. Processes that torchrun started on this machine
+    share what is given.
+
+    Args:
+        asked: Number that the user chose; 0 chooses by the rules above.
+        ray: Address of a Ray cluster, whose processes are not counted here.
+    """
+    if ray:
+        return Cores(asked, "of Ray")
+    if asked:
+        return Cores(asked, "as asked")
+    given, ranks = cores(), local_world_size()
+    if ranks > 1:
+        return Cores(max(1, given // ranks), f"{given} cores given to {ranks} processes")
+    busy = _busy_cores()
+    free = min(given, round(len(_allowed()) - busy))
+    return Cores(max(1, free), f"{given} cores given, {busy:.1f} busy with other work")
+
+
+def _allowed() -> set[int]:
+    """Return the numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Return the cores that the control groups of this process allow; infinity without limit.
+
+    Args:
+        root: Where the control groups are mounted, of version 2, or 1 with `cpu` below.
+        own: File that names the groups of this process.
+    """
+    if not own.is_file():
+        return math.inf
+    least = math.inf
+    for line in own.read_text().splitlines():
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "cpu" if controllers else root
+        group = base / name.lstrip("/")
+        # A limit of any group above applies too.
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(base):
+                least = min(least, _limit(folder))
+    return least
+
+
+def _limit(group: Path) -> float:
+    """Return the cores that one control group allows."""
+    try:
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota = (group / "cpu.cfs_quota_us").read_text()
+            period = (group / "cpu.cfs_period_us").read_text()
+    except OSError:  # no such file in this group: no limit
+        return math.inf
+    return math.inf if quota.strip() in ("max", "-1") else int(quota) / int(period)
+
+
+def _busy_cores() -> float:
+    """Return how many of the allowed cores other work keeps busy; 0 where it is not known."""
+    if not _STAT.is_file():
+        return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    before = _ticks()
+    time.sleep(_SECONDS_OF_LOAD)
+    after = _ticks()
+    busy = 0.0
+    for core in _allowed() & before.keys() & after.keys():
+        used, passed = (new - old for new, old in zip(after[core], before[core], strict=True))
+        busy += used / max(passed, 1)
+    return busy
+
+
+def _ticks() -> dict[int, tuple[int, int]]:
+    """Return of each core the time at work of normal priority, and all time, since the boot."""
+    found = {}
+    for line in _STAT.read_text().splitlines():
+        name, *numbers = line.split()
+        if name.startswith("cpu") and name[3:].isdecimal():
+            user, nice, system, idle, waiting, *rest = map(int, numbers[:8])
+            used = user + system + sum(rest)
+            found[int(name[3:])] = (used, used + nice + idle + waiting)
+    return found
 
 
 class ResultFile:

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from tdmpc_opt.agents.compute import choose_processes, threads
+from tdmpc_opt.agents.compute import threads
 from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.rollout import rollout
 from tdmpc_opt.agents.sources import (
@@ -18,6 +18,7 @@ from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.files import Identity, alone, refuse_overwrite
+from tdmpc_opt.machine import choose_processes
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import MT30, Task, TaskTable, seed_number
 

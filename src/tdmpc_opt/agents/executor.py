@@ -20,8 +20,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tdmpc_opt.agents.compute import choose_processes, cores
 from tdmpc_opt.errors import RunError
+from tdmpc_opt.machine import choose_processes, cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

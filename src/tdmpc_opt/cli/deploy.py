@@ -13,7 +13,8 @@ from tdmpc_opt.cli.output import Terminal, table
 @contextmanager
 def _on_free_cores(terminal: Terminal) -> Iterator[None]:
     """Let torch compute on the cores that are free, and say how many those are."""
-    from tdmpc_opt.agents.compute import choose_threads, threads
+    from tdmpc_opt.agents.compute import threads
+    from tdmpc_opt.machine import choose_threads
 
     chosen = choose_threads()
     terminal.print(f"threads: {chosen}")

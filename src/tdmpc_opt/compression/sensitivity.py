@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from tdmpc_opt.agents.compute import choose_processes
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.agents.timing import seconds_of
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
@@ -36,7 +35,7 @@ from tdmpc_opt.configs import CHOICE_SEED, EvaluateConfig, SensitivityConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.files import file_identity, refuse_overwrite
-from tdmpc_opt.machine import ResultFile
+from tdmpc_opt.machine import ResultFile, choose_processes
 from tdmpc_opt.model.quantized import IntFormat
 from tdmpc_opt.progress import Progress, Silent, expected
 

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from tdmpc_opt.agents.compute import choose_processes
 from tdmpc_opt.configs import BenchConfig
 from tdmpc_opt.errors import (
     CheckpointError,
@@ -28,7 +27,7 @@ from tdmpc_opt.errors import (
     UnknownTaskError,
 )
 from tdmpc_opt.files import MODEL_FILE, refuse_overwrite, sha256
-from tdmpc_opt.machine import ResultFile
+from tdmpc_opt.machine import ResultFile, choose_processes
 from tdmpc_opt.progress import Progress, Silent, expected
 from tdmpc_opt.runtime.agent import agent_file
 from tdmpc_opt.schema import MT30

@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tdmpc_opt.agents.compute import best_device, choose_processes, threads
+from tdmpc_opt.agents.compute import best_device, threads
 from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.rollout import rollout
 from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
@@ -13,6 +13,7 @@ from tdmpc_opt.configs import EvaluateConfig, device_of_work
 from tdmpc_opt.evaluation.results import EvaluationFile
 from tdmpc_opt.evaluation.score import task_score, unit_of
 from tdmpc_opt.files import alone, refuse_overwrite
+from tdmpc_opt.machine import choose_processes
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import Task, TaskTable, seed_number

@@ -17,7 +17,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from tdmpc_opt.agents.agent import Agent
-from tdmpc_opt.agents.compute import choose_processes, threads
+from tdmpc_opt.agents.compute import threads
 from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.rollout import Array, torch_generator
 from tdmpc_opt.agents.sources import CheckpointSource
@@ -32,7 +32,7 @@ from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
 from tdmpc_opt.evaluation.results import REMOVED_ENGINES
 from tdmpc_opt.evaluation.score import Score, normalized_score, unit_of
 from tdmpc_opt.files import MODEL_FILE, alone, refuse_overwrite, require_same
-from tdmpc_opt.machine import ResultFile
+from tdmpc_opt.machine import ResultFile, choose_processes
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine
 from tdmpc_opt.planning.presets import Preset, storable
 from tdmpc_opt.progress import Progress, Silent

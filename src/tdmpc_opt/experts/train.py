@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.agents.compute import choose_processes
 from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
 from tdmpc_opt.agents.sources import open_source
@@ -29,7 +28,7 @@ from tdmpc_opt.experts.learner import (
 )
 from tdmpc_opt.experts.state import Progress, read_progress, restore_model, save_state
 from tdmpc_opt.files import alone, parse_json, refuse_overwrite, repairable, require_same
-from tdmpc_opt.machine import ResultFile
+from tdmpc_opt.machine import ResultFile, choose_processes
 from tdmpc_opt.progress import Progress as Reports
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import Task, TaskTable

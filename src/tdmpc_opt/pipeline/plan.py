@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from tdmpc_opt.agents.compute import best_device, choose_processes, choose_threads, threads
+from tdmpc_opt.agents.compute import best_device, threads
 from tdmpc_opt.agents.own import Assigned
 from tdmpc_opt.agents.sources import (
     CheckpointSource,
@@ -32,7 +32,7 @@ from tdmpc_opt.files import (
     repairable,
     require_same,
 )
-from tdmpc_opt.machine import ResultFile
+from tdmpc_opt.machine import ResultFile, choose_processes, choose_threads
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import Task, TaskTable, model_config

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tdmpc_opt.agents.collect import collect
-from tdmpc_opt.agents.compute import choose_processes
 from tdmpc_opt.agents.sources import CheckpointSource, identify, open_source
 from tdmpc_opt.agents.timing import seconds_of
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
@@ -21,7 +20,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.files import alone, refuse_overwrite, repairable, written
-from tdmpc_opt.machine import ResultFile
+from tdmpc_opt.machine import ResultFile, choose_processes
 from tdmpc_opt.progress import Progress, Silent, Stage, expected
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.training.loop import seconds_per_update, train

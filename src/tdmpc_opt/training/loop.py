@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc_opt.agents.compute import best_device, choose_threads, threads
+from tdmpc_opt.agents.compute import best_device, threads
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names
 from tdmpc_opt.configs import TrainConfig
@@ -21,6 +21,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler, joint_tasks
 from tdmpc_opt.errors import NonFiniteError, RunError
 from tdmpc_opt.files import MODEL_FILE, alone, refuse_overwrite
+from tdmpc_opt.machine import choose_threads
 from tdmpc_opt.model.world_model import WorldModel, with_termination_head
 from tdmpc_opt.progress import Progress, Silent, expected
 from tdmpc_opt.schema import model_config

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tdmpc_opt.agents.agent import Agent
-from tdmpc_opt.agents.compute import best_device, choose_threads, threads
+from tdmpc_opt.agents.compute import best_device, threads
 from tdmpc_opt.checkpoints.checkpoint import REGULARIZED, Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, with_origin
 from tdmpc_opt.checkpoints.native import write_native
@@ -25,6 +25,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.files import STORED_PRESETS, refuse_overwrite
+from tdmpc_opt.machine import choose_threads
 from tdmpc_opt.model.layers import Network
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.progress import Progress, Silent
