@@ -81,7 +81,7 @@ def _panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_xscale("log")
     axes.set_xticks(SIZES, [f"{size / 1e6:g}" for size in SIZES])
     axes.minorticks_off()
-    axes.set_ylim(0, 85)
+    axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
 
 
