@@ -144,8 +144,8 @@ def home() -> str:
             "mt30-teacher-policy",
         ),
         "mt30-1m-policy": (
-            "student `mt30-1m` (bundled), which learned from this teacher and its earlier states "
-            "alone",
+            "student `mt30-1m` (bundled), which learned from this teacher and its earlier "
+            "states alone",
             zoo.path("mt30-1m").stat().st_size,
             "mt30-1m-policy",
         ),
