@@ -99,18 +99,6 @@ MODEL_FILE = "model.safetensors"
 STORED_PRESETS = "presets"
 """Key of a checkpoint's presets among its further facts."""
 
-
-def is_onnx(path: Path) -> bool:
-    """Return whether a file begins as ONNX files do; one that cannot be read does not."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except OSError:
-        return False
-    # The tag of the first field; a safetensors header may have a length of that low byte.
-    return head[:1] == b"\x08" and head[8:] != b"{"
-
-
 _WRITTEN = ("output", "figures", "plot", "card", "sheet")
 """Options that name a file or folder to write. `store` may be the checkpoint that was read, for
 it only gains presets."""
@@ -316,6 +304,17 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def is_onnx(path: Path) -> bool:
+    """Return whether a file begins as ONNX files do; one that cannot be read does not."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False
+    # The tag of the first field; a safetensors header may have a length of that low byte.
+    return head[:1] == b"\x08" and head[8:] != b"{"
 
 
 Identity = dict[str, str | None]

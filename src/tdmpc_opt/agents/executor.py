@@ -1,10 +1,10 @@
 """One function applied to many items, by local processes or on a Ray cluster.
 
 `ProcessPoolExecutor`, or Ray's tasks with their retries, schedule the work; this module names
-faults and ends workers. Other pools were tried: busy workers of
-joblib 1.6 (loky) outlive a parent that is killed, and receive Ctrl-C themselves; the pool of
-Ray 2.60, also joblib's backend, returns an exception as if it were a result, took a minute to
-end after one, and did not finish work whose process was killed.
+faults and ends workers. Other pools were tried: busy workers of joblib 1.6 (loky) outlive a
+parent that is killed, and receive Ctrl-C themselves; the pool of Ray 2.60, also joblib's
+backend, returns an exception as if it were a result, took a minute to end after one, and did
+not finish work whose process was killed.
 """
 
 import multiprocessing

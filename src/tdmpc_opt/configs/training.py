@@ -354,6 +354,12 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
         """The dataset folders that must not change during a run."""
         return (self.data,) if isinstance(self.data, Path) else self.data
 
+    @property
+    def agents(self) -> list[str]:
+        """The checkpoint to start from and the teachers, those that there are."""
+        named = (self.start, self.teacher, *self.more_teachers, self.policy_teacher)
+        return [name for name in named if name is not None]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.folders:

@@ -156,22 +156,20 @@ def _expected(config: DaggerConfig, tasks: TaskTable, rounds: int) -> str:
 def _training(config: DaggerConfig, updates: int) -> TrainConfig:
     """Return the one run of all rounds, which goes on with the data there are by now."""
     values = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
-    values |= {"updates": updates, "tasks": names_in_use(_checkpoints(config), config.tasks)}
+    files = [name for name in config.agents if _is_checkpoint(name)]
+    values |= {"updates": updates, "tasks": names_in_use(files, config.tasks)}
     if not _is_distilled(config):
         values |= _UNUSED
     return TrainConfig(**values)
 
 
-def _checkpoints(config: DaggerConfig) -> list[str]:
-    """Return the checkpoints among the student and its teachers."""
-    teachers = [config.teacher, *config.more_teachers, config.policy_teacher]
-    named = [name for name in (config.start, *teachers) if name]
-    return [name for name in named if isinstance(open_source(name), CheckpointSource)]
+def _is_checkpoint(name: str) -> bool:
+    return isinstance(open_source(name), CheckpointSource)
 
 
 def _is_distilled(config: DaggerConfig) -> bool:
     """Return whether the teacher is a checkpoint, of which more than its actions is used."""
-    return isinstance(open_source(config.teacher), CheckpointSource)
+    return _is_checkpoint(config.teacher)
 
 
 def _refuse_early(config: DaggerConfig) -> TaskTable:

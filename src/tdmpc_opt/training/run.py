@@ -194,8 +194,7 @@ def _identity(config: TrainConfig, datasets: Sequence[EpisodeDataset]) -> dict[s
     values["output"] = config.output.resolve().name
     start = resolve(config.start) if config.start else None
     values["start"] = start and file_identity(start)
-    teachers = [*config.more_teachers, config.teacher, config.policy_teacher]
-    files = [name for name in (config.start, *teachers) if name and not is_expert_folder(name)]
+    files = [name for name in config.agents if not is_expert_folder(name)]
     if config.tasks is not None and names_in_use(files, config.tasks) is None:
         raise InputError(
             "--tasks names the tasks of checkpoints that do not name them, and all of these "
