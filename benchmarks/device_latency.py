@@ -29,7 +29,7 @@ from websockets.sync.client import connect
 
 from tdmpc_opt import load_agent, make_env
 from tdmpc_opt.compression.quantize import quantize
-from tdmpc_opt.configs import ExportConfig, QuantizeConfig
+from tdmpc_opt.configs.deploy import ExportConfig, QuantizeConfig
 from tdmpc_opt.export.export import export
 from tdmpc_opt.planning.mppi import draw_noise
 from tdmpc_opt.planning.presets import PRESETS, PUBLISHED

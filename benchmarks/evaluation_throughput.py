@@ -17,7 +17,8 @@ from timing import race, records, report
 
 from tdmpc_opt import load_agent
 from tdmpc_opt.agents.agent import Agent
-from tdmpc_opt.configs import EvaluateConfig, Mode
+from tdmpc_opt.configs.common import Mode
+from tdmpc_opt.configs.measure import EvaluateConfig
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.machine import cores
 from tdmpc_opt.schema import MT30

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from timing import save
 
-from tdmpc_opt.configs import ExportConfig, ExportFormat, ExportTarget
+from tdmpc_opt.configs.deploy import ExportConfig, ExportFormat, ExportTarget
 from tdmpc_opt.export.export import export
 
 POLICIES: tuple[tuple[ExportTarget, ExportFormat], ...] = (

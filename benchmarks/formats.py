@@ -22,8 +22,8 @@ from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
 from tdmpc_opt.compression.calibration import Observations, read_observations
 from tdmpc_opt.compression.quantize import quantize
-from tdmpc_opt.configs import BenchConfig, EvaluateConfig, ExportConfig, QuantizeConfig
-from tdmpc_opt.configs.deploy import ExportFormat, Format
+from tdmpc_opt.configs.deploy import ExportConfig, ExportFormat, Format, QuantizeConfig
+from tdmpc_opt.configs.measure import BenchConfig, EvaluateConfig
 from tdmpc_opt.evaluation.bench import bench
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.export.engine import fast_engine

@@ -21,7 +21,7 @@ from timing import save
 
 from tdmpc_opt import make_env
 from tdmpc_opt.agents.agent import Agent, load_agent
-from tdmpc_opt.configs import ExportConfig, ExportFormat
+from tdmpc_opt.configs.deploy import ExportConfig, ExportFormat
 from tdmpc_opt.export.export import export
 
 FIRMWARE = Path(__file__).parent / "firmware"

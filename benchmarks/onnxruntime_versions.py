@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from timing import save
 
-from tdmpc_opt.configs import ExportConfig, ExportFormat
+from tdmpc_opt.configs.deploy import ExportConfig, ExportFormat
 from tdmpc_opt.export.export import export
 from tdmpc_opt.schema import MT30
 

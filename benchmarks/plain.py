@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tdmpc_opt.configs import LossWeights
+from tdmpc_opt.configs.training import LossWeights
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import LOG_STD_MAX, LOG_STD_MIN, WorldModel

@@ -24,7 +24,8 @@ import tyro
 from synthetic import write_shard
 from timing import save
 
-from tdmpc_opt.configs import DataImportConfig, TrainConfig
+from tdmpc_opt.configs.data import DataImportConfig
+from tdmpc_opt.configs.training import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.exchange import import_data
 from tdmpc_opt.data.sampler import Batch, Sampling, SliceSampler

@@ -23,7 +23,7 @@ from timing import cycle, race, records, report
 from tdmpc_opt.agents.compute import best_device
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.configs import TrainConfig
+from tdmpc_opt.configs.training import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.model.world_model import WorldModel

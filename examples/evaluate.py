@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tdmpc_opt.configs import EvaluateConfig
+from tdmpc_opt.configs.measure import EvaluateConfig
 from tdmpc_opt.evaluation.compare import compare
 from tdmpc_opt.evaluation.evaluate import evaluate
 

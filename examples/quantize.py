@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tdmpc_opt.compression.quantize import quantize
-from tdmpc_opt.configs import QuantizeConfig
+from tdmpc_opt.configs.deploy import QuantizeConfig
 
 OUTPUT = Path("example-output")
 

@@ -13,7 +13,7 @@ from public_layouts import layout_a
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.configs import CollectConfig
+from tdmpc_opt.configs.data import CollectConfig
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.schema import MT30, ModelConfig, PlannerBudget, Task, TaskTable
 

@@ -10,7 +10,7 @@ import torch
 
 from tdmpc_opt import files
 from tdmpc_opt.checkpoints import native, torch_files
-from tdmpc_opt.configs import TrainConfig
+from tdmpc_opt.configs.training import TrainConfig
 from tdmpc_opt.training import loop
 
 POINTS = (

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from tdmpc_opt import machine
-from tdmpc_opt.configs import LossWeights, TrainConfig
+from tdmpc_opt.configs.training import LossWeights, TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model.world_model import NETWORKS, WorldModel
 from tdmpc_opt.schema import MT30, model_config

@@ -6,7 +6,7 @@ import pytest
 
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.agents.rollout import Act, rollout
-from tdmpc_opt.configs import CollectConfig
+from tdmpc_opt.configs.data import CollectConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.schema import MT30

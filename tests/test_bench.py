@@ -7,7 +7,8 @@ import pytest
 
 from tdmpc_opt.checkpoints.checkpoint import POLICY_PREFIXES
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import BenchConfig, QuantizeConfig
+from tdmpc_opt.configs.deploy import QuantizeConfig
+from tdmpc_opt.configs.measure import BenchConfig
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.evaluation.bench import _speedup, candidates
 

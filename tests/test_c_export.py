@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tdmpc_opt import files, load_agent, make_env
-from tdmpc_opt.configs import ExportConfig
+from tdmpc_opt.configs.deploy import ExportConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
 
 pytest.importorskip("onnx")

@@ -17,7 +17,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
 from tdmpc_opt.cli.output import Terminal
-from tdmpc_opt.configs import Schedule
+from tdmpc_opt.configs.training import Schedule
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
 TRAIN = ("--size", "0.3", "--updates", "2", "--batch-size", "8", "--device", "cpu")

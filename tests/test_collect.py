@@ -9,7 +9,7 @@ from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
 from tdmpc_opt.agents.rollout import agent_policy, rollout
 from tdmpc_opt.agents.sources import ExpertSource
-from tdmpc_opt.configs import CollectConfig
+from tdmpc_opt.configs.data import CollectConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, InputError, RunError, UnknownTaskError
 from tdmpc_opt.progress import Silent

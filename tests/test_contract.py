@@ -9,18 +9,13 @@ import pytest
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
+from tdmpc_opt.checkpoints.summary import stored_contracts
 from tdmpc_opt.cli import main
 from tdmpc_opt.compression.quantize import quantize
-from tdmpc_opt.configs import QuantizeConfig
-from tdmpc_opt.contract import (
-    CONTRACT,
-    Block,
-    Contract,
-    contract,
-    contracts_of,
-    contracts_to_json,
-)
+from tdmpc_opt.configs.deploy import QuantizeConfig
+from tdmpc_opt.contract import Block, Contract, contract, contracts_of, contracts_to_json
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.files import CONTRACT
 from tdmpc_opt.runtime import load
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
@@ -124,7 +119,7 @@ def test_a_damaged_contract_is_refused(change, tmp_path, make_model):
     with pytest.raises(CheckpointError, match="is damaged"):
         load(path)
     with pytest.raises(CheckpointError, match="its contract is damaged"):
-        _ = read_checkpoint(path).contracts
+        stored_contracts(read_checkpoint(path))
 
 
 def test_a_policy_file_states_the_numbers_of_its_tasks(tmp_path, capsys):
@@ -166,7 +161,7 @@ def test_an_own_task_gets_its_contract_from_its_spaces_once_it_is_named(
         None,
     )
     assert load(path).contract() == wanted
-    assert read_checkpoint(path).contracts == {"Point-v0": wanted}
+    assert stored_contracts(read_checkpoint(path)) == {"Point-v0": wanted}
     capsys.readouterr()
     assert main(["inspect", str(source)]) == 0
     assert "observation 0-1" not in capsys.readouterr().out

@@ -18,7 +18,8 @@ from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.torch_files import StateFolder
-from tdmpc_opt.configs import CollectConfig, DaggerConfig
+from tdmpc_opt.configs.data import CollectConfig
+from tdmpc_opt.configs.training import DaggerConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import (
     CheckpointError,

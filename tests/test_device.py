@@ -38,7 +38,7 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
     """The policy of the demo's teacher for a device, by kind of file, and one of two tasks."""
-    from tdmpc_opt.configs import ExportConfig
+    from tdmpc_opt.configs.deploy import ExportConfig
     from tdmpc_opt.export.export import export
 
     folder, found = tmp_path_factory.mktemp("device"), {}

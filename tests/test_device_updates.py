@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from tdmpc_opt.configs import TrainConfig
+from tdmpc_opt.configs.training import TrainConfig
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.model.world_model import WorldModel

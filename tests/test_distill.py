@@ -15,7 +15,8 @@ from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import DistillConfig, ExportConfig
+from tdmpc_opt.configs.deploy import ExportConfig
+from tdmpc_opt.configs.pipeline import DistillConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.export.export import export

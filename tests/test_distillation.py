@@ -17,13 +17,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import (
-    TERMS,
-    DistillWeights,
-    LossWeights,
-    Schedule,
-    TrainConfig,
-)
+from tdmpc_opt.configs.training import TERMS, DistillWeights, LossWeights, Schedule, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import InputError, RunError

@@ -19,7 +19,7 @@ from cogapp import Cog
 
 import tdmpc_opt
 from tdmpc_opt import cli, zoo
-from tdmpc_opt.configs import DemoConfig
+from tdmpc_opt.configs.pipeline import DemoConfig
 from tdmpc_opt.pipeline.demo import demo
 from tdmpc_opt.planning.presets import PRESETS
 from tdmpc_opt.schema import MT30, PlannerBudget

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tdmpc_opt.agents.sources import open_source
-from tdmpc_opt.configs import EvaluateConfig
+from tdmpc_opt.configs.measure import EvaluateConfig
 from tdmpc_opt.errors import (
     CheckpointError,
     InputError,

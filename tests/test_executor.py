@@ -17,7 +17,8 @@ from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import EvaluateConfig, TrainConfig
+from tdmpc_opt.configs.measure import EvaluateConfig
+from tdmpc_opt.configs.training import TrainConfig
 from tdmpc_opt.errors import InputError, RunError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate, evaluate_task
 from tdmpc_opt.machine import _quota, choose_processes, choose_threads, cores

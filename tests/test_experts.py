@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
 from tdmpc_opt.agents.rollout import Act, Stream
 from tdmpc_opt.agents.sources import SimulatorSource
-from tdmpc_opt.configs import ExpertsConfig
+from tdmpc_opt.configs.data import ExpertsConfig
 from tdmpc_opt.data.episodes import Episode
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError, RunError
 from tdmpc_opt.experts import imitation, learner

@@ -20,7 +20,7 @@ from tdmpc_opt.checkpoints.checkpoint import build, from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import ExportConfig
+from tdmpc_opt.configs.deploy import ExportConfig
 from tdmpc_opt.errors import (
     BusyError,
     CheckpointError,

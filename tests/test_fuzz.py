@@ -40,16 +40,13 @@ from tdmpc_opt.agents.agent import load_agent
 from tdmpc_opt.agents.expert import ExpertNetwork
 from tdmpc_opt.agents.sources import CheckpointSource
 from tdmpc_opt.checkpoints.checkpoint import build
-from tdmpc_opt.checkpoints.load import describe, read_checkpoint
+from tdmpc_opt.checkpoints.load import read_checkpoint
+from tdmpc_opt.checkpoints.summary import describe
 from tdmpc_opt.cli import files
 from tdmpc_opt.cli.output import Terminal
-from tdmpc_opt.configs import (
-    DataExportConfig,
-    DataImportConfig,
-    InspectConfig,
-    LossWeights,
-    TrainConfig,
-)
+from tdmpc_opt.configs.data import DataExportConfig, DataImportConfig
+from tdmpc_opt.configs.deploy import InspectConfig
+from tdmpc_opt.configs.training import LossWeights, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.exchange import export_data, import_data
 from tdmpc_opt.data.reports import summarize, verify

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
-from tdmpc_opt.configs import LossWeights, TrainConfig
+from tdmpc_opt.configs.training import LossWeights, TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.fold import FoldedModel

@@ -33,7 +33,7 @@ from tdmpc_opt.compression.rounding import (
     weight_bytes,
 )
 from tdmpc_opt.compression.sensitivity import SensitivityRow, most_accurate, smallest
-from tdmpc_opt.configs import QuantizeConfig, SensitivityConfig
+from tdmpc_opt.configs.deploy import QuantizeConfig, SensitivityConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, DataError, InputError
 from tdmpc_opt.model.layers import Dense

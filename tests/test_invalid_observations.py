@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tdmpc_opt.agents.agent import load_agent
-from tdmpc_opt.configs import ExportConfig
+from tdmpc_opt.configs.deploy import ExportConfig
 from tdmpc_opt.errors import InputError, ObservationError, UnknownTaskError
 from tdmpc_opt.runtime import load
 from tdmpc_opt.schema import PlannerBudget

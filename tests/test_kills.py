@@ -19,7 +19,8 @@ from killing import POINTS, WRITERS, FaultPoint, train
 
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.checkpoints.torch_files import StateFolder
-from tdmpc_opt.configs import CollectConfig, DistillWeights, Schedule, TrainConfig
+from tdmpc_opt.configs.data import CollectConfig
+from tdmpc_opt.configs.training import DistillWeights, Schedule, TrainConfig
 
 pytest.importorskip("dm_control")
 

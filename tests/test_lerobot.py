@@ -17,12 +17,8 @@ pq = pytest.importorskip("pyarrow.parquet")
 from tdmpc_opt.checkpoints.checkpoint import from_model  # noqa: E402
 from tdmpc_opt.checkpoints.native import write_native  # noqa: E402
 from tdmpc_opt.cli import main  # noqa: E402
-from tdmpc_opt.configs import (  # noqa: E402
-    DataExportConfig,
-    DataImportConfig,
-    LossWeights,
-    TrainConfig,
-)
+from tdmpc_opt.configs.data import DataExportConfig, DataImportConfig  # noqa: E402
+from tdmpc_opt.configs.training import LossWeights, TrainConfig  # noqa: E402
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset  # noqa: E402
 from tdmpc_opt.data.exchange import export_data, import_data  # noqa: E402
 from tdmpc_opt.errors import DataError, InputError  # noqa: E402

@@ -17,7 +17,7 @@ from PIL import Image
 from tdmpc_opt import cli
 from tdmpc_opt.agents.rollout import Player
 from tdmpc_opt.agents.sources import open_source
-from tdmpc_opt.configs import PlayConfig
+from tdmpc_opt.configs.measure import PlayConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.play import live as module
 from tdmpc_opt.play.live import VIEWERS, Live, LiveJob, live_page

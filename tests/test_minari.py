@@ -15,7 +15,7 @@ from minari.dataset.minari_storage import MinariStorage  # noqa: E402
 from tdmpc_opt.agents.sources import open_source  # noqa: E402
 from tdmpc_opt.checkpoints.checkpoint import from_model  # noqa: E402
 from tdmpc_opt.checkpoints.native import write_native  # noqa: E402
-from tdmpc_opt.configs import DataExportConfig, DataImportConfig  # noqa: E402
+from tdmpc_opt.configs.data import DataExportConfig, DataImportConfig  # noqa: E402
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset  # noqa: E402
 from tdmpc_opt.data.exchange import export_data, import_data  # noqa: E402
 from tdmpc_opt.errors import DataError, InputError, UnknownTaskError  # noqa: E402

@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from tdmpc_opt.configs import DistillWeights, LossWeights, Schedule, TrainConfig
+from tdmpc_opt.configs.training import DistillWeights, LossWeights, Schedule, TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.errors import NonFiniteError
 from tdmpc_opt.model.world_model import WorldModel

@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from torch.serialization import get_safe_globals
 
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import DataExportConfig, DataImportConfig
+from tdmpc_opt.configs.data import DataExportConfig, DataImportConfig
 from tdmpc_opt.data import official, shards
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.data.exchange import export_data, import_data

@@ -10,7 +10,7 @@ import pytest
 
 from tdmpc_opt import cli, make_env
 from tdmpc_opt.checkpoints.load import read_checkpoint
-from tdmpc_opt.configs import ExpertsConfig
+from tdmpc_opt.configs.data import ExpertsConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import InputError, UnknownTaskError
 from tdmpc_opt.experts.train import train_experts

@@ -107,7 +107,7 @@ def test_every_command_that_writes_refuses_its_inputs(
 def _functions():
     """The Python functions that write, each with a config whose output is its input T."""
     from tdmpc_opt.agents.collect import collect
-    from tdmpc_opt.checkpoints.load import convert
+    from tdmpc_opt.checkpoints.summary import convert
     from tdmpc_opt.compression.quantize import quantize
     from tdmpc_opt.compression.sensitivity import sensitivity
     from tdmpc_opt.data.exchange import export_data, import_data

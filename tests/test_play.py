@@ -19,7 +19,7 @@ import pytest
 
 from tdmpc_opt import runtime, zoo
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import PlayConfig
+from tdmpc_opt.configs.measure import PlayConfig
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
 from tdmpc_opt.play.agents import read_list, write_agents
 from tdmpc_opt.play.server import BUNDLE, HOST, PlayServer, page_server

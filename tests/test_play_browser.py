@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tdmpc_opt.agents.agent import load_agent
-from tdmpc_opt.configs import PlayConfig
+from tdmpc_opt.configs.measure import PlayConfig
 from tdmpc_opt.play.live import live_page
 from tdmpc_opt.play.server import BUNDLE, page_server
 from tdmpc_opt.schema import MT30

@@ -6,18 +6,10 @@ import pytest
 
 from tdmpc_opt.cli import output
 from tdmpc_opt.cli.output import Terminal
-from tdmpc_opt.configs import (
-    BenchConfig,
-    CollectConfig,
-    DaggerConfig,
-    EvaluateConfig,
-    ExpertsConfig,
-    ExportConfig,
-    QuantizeConfig,
-    SensitivityConfig,
-    TrainConfig,
-    TuneConfig,
-)
+from tdmpc_opt.configs.data import CollectConfig, ExpertsConfig
+from tdmpc_opt.configs.deploy import ExportConfig, QuantizeConfig, SensitivityConfig
+from tdmpc_opt.configs.measure import BenchConfig, EvaluateConfig, TuneConfig
+from tdmpc_opt.configs.training import DaggerConfig, TrainConfig
 from tdmpc_opt.progress import Stage
 
 

@@ -11,7 +11,8 @@ from tdmpc_opt.checkpoints.checkpoint import REGULARIZED, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.extract import policy_only
-from tdmpc_opt.configs import RegularizeConfig, TrainConfig
+from tdmpc_opt.configs.deploy import RegularizeConfig
+from tdmpc_opt.configs.training import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, DataError, InputError
 from tdmpc_opt.planning import presets

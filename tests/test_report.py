@@ -8,7 +8,7 @@ import pytest
 from matplotlib import rc_context
 
 from tdmpc_opt import cli
-from tdmpc_opt.configs import ReportConfig
+from tdmpc_opt.configs.measure import ReportConfig
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.score import Score
 from tdmpc_opt.report import charts

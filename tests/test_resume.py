@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tdmpc_opt.configs import DaggerConfig, TrainConfig
 from tdmpc_opt.configs.common import cost_fields, knobs, recorded
-from tdmpc_opt.configs.training import REMOVED
+from tdmpc_opt.configs.training import REMOVED, DaggerConfig, TrainConfig
 from tdmpc_opt.errors import ResultError, RunError
 from tdmpc_opt.files import require_same, without_removed
 from tdmpc_opt.machine import ResultFile

@@ -25,7 +25,6 @@ from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.extract import one_task, policy_only
-from tdmpc_opt.contract import LARGEST_OBSERVATION
 from tdmpc_opt.errors import (
     CheckpointError,
     InputError,
@@ -36,6 +35,7 @@ from tdmpc_opt.errors import (
 )
 from tdmpc_opt.runtime import Agent, load
 from tdmpc_opt.runtime.plan_state import DeadlineTimer
+from tdmpc_opt.schema import LARGEST_OBSERVATION
 
 TEACHER = zoo.path("demo-teacher")
 

@@ -246,7 +246,7 @@ def planner(tmp_path_factory, checkpoint_file) -> Path:
     """A planner of which one plan serves for two actions."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    from tdmpc_opt.configs import ExportConfig
+    from tdmpc_opt.configs.deploy import ExportConfig
     from tdmpc_opt.export.export import export
 
     path = tmp_path_factory.mktemp("planner") / "planner.onnx"

@@ -14,7 +14,7 @@ from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint, share_names
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import EvaluateConfig
+from tdmpc_opt.configs.measure import EvaluateConfig
 from tdmpc_opt.errors import InputError, UnknownTaskError
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.schema import MT30

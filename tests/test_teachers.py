@@ -13,7 +13,7 @@ from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
 from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.configs import TERMS, DistillWeights, Schedule, TrainConfig
+from tdmpc_opt.configs.training import TERMS, DistillWeights, Schedule, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError

@@ -24,7 +24,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.calibration import Observations, Reference
 from tdmpc_opt.compression.extract import compact_embedding, one_task
-from tdmpc_opt.configs import TrainConfig
+from tdmpc_opt.configs.training import TrainConfig
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.data.reports import summarize
 from tdmpc_opt.data.sampler import Batch

@@ -14,7 +14,7 @@ from torch.distributions import (
 )
 
 from tdmpc_opt.checkpoints.checkpoint import from_model
-from tdmpc_opt.configs import TERMS, DistillWeights, LossWeights, Schedule
+from tdmpc_opt.configs.training import TERMS, DistillWeights, LossWeights, Schedule
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.layers import Dense

@@ -23,13 +23,8 @@ from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.torch_files import StateFolder
-from tdmpc_opt.configs import (
-    CollectConfig,
-    DistillWeights,
-    LossWeights,
-    Schedule,
-    TrainConfig,
-)
+from tdmpc_opt.configs.data import CollectConfig
+from tdmpc_opt.configs.training import DistillWeights, LossWeights, Schedule, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import (
     CheckpointError,

@@ -13,8 +13,7 @@ from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
-from tdmpc_opt.configs import EvaluateConfig, TuneConfig
-from tdmpc_opt.configs.measure import TUNING_SEED
+from tdmpc_opt.configs.measure import TUNING_SEED, EvaluateConfig, TuneConfig
 from tdmpc_opt.errors import CheckpointError, InputError, ResultError
 from tdmpc_opt.evaluation import tune as search
 from tdmpc_opt.evaluation.evaluate import evaluate

@@ -8,7 +8,7 @@ from PIL import Image
 from tdmpc_opt import cli
 from tdmpc_opt.agents.rollout import Player
 from tdmpc_opt.agents.sources import open_source
-from tdmpc_opt.configs import VideoConfig
+from tdmpc_opt.configs.measure import VideoConfig
 from tdmpc_opt.errors import InputError, MissingDependencyError, RunError
 from tdmpc_opt.report import film
 from tdmpc_opt.report.film import video, write_film

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tdmpc_opt import zoo
-from tdmpc_opt.checkpoints.load import describe
+from tdmpc_opt.checkpoints.summary import describe
 from tdmpc_opt.contract import by_contract, contracts_of
 from tdmpc_opt.evaluation.compare import ablation as ablation_rows
 from tdmpc_opt.evaluation.compare import compare

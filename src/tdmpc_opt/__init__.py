@@ -54,7 +54,7 @@ def distill(
     """
     from pathlib import Path
 
-    from tdmpc_opt.configs import DistillConfig
+    from tdmpc_opt.configs.pipeline import DistillConfig
     from tdmpc_opt.pipeline.distill import distill as run
 
     config = DistillConfig(

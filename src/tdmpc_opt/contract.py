@@ -11,12 +11,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.errors import InputError, NonFiniteError, ObservationError, UnknownTaskError
+from tdmpc_opt.errors import InputError, ObservationError, UnknownTaskError
 from tdmpc_opt.files import parse_json
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
-CONTRACT = "contract"
-"""Name in the metadata of files."""
 UNBOUNDED = 1e30
 """Magnitude from which a bound of a space stands for none, as float32's largest number does."""
 
@@ -269,10 +267,6 @@ def _blocks(records: list[Any], size: int) -> tuple[Block, ...]:
 
 OnInvalid = Literal["error", "hold", "zero"]
 """Answer to an invalid observation: an error, the last valid action again, or zeros."""
-LARGEST_OBSERVATION = 1e15
-"""Magnitude up to which the first layer's sums of squares do not overflow float32."""
-_ROUNDING = 1e-3
-"""By how much a tanh may exceed 1 in some engine's arithmetic."""
 
 
 def check_on_invalid(on_invalid: object) -> None:
@@ -364,31 +358,4 @@ def check_shape(tasks: TaskTable, task: int | None, shape: Sequence[int]) -> Non
         widths = str(full) if own == full else f"{own} (or padded to {full})"
         raise ObservationError(
             f"observations of {name} have {widths} numbers; got shape {list(shape)}"
-        )
-
-
-def check_observation(largest: float) -> None:
-    """Refuse observations whose largest magnitude is NaN or overflows the network.
-
-    Raises:
-        ObservationError: It is NaN or above `LARGEST_OBSERVATION`.
-    """
-    if not largest <= LARGEST_OBSERVATION:
-        raise ObservationError(
-            "the observation contains NaN, infinity or a number too large for the network (at "
-            f"most {LARGEST_OBSERVATION:.0e}); check the sensors"
-        )
-
-
-def check_action(largest: float) -> None:
-    """Refuse actions whose largest magnitude is NaN or above 1, but for rounding.
-
-    Raises:
-        NonFiniteError: The network overflowed, or its weights are damaged.
-    """
-    if not largest <= 1 + _ROUNDING:
-        raise NonFiniteError(
-            f"the action has a magnitude of {largest:.3g}, not at most 1: the network "
-            "overflows on this observation or its file is damaged; check the sensors' units, "
-            "then the file"
         )

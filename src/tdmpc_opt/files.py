@@ -98,6 +98,8 @@ MODEL_FILE = "model.safetensors"
 """The weights in a model folder and in the folder of a training run."""
 STORED_PRESETS = "presets"
 """Key of a checkpoint's presets among its further facts."""
+CONTRACT = "contract"
+"""Key of the names and units of an agent's numbers in the metadata of its files."""
 
 _WRITTEN = ("output", "figures", "plot", "card", "sheet")
 """Options that name a file or folder to write. `store` may be the checkpoint that was read, for

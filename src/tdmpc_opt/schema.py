@@ -1,4 +1,4 @@
-"""Facts that torch and the device runtime share: tasks, widths, planner budgets, formats.
+"""Facts that torch and the device runtime share: tasks, planner budgets, limits of numbers.
 
 Source: the public TD-MPC2 task definition (arXiv:2310.16828, appendix on MT30).
 """
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.errors import InputError, UnknownTaskError
+from tdmpc_opt.errors import InputError, NonFiniteError, ObservationError, UnknownTaskError
 
 _MOST = 1 << 24
 """Largest width or length of a task in a file."""
@@ -430,3 +430,36 @@ INT4_ZERO = 8
 def int4_halves(codes: Any) -> tuple[Any, Any]:
     """Return the codes of both halves of each row, which share bytes, low bits first."""
     return codes & 15, codes >> 4
+
+
+LARGEST_OBSERVATION = 1e15
+"""Magnitude up to which the first layer's sums of squares do not overflow float32."""
+_ROUNDING = 1e-3
+"""By how much a tanh may exceed 1 in some engine's arithmetic."""
+
+
+def check_observation(largest: float) -> None:
+    """Refuse observations whose largest magnitude is NaN or overflows the network.
+
+    Raises:
+        ObservationError: It is NaN or above `LARGEST_OBSERVATION`.
+    """
+    if not largest <= LARGEST_OBSERVATION:
+        raise ObservationError(
+            "the observation contains NaN, infinity or a number too large for the network (at "
+            f"most {LARGEST_OBSERVATION:.0e}); check the sensors"
+        )
+
+
+def check_action(largest: float) -> None:
+    """Refuse actions whose largest magnitude is NaN or above 1, but for rounding.
+
+    Raises:
+        NonFiniteError: The network overflowed, or its weights are damaged.
+    """
+    if not largest <= 1 + _ROUNDING:
+        raise NonFiniteError(
+            f"the action has a magnitude of {largest:.3g}, not at most 1: the network "
+            "overflows on this observation or its file is damaged; check the sensors' units, "
+            "then the file"
+        )

@@ -15,12 +15,10 @@ from torch.nn import functional
 from tdmpc_opt.agents.compute import best_device
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint
-from tdmpc_opt.configs import Mode
+from tdmpc_opt.configs.common import Mode
 from tdmpc_opt.contract import (
     OnInvalid,
-    check_action,
     check_generators,
-    check_observation,
     check_on_invalid,
     check_shape,
     numbers,
@@ -31,7 +29,7 @@ from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.planner import ChooseEngine, EagerEngine, Engine, Planner, eager_engine
 from tdmpc_opt.planning.presets import find_preset
 from tdmpc_opt.runtime.plan_state import Clock, ControlLoop, OneCallAtATime
-from tdmpc_opt.schema import PlannerBudget
+from tdmpc_opt.schema import PlannerBudget, check_action, check_observation
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 TaskArgument = str | int | np.integer | Sequence[int] | np.ndarray | Tensor | None

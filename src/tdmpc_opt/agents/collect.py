@@ -15,7 +15,8 @@ from tdmpc_opt.agents.sources import (
     open_source,
 )
 from tdmpc_opt.agents.timing import estimate
-from tdmpc_opt.configs import COLLECTION_SEED, CollectConfig, device_of_work
+from tdmpc_opt.configs.common import COLLECTION_SEED, device_of_work
+from tdmpc_opt.configs.data import CollectConfig
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.files import Identity, alone, refuse_overwrite
 from tdmpc_opt.machine import choose_processes

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from tdmpc_opt.configs import MatmulPrecision
+from tdmpc_opt.configs.common import MatmulPrecision
 from tdmpc_opt.errors import InputError
 
 

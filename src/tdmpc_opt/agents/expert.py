@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tdmpc_opt.checkpoints.load import is_model_folder
-from tdmpc_opt.contract import check_action, check_observation
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.files import Identity, parse_json, replace_when_done, sha256, sort_metadata
+from tdmpc_opt.schema import check_action, check_observation
 
 KIND = "expert"
 SCHEMA = "1"

@@ -13,7 +13,7 @@ import numpy as np
 
 from tdmpc_opt.agents.rollout import Act, Array, Policy, Stream
 from tdmpc_opt.agents.sources import PolicySource, open_source
-from tdmpc_opt.configs import Device, Mode
+from tdmpc_opt.configs.common import Device, Mode
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.files import Identity, parse_json, write_json
 from tdmpc_opt.planning.planner import ChooseEngine, eager_engine

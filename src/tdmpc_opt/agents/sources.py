@@ -24,7 +24,7 @@ from tdmpc_opt.agents.expert import (
 from tdmpc_opt.agents.rollout import Act, Array, Policy, Stream, agent_policy
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, resolve
-from tdmpc_opt.configs import Device, Mode
+from tdmpc_opt.configs.common import Device, Mode
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
 from tdmpc_opt.files import Identity, file_identity, is_onnx, parse_json
 from tdmpc_opt.model.world_model import WorldModel

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.torch_files import MappedFile
-from tdmpc_opt.contract import CONTRACT, Contracts, contracts_of
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.quantized import QuantizedDense, QuantizedWeight
@@ -67,18 +66,6 @@ class Checkpoint:
         """False where only encoder and policy are stored."""
         names = {*self.tensors, *self.quantized}
         return not all(name.startswith(POLICY_PREFIXES) for name in names)
-
-    @property
-    def contracts(self) -> Contracts:
-        """Names and units of the numbers of the tasks.
-
-        Raises:
-            CheckpointError: The file's own record of them is damaged.
-        """
-        try:
-            return contracts_of(self.tasks, self.extra.get(CONTRACT))
-        except (LookupError, TypeError, ValueError) as error:
-            raise CheckpointError(f"its contract is damaged: {error!r}") from error
 
     @property
     def parameters(self) -> int:

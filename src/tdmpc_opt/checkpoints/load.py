@@ -2,23 +2,19 @@
 
 import difflib
 import re
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tdmpc_opt import zoo
-from tdmpc_opt.checkpoints.checkpoint import Checkpoint, Layout
-from tdmpc_opt.checkpoints.native import read_native, write_native
-from tdmpc_opt.checkpoints.public import read_public
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint
+from tdmpc_opt.checkpoints.native import read_native
 from tdmpc_opt.checkpoints.torch_files import ZIP_MAGIC
-from tdmpc_opt.configs import ConvertConfig
-from tdmpc_opt.contract import CONTRACT, Contracts
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
-from tdmpc_opt.files import MODEL_FILE, is_onnx, refuse_overwrite
+from tdmpc_opt.files import MODEL_FILE, is_onnx
 from tdmpc_opt.files import sha256 as sha256
-from tdmpc_opt.schema import ModelConfig, TaskTable
-from tdmpc_opt.tasks import choose_tasks, with_own_contracts
+from tdmpc_opt.schema import TaskTable
+from tdmpc_opt.tasks import choose_tasks
 
 _PICKLE_MAGIC = b"\x80"
 _SAFETENSORS_BRACE = 8  # the JSON header follows eight bytes with its length
@@ -177,6 +173,8 @@ def _read(path: Path, check_values: bool) -> Checkpoint:
     if head[_SAFETENSORS_BRACE : _SAFETENSORS_BRACE + 1] == b"{" and not is_text:
         return read_native(path, check_values=check_values)
     if head.startswith((ZIP_MAGIC, _PICKLE_MAGIC)):
+        from tdmpc_opt.checkpoints.public import read_public
+
         return read_public(path, check_values=check_values)
     if is_text:
         raise CheckpointError(
@@ -191,21 +189,6 @@ def _read(path: Path, check_values: bool) -> Checkpoint:
     raise CheckpointError(f"{path} is not a checkpoint of any known format, or is cut off")
 
 
-def convert(config: ConvertConfig) -> "CheckpointSummary":
-    """Write the same weights, bit for bit, as safetensors, and describe the new file.
-
-    Raises:
-        CheckpointError: A source that cannot be read, or a file that cannot be written.
-        UnknownTaskError: Task names that do not match those of the source.
-        InputError: Names of tasks of other sizes.
-    """
-    refuse_overwrite(config)
-    source = resolve(config.checkpoint)
-    checkpoint = read_checkpoint(source, tasks=config.tasks)
-    write_native(config.output, with_origin(checkpoint, source))
-    return describe(config.output)
-
-
 def with_origin(checkpoint: Checkpoint, source: Path) -> Checkpoint:
     """Return the checkpoint with the name, hash and layout of the file it came from."""
     origin = {
@@ -214,70 +197,3 @@ def with_origin(checkpoint: Checkpoint, source: Path) -> Checkpoint:
         "source_layout": checkpoint.layout,
     }
     return replace(checkpoint, extra=checkpoint.extra | origin)
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointSummary:
-    """Facts of one checkpoint file, for `tdmpc-opt inspect`."""
-
-    path: Path
-    layout: Layout
-    size_bytes: int
-    sha256: str
-    config: ModelConfig
-    tasks: tuple[str, ...]
-    """Names in the order of their ids."""
-    dtypes: dict[str, str]
-    """Number formats of each part, `float16` or, where mixed, `float16, float32`."""
-    part_parameters: dict[str, int]
-    """Weights of each part, target Qs included where they are stored."""
-    part_bytes: dict[str, int]
-    """Bytes of each part's tensors."""
-    parameters: int
-    """Weights in all, target Qs not counted."""
-    extra: dict[str, str]
-    """Further facts that the file has, such as its source."""
-    contracts: Contracts
-
-
-def describe(path_or_name: str | Path, tasks: str | None = None) -> CheckpointSummary:
-    """Return the contents of a checkpoint in numbers.
-
-    `tasks` are names joined by commas: of the tasks of a file that does not name them, and
-    environments whose numbers are to be described.
-
-    Raises:
-        CheckpointError, UnknownTaskError, InputError: As `read_checkpoint`.
-    """
-    path = resolve(path_or_name)
-    checkpoint = read_checkpoint(path, tasks=tasks)
-    facts = [
-        (name, str(tensor.dtype).removeprefix("torch."), tensor.numel(), tensor.nbytes)
-        for name, tensor in checkpoint.tensors.items()
-    ]
-    facts += [
-        (name, weight.format, weight.parameters, weight.size_bytes)
-        for name, weight in checkpoint.quantized.items()
-    ]
-    dtypes: dict[str, set[str]] = defaultdict(set)
-    parameters: dict[str, int] = defaultdict(int)
-    size: dict[str, int] = defaultdict(int)
-    for name, dtype, count, nbytes in facts:
-        part = name.split(".", 1)[0]
-        dtypes[part].add(dtype)
-        parameters[part] += count
-        size[part] += nbytes
-    return CheckpointSummary(
-        path=path,
-        layout=checkpoint.layout,
-        size_bytes=path.stat().st_size,
-        sha256=sha256(path),
-        config=checkpoint.config,
-        tasks=checkpoint.tasks.names,
-        dtypes={part: ", ".join(sorted(found)) for part, found in dtypes.items()},
-        part_parameters=dict(parameters),
-        part_bytes=dict(size),
-        parameters=checkpoint.parameters,
-        extra={name: text for name, text in checkpoint.extra.items() if name != CONTRACT},
-        contracts=with_own_contracts(checkpoint.contracts, checkpoint.tasks, tasks),
-    )

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, validate
-from tdmpc_opt.contract import CONTRACT
 from tdmpc_opt.errors import CheckpointError
 from tdmpc_opt.files import (
     CHECKPOINT_SCHEMA,
+    CONTRACT,
     FOREIGN,
     FORMAT,
     check_schema,

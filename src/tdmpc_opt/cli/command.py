@@ -20,8 +20,8 @@ from tyro.constructors import (
 
 import tdmpc_opt
 from tdmpc_opt.cli.output import Terminal
-from tdmpc_opt.configs import Schedule
 from tdmpc_opt.configs.common import knobs
+from tdmpc_opt.configs.training import Schedule
 from tdmpc_opt.errors import InputError
 
 

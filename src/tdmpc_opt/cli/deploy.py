@@ -5,9 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import Terminal, table
+from tdmpc_opt.configs.deploy import (
+    ExportConfig,
+    QuantizeConfig,
+    SensitivityConfig,
+    ServeConfig,
+)
+from tdmpc_opt.configs.measure import PlayConfig
 
 
 @contextmanager
@@ -22,7 +28,7 @@ def _on_free_cores(terminal: Terminal) -> Iterator[None]:
         yield
 
 
-def _quantize(config: configs.QuantizeConfig, terminal: Terminal) -> None:
+def _quantize(config: QuantizeConfig, terminal: Terminal) -> None:
     from tdmpc_opt.compression.quantize import quantize
 
     with nullcontext() if config.data is None else _on_free_cores(terminal):
@@ -48,7 +54,7 @@ def _quantize(config: configs.QuantizeConfig, terminal: Terminal) -> None:
     )
 
 
-def _sensitivity(config: configs.SensitivityConfig, terminal: Terminal) -> None:
+def _sensitivity(config: SensitivityConfig, terminal: Terminal) -> None:
     from tdmpc_opt.compression.sensitivity import sensitivity
     from tdmpc_opt.report.charts import plot_sensitivity
 
@@ -74,7 +80,7 @@ def _errors(row: dict[str, Any]) -> tuple[str, ...]:
     return row["format"], f"{row['size_bytes']:,}", f"{row['action_error']:.4f}", value
 
 
-def _export(config: configs.ExportConfig, terminal: Terminal) -> None:
+def _export(config: ExportConfig, terminal: Terminal) -> None:
     from tdmpc_opt.export.export import export
 
     with _on_free_cores(terminal):
@@ -94,7 +100,7 @@ def _export(config: configs.ExportConfig, terminal: Terminal) -> None:
     )
 
 
-def _play(config: configs.PlayConfig, terminal: Terminal) -> None:
+def _play(config: PlayConfig, terminal: Terminal) -> None:
     if config.tasks is not None:
         from tdmpc_opt.play.live import live_page
 
@@ -119,7 +125,7 @@ def _play(config: configs.PlayConfig, terminal: Terminal) -> None:
             terminal.print("stopped")
 
 
-def _serve(config: configs.ServeConfig, terminal: Terminal) -> None:
+def _serve(config: ServeConfig, terminal: Terminal) -> None:
     from tdmpc_opt.server.server import PolicyServer
 
     server = PolicyServer(

@@ -5,17 +5,17 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
-from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import Terminal, table
-from tdmpc_opt.contract import CONTRACT, Contracts, by_contract, contracts_of
+from tdmpc_opt.configs.deploy import ConvertConfig, InspectConfig, TasksConfig, ZooConfig
+from tdmpc_opt.contract import Contracts, by_contract, contracts_of
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.files import FORMAT, check_schema, is_onnx, parse_json, sha256
+from tdmpc_opt.files import CONTRACT, FORMAT, check_schema, is_onnx, parse_json, sha256
 from tdmpc_opt.runtime.onnx_file import SCHEMA, open_onnx
 from tdmpc_opt.schema import TaskTable
 
 
-def _tasks(config: configs.TasksConfig, terminal: Terminal) -> None:
+def _tasks(config: TasksConfig, terminal: Terminal) -> None:
     from tdmpc_opt.schema import MT30
     from tdmpc_opt.tasks import choose_tasks
 
@@ -31,7 +31,7 @@ def _tasks(config: configs.TasksConfig, terminal: Terminal) -> None:
     terminal.print(table("Tasks", columns, rows))
 
 
-def _zoo(config: configs.ZooConfig, terminal: Terminal) -> None:
+def _zoo(config: ZooConfig, terminal: Terminal) -> None:
     from tdmpc_opt import zoo
 
     rows = [
@@ -45,7 +45,7 @@ def _zoo(config: configs.ZooConfig, terminal: Terminal) -> None:
     terminal.print(table("Bundled checkpoints", columns, rows))
 
 
-def _inspect(config: configs.InspectConfig, terminal: Terminal) -> None:
+def _inspect(config: InspectConfig, terminal: Terminal) -> None:
     from tdmpc_opt.runtime.agent import agent_file
 
     path = Path(config.checkpoint)
@@ -68,7 +68,7 @@ def _print_facts(terminal: Terminal, path: Path, facts: Mapping[str, object]) ->
 
 
 def _inspect_checkpoint(path_or_name: str, tasks: str | None, terminal: Terminal) -> None:
-    from tdmpc_opt.checkpoints.load import describe
+    from tdmpc_opt.checkpoints.summary import describe
 
     summary = describe(path_or_name, tasks)
     facts = {
@@ -192,8 +192,8 @@ def _print_contracts(terminal: Terminal, contracts: Contracts) -> None:
         )
 
 
-def _convert(config: configs.ConvertConfig, terminal: Terminal) -> None:
-    from tdmpc_opt.checkpoints.load import convert
+def _convert(config: ConvertConfig, terminal: Terminal) -> None:
+    from tdmpc_opt.checkpoints.summary import convert
     from tdmpc_opt.export.model_folder import save_folder
 
     made = convert(config) if config.is_file else save_folder(config)

@@ -2,13 +2,21 @@
 
 from typing import Any
 
-from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import Terminal, table
+from tdmpc_opt.configs.measure import (
+    AblationConfig,
+    BenchConfig,
+    CompareConfig,
+    EvaluateConfig,
+    ReportConfig,
+    TuneConfig,
+    VideoConfig,
+)
 from tdmpc_opt.files import refuse_overwrite
 
 
-def _evaluate(config: configs.EvaluateConfig, terminal: Terminal) -> None:
+def _evaluate(config: EvaluateConfig, terminal: Terminal) -> None:
     from tdmpc_opt.agents.sources import CheckpointSource, open_source
     from tdmpc_opt.evaluation import score
     from tdmpc_opt.evaluation.evaluate import evaluate
@@ -36,7 +44,7 @@ def _evaluate(config: configs.EvaluateConfig, terminal: Terminal) -> None:
     terminal.print(table(str(config.output), columns, rows), f"{unit.name} {whole}{single}")
 
 
-def _compare(config: configs.CompareConfig, terminal: Terminal) -> None:
+def _compare(config: CompareConfig, terminal: Terminal) -> None:
     from tdmpc_opt.evaluation.compare import compare
     from tdmpc_opt.evaluation.score import NORMALIZED
 
@@ -57,7 +65,7 @@ def _compare(config: configs.CompareConfig, terminal: Terminal) -> None:
     terminal.print(table(f"{second.name} - {first.name}", columns, rows), *lines)
 
 
-def _ablation(config: configs.AblationConfig, terminal: Terminal) -> None:
+def _ablation(config: AblationConfig, terminal: Terminal) -> None:
     from tdmpc_opt.evaluation.compare import ablation
     from tdmpc_opt.report.charts import bar_chart, save_picture
 
@@ -75,7 +83,7 @@ def _ablation(config: configs.AblationConfig, terminal: Terminal) -> None:
         terminal.print(f"plot: {config.plot}")
 
 
-def _tune(config: configs.TuneConfig, terminal: Terminal) -> None:
+def _tune(config: TuneConfig, terminal: Terminal) -> None:
     from tdmpc_opt.evaluation.score import stored_score, unit_of
     from tdmpc_opt.evaluation.tune import tune
     from tdmpc_opt.export.engine import engine_choice
@@ -102,7 +110,7 @@ def _tune(config: configs.TuneConfig, terminal: Terminal) -> None:
         terminal.print(f"presets are stored in {config.store}")
 
 
-def _bench(config: configs.BenchConfig, terminal: Terminal) -> None:
+def _bench(config: BenchConfig, terminal: Terminal) -> None:
     from tdmpc_opt.evaluation.bench import bench
 
     content = bench(config, terminal)
@@ -150,7 +158,7 @@ def _interval(ci95: tuple[float, float] | None, digits: int = 1) -> str:
     return f"[{ci95[0]:.{digits}f}, {ci95[1]:.{digits}f}]" if ci95 else "-"
 
 
-def _report(config: configs.ReportConfig, terminal: Terminal) -> None:
+def _report(config: ReportConfig, terminal: Terminal) -> None:
     from tdmpc_opt.report.page import write_report
 
     summary = write_report(config)
@@ -165,7 +173,7 @@ def _report(config: configs.ReportConfig, terminal: Terminal) -> None:
         terminal.print(f"wrote {len(summary.figures)} pictures to {config.figures}")
 
 
-def _video(config: configs.VideoConfig, terminal: Terminal) -> None:
+def _video(config: VideoConfig, terminal: Terminal) -> None:
     from tdmpc_opt.report.film import video
 
     for path in video(config, terminal):

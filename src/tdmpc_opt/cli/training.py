@@ -1,26 +1,36 @@
 """Commands that make data or show it, and commands that train on it."""
 
-from tdmpc_opt import configs
 from tdmpc_opt.cli.command import Command
 from tdmpc_opt.cli.output import Lines, Terminal, table
+from tdmpc_opt.configs.data import (
+    CollectConfig,
+    DataExportConfig,
+    DataImportConfig,
+    DataInfoConfig,
+    DataVerifyConfig,
+    ExpertsConfig,
+)
+from tdmpc_opt.configs.deploy import RegularizeConfig
+from tdmpc_opt.configs.pipeline import DemoConfig, DistillConfig
+from tdmpc_opt.configs.training import DaggerConfig, TrainConfig
 from tdmpc_opt.errors import DataError
 from tdmpc_opt.files import refuse_overwrite
 
 
-def _experts(config: configs.ExpertsConfig, terminal: Terminal) -> None:
+def _experts(config: ExpertsConfig, terminal: Terminal) -> None:
     from tdmpc_opt.experts.train import train_experts
 
     train_experts(config, Lines())
 
 
-def _collect(config: configs.CollectConfig, terminal: Terminal) -> None:
+def _collect(config: CollectConfig, terminal: Terminal) -> None:
     from tdmpc_opt.agents.collect import collect
 
     dataset = collect(config, terminal)
     terminal.print(f"{config.output} now contains {len(dataset):,} episodes")
 
 
-def _data_info(config: configs.DataInfoConfig, terminal: Terminal) -> None:
+def _data_info(config: DataInfoConfig, terminal: Terminal) -> None:
     from tdmpc_opt.data.episodes import EpisodeDataset
     from tdmpc_opt.data.reports import summarize, write_dataset_card
     from tdmpc_opt.report.charts import plot_returns
@@ -47,7 +57,7 @@ def _data_info(config: configs.DataInfoConfig, terminal: Terminal) -> None:
         terminal.print(f"card: {config.card}")
 
 
-def _data_import(config: configs.DataImportConfig, terminal: Terminal) -> None:
+def _data_import(config: DataImportConfig, terminal: Terminal) -> None:
     from tdmpc_opt.data.exchange import import_data
 
     report = import_data(config, terminal)
@@ -55,13 +65,13 @@ def _data_import(config: configs.DataImportConfig, terminal: Terminal) -> None:
     terminal.print(f"added {report.episodes:,} episodes to {config.output}")
 
 
-def _data_export(config: configs.DataExportConfig, terminal: Terminal) -> None:
+def _data_export(config: DataExportConfig, terminal: Terminal) -> None:
     from tdmpc_opt.data.exchange import export_data
 
     terminal.print(*(str(path) for path in export_data(config, terminal)))
 
 
-def _data_verify(config: configs.DataVerifyConfig, terminal: Terminal) -> None:
+def _data_verify(config: DataVerifyConfig, terminal: Terminal) -> None:
     from tdmpc_opt.data.reports import verify
 
     found = verify(config.data, terminal)
@@ -74,13 +84,13 @@ def _data_verify(config: configs.DataVerifyConfig, terminal: Terminal) -> None:
     terminal.print(whole)
 
 
-def _written(config: configs.TrainConfig) -> int | None:
+def _written(config: TrainConfig) -> int | None:
     """Return when the run's checkpoint was written last; None where there is none."""
     path = config.output / "model.safetensors"
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-def _outcome(config: configs.TrainConfig, before: int | None, budget: str) -> str:
+def _outcome(config: TrainConfig, before: int | None, budget: str) -> str:
     """Return what was written, or that the run was finished before."""
     path = config.output / "model.safetensors"
     if _written(config) == before:
@@ -88,7 +98,7 @@ def _outcome(config: configs.TrainConfig, before: int | None, budget: str) -> st
     return f"wrote {path}"
 
 
-def _train(config: configs.TrainConfig, terminal: Terminal) -> None:
+def _train(config: TrainConfig, terminal: Terminal) -> None:
     from tdmpc_opt.training.loop import train
 
     before = _written(config)
@@ -96,7 +106,7 @@ def _train(config: configs.TrainConfig, terminal: Terminal) -> None:
     terminal.print(_outcome(config, before, f"{config.updates:,} updates"))
 
 
-def _dagger(config: configs.DaggerConfig, terminal: Terminal) -> None:
+def _dagger(config: DaggerConfig, terminal: Terminal) -> None:
     from tdmpc_opt.training.dagger import dagger
 
     before = _written(config)
@@ -110,7 +120,7 @@ def _dagger(config: configs.DaggerConfig, terminal: Terminal) -> None:
     terminal.print(_outcome(config, before, f"{config.rounds:,} rounds"))
 
 
-def _regularize(config: configs.RegularizeConfig, terminal: Terminal) -> None:
+def _regularize(config: RegularizeConfig, terminal: Terminal) -> None:
     from tdmpc_opt.training.regularize import regularize
 
     report = regularize(config, terminal)
@@ -120,7 +130,7 @@ def _regularize(config: configs.RegularizeConfig, terminal: Terminal) -> None:
     )
 
 
-def _distill(config: configs.DistillConfig, terminal: Terminal) -> None:
+def _distill(config: DistillConfig, terminal: Terminal) -> None:
     from tdmpc_opt.pipeline.distill import distill
     from tdmpc_opt.pipeline.plan import plan
 
@@ -137,7 +147,7 @@ def _distill(config: configs.DistillConfig, terminal: Terminal) -> None:
     )
 
 
-def _demo(config: configs.DemoConfig, terminal: Terminal) -> None:
+def _demo(config: DemoConfig, terminal: Terminal) -> None:
     from tdmpc_opt.pipeline.demo import demo
 
     rows = []

@@ -8,6 +8,7 @@ from typing import Any
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, with_origin
 from tdmpc_opt.checkpoints.native import write_native
+from tdmpc_opt.checkpoints.summary import stored_contracts
 from tdmpc_opt.compression.calibration import Errors, Observations, Reference, read_observations
 from tdmpc_opt.compression.distillation import distilled
 from tdmpc_opt.compression.extract import compact_embedding, one_task, policy_only
@@ -27,10 +28,10 @@ from tdmpc_opt.compression.sensitivity import (
     refuse_too_little,
     smallest,
 )
-from tdmpc_opt.configs import QuantizeConfig
-from tdmpc_opt.contract import CONTRACT, contracts_to_json
+from tdmpc_opt.configs.deploy import QuantizeConfig
+from tdmpc_opt.contract import contracts_to_json
 from tdmpc_opt.errors import InputError
-from tdmpc_opt.files import refuse_overwrite
+from tdmpc_opt.files import CONTRACT, refuse_overwrite
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.tasks import with_own_contracts
 
@@ -80,7 +81,7 @@ def quantize(config: QuantizeConfig, progress: Progress | None = None) -> Quanti
     if config.task is not None:
         part = one_task(part, config.task)
     if config.policy_only:
-        contracts = with_own_contracts(checkpoint.contracts, part.tasks, config.tasks)
+        contracts = with_own_contracts(stored_contracts(checkpoint), part.tasks, config.tasks)
         own = {name: contracts[name] for name in part.tasks.names if name in contracts}
         part = replace(part, extra=part.extra | {CONTRACT: contracts_to_json(own)})
     measured: dict[str, Any] = {}

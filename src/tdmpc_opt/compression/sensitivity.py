@@ -31,7 +31,9 @@ from tdmpc_opt.compression.rounding import (
     to_integers,
     weight_bytes,
 )
-from tdmpc_opt.configs import CHOICE_SEED, EvaluateConfig, SensitivityConfig
+from tdmpc_opt.configs.common import CHOICE_SEED
+from tdmpc_opt.configs.deploy import SensitivityConfig
+from tdmpc_opt.configs.measure import EvaluateConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.files import file_identity, refuse_overwrite

@@ -153,33 +153,6 @@ class Acting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfPart:
-    """The part of an agent that a command writes."""
-
-    policy_only: bool = False
-    """Encoder and policy alone: a file that acts and cannot plan."""
-    task: str | None = None
-    """One task alone, with its embedding folded into the biases and no padding; without it
-    all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfDataset:
-    """The dataset that a command reads."""
-
-    data: Annotated[Path, POSITIONAL]
-    """Dataset folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfResults:
-    """The result files that a command reads."""
-
-    results: Annotated[tuple[Path, ...], POSITIONAL]
-    """Result files (JSON)."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ToPlot:
     """A chart that a command may draw."""
 
@@ -220,16 +193,6 @@ class Labelled(Numbers):
     """Checkpoint file, zoo name, folder of experts, MODULE:FACTORY or `plan` whose actions in
     the visited states are stored to imitate; without it those of the teacher in `dagger`, and
     in `collect` those of the policy itself without the noise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WithObservations:
-    """Real observations that a command may use."""
-
-    data: Path | None = None
-    """Dataset folder. `quantize` needs one for format mixed, rounds int8 and int4 better with
-    it and measures the cost on other observations of it; `export` checks with it, and without
-    one drives the simulator for some, or the environments that `tasks` names."""
 
 
 def device_of_work(device: Device, ray: str | None) -> Device:

@@ -1,4 +1,4 @@
-"""Commands that look at checkpoints, rewrite, compress, export and serve them."""
+"""Commands that look at checkpoints, rewrite, regularise, compress, export and serve them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +8,37 @@ from tdmpc_opt.configs.common import (
     POSITIONAL,
     AtPort,
     ByWorkers,
+    MatmulPrecision,
     Numbers,
     OfCheckpoint,
-    OfPart,
+    OnDevice,
     OnTasks,
+    Seeded,
     ToOutput,
     ToPlot,
-    WithObservations,
 )
 from tdmpc_opt.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfPart:
+    """The part of an agent that a command writes."""
+
+    policy_only: bool = False
+    """Encoder and policy alone: a file that acts and cannot plan."""
+    task: str | None = None
+    """One task alone, with its embedding folded into the biases and no padding; without it
+    all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithObservations:
+    """Real observations that a command may use."""
+
+    data: Path | None = None
+    """Dataset folder. `quantize` needs one for format mixed, rounds int8 and int4 better with
+    it and measures the cost on other observations of it; `export` checks with it, and without
+    one drives the simulator for some, or the environments that `tasks` names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +73,28 @@ class ConvertConfig(OfCheckpoint, OnTasks, ToOutput):
     def is_file(self) -> bool:
         """Whether the output is a file and not a folder."""
         return self.output.suffix == ".safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizeConfig(OfCheckpoint, OnTasks, ToOutput, OnDevice, Seeded):
+    """Train an agent's reward head so that plans of any budget stay near its policy.
+
+    All other weights stay. The new file plans and acts; it teaches no rewards.
+    """
+
+    data: tuple[Path, ...]
+    """Dataset folders with observations of the agent's tasks, best of its own policy with
+    different noise, from `tdmpc-opt collect`."""
+    updates: int = 12_000
+    """Gradient updates of the reward head."""
+    matmul: MatmulPrecision = "highest"
+    """Precision of float32 matrix products, as torch names it: `medium` multiplies in bf16 and
+    sums in float32 on processors with units for that."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data or self.updates < 1:
+            raise InputError("`data` names a dataset at least, and `updates` is at least 1")
 
 
 Format = Literal["fp32", "fp16", "bf16", "int8", "int4", "mixed"]

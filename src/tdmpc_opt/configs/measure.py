@@ -16,13 +16,20 @@ from tdmpc_opt.configs.common import (
     Mode,
     Numbers,
     OfCheckpoint,
-    OfResults,
     OnDevice,
     OnTasks,
     ToOutput,
     ToPlot,
 )
 from tdmpc_opt.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfResults:
+    """The result files that a command reads."""
+
+    results: Annotated[tuple[Path, ...], POSITIONAL]
+    """Result files (JSON)."""
 
 
 @dataclass(frozen=True, kw_only=True)

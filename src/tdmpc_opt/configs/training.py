@@ -1,4 +1,4 @@
-"""Commands that make data, train on it, and distil."""
+"""Commands that train on data, and what they learn from."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -7,139 +7,18 @@ from typing import Annotated, Literal
 from tdmpc_opt.configs.common import (
     COST,
     LATER,
-    POSITIONAL,
     UNRECORDED,
-    Acting,
     ByWorkers,
     Labelled,
     MatmulPrecision,
     Numbers,
-    OfCheckpoint,
-    OfDataset,
     OnDevice,
     OnTasks,
     Seeded,
     ToOutput,
-    ToPlot,
 )
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.schema import Size
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpertsConfig(OnTasks, ToOutput, ByWorkers, Seeded):
-    """Train one single-task policy per task, by SAC or by imitating plans in the simulator.
-
-    The defaults learned most per hour of CPU of those tried (docs/mt30-student.md).
-    """
-
-    method: Literal["sac", "plan"] = "sac"
-    """`sac` learns from rewards; `plan` imitates planning with the simulator's own dynamics."""
-    steps: int = 1_000_000
-    """Agent steps per task, for `plan` the states that the planner labels."""
-    hidden: int = 128
-    """Width of the two hidden layers."""
-    envs: int = 64
-    """Episodes driven in step with each other; more of them cost less time per agent step."""
-    update_ratio: float = 1.0
-    """Gradient updates of SAC per agent step."""
-    warm_up: str | None = None
-    """Policy that drives the first episodes: a checkpoint or zoo name, a folder of experts, or
-    `plan`. It finds rewards that random actions, which drive without it, do not."""
-    warm_up_task: str | None = None
-    """Task of the same body whose policy acts; without it the trained task itself."""
-    warm_up_episodes: int = 64
-    """Episodes that it drives, a multiple of `envs`."""
-    episodes: int = 10
-    """Episodes that measure the finished policy, from starts 500,000 on, which no reported
-    score uses."""
-    save_every: int = 100_000
-    """Agent steps between saved states; a killed run loses at most these."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.steps, self.hidden, self.episodes, self.save_every, self.envs) < 1:
-            raise InputError(
-                "`steps`, `hidden`, `episodes`, `save_every` and `envs` must be at least 1"
-            )
-        updates = self.envs * self.update_ratio
-        if self.method == "sac" and (updates < 1 or updates != round(updates)):
-            raise InputError(
-                f"`envs` * `update_ratio` must be a whole number of updates, got {updates:g}"
-            )
-        episodes = self.warm_up_episodes
-        if self.warm_up is not None and (episodes < self.envs or episodes % self.envs):
-            raise InputError(f"`warm_up_episodes` must be a multiple of `envs` ({self.envs})")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectConfig(OnTasks, Acting, ToOutput, OnDevice, ByWorkers, Labelled, Seeded):
-    """Roll out a policy into a dataset on disk, with labels to imitate."""
-
-    policy: str
-    """Checkpoint file or zoo name, a folder of experts, an exported ONNX file, `random`,
-    `plan` (planning in the simulator), or MODULE:FACTORY for a policy of your own."""
-    episodes: int = 20
-    """Episodes per task."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.episodes < 1:
-            raise InputError("`episodes` must be at least 1")
-        if self.preset is not None and self.mode == "policy":
-            raise InputError("`preset` is the budget of a plan and needs --mode planner")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataInfoConfig(OfDataset, ToPlot):
-    """Show what a dataset holds, and draw its returns."""
-
-    card: Path | None = None
-    """Markdown file to write, with sources, counts and returns; without it none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataImportConfig(ToOutput):
-    """Turn official MT30 or MT80 shard files, Minari or LeRobot data into a dataset on disk.
-
-    The same call goes on where an interrupted one stopped.
-    """
-
-    sources: Annotated[tuple[Path, ...], POSITIONAL]
-    """Official shard files, or folders of Minari or LeRobot datasets; their content decides."""
-    tasks: str | None = None
-    """Of shard files, task names joined by commas, to import no others; without it all. Of
-    other datasets, the one task that their episodes are of, MODULE:ID for an environment of
-    your own; without it the tasks that they name."""
-    on_bad: Literal["refuse", "skip"] = "refuse"
-    """What to do about a source that is truncated or foreign, or an episode with NaN: stop, or
-    name it and leave it out."""
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise InputError("name a shard file or a folder at least")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataExportConfig(OfDataset, ToOutput, Numbers):
-    """Write a dataset as official shard files, Minari or LeRobot datasets."""
-
-    format: Literal["official", "minari", "lerobot"] = "official"
-    """`official`: pickled TensorDicts like MT30 and MT80. `minari`, `lerobot`: a dataset for
-    each task."""
-    fps: int | None = None
-    """Steps per second, for `lerobot`; without it those of MT30's tasks, or of the LeRobot
-    dataset that the episodes came from."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.fps is not None and (self.format != "lerobot" or self.fps < 1):
-            raise InputError("`fps` is at least 1, and needs --format lerobot")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataVerifyConfig(OfDataset):
-    """Compare every file of a dataset with its stored checksum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,71 +265,6 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
                 "`updates`, `batch_size`, `horizon`, `log_every`, `save_every` and `keep` must "
                 "be at least 1"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegularizeConfig(OfCheckpoint, OnTasks, ToOutput, OnDevice, Seeded):
-    """Train an agent's reward head so that plans of any budget stay near its policy.
-
-    All other weights stay. The new file plans and acts; it teaches no rewards.
-    """
-
-    data: tuple[Path, ...]
-    """Dataset folders with observations of the agent's tasks, best of its own policy with
-    different noise, from `tdmpc-opt collect`."""
-    updates: int = 12_000
-    """Gradient updates of the reward head."""
-    matmul: MatmulPrecision = "highest"
-    """Precision of float32 matrix products, as torch names it: `medium` multiplies in bf16 and
-    sums in float32 on processors with units for that."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.data or self.updates < 1:
-            raise InputError("`data` names a dataset at least, and `updates` is at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillConfig(OnTasks, ToOutput, OnDevice, ByWorkers, Seeded):
-    """Make a small student of a teacher: collect, train, correct, quantise, export and score.
-
-    The output is a model folder. The same command continues an interrupted one.
-    """
-
-    teachers: Annotated[tuple[str, ...], POSITIONAL]
-    """Checkpoint files of any known layout, zoo names, folders of experts, exported ONNX files,
-    or MODULE:FACTORY for a policy of your own: a function without arguments that returns an
-    object with act(obs [B, obs]) -> [B, action]. Each task goes to the first that has it."""
-    size: Size = "1"
-    """Size of the student in millions of parameters."""
-    hours: float | None = None
-    """Time to spend on this machine, from which the updates follow by measured speeds; without
-    it `updates` decides."""
-    updates: int | None = None
-    """Gradient updates in all, from which episodes and rounds follow; 45,000 without it
-    and without `hours`."""
-    matmul: MatmulPrecision = "highest"
-    """Precision of float32 matrix products in training, as torch names it: `medium` multiplies
-    in bf16 and sums in float32 on processors with units for that."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.teachers:
-            raise InputError("name a teacher: a checkpoint, zoo name, folder or MODULE:FACTORY")
-        if self.hours is not None and self.updates is not None:
-            raise InputError("--hours and --updates both set the budget; leave one out")
-        if (self.updates is not None and self.updates < 1) or not (
-            self.hours is None or self.hours > 0
-        ):
-            raise InputError("`updates` must be at least 1, and `hours` above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """Distil a teacher on this machine and compare the student with ones without a teacher."""
-
-    output: Path = Path("demo-output")
-    """Folder for data, runs, result files and plots."""
 
 
 @dataclass(frozen=True, kw_only=True)

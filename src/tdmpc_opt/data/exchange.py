@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.configs import DataExportConfig, DataImportConfig
+from tdmpc_opt.configs.data import DataExportConfig, DataImportConfig
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.data.official import export_official, import_official
 from tdmpc_opt.data.reports import ImportReport

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from tdmpc_opt.configs import BenchConfig
+from tdmpc_opt.configs.measure import BenchConfig
 from tdmpc_opt.errors import (
     CheckpointError,
     InputError,

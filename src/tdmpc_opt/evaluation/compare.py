@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.configs import FromTeacher, TrainConfig
 from tdmpc_opt.configs.common import cost_fields
-from tdmpc_opt.configs.training import REMOVED, REMOVED_COST
+from tdmpc_opt.configs.training import REMOVED, REMOVED_COST, FromTeacher, TrainConfig
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.results import (
     evaluations,

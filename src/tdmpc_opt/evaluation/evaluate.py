@@ -9,7 +9,8 @@ from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.rollout import rollout
 from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
 from tdmpc_opt.agents.timing import estimate
-from tdmpc_opt.configs import EvaluateConfig, device_of_work
+from tdmpc_opt.configs.common import device_of_work
+from tdmpc_opt.configs.measure import EvaluateConfig
 from tdmpc_opt.evaluation.results import EvaluationFile
 from tdmpc_opt.evaluation.score import task_score, unit_of
 from tdmpc_opt.files import alone, refuse_overwrite

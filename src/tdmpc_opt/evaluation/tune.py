@@ -25,8 +25,7 @@ from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.configs import TuneConfig
-from tdmpc_opt.configs.measure import SEARCH_SEED, TUNING_SEED
+from tdmpc_opt.configs.measure import SEARCH_SEED, TUNING_SEED, TuneConfig
 from tdmpc_opt.errors import CheckpointError, InputError, ResultError
 from tdmpc_opt.evaluation.evaluate import TaskWork, evaluate_task
 from tdmpc_opt.evaluation.results import REMOVED_ENGINES

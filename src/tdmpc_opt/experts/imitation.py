@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tdmpc_opt.agents.expert import ExpertNetwork
-from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
+from tdmpc_opt.configs.common import COLLECTION_SEED
+from tdmpc_opt.configs.data import ExpertsConfig
 from tdmpc_opt.experts.state import Progress, read_arrays, whole_state, write_arrays
 from tdmpc_opt.planning.simulator import SimulatorBudget, SimulatorPlanner
 from tdmpc_opt.schema import Task, seed_number

@@ -9,7 +9,8 @@ import numpy as np
 from tdmpc_opt.agents.expert import ExpertNetwork
 from tdmpc_opt.agents.rollout import Act, Stream, rollout
 from tdmpc_opt.agents.sources import PolicySource, open_source
-from tdmpc_opt.configs import COLLECTION_SEED, ExpertsConfig
+from tdmpc_opt.configs.common import COLLECTION_SEED
+from tdmpc_opt.configs.data import ExpertsConfig
 from tdmpc_opt.schema import Task, TaskTable, seed_number
 from tdmpc_opt.tasks.batched import offers_batches
 from tdmpc_opt.tasks.environment import make_env

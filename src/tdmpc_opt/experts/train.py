@@ -16,7 +16,8 @@ from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.agents.timing import estimate
-from tdmpc_opt.configs import CHOICE_SEED, ExpertsConfig
+from tdmpc_opt.configs.common import CHOICE_SEED
+from tdmpc_opt.configs.data import ExpertsConfig
 from tdmpc_opt.errors import MissingDependencyError, RunError
 from tdmpc_opt.experts.learner import (
     BATCH_SIZE,

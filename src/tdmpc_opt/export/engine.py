@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import tdmpc_opt
-from tdmpc_opt.configs import EngineName
+from tdmpc_opt.configs.common import EngineName
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.model.world_model import WorldModel

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
+from tdmpc_opt.checkpoints.summary import stored_contracts
 from tdmpc_opt.compression.extract import one_task, policy_only
-from tdmpc_opt.configs import ExportConfig
+from tdmpc_opt.configs.deploy import ExportConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, DataError, InputError
 from tdmpc_opt.evaluation.results import read_finished
@@ -131,7 +132,9 @@ def export(
         sha256=digest,
         config=checkpoint.config,
         tasks=checkpoint.tasks,
-        contracts=with_own_contracts(checkpoint.contracts, checkpoint.tasks, config.tasks),
+        contracts=with_own_contracts(
+            stored_contracts(checkpoint), checkpoint.tasks, config.tasks
+        ),
         number_format=config.format,
         preset=None if budget is None else config.preset or "full",
         budget=budget,

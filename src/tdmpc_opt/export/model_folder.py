@@ -8,16 +8,10 @@ from typing import Any
 import yaml
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint
-from tdmpc_opt.checkpoints.load import (
-    CheckpointSummary,
-    describe,
-    read_checkpoint,
-    resolve,
-    sha256,
-    with_origin,
-)
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256, with_origin
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.configs import ConvertConfig
+from tdmpc_opt.checkpoints.summary import CheckpointSummary, describe
+from tdmpc_opt.configs.deploy import ConvertConfig
 from tdmpc_opt.errors import CheckpointError, printable
 from tdmpc_opt.evaluation.results import read_finished
 from tdmpc_opt.evaluation.score import stored_score, unit_of

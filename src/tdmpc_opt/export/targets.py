@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 import tdmpc_opt
-from tdmpc_opt.configs import ExportConfig
-from tdmpc_opt.contract import CONTRACT, Contracts, contracts_to_json
+from tdmpc_opt.configs.deploy import ExportConfig
+from tdmpc_opt.contract import Contracts, contracts_to_json
 from tdmpc_opt.errors import MissingDependencyError
 from tdmpc_opt.export.c_source import c_policy
 from tdmpc_opt.export.formats import halved
 from tdmpc_opt.export.graphs import Inputs, Run, planner_graph, policy_graph
-from tdmpc_opt.files import FORMAT
+from tdmpc_opt.files import CONTRACT, FORMAT
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import iterations

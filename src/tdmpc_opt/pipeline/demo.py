@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc_opt import zoo
-from tdmpc_opt.checkpoints.load import describe
-from tdmpc_opt.configs import REPORTED_SEED, DistillConfig, EvaluateConfig, LossWeights
+from tdmpc_opt.checkpoints.summary import describe
+from tdmpc_opt.configs.common import REPORTED_SEED
+from tdmpc_opt.configs.measure import EvaluateConfig
+from tdmpc_opt.configs.pipeline import DistillConfig
+from tdmpc_opt.configs.training import LossWeights
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.score import NORMALIZED, Score

@@ -12,13 +12,18 @@ from typing import Any
 
 import torch
 
-from tdmpc_opt import configs
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.agents.own import Assigned, write_assignment
 from tdmpc_opt.agents.sources import CheckpointSource
 from tdmpc_opt.checkpoints.load import read_checkpoint, with_origin
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.rounding import round_weights
+from tdmpc_opt.configs.common import CHOICE_SEED, REPORTED_SEED, device_of_work
+from tdmpc_opt.configs.data import CollectConfig
+from tdmpc_opt.configs.deploy import ConvertConfig, ExportConfig
+from tdmpc_opt.configs.measure import EvaluateConfig, ReportConfig
+from tdmpc_opt.configs.pipeline import DistillConfig
+from tdmpc_opt.configs.training import DaggerConfig
 from tdmpc_opt.errors import CheckpointError, RunError
 from tdmpc_opt.evaluation.compare import Comparison, compare
 from tdmpc_opt.evaluation.evaluate import evaluate
@@ -72,7 +77,7 @@ class Student:
     """Student's policy less teacher, paired by start; scores are in its unit."""
 
 
-def distill(config: configs.DistillConfig, progress: Progress | None = None) -> Student:
+def distill(config: DistillConfig, progress: Progress | None = None) -> Student:
     """Make a student of a teacher: collect, train, correct, quantise, export and score it.
 
     The teacher acts by its policy or its planner, whichever is better on a few episodes of each
@@ -109,7 +114,7 @@ class _Pipeline:
 
     def __init__(
         self,
-        config: configs.DistillConfig,
+        config: DistillConfig,
         decided: Plan,
         teachers: Teachers,
         progress: Progress,
@@ -159,7 +164,7 @@ class _Pipeline:
         """Return the mean return by task of a few episodes."""
         team = self._work / f"{way}.json"
         write_assignment(team, policies)
-        output, seed = self._work / f"trial-{way}.json", configs.CHOICE_SEED
+        output, seed = self._work / f"trial-{way}.json", CHOICE_SEED
         found = self._evaluate(str(team), output, ",".join(policies), seed, TRIAL_EPISODES)
         names = {name: self._teachers[name][1].tasks(name).names[0] for name in policies}
         returns = {name: found["tasks"][task]["returns"] for name, task in names.items()}
@@ -168,7 +173,7 @@ class _Pipeline:
     def _evaluate(
         self, source: str, output: Path, tasks: str, seed: int, episodes: int
     ) -> dict[str, Any]:
-        config = configs.EvaluateConfig(
+        config = EvaluateConfig(
             checkpoint=source,
             tasks=tasks,
             mode="policy",
@@ -191,14 +196,14 @@ class _Pipeline:
             groups.setdefault(count, []).append(name)
         for number, noise in enumerate(NOISES):
             for count in sorted(groups, reverse=True):
-                config = configs.CollectConfig(
+                config = CollectConfig(
                     policy=self._team,
                     tasks=",".join(groups[count]),
                     noise=noise,
                     episodes=count,
                     seed=number * 1000 + self._config.seed,
                     output=self._work / "data",
-                    device=configs.device_of_work(self._config.device, self._config.ray),
+                    device=device_of_work(self._config.device, self._config.ray),
                     workers=self._config.workers,
                     ray=self._config.ray,
                 )
@@ -241,7 +246,7 @@ class _Pipeline:
             "ray": self._config.ray,
         }
         del values["on_policy"]  # follows from the output
-        config = configs.DaggerConfig(**values)
+        config = DaggerConfig(**values)
         dagger(config, self._progress)
 
     def _compress(self) -> Path:
@@ -252,7 +257,7 @@ class _Pipeline:
         halves = round_weights(trained.without_targets(), torch.float16)
         facts = storable(HELD) | {"teachers": json.dumps(identities(self._teachers))}
         write_native(weights, replace(trained, tensors=halves, extra=trained.extra | facts))
-        int8 = configs.ExportConfig(
+        int8 = ExportConfig(
             checkpoint=str(weights),
             output=output / INT8,
             policy_only=True,
@@ -279,7 +284,7 @@ class _Pipeline:
         return weights
 
     def _score(self, weights: Path) -> dict[str, Path]:
-        output, seed = self._config.output, configs.REPORTED_SEED
+        output, seed = self._config.output, REPORTED_SEED
         sources = {
             "teacher": self._team,
             "student": str(weights),
@@ -294,7 +299,7 @@ class _Pipeline:
         self, weights: Path, results: Mapping[str, Path], planned: Sequence[str]
     ) -> Student:
         output = self._config.output
-        convert = configs.ConvertConfig(
+        convert = ConvertConfig(
             checkpoint=str(weights), output=output, results=(results["student"],)
         )
         save_folder(convert)
@@ -306,9 +311,7 @@ class _Pipeline:
             temporary.write_text(text, encoding="utf-8")
         curves = [self._work / name / "config.json" for name in ("trained", "corrected")]
         write_report(
-            configs.ReportConfig(
-                results=(*results.values(), *curves), output=output / "report.html"
-            )
+            ReportConfig(results=(*results.values(), *curves), output=output / "report.html")
         )
         teacher, policy, int8 = (
             lost.unit.shown(stored_score(content["score"])) for content in contents.values()
@@ -333,7 +336,7 @@ def _card(
         "## Teacher and student",
         "",
         f"The teacher acted by its {way}. {SCORE_EPISODES} episodes a task from starts "
-        f"{configs.REPORTED_SEED:,} on, the same for all; the student acts by its policy. The "
+        f"{REPORTED_SEED:,} on, the same for all; the student acts by its policy. The "
         f"numbers are {lost.unit.name}s.",
         "",
         "| task | teacher | student | student, int8 | student less teacher |",

@@ -21,7 +21,8 @@ from tdmpc_opt.agents.sources import (
 )
 from tdmpc_opt.agents.timing import seconds_per_step
 from tdmpc_opt.checkpoints.load import share_names
-from tdmpc_opt.configs import DistillConfig, LossWeights, TrainConfig
+from tdmpc_opt.configs.pipeline import DistillConfig
+from tdmpc_opt.configs.training import LossWeights, TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.errors import InputError, MissingDependencyError, RunError, UnknownTaskError
 from tdmpc_opt.files import (

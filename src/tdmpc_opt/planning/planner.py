@@ -10,12 +10,11 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tdmpc_opt.contract import check_action
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, iterations, prepare, run_rounds
 from tdmpc_opt.runtime.plan_state import DeadlineTimer, PlanState, Refine
-from tdmpc_opt.schema import ModelConfig, PlannerBudget
+from tdmpc_opt.schema import ModelConfig, PlannerBudget, check_action
 
 Generators = Sequence[torch.Generator | None]
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from tdmpc_opt.configs import Mode
+from tdmpc_opt.configs.common import Mode
 from tdmpc_opt.errors import CheckpointError, InputError
 from tdmpc_opt.files import STORED_PRESETS, parse_json
 from tdmpc_opt.schema import PlannerBudget

@@ -91,7 +91,8 @@ def _exported(checkpoint: str, name: str, folder: Path) -> list[Path]:
     """
     from tdmpc_opt.checkpoints.checkpoint import build
     from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
-    from tdmpc_opt.configs import ExportConfig
+    from tdmpc_opt.checkpoints.summary import stored_contracts
+    from tdmpc_opt.configs.deploy import ExportConfig
     from tdmpc_opt.export.targets import Facts, make_artifact
     from tdmpc_opt.planning.presets import find_preset
 
@@ -111,7 +112,7 @@ def _exported(checkpoint: str, name: str, folder: Path) -> list[Path]:
             sha256=sha256(resolve(checkpoint)),
             config=read.config,
             tasks=read.tasks,
-            contracts=read.contracts,
+            contracts=stored_contracts(read),
             number_format=form,
             preset=PRESET if plans else None,
             budget=find_preset(PRESET, read.extra).budget if plans else None,

@@ -25,7 +25,7 @@ from PIL import Image
 from tdmpc_opt.agents.compute import threads
 from tdmpc_opt.agents.rollout import Player
 from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
-from tdmpc_opt.configs import PlayConfig
+from tdmpc_opt.configs.measure import PlayConfig
 from tdmpc_opt.errors import InputError
 from tdmpc_opt.files import parse_json
 from tdmpc_opt.play.agents import PRESET

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tdmpc_opt.configs import PlayConfig
+from tdmpc_opt.configs.measure import PlayConfig
 from tdmpc_opt.errors import InputError, MissingDependencyError
 from tdmpc_opt.play.agents import LIST, write_agents
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tdmpc_opt.agents.compute import threads
 from tdmpc_opt.agents.rollout import Player, Policy
 from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
-from tdmpc_opt.configs import VideoConfig
+from tdmpc_opt.configs.measure import VideoConfig
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.files import refuse_overwrite, replace_when_done, written
 from tdmpc_opt.progress import Progress, Silent

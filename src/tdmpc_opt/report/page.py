@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 
 import tdmpc_opt
-from tdmpc_opt.configs import ReportConfig
+from tdmpc_opt.configs.measure import ReportConfig
 from tdmpc_opt.errors import ResultError
 from tdmpc_opt.evaluation.compare import ablation, equal_budgets
 from tdmpc_opt.evaluation.results import refuse_damaged

@@ -14,9 +14,7 @@ from tdmpc_opt.contract import (
     Contract,
     Contracts,
     OnInvalid,
-    check_action,
     check_generators,
-    check_observation,
     check_on_invalid,
     check_shape,
     numbers,
@@ -34,7 +32,7 @@ from tdmpc_opt.runtime.plan_state import (
     PlanState,
     Refine,
 )
-from tdmpc_opt.schema import TaskTable
+from tdmpc_opt.schema import TaskTable, check_action, check_observation
 
 Array = NDArray[np.float32]
 Generators = Sequence["np.random.Generator"]

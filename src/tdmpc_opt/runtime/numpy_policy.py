@@ -9,9 +9,9 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
-from tdmpc_opt.contract import CONTRACT, Contracts, contracts_of
+from tdmpc_opt.contract import Contracts, contracts_of
 from tdmpc_opt.errors import CheckpointError
-from tdmpc_opt.files import CHECKPOINT_SCHEMA, FOREIGN, check_schema, parse_json
+from tdmpc_opt.files import CHECKPOINT_SCHEMA, CONTRACT, FOREIGN, check_schema, parse_json
 from tdmpc_opt.schema import INT4_ZERO, TaskTable, int4_halves
 
 _DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc_opt.contract import CONTRACT, Contracts, contracts_of
+from tdmpc_opt.contract import Contracts, contracts_of
 from tdmpc_opt.errors import CheckpointError, InputError, MissingDependencyError
-from tdmpc_opt.files import check_schema, parse_json
+from tdmpc_opt.files import CONTRACT, check_schema, parse_json
 from tdmpc_opt.schema import PlanRules, TaskTable
 
 SCHEMA = 1

@@ -1,8 +1,12 @@
 """The 30 tasks of MT30, users' own Gymnasium environments, and the choice among them."""
 
-from tdmpc_opt.contract import Contracts
+from typing import TYPE_CHECKING
+
 from tdmpc_opt.errors import InputError, UnknownTaskError
 from tdmpc_opt.schema import MT30, Task, TaskTable
+
+if TYPE_CHECKING:
+    from tdmpc_opt.contract import Contracts
 
 
 def choose_tasks(text: str) -> TaskTable:
@@ -25,7 +29,9 @@ def choose_tasks(text: str) -> TaskTable:
     return TaskTable((*found, *own))
 
 
-def with_own_contracts(contracts: Contracts, tasks: TaskTable, text: str | None) -> Contracts:
+def with_own_contracts(
+    contracts: "Contracts", tasks: TaskTable, text: str | None
+) -> "Contracts":
     """Add what the environments that a command line names state of their numbers.
 
     Args:

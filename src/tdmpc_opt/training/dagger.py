@@ -14,8 +14,9 @@ from tdmpc_opt.agents.sources import CheckpointSource, identify, open_source
 from tdmpc_opt.agents.timing import seconds_of
 from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
 from tdmpc_opt.checkpoints.torch_files import StateFolder
-from tdmpc_opt.configs import CollectConfig, DaggerConfig, FromTeacher, TrainConfig
 from tdmpc_opt.configs.common import cost_fields, recorded
+from tdmpc_opt.configs.data import CollectConfig
+from tdmpc_opt.configs.training import DaggerConfig, FromTeacher, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError

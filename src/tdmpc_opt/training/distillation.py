@@ -14,7 +14,7 @@ from torch import Tensor
 from tdmpc_opt.agents.expert import ExpertNetwork, is_expert_folder
 from tdmpc_opt.checkpoints.checkpoint import REGULARIZED, Checkpoint
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, share_names
-from tdmpc_opt.configs import DistillWeights, TrainConfig
+from tdmpc_opt.configs.training import DistillWeights, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import InputError, NonFiniteError, UnknownTaskError

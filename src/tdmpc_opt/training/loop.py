@@ -16,7 +16,7 @@ from torch import Tensor
 from tdmpc_opt.agents.compute import best_device, threads
 from tdmpc_opt.checkpoints.checkpoint import build
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names
-from tdmpc_opt.configs import TrainConfig
+from tdmpc_opt.configs.training import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler, joint_tasks
 from tdmpc_opt.errors import NonFiniteError, RunError

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from tdmpc_opt.configs import LossWeights
+from tdmpc_opt.configs.training import LossWeights
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import PolicyOutput, WorldModel

@@ -20,7 +20,7 @@ from tdmpc_opt.agents.compute import best_device, threads
 from tdmpc_opt.checkpoints.checkpoint import REGULARIZED, Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, with_origin
 from tdmpc_opt.checkpoints.native import write_native
-from tdmpc_opt.configs import RegularizeConfig
+from tdmpc_opt.configs.deploy import RegularizeConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import RunError

@@ -15,9 +15,8 @@ from tdmpc_opt.checkpoints.checkpoint import from_model
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256, share_names
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.torch_files import StateFolder
-from tdmpc_opt.configs import TERMS, FromTeacher, TrainConfig
 from tdmpc_opt.configs.common import cost_fields, recorded
-from tdmpc_opt.configs.training import REMOVED, REMOVED_COST
+from tdmpc_opt.configs.training import REMOVED, REMOVED_COST, TERMS, FromTeacher, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import joint_tasks
 from tdmpc_opt.errors import (

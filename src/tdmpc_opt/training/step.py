@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from tdmpc_opt.configs import TrainConfig
+from tdmpc_opt.configs.training import TrainConfig
 from tdmpc_opt.data.sampler import Batch
 from tdmpc_opt.errors import NonFiniteError
 from tdmpc_opt.model.layers import Dense
