@@ -7,6 +7,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 import pytest
+from dm_control import suite
 from gymnasium.utils.env_checker import check_env
 
 from tdmpc_opt.errors import InputError, MissingDependencyError, UnknownTaskError
@@ -42,6 +43,16 @@ def _tolerances(task: str, steps: int) -> np.ndarray:
         limit[:100], limit[100:] = 1e-4, np.inf
     limit[:40] = 1e-6
     return limit
+
+
+@pytest.mark.parametrize("task", ["cheetah-run", "cheetah-jump"])
+def test_the_cheetah_is_built_without_a_warning_and_as_the_suite_builds_it(task, caplog):
+    built = make_env(task).physics.model.ptr
+    assert not caplog.records
+    wanted = suite.load("cheetah", "run").physics.model.ptr
+    for name in (name for name in dir(wanted) if not name.startswith("_")):
+        if isinstance(value := getattr(wanted, name), np.ndarray):
+            np.testing.assert_array_equal(getattr(built, name), value, err_msg=name)
 
 
 def _assert_replays(task: str, data: Mapping[str, np.ndarray], *, legacy: bool = False) -> None:

@@ -423,13 +423,7 @@ def _compile(env: DMControlEnv, domain: _Domain) -> mujoco.MjModel:
         spec.add_sensor(
             name=sensor.name, type=sensor.kind, objtype=sensor.frame, objname=sensor.of
         )
-    # MuJoCo 3.17 deprecates that its compiler scales to a total mass, as for the cheetah.
-    mass = spec.compiler.settotalmass
-    spec.compiler.settotalmass = -1
-    model = spec.compile()
-    if mass > 0:
-        mujoco.mj_setTotalmass(model, mass)
-        mujoco.mj_setConst(model, mujoco.MjData(model))
+    model = custom.compile_model(spec)
     # Finger-spin's reset lowers the spinner's damping.
     model.dof_damping[:] = env.physics.model.dof_damping
     return model

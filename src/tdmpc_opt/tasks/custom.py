@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import mujoco
 import numpy as np
 from dm_control import suite
+from dm_control.mujoco import wrapper
 from dm_control.rl import control
-from dm_control.suite import ball_in_cup, base, common, reacher
+from dm_control.suite import ball_in_cup, base, cheetah, common, reacher
 from dm_control.utils import rewards
 from lxml import etree
 
@@ -263,12 +265,36 @@ def load(name: str, seed: int) -> Any:
     if name not in CUSTOM_TASKS:
         domain, _, task = name.partition("-")
         domain = "ball_in_cup" if domain == "cup" else domain
-        return suite.load(domain, task.replace("-", "_"), task_kwargs={"random": seed})
+        return _suite_task(domain, task.replace("-", "_"), seed)
     spec = CUSTOM_TASKS[name]
-    lender = suite.load(spec.domain, spec.task, task_kwargs={"random": seed})
-    wrapper = CupSpinTask if name == "cup-spin" else RewardTask
-    wrapped = wrapper(lender.task, spec.reward)
+    lender = _suite_task(spec.domain, spec.task, seed)
+    kind = CupSpinTask if name == "cup-spin" else RewardTask
+    wrapped = kind(lender.task, spec.reward)
     return _environment(lender.physics, wrapped, lender.control_timestep())
+
+
+def _suite_task(domain: str, name: str, seed: int) -> Any:
+    """Build the environment of a task of the suite, the cheetah's without a warning."""
+    if domain != "cheetah":
+        return suite.load(domain, name, task_kwargs={"random": seed})
+    xml, assets = cheetah.get_model_and_assets()
+    model = compile_model(mujoco.MjSpec.from_string(xml.decode(), include=assets))
+    physics = cheetah.Physics.from_model(wrapper.MjModel(model))
+    return _environment(physics, cheetah.Cheetah(random=seed), physics.timestep())
+
+
+def compile_model(spec: mujoco.MjSpec) -> mujoco.MjModel:
+    """Compile a model, and scale it to the total mass that it names, as the cheetah's does.
+
+    MuJoCo 3.17 warns whenever its compiler scales to a total mass.
+    """
+    mass = spec.compiler.settotalmass
+    spec.compiler.settotalmass = -1
+    model = spec.compile()
+    if mass > 0:
+        mujoco.mj_setTotalmass(model, mass)
+        mujoco.mj_setConst(model, mujoco.MjData(model))
+    return model
 
 
 def _environment(physics: Any, task: Any, control_timestep: float) -> Any:
