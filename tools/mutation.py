@@ -66,7 +66,12 @@ SAMPLES: dict[str, tuple[int, list[str]]] = {
     ),
     "training/step.py": (
         10,
-        ["tests/test_golden.py", "tests/test_objective.py", "tests/test_device_updates.py"],
+        [
+            "tests/test_golden.py",
+            "tests/test_objective.py",
+            "tests/test_device_updates.py",
+            "tests/test_distillation.py::test_the_models_optimiser_owns_the_projection",
+        ],
     ),
     "planning/mppi.py": (28, ["tests/test_golden.py", "tests/test_planning.py"]),
     "runtime/plan_state.py": (
