@@ -165,7 +165,7 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
 
 def test_playing_the_bundled_agent_needs_no_torch() -> None:
     code = (
-        "import sys; from tdmpc_opt.configs import PlayConfig\n"
+        "import sys; from tdmpc_opt.configs.measure import PlayConfig\n"
         "from tdmpc_opt.play.server import page_server\n"
         "with page_server(PlayConfig(port=0)):\n"
         "    sys.exit(bool({'torch', 'onnx', 'dm_control'} & set(sys.modules)))"
