@@ -249,7 +249,7 @@ def test_experts_that_are_missing_are_named(tmp_path, experts):
         collect(_config(tmp_path / "d", policy=str(experts), tasks="cartpole-balance"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        CheckpointError, match="holds no expert; make some with tdmpc-opt experts"
+        CheckpointError, match="holds neither a model nor experts; name a checkpoint"
     ):
         collect(_config(tmp_path / "d", policy=str(tmp_path / "empty")))
     assert not (tmp_path / "d").exists()

@@ -255,9 +255,8 @@ def test_a_missing_task_is_measured_again(result, finished):
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"episodes": 1}, "episodes"),
         ({"seed": 5}, "seed"),
-        ({"noise": True}, "noise"),
+        ({"checkpoint": "plan"}, "checkpoint"),
         ({"tasks": "pendulum-swingup"}, "tasks"),
     ],
 )
@@ -266,6 +265,30 @@ def test_a_file_of_another_evaluation_is_refused(result, changes, key):
     with pytest.raises(ResultError, match=rf"existing run has {key}[.=]|{key} .* has changed"):
         evaluate(_config(result, **changes))
     assert result.read_bytes() == before
+
+
+def test_fewer_episodes_than_a_file_has_are_refused(result):
+    before = result.read_bytes()
+    with pytest.raises(ResultError, match="has 2 episodes a task already, more than the 1"):
+        evaluate(_config(result, episodes=1))
+    assert result.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "realtime"}, "--preset is for checkpoints; random acts in one way"),
+        ({"noise": True}, "--noise is for checkpoints"),
+        ({"replan_every": 2}, "--replan-every is for checkpoints"),
+        ({"engine": "eager"}, "--engine is for checkpoints"),
+        ({"mode": "planner"}, "random acts by the mode `policy` alone; leave --mode out"),
+        ({"checkpoint": "plan", "mode": "policy"}, "plan acts by the mode `planner` alone"),
+    ],
+)
+def test_options_that_would_not_be_followed_are_refused(tmp_path, changes, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        evaluate(_config(tmp_path / "r.json", **changes))
+    assert not (tmp_path / "r.json").exists()
 
 
 def test_another_checkpoint_or_budget_is_refused(tmp_path, checkpoint_file, make_model):
@@ -283,8 +306,10 @@ def test_another_checkpoint_or_budget_is_refused(tmp_path, checkpoint_file, make
     copy.write_bytes(content)
     with pytest.raises(ResultError, match=r"checkpoint tiny\.safetensors has changed"):
         evaluate(replace(base, checkpoint=str(copy)))
-    with pytest.raises(ResultError, match="belongs to another run"):
+    with pytest.raises(ResultError, match="has mode=policy, requested mode=planner"):
         evaluate(replace(base, mode="planner"))
+    with pytest.raises(ResultError, match="has noise=False, requested noise=True"):
+        evaluate(replace(base, noise=True))
     moved = tmp_path / "elsewhere" / checkpoint_file.name
     moved.parent.mkdir()
     moved.write_bytes(checkpoint_file.read_bytes())

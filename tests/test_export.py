@@ -469,11 +469,13 @@ def test_mistakes_are_found_before_the_work(tmp_path):
     with pytest.raises(InputError, match="executorch files hold the policy; add --policy-only"):
         ExportConfig(checkpoint="x", output=tmp_path / "x.pte", target="executorch")
     with pytest.raises(InputError, match="a policy has no planner preset"):
-        ExportConfig(checkpoint="x", output=tmp_path / "x", policy_only=True, preset="full")
+        ExportConfig(
+            checkpoint="x", output=tmp_path / "x.onnx", policy_only=True, preset="full"
+        )
     with pytest.raises(InputError, match="`tolerance` must be above 0"):
-        ExportConfig(checkpoint="x", output=tmp_path / "x", tolerance=0.0)
+        ExportConfig(checkpoint="x", output=tmp_path / "x.onnx", tolerance=0.0)
     config = ExportConfig(
-        checkpoint="demo-teacher", output=tmp_path / "x", result=tmp_path / "none.json"
+        checkpoint="demo-teacher", output=tmp_path / "x.onnx", result=tmp_path / "none.json"
     )
     with pytest.raises(ResultError, match="cannot read"):
         export(config)
@@ -537,6 +539,8 @@ def test_exported_files_are_evaluated_and_inspected(planner, tmp_path, capsys):
     assert content["config"]["mode"] is None
     assert content["config"]["checkpoint"]["sha256"] == sha256(planner[0])
     capsys.readouterr()
+    assert main([*words, "--mode", "policy", "--output", str(tmp_path / "p.json")]) == 1
+    assert "acts by the mode `planner` alone; leave --mode out" in capsys.readouterr().err
     assert main(["inspect", str(planner[0])]) == 0
     told = capsys.readouterr().out
     assert sha256(planner[0]) in told

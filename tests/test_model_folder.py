@@ -1,5 +1,6 @@
 import errno
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -161,6 +162,21 @@ def test_a_hub_id_that_is_not_cached_is_refused_offline(tmp_path):
     assert run.stderr.count("\n") == 1
     assert "a/b is neither a file nor a folder here" in run.stderr
     assert "not in the local cache" in run.stderr
+
+
+def test_retries_of_the_hub_are_not_printed(monkeypatch, caplog):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def fails(*_: object, **__: object) -> str:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise hub.errors.LocalEntryNotFoundError("no such host")
+
+    monkeypatch.setattr(hub, "hf_hub_download", fails)
+    level = logging.getLogger("huggingface_hub").level
+    with pytest.raises(CheckpointError, match="the hub cannot be reached"):
+        resolve("someone/tiny")
+    assert not caplog.records
+    assert logging.getLogger("huggingface_hub").level == level
 
 
 def test_without_its_library_a_hub_id_names_the_extra(monkeypatch):

@@ -69,7 +69,6 @@ def test_an_output_that_is_the_input_by_any_name_is_refused(
         ["export", "T", "--data", "D", "--policy-only", "--output", "D/shard/action.memmap"],
         ["evaluate", "F", "--output", "F/students/round-1.safetensors"],
         ["sensitivity", "T", "--data", "D", "--output", "D/dataset.json"],
-        ["sensitivity", "T", "--data", "D", "--output", "P", "--plot", "P"],
         ["ablation", "T", "--plot", "T"],
         ["ablation", "R", "--plot", "R/score.json"],
         ["report", "R", "--output", "R/score.json"],
@@ -87,12 +86,10 @@ def test_every_command_that_writes_refuses_its_inputs(
     shutil.copyfile(teacher, folder / "students" / "round-1.safetensors")
     shutil.copytree(dataset_dir, data)
     next(path for path in data.iterdir() if path.is_dir()).rename(data / "shard")
-    picture = tmp_path / "picture.png"
-    picture.touch()
     results = tmp_path / "results"
     results.mkdir()
     (results / "score.json").write_text("{}")
-    places = {"T": teacher, "F": folder, "D": data, "P": picture, "R": results}
+    places = {"T": teacher, "F": folder, "D": data, "R": results}
     found = [
         str(places.get(word[:1], "")) + word[1:]
         if word[:1] in places and word[1:2] in ("", "/")
@@ -102,6 +99,36 @@ def test_every_command_that_writes_refuses_its_inputs(
     kept = data / "dataset.json" if words[-1] == "D" else teacher
     kept = Path(found[-1]) if Path(found[-1]).is_file() else kept
     _refused(list(found), kept, capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "ending"),
+    [
+        (["quantize", "mt30-1m", "--policy-only", "--output"], ".safetensors"),
+        (["regularize", "mt30-1m", "--data", "D", "--output"], ".safetensors"),
+        (["export", "mt30-1m", "--policy-only", "--output"], ".onnx"),
+        (["export", "mt30-1m", "--policy-only", "--target", "executorch", "--output"], ".pte"),
+        (["evaluate", "random", "--output"], ".json"),
+        (["sensitivity", "mt30-1m", "--data", "D", "--output"], ".json"),
+        (["bench", "mt30-1m", "--output"], ".json"),
+        (["report", "R", "--output"], ".html"),
+        (["data", "info", "D", "--plot"], ".png"),
+        (["data", "info", "D", "--card"], ".md"),
+        (["video", "random", "--sheet"], ".png"),
+    ],
+)
+def test_an_output_named_as_another_format_is_refused(
+    words, ending, dataset_dir, tmp_path, capsys
+):
+    kept, result = tmp_path / "score.jsonl", tmp_path / "r.json"
+    kept.write_text("precious")
+    result.write_text("{}")
+    places = {"D": dataset_dir, "R": result}
+    assert cli.main([*(str(places.get(word, word)) for word in words), str(kept)]) == 1
+    error = capsys.readouterr().err
+    assert f"score.jsonl has to end in {ending}" in error
+    assert error.count("\n") == 1
+    assert kept.read_text() == "precious"
 
 
 def _functions():

@@ -231,7 +231,7 @@ def test_a_policy_file_cannot_plan_teach_or_be_trained(tmp_path: Path) -> None:
     write_native(path, policy_only(read_checkpoint(TEACHER)))
     with pytest.raises(CheckpointError, match="encoder and policy alone"):
         build(read_checkpoint(path))
-    with pytest.raises(InputError, match="cannot plan; use the policy mode"):
+    with pytest.raises(InputError, match="cannot plan; use the mode `policy`"):
         TorchAgent(build(read_checkpoint(path), policy_will_do=True))
 
 

@@ -104,6 +104,8 @@ CONTRACT = "contract"
 _WRITTEN = ("output", "figures", "plot", "card", "sheet")
 """Options that name a file or folder to write. `store` may be the checkpoint that was read, for
 it only gains presets."""
+_ENDINGS = {"plot": (".png",), "card": (".md",), "sheet": (".png",)}
+"""How the names of files end that these options name."""
 _READ = (
     *("checkpoint", "checkpoints", "sources", "results", "result", "random"),
     *("data", "on_policy", "policy", "label", "against", "start"),
@@ -119,14 +121,19 @@ _OF_RESULTS = ("results", "result")
 """Options of which a folder stands for the result files in it."""
 
 
-def refuse_overwrite(config: Any) -> None:
-    """Refuse a configuration with an output that is an input, another output, or a device.
+def refuse_overwrite(config: Any, *endings: str) -> None:
+    """Refuse an output that is an input, another output, a device, or named as another format.
 
     Names and links do not matter: files are compared by inode. Of a folder, the model, run or
     dataset in it counts as well. Inputs that do not exist do not count.
 
+    Args:
+        config: Configuration of a command.
+        endings: How the name of its `output` may end where it has an ending, such as `.json`,
+            so that a checkpoint never takes the place of a result; without any it is free.
+
     Raises:
-        InputError: The message names both.
+        InputError: The message names the output, and what it would overwrite.
     """
     names = {field.name for field in fields(config)}
     known = dict[tuple[int, int], Path]()
@@ -136,6 +143,7 @@ def refuse_overwrite(config: Any) -> None:
             known |= {_key(part): path for part in _parts(path, content)}
     for name in names.intersection(_WRITTEN):
         option = f"--{name.replace('_', '-')}"
+        allowed = endings if name == "output" else _ENDINGS.get(name, ())
         for path in _paths(getattr(config, name)):
             if path.exists() and not (path.is_file() or path.is_dir()):
                 raise InputError(f"{option} {path} is a device or pipe; name a file or folder")
@@ -146,6 +154,8 @@ def refuse_overwrite(config: Any) -> None:
                         f"{option} {path} would overwrite {other}, which this command reads or "
                         "writes too; name another file or folder"
                     )
+            if allowed and path.suffix.lower() not in (*allowed, "") and not path.is_dir():
+                raise InputError(f"{option} {path} has to end in {' or '.join(allowed)}")
 
 
 def _paths(value: object) -> Iterator[Path]:
@@ -409,7 +419,7 @@ def require_same(
     """
     removed = removed or {}
     found, requested = without_removed(found, removed), json.loads(json.dumps(requested))
-    for key in sorted({*found, *requested} - {*cost}):
+    for key in (key for key in {**requested, **found} if key not in cost):
         old, new = found.get(key), requested.get(key)
         if old == new:
             continue

@@ -68,7 +68,7 @@ class Agent(ControlLoop):
             raise InputError(f"mode must be planner or policy, got {mode!r}")
         if mode == "planner" and not world_model.can_plan:
             raise InputError(
-                "this agent has only encoder and policy and cannot plan; use the policy mode"
+                "this agent has only encoder and policy and cannot plan; use the mode `policy`"
             )
         super().__init__(world_model.tasks, clock)
         self.world_model = world_model

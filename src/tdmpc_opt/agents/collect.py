@@ -13,6 +13,7 @@ from tdmpc_opt.agents.sources import (
     RandomSource,
     batchable,
     open_source,
+    refuse_unused,
 )
 from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.configs.common import COLLECTION_SEED, device_of_work
@@ -57,6 +58,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> EpisodeD
         preset=config.preset,
         device=device,
     )
+    refuse_unused(policy, config.mode, preset=config.preset)
     tasks = policy.tasks(config.tasks)
     labeller = None
     if config.label is not None:

@@ -116,8 +116,9 @@ class ExpertNetwork:
             )
         try:
             with safe_open(path, framework="numpy") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = file.metadata() or {}
+                names = file.keys() if metadata.get("kind") == KIND else ()
+                tensors = {name: file.get_tensor(name) for name in names}
         except (SafetensorError, OSError, TypeError) as error:  # numpy has no bfloat16
             raise CheckpointError(f"cannot read expert policy {path}: {error}") from error
         if metadata.get("kind") != KIND or metadata.get("schema") != SCHEMA:
@@ -186,6 +187,17 @@ def is_expert_folder(source: str) -> bool:
     return Path(source).is_dir() and not is_model_folder(Path(source))
 
 
+def holds_experts(folder: Path) -> bool:
+    """Return whether one file of a folder at least is an expert."""
+    for path in folder.glob("*.safetensors"):
+        try:
+            ExpertNetwork.load(path)
+        except CheckpointError:
+            continue
+        return True
+    return False
+
+
 def existing_expert(folder: Path, task: str) -> Path:
     """Return the file of a task's expert.
 
@@ -193,8 +205,11 @@ def existing_expert(folder: Path, task: str) -> Path:
         CheckpointError: The folder has no expert of any task.
         UnknownTaskError: It has none of this task.
     """
-    if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{folder}: holds no expert; make some with tdmpc-opt experts")
+    if not holds_experts(folder):
+        raise CheckpointError(
+            f"{folder} holds neither a model nor experts; name a checkpoint, or make experts "
+            "with tdmpc-opt experts"
+        )
     path = expert_path(folder, task)
     if not path.is_file():
         raise UnknownTaskError(

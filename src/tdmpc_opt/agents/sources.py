@@ -18,6 +18,7 @@ from tdmpc_opt.agents.expert import (
     ExpertNetwork,
     existing_expert,
     experts_identity,
+    holds_experts,
     is_expert_folder,
     known_experts,
 )
@@ -69,6 +70,14 @@ class PolicySource(ABC):
     @abstractmethod
     def identity(self, tasks: TaskTable) -> Identity:
         """Name the source by its content, as far as these tasks depend on it."""
+
+    def acts_by(self) -> Mode:
+        """Return how it acts where nothing is to choose: a checkpoint alone acts in two ways.
+
+        Raises:
+            CheckpointError: A file that is missing or cannot be read.
+        """
+        return "policy"
 
     def require_labels(self, tasks: TaskTable) -> None:
         """Check that the source has actions to imitate in these tasks.
@@ -135,6 +144,28 @@ def open_source(
     )
 
 
+def refuse_unused(source: PolicySource, mode: Mode | None, **options: object) -> None:
+    """Refuse options of how an agent acts which the source would not follow.
+
+    Args:
+        source: What acts.
+        mode: The mode that the user asked for; None is any.
+        options: Options of checkpoints by their names, None or False where not given.
+
+    Raises:
+        InputError: The source is no checkpoint, and an option is given or it acts otherwise.
+        CheckpointError: A file that is missing or cannot be read.
+    """
+    if isinstance(source, CheckpointSource):
+        return
+    for name, value in options.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is for checkpoints; {source.source} acts in one way")
+    if mode is not None and mode != (acts := source.acts_by()):
+        raise InputError(f"{source.source} acts by the mode `{acts}` alone; leave --mode out")
+
+
 def batchable(sources: Sequence[PolicySource], task: Task) -> bool:
     """Return whether `rollout` can step the physics of their episodes as one batch."""
     return not task.env and not any(source.in_simulator for source in sources)
@@ -156,6 +187,10 @@ class SimulatorSource(PolicySource):
     """Planning with the simulator's own dynamics."""
 
     in_simulator = True
+
+    def acts_by(self) -> Mode:
+        """Return the mode of a planner."""
+        return "planner"
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Return the planner for these tasks."""
@@ -188,6 +223,10 @@ class RandomSource(SimulatorSource):
     """Uniform actions."""
 
     in_simulator = False
+
+    def acts_by(self) -> Mode:
+        """Return the mode of what plans nothing."""
+        return "policy"
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Return random actions for these tasks."""
@@ -229,7 +268,7 @@ class ExpertSource(PolicySource):
         names = known_experts(folder, MT30.names)
         if chosen is None and names:
             return MT30.subset(names)
-        if chosen is None and any(folder.glob("*.safetensors")):
+        if chosen is None and holds_experts(folder):
             raise UnknownTaskError(
                 f"{folder} holds experts of tasks of your own alone; name them with --tasks"
             )
@@ -296,6 +335,10 @@ class _FileSource(PolicySource):
 
 class ExportedSource(_FileSource):
     """An exported ONNX file, which acts as on the device."""
+
+    def acts_by(self) -> Mode:
+        """Return the mode that was exported."""
+        return "policy" if load_for_device(self.source).plan is None else "planner"
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Load the file for ONNX Runtime."""

@@ -1,6 +1,7 @@
 """From a path, zoo name or hub id to a checkpoint; the content decides the format."""
 
 import difflib
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,6 +60,9 @@ def _fetch(name: str) -> Path:
             f"{missing}; if it is a hub id, run: pip install 'tdmpc-opt[hub]'"
         ) from error
     refused = (errors.EntryNotFoundError, errors.HfHubHTTPError, errors.HFValidationError)
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it reports each of its retries; what it raises is reported
     try:
         return Path(hf_hub_download(name, MODEL_FILE, library_name="tdmpc-opt"))
     except errors.LocalEntryNotFoundError as error:
@@ -71,6 +75,8 @@ def _fetch(name: str) -> Path:
         raise CheckpointError(
             f"{missing}, and the hub gives no {MODEL_FILE}: {reason}"
         ) from error
+    finally:
+        log.setLevel(level)
 
 
 def read_checkpoint(

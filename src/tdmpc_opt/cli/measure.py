@@ -23,7 +23,8 @@ def _evaluate(config: EvaluateConfig, terminal: Terminal) -> None:
     from tdmpc_opt.export.engine import engine_choice
 
     full = config.chosen_mode == "planner" and config.preset in (None, "full", "published")
-    if full and isinstance(open_source(config.checkpoint), CheckpointSource):
+    source = open_source(config.checkpoint, names=config.tasks)
+    if full and isinstance(source, CheckpointSource) and source.plans():
         terminal.print(
             f"plans with the preset {config.preset or 'full'}, some tenths of a second an "
             "action on a CPU core; --preset realtime and --mode policy are faster"

@@ -71,7 +71,7 @@ def quantize(config: QuantizeConfig, progress: Progress | None = None) -> Quanti
         DataError: No dataset where one is named, or none of the agent's tasks in it.
         InputError: A budget below the size of every mix of formats.
     """
-    refuse_overwrite(config)
+    refuse_overwrite(config, ".safetensors")
     source = resolve(config.checkpoint)
     checkpoint = read_checkpoint(source, tasks=config.tasks)
     refuse_quantized(checkpoint, source)

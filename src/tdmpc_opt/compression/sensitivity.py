@@ -142,7 +142,7 @@ def sensitivity(config: SensitivityConfig, progress: Progress | None = None) -> 
         DataError: No dataset, or none of the agent's tasks in it.
         ResultError: A file that cannot be written.
     """
-    refuse_overwrite(config)
+    refuse_overwrite(config, ".json")
     progress = progress or Silent()
     source = resolve(config.checkpoint)
     checkpoint = read_checkpoint(source)

@@ -156,7 +156,7 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, An
         RunError: A process died.
         ResultError: The result file cannot be written.
     """
-    refuse_overwrite(config)
+    refuse_overwrite(config, ".json")
     progress = progress or Silent()
     found = candidates(config)
     free = choose_processes()

@@ -7,7 +7,7 @@ from typing import Any
 from tdmpc_opt.agents.compute import best_device, threads
 from tdmpc_opt.agents.executor import run_parallel
 from tdmpc_opt.agents.rollout import rollout
-from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
+from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source, refuse_unused
 from tdmpc_opt.agents.timing import estimate
 from tdmpc_opt.configs.common import device_of_work
 from tdmpc_opt.configs.measure import EvaluateConfig
@@ -53,7 +53,7 @@ def evaluate(
         ResultError: An output that belongs to another evaluation or cannot be written.
         RunError: Another process evaluates into the same file.
     """
-    refuse_overwrite(config)
+    refuse_overwrite(config, ".json")
     progress = progress or Silent()
     device = device_of_work(config.device, config.ray)
     policy = open_source(
@@ -65,6 +65,15 @@ def evaluate(
         device=device,
         replan_every=config.replan_every,
         choose_engine=choose_engine,
+    )
+    engine = config.engine != "auto"
+    refuse_unused(
+        policy,
+        config.mode,
+        preset=config.preset,
+        noise=config.noise,
+        replan_every=config.replan_every,
+        engine=engine,
     )
     tasks = policy.tasks(config.tasks)
     with alone(config.output):

@@ -98,9 +98,12 @@ def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]
         )
     if engine == "eager" and asked.get("engine") not in (None, engine):
         raise ResultError(f"{path} was planned by engine=eager; resume with --engine eager")
-    # Episodes that the file lacks are added.
-    cost = ("episodes",) if found.get("episodes", 0) <= asked["episodes"] else ()
-    require_same(path, found, asked, ResultError, cost=cost)
+    require_same(path, found, asked, ResultError, cost=("episodes",))
+    if found.get("episodes", 0) > asked["episodes"]:  # those that a file lacks are added
+        raise ResultError(
+            f"{path} has {found['episodes']} episodes a task already, more than the "
+            f"{asked['episodes']} asked for; ask for as many, or choose another --output"
+        )
 
 
 def read_result(path: Path) -> dict[str, Any]:

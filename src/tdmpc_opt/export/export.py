@@ -53,6 +53,8 @@ whose values tie may swap places among the elites, and what follows from there d
 action that switches between -1 and 1 may switch a little earlier or later."""
 _TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.3}
 _TOLERANCE_OF_PLANS = {"fp32": 5e-3, "fp16": 0.2, "int8": 1.0}
+_ENDINGS: dict[str, tuple[str, ...]] = {"onnx": (".onnx",), "executorch": (".pte",), "c": ()}
+"""How the names of files end, by target; C source is a folder."""
 _SECONDS_OF_TRACING = {"policy": 5.0, "planner": 20.0}
 """Of the bundled student on one core; larger networks take about as long."""
 _OF_TORCH_ITSELF = 3.0
@@ -118,7 +120,7 @@ def export(
         MissingDependencyError: A library that the target or the simulator needs.
         RunError: Another process writes the same output.
     """
-    refuse_overwrite(config)
+    refuse_overwrite(config, *_ENDINGS[config.target])
     start, progress = time.perf_counter(), progress or Silent()
     source = resolve(config.checkpoint)
     read = read_checkpoint(source, tasks=config.tasks)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from tdmpc_opt.agents.compute import threads
 from tdmpc_opt.agents.rollout import Player, Policy
-from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source
+from tdmpc_opt.agents.sources import CheckpointSource, PolicySource, open_source, refuse_unused
 from tdmpc_opt.configs.measure import VideoConfig
 from tdmpc_opt.errors import RunError
 from tdmpc_opt.files import refuse_overwrite, replace_when_done, written
@@ -102,6 +102,8 @@ def video(config: VideoConfig, progress: Progress | None = None) -> list[Path]:
         open_source(source, mode=mode, names=config.tasks, preset=config.preset, device="cpu")
         for source, mode in chosen
     )
+    for source, mode in zip(sources, (config.mode, config.against_mode), strict=False):
+        refuse_unused(source, mode, preset=config.preset if config.against is None else None)
     tasks = sources[0].tasks(config.tasks)
     for source in sources[1:]:
         source.tasks(tasks.selection)
@@ -241,7 +243,12 @@ def write_film(
     try:
         with replace_when_done(path) as temporary:
             writer = imageio_ffmpeg.write_frames(
-                str(temporary), size, fps=FRAMES_PER_SECOND, macro_block_size=2, **options
+                str(temporary),
+                size,
+                fps=FRAMES_PER_SECOND,
+                macro_block_size=2,
+                ffmpeg_log_level="error",  # it warns of colours that a GIF has twice
+                **options,
             )
             writer.send(None)
             sent = 0

@@ -270,7 +270,7 @@ def write_report(config: ReportConfig) -> ReportSummary:
         ResultError: A file that cannot be read or is damaged, none that has something to
             show, or an output that cannot be written.
     """
-    refuse_overwrite(config)
+    refuse_overwrite(config, ".html")
     results = read_result_files(config.results)
     charts = sections(results)
     if not charts:

@@ -73,7 +73,7 @@ def regularize(config: RegularizeConfig, progress: Progress | None = None) -> Re
         UnknownTaskError: Task names that do not match those of the source.
         RunError: The loss became NaN or infinite.
     """
-    refuse_overwrite(config)
+    refuse_overwrite(config, ".safetensors")
     progress = progress or Silent()
     source = resolve(config.checkpoint)
     checkpoint = read_checkpoint(source, tasks=config.tasks)
