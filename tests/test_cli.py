@@ -96,7 +96,7 @@ def test_the_help_of_a_command_has_an_example_and_names_what_it_takes(run, name)
     assert status == 0
     assert f"Example: tdmpc-opt {name} {command.example}".strip() in out
     assert "STR" not in out
-    assert "default: None" not in " ".join(out.replace("│", " ").split())
+    assert "None" not in out
     assert "(default: )" not in out
     assert not re.search(r"`[a-z]+_[a-z_]+`", out)  # a field where an option is meant
     for kind in {each.config for each in cli._COMMANDS.values()}:
@@ -166,6 +166,15 @@ def test_numbers_that_nothing_can_be_done_with_are_refused(name, capsys):
                 assert leaving.value.code == 2
                 shown = capsys.readouterr()
                 assert option.replace("_", "-") in shown.err + shown.out, (option, number)
+
+
+@pytest.mark.parametrize("option", ["--mode", "--against-mode", "--seconds"])
+def test_no_option_offers_or_takes_a_none_of_python(run, option):
+    words = ("video", "random", "--output", "x.gif", option)
+    _, out, errors = run(*words, "fast")
+    assert "None" not in out + errors
+    status, _, _ = run(*words, "None")
+    assert status == 2
 
 
 def test_a_refused_configuration_is_one_plain_line(run):
@@ -401,7 +410,9 @@ def test_unknown_tasks_are_refused_with_near_matches(refused, checkpoint_file, t
         ("collect", "--policy", "random", "--tasks", "pendulum-swing", "--output", out),
         ("evaluate", checkpoint_file, "--tasks", "pendulum-swing", "--output", out),
     ):
-        assert "did you mean pendulum-swingup" in refused(*command)
+        line = refused(*command)
+        assert "did you mean pendulum-swingup" in line
+        assert "? (an environment of your own is named MODULE:ID)" in line
     line = refused("evaluate", checkpoint_file, "--tasks", "walker-walk", "--output", out)
     assert "unknown task 'walker-walk'" in line
     assert not out.exists()

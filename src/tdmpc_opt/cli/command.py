@@ -68,6 +68,7 @@ def parse(command: Command, words: Sequence[str]) -> Any:
     registry = ConstructorRegistry()
     registry.struct_rule(_Layout(command))
     registry.primitive_rule(_schedule)
+    registry.primitive_rule(_choice)
     example = f"Example: tdmpc-opt {command.name} {command.example}"
     return tyro.cli(
         command.config,
@@ -75,6 +76,7 @@ def parse(command: Command, words: Sequence[str]) -> Any:
         prog=f"tdmpc-opt {command.name}",
         description=f"{inspect.getdoc(command.config)}\n\n{example}",
         registry=registry,
+        config=(tyro.conf.DisallowNone,),
     )
 
 
@@ -233,4 +235,20 @@ def _schedule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Schedule] | N
         instance_from_str=lambda words: Schedule.parse(words[0]),
         is_instance=lambda value: isinstance(value, Schedule),
         str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _choice(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Take the words of an optional choice: the parser's own rule offers None among them."""
+    literal, *other = get_args(info.type) or (None,)
+    if get_origin(literal) is not Literal or other != [NoneType]:
+        return None
+    words = get_args(literal)
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(words) + "}",
+        instance_from_str=lambda given: given[0],
+        is_instance=lambda value: value is None or value in words,
+        str_from_instance=lambda value: [str(value)],
+        choices=words,
     )

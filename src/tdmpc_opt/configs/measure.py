@@ -194,8 +194,8 @@ class VideoConfig(OfCheckpoint, OnTasks, Acting, Numbers):
     sheet: Path | None = None
     """PNG to write with one picture of each task, half an episode after its start; without it
     none."""
-    seconds: float | None = 10.0
-    """Simulated seconds of each task; None films whole episodes."""
+    seconds: float = 10.0
+    """Most simulated seconds of each task; shorter episodes are filmed whole."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
