@@ -213,7 +213,7 @@ DATA_COMMANDS = (
         resumes=True,
     ),
     Command("data info", _data_info, "data/mt30 --card card.md"),
-    Command("data import", _data_import, "mt30/*.pt --output data/mt30"),
+    Command("data import", _data_import, "mt30/*.pt --output data/mt30", resumes=True),
     Command("data export", _data_export, "data/mt30 --output shards"),
     Command("data verify", _data_verify, "data/mt30"),
 )
