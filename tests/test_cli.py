@@ -17,6 +17,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
 from tdmpc_opt.cli.output import Terminal
+from tdmpc_opt.configs.common import ToOutput
 from tdmpc_opt.configs.training import Schedule
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
@@ -97,6 +98,12 @@ def test_the_help_of_a_command_has_an_example_and_names_what_it_takes(run, name)
     assert f"Example: tdmpc-opt {name} {command.example}".strip() in out
     assert "STR" not in out
     assert "None" not in out
+    assert "\n\n\n" not in out
+    assert not re.search(r"\d,\W*\n", out)  # a number that is broken across lines
+    description = " ".join(out.partition("Example: ")[0].split())
+    assert command.resumes == ("The same command continues an interrupted one." in description)
+    if issubclass(command.config, ToOutput):
+        assert re.search(r"The output is (a|the) ", description)
     assert "(default: )" not in out
     assert not re.search(r"`[a-z]+_[a-z_]+`", out)  # a field where an option is meant
     for kind in {each.config for each in cli._COMMANDS.values()}:
@@ -362,7 +369,7 @@ def test_dagger_shows_its_rounds(run, dataset_dir, checkpoint_file, tmp_path):
     assert f"wrote {student}" in out.replace("\n", "")
     _, out, _ = run(*command, "--weights.behaviour", "5")
     assert "wrote" not in out
-    assert "has its 1 rounds already" in out.replace("\n", "")
+    assert "has its 1 round already" in out.replace("\n", "")
     assert read_checkpoint(student).extra["updates"] == "2"
 
 
@@ -541,8 +548,8 @@ def test_an_interrupt_exits_with_status_130_and_says_how_to_go_on(run, tmp_path,
     out = tmp_path / "r.json"
     status, _, errors = run("evaluate", "random", *ONE_TASK, "--output", out)
     assert status == 130
-    assert errors.splitlines()[-1].startswith("tdmpc-opt: interrupted")
-    assert "the same command goes on" in errors
+    again = "the same command goes on with what is not finished yet"  # true of nothing too
+    assert errors.splitlines()[-1] == f"tdmpc-opt: interrupted; {again}"
     assert "Traceback" not in errors
     assert json.loads(out.read_text())["complete"]
 
