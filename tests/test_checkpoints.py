@@ -181,7 +181,7 @@ def _metadata(**changes: object) -> str:
         ({"config": _metadata(mlp_dim=10**4)}, "expected"),
         ({"tasks": "[]"}, "the task table has 0 tasks"),
         ({"tasks": "[1]"}, "not a task"),
-        ({"tasks": json.dumps(TASKS.to_json()[:1])}, "the task table has 1 tasks"),
+        ({"tasks": json.dumps(TASKS.to_json()[:1])}, "the task table has 1 task padded"),
         ({"tasks": '[{"name": "a", "obs_dim": "b"}]'}, "obs_dim = 'b'"),
         ({"extra": "3"}, "'extra' is not a dict"),
     ],

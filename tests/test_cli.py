@@ -17,6 +17,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
 from tdmpc_opt.cli.output import Terminal
+from tdmpc_opt.configs.common import ToOutput
 from tdmpc_opt.configs.training import Schedule
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
@@ -96,7 +97,13 @@ def test_the_help_of_a_command_has_an_example_and_names_what_it_takes(run, name)
     assert status == 0
     assert f"Example: tdmpc-opt {name} {command.example}".strip() in out
     assert "STR" not in out
-    assert "default: None" not in " ".join(out.replace("│", " ").split())
+    assert "None" not in out
+    assert "\n\n\n" not in out
+    assert not re.search(r"\d,\W*\n", out)  # a number that is broken across lines
+    description = " ".join(out.partition("Example: ")[0].split())
+    assert command.resumes == ("The same command continues an interrupted one." in description)
+    if issubclass(command.config, ToOutput):
+        assert re.search(r"The output is (a|the) ", description)
     assert "(default: )" not in out
     assert not re.search(r"`[a-z]+_[a-z_]+`", out)  # a field where an option is meant
     for kind in {each.config for each in cli._COMMANDS.values()}:
@@ -166,6 +173,15 @@ def test_numbers_that_nothing_can_be_done_with_are_refused(name, capsys):
                 assert leaving.value.code == 2
                 shown = capsys.readouterr()
                 assert option.replace("_", "-") in shown.err + shown.out, (option, number)
+
+
+@pytest.mark.parametrize("option", ["--mode", "--against-mode", "--seconds"])
+def test_no_option_offers_or_takes_a_none_of_python(run, option):
+    words = ("video", "random", "--output", "x.gif", option)
+    _, out, errors = run(*words, "fast")
+    assert "None" not in out + errors
+    status, _, _ = run(*words, "None")
+    assert status == 2
 
 
 def test_a_refused_configuration_is_one_plain_line(run):
@@ -353,7 +369,7 @@ def test_dagger_shows_its_rounds(run, dataset_dir, checkpoint_file, tmp_path):
     assert f"wrote {student}" in out.replace("\n", "")
     _, out, _ = run(*command, "--weights.behaviour", "5")
     assert "wrote" not in out
-    assert "has its 1 rounds already" in out.replace("\n", "")
+    assert "has its 1 round already" in out.replace("\n", "")
     assert read_checkpoint(student).extra["updates"] == "2"
 
 
@@ -401,7 +417,9 @@ def test_unknown_tasks_are_refused_with_near_matches(refused, checkpoint_file, t
         ("collect", "--policy", "random", "--tasks", "pendulum-swing", "--output", out),
         ("evaluate", checkpoint_file, "--tasks", "pendulum-swing", "--output", out),
     ):
-        assert "did you mean pendulum-swingup" in refused(*command)
+        line = refused(*command)
+        assert "did you mean pendulum-swingup" in line
+        assert "? (an environment of your own is named MODULE:ID)" in line
     line = refused("evaluate", checkpoint_file, "--tasks", "walker-walk", "--output", out)
     assert "unknown task 'walker-walk'" in line
     assert not out.exists()
@@ -530,8 +548,8 @@ def test_an_interrupt_exits_with_status_130_and_says_how_to_go_on(run, tmp_path,
     out = tmp_path / "r.json"
     status, _, errors = run("evaluate", "random", *ONE_TASK, "--output", out)
     assert status == 130
-    assert errors.splitlines()[-1].startswith("tdmpc-opt: interrupted")
-    assert "the same command goes on" in errors
+    again = "the same command goes on with what is not finished yet"  # true of nothing too
+    assert errors.splitlines()[-1] == f"tdmpc-opt: interrupted; {again}"
     assert "Traceback" not in errors
     assert json.loads(out.read_text())["complete"]
 

@@ -113,6 +113,34 @@ def test_an_interrupted_distillation_goes_on_to_the_same_files(whole, tmp_path, 
         assert tasks[0]["returns"] == tasks[1]["returns"]
 
 
+class _Reports(Silent):
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, int, str]] = []
+
+    def update(self, done: int, total: int, text: str) -> None:
+        self.lines.append((done, total, text))
+
+
+def test_reports_name_their_step_and_what_they_count(whole):
+    reports = _Reports()
+    distill(_config(whole), reports)  # all is done: a report a stage
+    steps = [re.match(r"step (\d) of 6, (\w+)", text) for _, _, text in reports.lines]
+    found = list(dict.fromkeys((step[1], step[2]) for step in steps))
+    assert found == [("2", "collect"), ("3", "train"), ("4", "correct"), ("6", "score")]
+    assert any("(tasks of student)" in text for _, _, text in reports.lines)
+
+
+def test_a_plan_reports_what_it_measures_and_is_short_for_little_work(tmp_path):
+    reports = _Reports()
+    text = str(plan(_config(tmp_path), reports))
+    assert [line[:2] for line in reports.lines] == [(0, 2), (1, 2)]
+    assert all(text.startswith("measure (speeds): ") for _, _, text in reports.lines)
+    assert text.startswith("1 task; ")
+    assert " in 1 on-policy round\n" in text
+    assert re.search(r"about [\d.]+ min on this machine", text)
+    assert "about 2.5 h on" in str(replace(plan(_config(tmp_path)), hours=2.5))
+
+
 def test_a_teacher_whose_rewards_are_not_the_datas_is_refused(make_model, tmp_path):
     model = make_model(choose_tasks(POINT), task_dim=0)
     with torch.no_grad():

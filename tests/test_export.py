@@ -126,7 +126,7 @@ def test_a_policy_is_checked_in_the_environment_that_is_named(
     assert main(words) == 1
     assert "name their environments with --tasks MODULE:ID" in capsys.readouterr().err
     assert main([*words, "--tasks", name]) == 0
-    assert "on 40 real observations of 1 tasks" in capsys.readouterr().out.replace("\n", " ")
+    assert "on 40 real observations of 1 task:" in capsys.readouterr().out.replace("\n", " ")
     assert load(path).contract() is not None
 
 
@@ -456,7 +456,7 @@ def test_the_command_tells_what_it_cost_and_the_file_its_score(tmp_path, dataset
     words += ["--data", str(dataset_dir), "--output", str(tmp_path / "one.onnx")]
     assert main([*words, "--result", str(result)]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "40 real observations of 1 tasks" in told
+    assert "40 real observations of 1 task:" in told
     assert "bytes, " in told
     properties = {p.key: p.value for p in onnx.load(tmp_path / "one.onnx").metadata_props}
     assert json.loads(properties["score"])["mean"] == 25.0

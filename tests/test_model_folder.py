@@ -105,7 +105,7 @@ def test_the_card_of_a_trained_student_tells_its_run(dataset_dir, tmp_path):
     assert cli.main(["train", "--data", data, "--output", run, *small]) == 0
     assert cli.main(["convert", run, "--output", str(tmp_path / "shared")]) == 0
     text = (tmp_path / "shared" / "README.md").read_text()
-    assert "Trained for 1 updates" in text
+    assert "Trained for 1 update by" in text
     assert '"batch_size": 4' in text
     assert "license: unknown" in text
 

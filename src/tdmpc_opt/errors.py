@@ -18,6 +18,11 @@ def printable(text: str, longest: int) -> str:
     return plain if len(plain) <= longest else f"{plain[: longest - 4]} ..."
 
 
+def counted(number: int, thing: str) -> str:
+    """Return a number with its noun, such as `1 task` and `2,000 tasks`."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
 class UnknownTaskError(TdmpcOptError, ValueError):
     """A task name or id that is not in the task table."""
 

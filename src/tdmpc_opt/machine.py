@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tdmpc_opt
-from tdmpc_opt.errors import ResultError, TdmpcOptError
+from tdmpc_opt.errors import ResultError, TdmpcOptError, counted
 from tdmpc_opt.files import write_json
 
 _LIBRARIES = (
@@ -155,10 +155,14 @@ def choose_processes(asked: int = 0, ray: str | None = None) -> Cores:
         return Cores(asked, "as asked")
     given, ranks = cores(), local_world_size()
     if ranks > 1:
-        return Cores(max(1, given // ranks), f"{given} cores given to {ranks} processes")
+        return Cores(
+            max(1, given // ranks), f"{counted(given, 'core')} given to {ranks} processes"
+        )
     busy = _busy_cores()
     free = min(given, round(len(_allowed()) - busy))
-    return Cores(max(1, free), f"{given} cores given, {busy:.1f} busy with other work")
+    return Cores(
+        max(1, free), f"{counted(given, 'core')} given, {busy:.1f} busy with other work"
+    )
 
 
 def _allowed() -> set[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tdmpc_opt.checkpoints.torch_files import MappedFile
-from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.errors import CheckpointError, counted
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.quantized import QuantizedDense, QuantizedWeight
 from tdmpc_opt.model.world_model import NETWORKS, WorldModel
@@ -131,8 +131,8 @@ def _validate_tasks(config: ModelConfig, tasks: TaskTable) -> None:
     expected = (config.num_tasks, config.obs_dim, config.action_dim)
     if got != expected:
         raise CheckpointError(
-            f"the task table has {got[0]} tasks padded to {got[1]} observations and {got[2]} "
-            f"actions, the network {expected[0]}, {expected[1]} and {expected[2]}"
+            f"the task table has {counted(got[0], 'task')} padded to {got[1]} observations and "
+            f"{got[2]} actions, the network {expected[0]}, {expected[1]} and {expected[2]}"
         )
 
 

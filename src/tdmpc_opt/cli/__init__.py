@@ -82,7 +82,7 @@ def _run(command: Command, config: Any) -> int:
     except KeyboardInterrupt:
         again = "the same command begins anew"
         if command.resumes:
-            again = "what was finished is kept, and the same command goes on from there"
+            again = "the same command goes on with what is not finished yet"
         return _fail(f"interrupted; {again}", 130)
     return 0
 

@@ -68,13 +68,16 @@ def parse(command: Command, words: Sequence[str]) -> Any:
     registry = ConstructorRegistry()
     registry.struct_rule(_Layout(command))
     registry.primitive_rule(_schedule)
+    registry.primitive_rule(_choice)
+    description = with_options(str(inspect.getdoc(command.config)), command.config)
     example = f"Example: tdmpc-opt {command.name} {command.example}"
     return tyro.cli(
         command.config,
         args=words,
         prog=f"tdmpc-opt {command.name}",
-        description=f"{inspect.getdoc(command.config)}\n\n{example}",
+        description=f"{description}\n\n{example}",
         registry=registry,
+        config=(tyro.conf.DisallowNone,),
     )
 
 
@@ -136,6 +139,7 @@ class _Layout:
     def _shown(self, field: StructFieldSpec, config: type) -> StructFieldSpec:
         text = field.helptext() if callable(field.helptext) else field.helptext
         shown = with_options(" ".join((text or "").split()), self._command.config)
+        shown = re.sub(r"(?<=\d),(?=\d)", "", shown)  # the parser breaks lines after commas
         return replace(field, type=_named(field, config), helptext=shown)
 
     def _grouped(self, found: tuple[StructFieldSpec, ...]) -> tuple[StructFieldSpec, ...]:
@@ -208,8 +212,8 @@ def _named(field: StructFieldSpec, config: type) -> Any:
     single, many = parts[0], "tuple[" in str(kind)
     if positional or single is str:
         word = _NAMES.get(field.name, field.name.upper())
-    elif get_origin(single) is Literal and not many:
-        word = "{" + ",".join(get_args(single)) + "}"
+    elif get_origin(single) is Literal:
+        word = field.name.upper() if many else "{" + ",".join(get_args(single)) + "}"
     elif single in _KINDS:
         word = _KINDS[single]
     else:
@@ -233,4 +237,20 @@ def _schedule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Schedule] | N
         instance_from_str=lambda words: Schedule.parse(words[0]),
         is_instance=lambda value: isinstance(value, Schedule),
         str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _choice(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Take the words of an optional choice: the parser's own rule offers None among them."""
+    literal, *other = get_args(info.type) or (None,)
+    if get_origin(literal) is not Literal or other != [NoneType]:
+        return None
+    words = get_args(literal)
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(words) + "}",
+        instance_from_str=lambda given: given[0],
+        is_instance=lambda value: value is None or value in words,
+        str_from_instance=lambda value: [str(value)],
+        choices=words,
     )

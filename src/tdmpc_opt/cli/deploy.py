@@ -14,6 +14,7 @@ from tdmpc_opt.configs.deploy import (
     ServeConfig,
 )
 from tdmpc_opt.configs.measure import PlayConfig
+from tdmpc_opt.errors import counted
 
 
 @contextmanager
@@ -94,9 +95,9 @@ def _export(config: ExportConfig, terminal: Terminal) -> None:
         f"{report.source.name}: {report.source_bytes:,} bytes -> {report.output} ({what}, "
         f"{report.format}): {report.output_bytes:,} bytes, {parity.act_ms:.2f} ms an action "
         f"here; took {report.seconds:.0f} s",
-        f"against torch on {parity.rows} real observations of {parity.tasks} tasks: largest "
-        f"difference {parity.max_error:.1e}{judged} (tolerance {report.tolerance:.1e}), mean "
-        f"cosine {parity.cosine:.6f}{own}",
+        f"against torch on {counted(parity.rows, 'real observation')} of "
+        f"{counted(parity.tasks, 'task')}: largest difference {parity.max_error:.1e}{judged} "
+        f"(tolerance {report.tolerance:.1e}), mean cosine {parity.cosine:.6f}{own}",
     )
 
 

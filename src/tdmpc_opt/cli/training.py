@@ -13,7 +13,7 @@ from tdmpc_opt.configs.data import (
 from tdmpc_opt.configs.deploy import RegularizeConfig
 from tdmpc_opt.configs.pipeline import DemoConfig, DistillConfig
 from tdmpc_opt.configs.training import DaggerConfig, TrainConfig
-from tdmpc_opt.errors import DataError
+from tdmpc_opt.errors import DataError, counted
 from tdmpc_opt.files import refuse_overwrite
 
 
@@ -27,7 +27,7 @@ def _collect(config: CollectConfig, terminal: Terminal) -> None:
     from tdmpc_opt.agents.collect import collect
 
     dataset = collect(config, terminal)
-    terminal.print(f"{config.output} now contains {len(dataset):,} episodes")
+    terminal.print(f"{config.output} now contains {counted(len(dataset), 'episode')}")
 
 
 def _data_info(config: DataInfoConfig, terminal: Terminal) -> None:
@@ -62,7 +62,7 @@ def _data_import(config: DataImportConfig, terminal: Terminal) -> None:
 
     report = import_data(config, terminal)
     terminal.print(*report.lines, *(f"left out: {line}" for line in report.left_out))
-    terminal.print(f"added {report.episodes:,} episodes to {config.output}")
+    terminal.print(f"added {counted(report.episodes, 'episode')} to {config.output}")
 
 
 def _data_export(config: DataExportConfig, terminal: Terminal) -> None:
@@ -76,9 +76,10 @@ def _data_verify(config: DataVerifyConfig, terminal: Terminal) -> None:
 
     found = verify(config.data, terminal)
     if found.faults:
-        count = f"{len(found.faults)} of {found.shards} shards"
+        count = f"{len(found.faults)} of {counted(found.shards, 'shard')}"
         raise DataError(f"{config.data}: {count} are damaged: " + "; ".join(found.faults))
-    whole = f"{found.shards} shards, {found.size_bytes / 1e9:.3f} GB: as they were written"
+    size = f"{counted(found.shards, 'shard')}, {found.size_bytes / 1e9:.3f} GB"
+    whole = f"{size}: as they were written"
     if found.unsummed:
         whole += f"; {len(found.unsummed)} have no checksums, their values are sound"
     terminal.print(whole)
@@ -103,7 +104,7 @@ def _train(config: TrainConfig, terminal: Terminal) -> None:
 
     before = _written(config)
     train(config, terminal)
-    terminal.print(_outcome(config, before, f"{config.updates:,} updates"))
+    terminal.print(_outcome(config, before, counted(config.updates, "update")))
 
 
 def _dagger(config: DaggerConfig, terminal: Terminal) -> None:
@@ -117,7 +118,7 @@ def _dagger(config: DaggerConfig, terminal: Terminal) -> None:
         mean = sum(row.returns.values()) / len(row.returns)
         rows.append((row.round, f"{row.updates:,}", f"{row.episodes:,}", f"{mean:.1f}"))
     terminal.print(table(str(config.output), columns, rows))
-    terminal.print(_outcome(config, before, f"{config.rounds:,} rounds"))
+    terminal.print(_outcome(config, before, counted(config.rounds, "round")))
 
 
 def _regularize(config: RegularizeConfig, terminal: Terminal) -> None:
@@ -212,7 +213,7 @@ DATA_COMMANDS = (
         resumes=True,
     ),
     Command("data info", _data_info, "data/mt30 --card card.md"),
-    Command("data import", _data_import, "mt30/*.pt --output data/mt30"),
+    Command("data import", _data_import, "mt30/*.pt --output data/mt30", resumes=True),
     Command("data export", _data_export, "data/mt30 --output shards"),
     Command("data verify", _data_verify, "data/mt30"),
 )

@@ -89,9 +89,7 @@ class OfCheckpoint:
     """The agent that a command reads."""
 
     checkpoint: Annotated[str, POSITIONAL]
-    """Checkpoint file of any known layout, model folder, zoo name or hub id. `evaluate`
-    and `inspect` also take an exported ONNX file; `evaluate` and `video` a folder of experts,
-    MODULE:FACTORY for a policy of your own, or the word random."""
+    """Checkpoint file of any known layout, model folder, zoo name or hub id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +108,7 @@ class ToOutput:
     """What a command writes."""
 
     output: Annotated[Path, COST]
-    """File or folder to write, as the description of the command states. Where that can be
-    resumed, the same command continues it."""
+    """File or folder to write, as the description of the command states."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +154,7 @@ class ToPlot:
     """A chart that a command may draw."""
 
     plot: Path | None = None
-    """PNG of the chart. Without it `data info` draws returns.png in the dataset's folder, and
-    other commands draw none."""
+    """PNG of the chart; without it none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +162,7 @@ class Seeded(Numbers):
     """The seed of a command."""
 
     seed: int = 0
-    """Training: seed of initial weights, sampling, exploration, dropout and policy noise.
-    Collection: offset of the environment seeds, which start at 1,000,000."""
+    """Seed of the training: of initial weights, sampling, exploration, dropout and noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +186,7 @@ class Labelled(Numbers):
     """Standard deviation of Gaussian noise added to the actions, in action units."""
     label: str | None = None
     """Checkpoint file, zoo name, folder of experts, MODULE:FACTORY or `plan` whose actions in
-    the visited states are stored to imitate; without it those of the teacher in `dagger`, and
-    in `collect` those of the policy itself without the noise."""
+    the visited states are stored to imitate; without it those of the policy without noise."""
 
 
 def device_of_work(device: Device, ray: str | None) -> Device:

@@ -31,6 +31,7 @@ class OfDataset:
 class ExpertsConfig(OnTasks, ToOutput, ByWorkers, Seeded):
     """Train one single-task policy per task, by SAC or by imitating plans in the simulator.
 
+    The output is a folder of experts. The same command continues an interrupted one.
     The defaults learned most per hour of CPU of those tried (docs/mt30-student.md).
     """
 
@@ -54,6 +55,8 @@ class ExpertsConfig(OnTasks, ToOutput, ByWorkers, Seeded):
     episodes: int = 10
     """Episodes that measure the finished policy, from starts 500,000 on, which no reported
     score uses."""
+    seed: int = 0
+    """Seed of the training, and offset of its environment seeds, which start at 1,000,000."""
     save_every: int = 100_000
     """Agent steps between saved states; a killed run loses at most these."""
 
@@ -75,13 +78,19 @@ class ExpertsConfig(OnTasks, ToOutput, ByWorkers, Seeded):
 
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig(OnTasks, Acting, ToOutput, OnDevice, ByWorkers, Labelled, Seeded):
-    """Roll out a policy into a dataset on disk, with labels to imitate."""
+    """Roll out a policy into a dataset on disk, with labels to imitate.
+
+    The output is a dataset folder, to which the episodes are added. The same command continues
+    an interrupted one.
+    """
 
     policy: str
     """Checkpoint file or zoo name, a folder of experts, an exported ONNX file, `random`,
     `plan` (planning in the simulator), or MODULE:FACTORY for a policy of your own."""
     episodes: int = 20
     """Episodes per task."""
+    seed: int = 0
+    """Offset of the environment seeds, which start at 1,000,000."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,6 +104,8 @@ class CollectConfig(OnTasks, Acting, ToOutput, OnDevice, ByWorkers, Labelled, Se
 class DataInfoConfig(OfDataset, ToPlot):
     """Show what a dataset holds, and draw its returns."""
 
+    plot: Path | None = None
+    """PNG of the returns; without it returns.png in the dataset's folder."""
     card: Path | None = None
     """Markdown file to write, with sources, counts and returns; without it none."""
 
@@ -103,7 +114,7 @@ class DataInfoConfig(OfDataset, ToPlot):
 class DataImportConfig(ToOutput):
     """Turn official MT30 or MT80 shard files, Minari or LeRobot data into a dataset on disk.
 
-    The same call goes on where an interrupted one stopped.
+    The output is a dataset folder. The same command continues an interrupted one.
     """
 
     sources: Annotated[tuple[Path, ...], POSITIONAL]
@@ -123,7 +134,10 @@ class DataImportConfig(ToOutput):
 
 @dataclass(frozen=True, kw_only=True)
 class DataExportConfig(OfDataset, ToOutput, Numbers):
-    """Write a dataset as official shard files, Minari or LeRobot datasets."""
+    """Write a dataset as official shard files, Minari or LeRobot datasets.
+
+    The output is a folder of these.
+    """
 
     format: Literal["official", "minari", "lerobot"] = "official"
     """`official`: pickled TensorDicts like MT30 and MT80. `minari`, `lerobot`: a dataset for

@@ -32,16 +32,6 @@ class OfPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithObservations:
-    """Real observations that a command may use."""
-
-    data: Path | None = None
-    """Dataset folder. `quantize` needs one for format mixed, rounds int8 and int4 better with
-    it and measures the cost on other observations of it; `export` checks with it, and without
-    one drives the simulator for some, or the environments that `tasks` names."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class TasksConfig(OnTasks):
     """List the tasks with their ids and sizes."""
 
@@ -55,10 +45,17 @@ class ZooConfig:
 class InspectConfig(OfCheckpoint, OnTasks):
     """Show a file's sizes, tasks and parameters, and what the numbers of its tasks are."""
 
+    checkpoint: Annotated[str, POSITIONAL]
+    """Checkpoint file of any known layout, model folder, zoo name or hub id; or what
+    `tdmpc-opt export` wrote."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig(OfCheckpoint, OnTasks, ToOutput):
-    """Rewrite a checkpoint as safetensors of this project, or as a model folder."""
+    """Rewrite a checkpoint as safetensors of this project, or as a model folder.
+
+    The output is a file if its name ends in .safetensors, and else a model folder.
+    """
 
     results: tuple[Path, ...] = ()
     """Results of `tdmpc-opt evaluate` on this checkpoint, for the model card."""
@@ -79,7 +76,8 @@ class ConvertConfig(OfCheckpoint, OnTasks, ToOutput):
 class RegularizeConfig(OfCheckpoint, OnTasks, ToOutput, OnDevice, Seeded):
     """Train an agent's reward head so that plans of any budget stay near its policy.
 
-    All other weights stay. The new file plans and acts; it teaches no rewards.
+    The output is a safetensors file with all other weights unchanged. It plans and acts; it
+    teaches no rewards.
     """
 
     data: tuple[Path, ...]
@@ -101,12 +99,18 @@ Format = Literal["fp32", "fp16", "bf16", "int8", "int4", "mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations, Numbers):
-    """Write a smaller file of the same agent, without target Qs."""
+class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, Numbers):
+    """Write a smaller file of the same agent, without target Qs.
+
+    The output is a safetensors file.
+    """
 
     format: Format = "fp16"
     """Number format of the stored weights. `int8` and `int4` keep what is small or sensitive in
     more bits; `mixed` chooses each layer's by measurement."""
+    data: Path | None = None
+    """Dataset folder, which format mixed needs. With it int8 and int4 are rounded better, and
+    the cost is measured on other observations of it; without it neither."""
     budget_bytes: int | None = None
     """With mixed: length of the file that must not be exceeded; without it
     `max_action_error` decides."""
@@ -145,7 +149,10 @@ class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations, 
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityConfig(OfCheckpoint, ToOutput, ToPlot, ByWorkers):
-    """Measure what each layer's rounding alone does to actions and planned values."""
+    """Measure what each layer's rounding alone does to actions and planned values.
+
+    The output is a result file (JSON).
+    """
 
     data: Path
     """Dataset of real observations, from `tdmpc-opt collect`."""
@@ -160,16 +167,21 @@ ExportFormat = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, WithObservations, Numbers):
-    """Write the policy or the whole planner for an engine, once it acts as torch does."""
+class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, Numbers):
+    """Write the policy or the whole planner for an engine, once it acts as torch does.
+
+    The output is a file, or a folder for C source.
+    """
 
     target: ExportTarget = "onnx"
-    """Kind of file: ONNX, which OpenVINO reads too, ExecuTorch's .pte, or C99 source, for which
-    the output is a folder."""
+    """Kind of file: ONNX, which OpenVINO reads too, ExecuTorch's .pte, or C99 source."""
     format: ExportFormat = "fp32"
     """fp16 halves the file and computes in fp32; int8 computes the large products in int8."""
     preset: str | None = None
     """Planner budget by name, as in `evaluate`; without it full."""
+    data: Path | None = None
+    """Dataset folder with observations to compare on; without it the simulator is driven for
+    some, or the environments that `tasks` names."""
     result: Path | None = None
     """`tdmpc-opt evaluate` result of this checkpoint, whose score the file is to state; without
     it none."""

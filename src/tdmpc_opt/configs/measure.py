@@ -34,8 +34,14 @@ class OfResults:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(OfCheckpoint, OnTasks, Acting, ToOutput, OnDevice, ByWorkers):
-    """Score a policy on real tasks and write a result file."""
+    """Score a policy on real tasks and write a result file.
 
+    The output is the result file (JSON). The same command continues an interrupted one.
+    """
+
+    checkpoint: Annotated[str, POSITIONAL]
+    """Checkpoint file of any known layout, model folder, zoo name or hub id; an exported ONNX
+    file, a folder of experts, MODULE:FACTORY for a policy of your own, or the word random."""
     episodes: int = 10
     """Episodes per task."""
     replan_every: int | None = None
@@ -134,7 +140,10 @@ TUNING_SEED = 900_000
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(OfCheckpoint, OnTasks, ToOutput, ByWorkers):
-    """Search planner budgets for score against latency, and make presets of the best."""
+    """Search planner budgets for score against latency, and make presets of the best.
+
+    The output is a folder of results. The same command continues an interrupted one.
+    """
 
     episodes: int = 3
     """Episodes per task and budget; all budgets meet the same ones."""
@@ -185,6 +194,9 @@ class ReportConfig(OfResults):
 class VideoConfig(OfCheckpoint, OnTasks, Acting, Numbers):
     """Film an agent, alone or beside another; or draw a contact sheet of its tasks."""
 
+    checkpoint: Annotated[str, POSITIONAL]
+    """Checkpoint file of any known layout, model folder, zoo name or hub id; an exported ONNX
+    file, a folder of experts, MODULE:FACTORY for a policy of your own, or the word random."""
     against_mode: Mode | None = None
     """How the other agent acts; without it as the first."""
     against: str | None = None
@@ -194,8 +206,8 @@ class VideoConfig(OfCheckpoint, OnTasks, Acting, Numbers):
     sheet: Path | None = None
     """PNG to write with one picture of each task, half an episode after its start; without it
     none."""
-    seconds: float | None = 10.0
-    """Simulated seconds of each task; None films whole episodes."""
+    seconds: float = 10.0
+    """Most simulated seconds of each task; shorter episodes are filmed whole."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,6 +36,9 @@ class DistillConfig(OnTasks, ToOutput, OnDevice, ByWorkers, Seeded):
     updates: int | None = None
     """Gradient updates in all, from which episodes and rounds follow; 45,000 without it
     and without `hours`."""
+    seed: int = 0
+    """Seed of the training, and offset of the environment seeds of the data, which start at
+    1,000,000."""
     matmul: MatmulPrecision = "highest"
     """Precision of float32 matrix products in training, as torch names it: `medium` multiplies
     in bf16 and sums in float32 on processors with units for that."""
@@ -54,7 +57,10 @@ class DistillConfig(OnTasks, ToOutput, OnDevice, ByWorkers, Seeded):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Distil a teacher on this machine and compare the student with ones without a teacher."""
+    """Distil a teacher on this machine and compare the student with ones without a teacher.
+
+    The same command continues an interrupted one.
+    """
 
     output: Path = Path("demo-output")
     """Folder for data, runs, result files and plots."""

@@ -151,8 +151,7 @@ class FromTeacher:
 
     teacher: str | None = None
     """Checkpoint file of the teacher, or a zoo name; or a folder of experts, for `policy_mse`
-    alone. Without it there is no teacher. In `dagger` it also labels the states that the
-    student visits, and may be any policy that `collect` takes."""
+    alone. Without it there is no teacher."""
     more_teachers: Annotated[tuple[str, ...], LATER] = ()
     """Further teachers; each is used for the tasks that none before it has."""
     policy_teacher: str | None = None
@@ -168,7 +167,9 @@ class FromTeacher:
 class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
     """Train a world model on a dataset, with frozen teachers or without.
 
-    `distill` does all from a teacher to a scored student; this is its training alone.
+    The output is a folder with checkpoints and metrics. The same command continues an
+    interrupted one. It is one step of `distill`, which does all from a teacher to a scored
+    student.
     """
 
     data: Path | tuple[Path, ...]
@@ -272,7 +273,8 @@ class DaggerConfig(TrainConfig, ByWorkers, Labelled):
     """Correct a student where it goes itself, round by round (DAgger, arXiv:1011.0686).
 
     Each round the student drives, the teacher labels the states on the way, and the training
-    continues with these episodes and the data.
+    continues with these episodes and the data. The output is a folder with checkpoints, metrics
+    and the episodes. The same command continues an interrupted one.
     """
 
     teacher: str = field()
@@ -283,6 +285,9 @@ class DaggerConfig(TrainConfig, ByWorkers, Labelled):
     on_policy_share: float | None = None
     """Share of each batch that the student's own episodes give; without it draws are
     uniform."""
+    label: str | None = None
+    """Checkpoint file, zoo name, folder of experts, MODULE:FACTORY or `plan` whose actions in
+    the visited states are stored to imitate; without it those of the teacher."""
     rounds: Annotated[int, COST]
     """Rounds in all, those before a resume included."""
     updates: int

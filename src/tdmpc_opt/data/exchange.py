@@ -15,7 +15,7 @@ from tdmpc_opt.configs.data import DataExportConfig, DataImportConfig
 from tdmpc_opt.data.episodes import Episode, EpisodeDataset
 from tdmpc_opt.data.official import export_official, import_official
 from tdmpc_opt.data.reports import ImportReport
-from tdmpc_opt.errors import DataError, InputError
+from tdmpc_opt.errors import DataError, InputError, counted
 from tdmpc_opt.files import alone, refuse_overwrite
 from tdmpc_opt.progress import Progress, Silent
 from tdmpc_opt.schema import MT30, Task, TaskTable
@@ -250,7 +250,7 @@ def _import(
     }
     stems = {task.name: f"{task.name}-{source.kind}-{_fingerprint(source)}" for task in found}
     _refuse_changed(dataset, source, stems, record)
-    report.lines.append(f"{source.folder}: {total:,} episodes of {', '.join(stems)}")
+    report.lines.append(f"{source.folder}: {counted(total, 'episode')} of {', '.join(stems)}")
     report.lines += [f"{source.folder}: {note}" for note in source.notes]
     if not source.is_plain:
         bounds = [np.round(bound, 4).tolist() for bound in (source.low, source.high)]
@@ -349,8 +349,9 @@ def _refuse_changed(
         again = shard.name.startswith(f"{stems.get(shard.task)}-")
         if again and known["episodes"] != record["episodes"]:
             raise DataError(
-                f"{source.folder} has {record['episodes']:,} episodes, {known['episodes']:,} "
-                f"when {dataset.path} took it in; import it into another folder"
+                f"{source.folder} has {counted(record['episodes'], 'episode')}, "
+                f"{known['episodes']:,} when {dataset.path} took it in; import it into another "
+                "folder"
             )
         if any(known[bound] != record[bound] for bound in ("action_low", "action_high")):
             raise DataError(

@@ -16,7 +16,7 @@ from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 from tdmpc_opt.data.official_files import FLOATS, NUMPY, OfficialShard, Rows, open_official
 from tdmpc_opt.data.reports import ImportReport, Throughput, refuse_full_disk
 from tdmpc_opt.data.shards import DAMAGED_ARRAY, POSITIONS, faults, field_file
-from tdmpc_opt.errors import DataError
+from tdmpc_opt.errors import DataError, counted
 from tdmpc_opt.files import replace_when_done
 from tdmpc_opt.progress import Progress
 
@@ -79,7 +79,7 @@ def import_official(
     for shard in shards:
         kinds = sorted({shard.dtypes[name].replace("float", "fp") for name in FLOATS})
         report.lines.append(
-            f"{shard.path}: {shard.episodes:,} episodes in {' and '.join(kinds)}"
+            f"{shard.path}: {counted(shard.episodes, 'episode')} in {' and '.join(kinds)}"
         )
         try:
             _Import(shard, dataset, report, throughput, skip_bad).run(wanted)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tdmpc_opt.data.episodes import EpisodeDataset, Shard
 from tdmpc_opt.data.shards import check_files
-from tdmpc_opt.errors import DataError, ResultError
+from tdmpc_opt.errors import DataError, ResultError, counted
 from tdmpc_opt.files import written
 from tdmpc_opt.progress import Progress
 
@@ -145,7 +145,8 @@ def write_dataset_card(dataset: EpisodeDataset, plot: Path, path: Path) -> None:
     lines = [
         f"# Dataset {dataset.path.resolve().name}",
         "",
-        f"{len(dataset):,} episodes of {len(rows)} tasks, {transitions:,} transitions, "
+        f"{counted(len(dataset), 'episode')} of {counted(len(rows), 'task')}, "
+        f"{counted(transitions, 'transition')}, "
         f"{sum(row.labelled for row in rows):,} of them with a label to imitate.",
         "",
         "## Sources",

@@ -12,7 +12,7 @@ from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256, with_or
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.summary import CheckpointSummary, describe
 from tdmpc_opt.configs.deploy import ConvertConfig
-from tdmpc_opt.errors import CheckpointError, printable
+from tdmpc_opt.errors import CheckpointError, counted, printable
 from tdmpc_opt.evaluation.results import read_finished
 from tdmpc_opt.evaluation.score import stored_score, unit_of
 from tdmpc_opt.files import (
@@ -169,5 +169,5 @@ def _training(extra: Mapping[str, str]) -> list[str]:
         count = int(extra["updates"])
     except (LookupError, ValueError):
         return []  # another program may have put anything there
-    updates = f"Trained for {count:,} updates by a run of this configuration:"
+    updates = f"Trained for {counted(count, 'update')} by a run of this configuration:"
     return ["", "## Training", "", updates, "", "```json", run, "```"]

@@ -79,8 +79,12 @@ def _demo(folder: Path, progress: Progress, updates: int, tasks: str) -> list[di
     policies = {
         "teacher": TEACHER,
         "distilled student": str(distilled.folder),
-        "control: no teacher": str(train(shared, Stage(progress, "control without teacher"))),
-        "control: cloned data": str(train(cloned, Stage(progress, "control by cloning"))),
+        "control: no teacher": str(
+            train(shared, Stage(progress, "control without teacher (updates)"))
+        ),
+        "control: cloned data": str(
+            train(cloned, Stage(progress, "control by cloning (updates)"))
+        ),
         "random actions": "random",
     }
     rows = [_row(name, path, folder, tasks, progress) for name, path in policies.items()]
@@ -134,7 +138,7 @@ def _row(
             device="cpu",
             output=output,
         ),
-        Stage(progress, f"evaluate {name}"),
+        Stage(progress, f"evaluate {name} (tasks)"),
     )
     summary = None if source == "random" else describe(source)
     return {

@@ -51,6 +51,8 @@ from tdmpc_opt.schema import MT30
 from tdmpc_opt.training.dagger import dagger
 from tdmpc_opt.training.loop import compare_teachers, train
 
+STEPS = ("compare", "collect", "train", "correct", "compress", "score")
+"""As docs/distil.md lists them."""
 INT8 = "policy-int8.onnx"
 PLANNER = "planner.onnx"
 ON_POLICY_SHARE = 0.3
@@ -131,15 +133,17 @@ class _Pipeline:
         self._collect(planned)
         model = train(
             recipe(self._config, self._work / "trained", self._plan.updates),
-            self._stage("train"),
+            self._stage("train", "updates"),
         )
         self._correct(model)
         weights = self._compress()
         scores = self._score(weights)
         return self._write_folder(weights, scores, planned)
 
-    def _stage(self, name: str) -> Stage:
-        return Stage(self._progress, name)
+    def _stage(self, step: str, units: str | None = None) -> Stage:
+        """Return where a step of `STEPS` reports; its reports count the units, if named."""
+        name = f"step {STEPS.index(step) + 1} of {len(STEPS)}, {step}"
+        return Stage(self._progress, name if units is None else f"{name} ({units})")
 
     def _choose_labels(self) -> list[str]:
         """Assign the better of policy and planner to each task; return the planned tasks."""
@@ -165,13 +169,20 @@ class _Pipeline:
         team = self._work / f"{way}.json"
         write_assignment(team, policies)
         output, seed = self._work / f"trial-{way}.json", CHOICE_SEED
-        found = self._evaluate(str(team), output, ",".join(policies), seed, TRIAL_EPISODES)
+        tasks, stage = ",".join(policies), self._stage("compare", f"tasks by the {way}")
+        found = self._evaluate(str(team), output, tasks, seed, TRIAL_EPISODES, stage)
         names = {name: self._teachers[name][1].tasks(name).names[0] for name in policies}
         returns = {name: found["tasks"][task]["returns"] for name, task in names.items()}
         return {name: sum(row) / len(row) for name, row in returns.items()}
 
     def _evaluate(
-        self, source: str, output: Path, tasks: str, seed: int, episodes: int
+        self,
+        source: str,
+        output: Path,
+        tasks: str,
+        seed: int,
+        episodes: int,
+        stage: Stage,
     ) -> dict[str, Any]:
         config = EvaluateConfig(
             checkpoint=source,
@@ -184,7 +195,7 @@ class _Pipeline:
             seed=seed,
             episodes=episodes,
         )
-        return evaluate(config, self._stage(f"evaluate {output.stem}"))
+        return evaluate(config, stage)
 
     def _collect(self, planned: Sequence[str]) -> None:
         """Collect the teacher's episodes, of tasks that plans label as many as these allow."""
@@ -207,7 +218,7 @@ class _Pipeline:
                     workers=self._config.workers,
                     ray=self._config.ray,
                 )
-                collect(config, self._stage(f"collect, noise {noise}"))
+                collect(config, self._stage("collect", f"tasks with noise {noise}"))
             if not number:
                 self._compare_teachers()
 
@@ -227,7 +238,7 @@ class _Pipeline:
             more_teachers=tuple(others),
             tasks=self._config.tasks if named else None,
         )
-        compare_teachers(config, self._stage("compare the teachers with the data"))
+        compare_teachers(config, self._stage("collect", "rewards"))
 
     def _correct(self, model: Path) -> None:
         """Train on in rounds in which the student drives and the teacher labels."""
@@ -247,7 +258,7 @@ class _Pipeline:
         }
         del values["on_policy"]  # follows from the output
         config = DaggerConfig(**values)
-        dagger(config, self._progress)
+        dagger(config, self._stage("correct"))
 
     def _compress(self) -> Path:
         """Write the FP16 weights, and the int8 policy and the planner as ONNX files."""
@@ -275,10 +286,10 @@ class _Pipeline:
         )
         # Whole files stay: they state a measured latency, so a second export differs.
         if not int8.output.exists():
-            export(int8)
+            export(int8, progress=self._stage("compress", f"stages of {INT8}"))
         if not planner.output.exists():
             try:
-                export(planner)
+                export(planner, progress=self._stage("compress", f"stages of {PLANNER}"))
             except CheckpointError as error:
                 self._progress.warn(f"there is no {PLANNER}: {error}")
         return weights
@@ -292,7 +303,8 @@ class _Pipeline:
         }
         results = {name: output / "results" / f"{name}.json" for name in sources}
         for name, source in sources.items():
-            self._evaluate(source, results[name], self._tasks, seed, SCORE_EPISODES)
+            stage = self._stage("score", f"tasks of {name}")
+            self._evaluate(source, results[name], self._tasks, seed, SCORE_EPISODES, stage)
         return results
 
     def _write_folder(

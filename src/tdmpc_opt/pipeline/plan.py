@@ -24,7 +24,13 @@ from tdmpc_opt.checkpoints.load import share_names
 from tdmpc_opt.configs.pipeline import DistillConfig
 from tdmpc_opt.configs.training import LossWeights, TrainConfig
 from tdmpc_opt.data.sampler import Batch
-from tdmpc_opt.errors import InputError, MissingDependencyError, RunError, UnknownTaskError
+from tdmpc_opt.errors import (
+    InputError,
+    MissingDependencyError,
+    RunError,
+    UnknownTaskError,
+    counted,
+)
 from tdmpc_opt.files import (
     Identity,
     alone,
@@ -35,7 +41,7 @@ from tdmpc_opt.files import (
 )
 from tdmpc_opt.machine import ResultFile, choose_processes, choose_threads
 from tdmpc_opt.model.world_model import WorldModel
-from tdmpc_opt.progress import Progress, Silent
+from tdmpc_opt.progress import Progress, Silent, Stage
 from tdmpc_opt.schema import Task, TaskTable, model_config
 from tdmpc_opt.tasks import choose_tasks
 from tdmpc_opt.training.step import build_learner, train_step
@@ -105,11 +111,12 @@ class Plan:
             plans = f", planner tried as labeller on {len(self.planned)} {cost}"
             plans = plans if self.planned else f", no labels by planning {cost}"
         most = "at most " if self.planned else ""
+        time = f"{self.hours:.2g} h" if self.hours >= 1 else f"{60 * self.hours:.2g} min"
         return (
-            f"{len(self.tasks)} tasks{plans}; "
-            f"{most}{self.environment_steps:,} environment steps; "
-            f"{updates:,} updates, {self.rounds * self.round_updates:,} of them in "
-            f"{self.rounds} on-policy rounds\nabout {self.hours:.2g} hours on this machine and "
+            f"{counted(len(self.tasks), 'task')}{plans}; "
+            f"{most}{counted(self.environment_steps, 'environment step')}; "
+            f"{counted(updates, 'update')}, {self.rounds * self.round_updates:,} of them in "
+            f"{counted(self.rounds, 'on-policy round')}\nabout {time} on this machine and "
             f"{self.disk_bytes / 1e6:,.0f} MB of disk"
         )
 
@@ -239,13 +246,11 @@ class _Speeds:
         self._tables = tables
         self._policy: dict[str, float] = {}
         self._planner: dict[str, float] = {}
-        for number, (assigned, source) in enumerate(
-            {a.source: (a, s) for a, s in teachers.values()}.values()
-        ):
-            progress.update(number, len(teachers), f"measuring {assigned.source}")
-            own = [
-                name for name, (other, _) in teachers.items() if other.source == assigned.source
-            ]
+        sources = {assigned.source: source for assigned, source in teachers.values()}
+        stage = Stage(progress, "measure (speeds)")
+        for number, (text, source) in enumerate(sources.items()):
+            stage.update(number, len(sources) + 1, f"actions of {text}")
+            own = [name for name, (other, _) in teachers.items() if other.source == text]
             task = tables[own[0]].tasks[0]
             self._policy |= dict.fromkeys(
                 own, seconds_per_step([source], task, SCORE_EPISODES, batched=True)
@@ -256,7 +261,7 @@ class _Speeds:
                     own, seconds_per_step([plans], task, SCORE_EPISODES)
                 )
         self._workers = min(choose_processes(config.workers).count, len(teachers))
-        progress.update(len(teachers), len(teachers), "measuring updates")
+        stage.update(len(sources), len(sources) + 1, "updates of the student")
         tasks = TaskTable(tuple(table.tasks[0] for table in tables.values()))
         self._update, self._student, self._parameters = _measure_student(config, tasks)
 

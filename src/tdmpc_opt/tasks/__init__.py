@@ -81,5 +81,5 @@ def _refuse_misspelt(text: str) -> None:
             MT30.index(text)
         except UnknownTaskError as error:
             raise UnknownTaskError(
-                f"{error}; an environment of your own is named MODULE:ID"
+                f"{error} (an environment of your own is named MODULE:ID)"
             ) from None

@@ -168,8 +168,8 @@ def _registered(text: str) -> EnvSpec:
         near = difflib.get_close_matches(name, list(gymnasium.registry), n=3, cutoff=0.6)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise UnknownTaskError(
-            f"{module or 'Gymnasium'} registers no environment {name!r}{hint}; it is "
-            "gymnasium.register(id=...) that does"
+            f"{module or 'Gymnasium'} registers no environment {name!r}{hint} "
+            "(gymnasium.register(id=...) registers one)"
         )
     return gymnasium.registry[name]
 

@@ -86,9 +86,9 @@ def dagger(config: DaggerConfig, progress: Progress | None = None) -> list[Round
 def _round(config: DaggerConfig, tasks: TaskTable, number: int, progress: Progress) -> Round:
     """Drive, label, train and score; each part skips what an interrupted call has done."""
     stage = f"round {number} of {config.rounds}"
-    returns = _drive(config, tasks, number, Stage(progress, f"{stage}, collect"))
+    returns = _drive(config, tasks, number, Stage(progress, f"{stage}, collect (tasks)"))
     updates = number * config.updates
-    model = train(_training(config, updates), Stage(progress, f"{stage}, train"))
+    model = train(_training(config, updates), Stage(progress, f"{stage}, train (updates)"))
     with written(_student(config, number), RunError) as temporary:
         shutil.copyfile(model, temporary)
     episodes = number * (config.episodes + config.planner_episodes) * len(tasks)
