@@ -39,6 +39,7 @@ from tdmpc_opt.files import (
 from tdmpc_opt.machine import ResultFile
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.training.batches import Draws
+from tdmpc_opt.training.losses import ModelLosses
 from tdmpc_opt.training.step import Learner
 from tdmpc_opt.training.teachers import teacher_identity
 
@@ -251,12 +252,8 @@ def stored_record(path: Path, kind: type, asked: Mapping[str, Any]) -> dict[str,
 COLUMNS = (
     "update",
     "loss",
-    "consistency",
-    "reward",
-    "value",
-    "termination",
+    *(field.name for field in fields(ModelLosses)),
     "policy",
-    "behaviour",
     "grad_norm",
     "policy_grad_norm",
     "q_scale",
