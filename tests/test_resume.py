@@ -26,6 +26,7 @@ OLD = {
     "precision": "32-true",
 }
 NEW = {"lr": 1.0, "weights": {"reward": 0.1}}
+OFF = Schedule(0.0)
 
 
 def test_a_record_with_removed_options_at_their_constants_is_the_same_run(tmp_path):
@@ -107,7 +108,7 @@ class YoungerWeights(LossWeights):
 
 @dataclass(frozen=True, kw_only=True)
 class YoungerTerms(DistillWeights):
-    latent_l2: Annotated[Schedule, LATER] = Schedule(0.0)
+    latent_l2: Annotated[Schedule, LATER] = OFF
 
 
 def test_a_run_resumes_where_a_part_of_its_configuration_has_a_younger_field(tmp_path):

@@ -12,7 +12,7 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from tdmpc_opt.agents.expert import is_expert_folder
 from tdmpc_opt.checkpoints.checkpoint import from_model
-from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256, share_names
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, share_names
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.configs.common import cost_fields, recorded
@@ -34,6 +34,7 @@ from tdmpc_opt.files import (
     remove_unfinished,
     repairable,
     require_same,
+    sha256,
     written,
 )
 from tdmpc_opt.machine import ResultFile
