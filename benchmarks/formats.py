@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from timing import save
 
 from tdmpc_opt.agents.sources import open_source
-from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
 from tdmpc_opt.compression.calibration import Observations, read_observations
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.configs.deploy import ExportConfig, ExportFormat, Format, QuantizeConfig
@@ -28,6 +28,7 @@ from tdmpc_opt.evaluation.bench import bench
 from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.export.engine import fast_engine
 from tdmpc_opt.export.export import export
+from tdmpc_opt.files import sha256
 
 How = Literal["policy", "realtime"]
 HOWS: tuple[How, ...] = ("policy", "realtime")

@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 from timing import save
 
-from tdmpc_opt.checkpoints.load import sha256
+from tdmpc_opt.files import sha256
 
 # Peak memory in KiB, from Linux. That of getrusage would begin with the parent's.
 _PEAK = "next(int(x.split()[1]) for x in open('/proc/self/status') if x.startswith('VmHWM'))"

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tdmpc_opt import machine
-from tdmpc_opt.checkpoints.load import resolve, sha256
+from tdmpc_opt.checkpoints.load import resolve
+from tdmpc_opt.files import sha256
 
 Times = dict[str, list[tuple[float, float]]]
 """Seconds of wall and of processor time of each turn, by contender."""

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from tdmpc_opt import files, zoo
 from tdmpc_opt.checkpoints import native
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build, expected_shapes, from_model
-from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
 from tdmpc_opt.checkpoints.native import read_native, write_native
 from tdmpc_opt.checkpoints.summary import convert, describe
 from tdmpc_opt.configs.deploy import ConvertConfig
 from tdmpc_opt.errors import CheckpointError
+from tdmpc_opt.files import sha256
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.schema import ModelConfig, Task, TaskTable
 

@@ -15,7 +15,7 @@ from tdmpc_opt.agents.agent import load_agent
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.agents.expert import ExpertNetwork, expert_path
 from tdmpc_opt.checkpoints.checkpoint import from_model
-from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
+from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.configs.data import CollectConfig
@@ -28,6 +28,7 @@ from tdmpc_opt.errors import (
     RunError,
     UnknownTaskError,
 )
+from tdmpc_opt.files import sha256
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30
 from tdmpc_opt.training import dagger as module

@@ -17,7 +17,7 @@ import tdmpc_opt
 from tdmpc_opt import make_env, zoo
 from tdmpc_opt.agents.agent import Agent, load_agent
 from tdmpc_opt.checkpoints.checkpoint import build, from_model
-from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
+from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.cli import main
 from tdmpc_opt.configs.deploy import ExportConfig
@@ -29,6 +29,7 @@ from tdmpc_opt.errors import (
     NonFiniteError,
     ResultError,
 )
+from tdmpc_opt.files import sha256
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.planning import planner as planner_module
 from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan

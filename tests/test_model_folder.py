@@ -13,10 +13,11 @@ import torch
 
 from tdmpc_opt import cli, files, load_agent
 from tdmpc_opt.agents.sources import CheckpointSource, open_source
-from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
 from tdmpc_opt.configs.deploy import ConvertConfig
 from tdmpc_opt.errors import CheckpointError, InputError, ResultError
 from tdmpc_opt.export.model_folder import save_folder
+from tdmpc_opt.files import sha256
 
 ROOT = Path(__file__).parents[1]
 

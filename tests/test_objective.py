@@ -1,6 +1,6 @@
 import math
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -111,9 +111,10 @@ def test_targets_come_from_the_target_qs_alone(model, batch):
     assert not torch.allclose(before, td_target(model, next_z, batch, _generator()))
 
 
-@pytest.mark.parametrize("name", ["consistency", "reward", "value", "entropy", "behaviour"])
+@pytest.mark.parametrize("name", [field.name for field in fields(LossWeights)])
 def test_each_weight_changes_the_total(name, model, batch):
-    losses, zs = _terms(model, batch, LossWeights(behaviour=0.1))
+    weights = LossWeights(**{field.name: 0.1 for field in fields(LossWeights)})
+    losses, zs = _terms(model, batch, weights)
 
     def totals(weights: LossWeights) -> Tensor:
         policy, _ = policy_losses(
@@ -121,7 +122,6 @@ def test_each_weight_changes_the_total(name, model, batch):
         )
         return torch.stack([losses.total(weights), policy.total(weights)])
 
-    weights = LossWeights(behaviour=0.1)
     before = totals(weights)
     after = totals(replace(weights, **{name: getattr(weights, name) + 0.5}))
     model_changed, policy_changed = (before != after).tolist()

@@ -429,6 +429,12 @@ def test_starts_that_make_no_sense_are_refused(wrong):
         replace(SIX, **wrong)
 
 
+@pytest.mark.parametrize("name", ["horizon", "iterations"])
+def test_a_budget_without_steps_or_refinements_is_refused_by_name(name):
+    with pytest.raises(InputError, match=f"^{name} must be at least 1$"):
+        replace(SIX, **{name: 0})
+
+
 def test_a_plan_may_act_by_its_mean(model, made):
     agent = Agent(model, budget=replace(SIX, iterations=1, mean_action=True))
     action = agent.act(_obs(5), "one", generator=_seeded(0))

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build, from_model
-from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
+from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.quantize import quantize
 from tdmpc_opt.configs.deploy import QuantizeConfig
 from tdmpc_opt.errors import CheckpointError, InputError
+from tdmpc_opt.files import sha256
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.schema import ModelConfig, Task, TaskTable
 

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from tdmpc_opt import cli
-from tdmpc_opt.checkpoints.checkpoint import REGULARIZED, build
-from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
+from tdmpc_opt.checkpoints.checkpoint import build
+from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.compression.extract import policy_only
 from tdmpc_opt.configs.deploy import RegularizeConfig
 from tdmpc_opt.configs.training import TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.errors import CheckpointError, DataError, InputError
+from tdmpc_opt.files import REGULARIZED, sha256
 from tdmpc_opt.planning import presets
 from tdmpc_opt.training import regularize as regularize_module
 from tdmpc_opt.training.loop import train

@@ -1,11 +1,19 @@
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
-from tdmpc_opt.configs.common import cost_fields, knobs, recorded
-from tdmpc_opt.configs.training import REMOVED, DaggerConfig, TrainConfig
+from tdmpc_opt.configs.common import LATER, UNRECORDED, cost_fields, knobs, recorded
+from tdmpc_opt.configs.training import (
+    REMOVED,
+    DaggerConfig,
+    DistillWeights,
+    LossWeights,
+    Schedule,
+    TrainConfig,
+)
 from tdmpc_opt.errors import ResultError, RunError
 from tdmpc_opt.files import require_same, without_removed
 from tdmpc_opt.machine import ResultFile
@@ -18,6 +26,7 @@ OLD = {
     "precision": "32-true",
 }
 NEW = {"lr": 1.0, "weights": {"reward": 0.1}}
+OFF = Schedule(0.0)
 
 
 def test_a_record_with_removed_options_at_their_constants_is_the_same_run(tmp_path):
@@ -89,6 +98,29 @@ def test_younger_fields_are_recorded_as_absent_at_their_default(tmp_path):
     assert recorded(replace(config, td_lambda=0.5))["td_lambda"] == 0.5
     names = {field.name for field in fields(TrainConfig)}
     assert names - recorded(config).keys() == {"threads"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoungerWeights(LossWeights):
+    latent_l2: Annotated[float, LATER] = 0.0
+    note: Annotated[str, UNRECORDED] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoungerTerms(DistillWeights):
+    latent_l2: Annotated[Schedule, LATER] = OFF
+
+
+def test_a_run_resumes_where_a_part_of_its_configuration_has_a_younger_field(tmp_path):
+    old = TrainConfig(data=tmp_path, output=tmp_path, updates=1, teacher="T")
+    assert recorded(old)["weights"] == asdict(LossWeights())
+    assert recorded(old)["terms"] == asdict(DistillWeights())
+    parts = {"weights": YoungerWeights(), "terms": YoungerTerms()}
+    assert recorded(replace(old, **parts)) == recorded(old)
+    changed = replace(old, weights=YoungerWeights(latent_l2=0.5))
+    found, asked = (recorded(config)["weights"] for config in (old, changed))
+    with pytest.raises(RunError, match=r"latent_l2=None, requested weights\.latent_l2=0\.5"):
+        require_same(tmp_path, {"weights": found}, {"weights": asked}, RunError)
 
 
 def test_a_result_file_states_config_versions_commit_and_machine(tmp_path):

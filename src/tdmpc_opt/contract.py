@@ -1,6 +1,6 @@
 """Boundary of agent and robot: what the numbers are, and the answer to invalid ones.
 
-Source: the models and observations of dm_control 1.0.50.
+Agents with torch and without share its checks of observations, task ids and generators.
 """
 
 import json
@@ -16,7 +16,7 @@ from tdmpc_opt.files import parse_json
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
 UNBOUNDED = 1e30
-"""Magnitude from which a bound of a space stands for none, as float32's largest number does."""
+"""Magnitude from which a bound means that there is none, as float32's largest number does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,10 @@ _DOMAINS = {
         _block("velocity", f"root_rx root_ry root_rz {_FISH}", "rad/s"),
     ),
 }
-"""By the beginning of a task's name; the longest that fits counts."""
+"""By the beginning of a task's name; the longest that fits counts.
+
+Source: the models and observations of dm_control 1.0.50.
+"""
 
 
 def contract(task: Task) -> Contract | None:

@@ -1,4 +1,8 @@
-"""Files: written completely or not at all, never over an input, by one process at a time."""
+"""Files: written completely or not at all, never over an input, by one process at a time.
+
+Also the names and the schema of file formats, hashes, JSON and the comparison of stored
+configurations.
+"""
 
 import errno
 import fcntl
@@ -98,6 +102,8 @@ MODEL_FILE = "model.safetensors"
 """The weights in a model folder and in the folder of a training run."""
 STORED_PRESETS = "presets"
 """Key of a checkpoint's presets among its further facts."""
+REGULARIZED = "regularized"
+"""Key, among these, of how the rewards were changed by `tdmpc-opt regularize`."""
 CONTRACT = "contract"
 """Key of the names and units of an agent's numbers in the metadata of its files."""
 

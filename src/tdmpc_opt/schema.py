@@ -1,4 +1,6 @@
-"""Facts that torch and the device runtime share: tasks, planner budgets, limits of numbers.
+"""Facts that torch and the device runtime share.
+
+Tasks, model sizes, planner budgets, their records in files, codes of 4 bits, limits of numbers.
 
 Source: the public TD-MPC2 task definition (arXiv:2310.16828, appendix on MT30).
 """
@@ -27,7 +29,7 @@ class Task:
     """One control task, in agent steps (an agent step repeats its action)."""
 
     name: str
-    """Field name such as `walker-walk`: domain, dash, task."""
+    """Name such as `walker-walk`: domain, dash, task."""
     obs_dim: int
     """Width of the unpadded observation."""
     action_dim: int
@@ -375,7 +377,7 @@ class PlanRules:
         if not 0 <= self.policy_samples < self.samples:
             raise InputError("policy_samples must be at least 0 and below samples")
         if self.horizon < 1:
-            raise InputError("horizon and iterations must be at least 1")
+            raise InputError("horizon must be at least 1")
         if not 1 <= self.replan_every <= self.horizon:
             raise InputError("`replan_every` must be between 1 and the horizon")
         if not 0 <= self.min_std <= self.max_std:
@@ -409,7 +411,7 @@ class PlannerBudget(PlanRules):
         if not 0 < self.elites <= self.samples:
             raise InputError("elites must be between 1 and samples")
         if self.iterations < 1:
-            raise InputError("horizon and iterations must be at least 1")
+            raise InputError("iterations must be at least 1")
         least = min(self.prior_penalty, self.prior_hold)
         if least < 0 or (self.regularised and not self.policy_samples):
             raise InputError(

@@ -25,9 +25,6 @@ TARGET_PREFIX = "target_q_ensemble."
 POLICY_PREFIXES = ("task_embedding.", "encoder.", "policy_head.")
 """Starts of the names of what acts without planning."""
 
-REGULARIZED = "regularized"
-"""Key, among the further facts, of how the rewards were changed by `tdmpc-opt regularize`."""
-
 _ONLINE_PREFIX = "q_ensemble."
 _BLOCK = 1 << 22
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

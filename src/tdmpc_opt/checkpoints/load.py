@@ -1,4 +1,7 @@
-"""From a path, zoo name or hub id to a checkpoint; the content decides the format."""
+"""From a path, zoo name or hub id to a checkpoint; the content decides the format.
+
+Names of tasks are shared out to files without them, and facts on the source file are added.
+"""
 
 import difflib
 import logging
@@ -12,8 +15,7 @@ from tdmpc_opt.checkpoints.checkpoint import Checkpoint
 from tdmpc_opt.checkpoints.native import read_native
 from tdmpc_opt.checkpoints.torch_files import ZIP_MAGIC
 from tdmpc_opt.errors import CheckpointError, InputError, UnknownTaskError
-from tdmpc_opt.files import MODEL_FILE, is_onnx
-from tdmpc_opt.files import sha256 as sha256
+from tdmpc_opt.files import MODEL_FILE, is_onnx, sha256
 from tdmpc_opt.schema import TaskTable
 from tdmpc_opt.tasks import choose_tasks
 

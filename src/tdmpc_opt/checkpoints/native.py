@@ -1,4 +1,8 @@
-"""This project's checkpoint file: safetensors with the config and task table as metadata."""
+"""This project's checkpoint file: safetensors of weights, plain or quantised, with metadata.
+
+The metadata are the config, the task table, further facts, the contract of the tasks' numbers
+and the formats of quantised weights.
+"""
 
 import json
 from collections.abc import Mapping
@@ -65,7 +69,7 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _dense(content: Any) -> str:
-    """Return JSON without spaces: the file of one task's policy has 140 kB."""
+    """Return JSON without spaces: the file of one task's policy is 140 kB."""
     return json.dumps(content, separators=(",", ":"))
 
 

@@ -1,5 +1,10 @@
 """The public TD-MPC2 layouts, read as data: three namings of one architecture.
 
+- A (functorch): the tensors of the Q ensemble have running numbers, `_Qs.params.0`.
+- B (tensordict): they are named by layer, `_Qs.params.0.weight`, `_Qs.params.0.ln.weight`.
+- C (sequential): the Qs as in A; in the other networks layers and their LayerNorms are numbered
+  in order, `_encoder.state.1.weight`, where A and B have `.ln.` in the name of a LayerNorm.
+
 Source: TD-MPC2's repository (MIT), releases of 2023 to 2025, and its issue 23 on renamed keys.
 """
 
@@ -55,7 +60,7 @@ _KINDS = ("weight", "bias")
 
 
 def read_public(path: Path, *, check_values: bool = True) -> Checkpoint:
-    """Read a `torch.save` file of public layout A, B or C.
+    """Read a `torch.save` file of public layout A, B or C, as the module describes them.
 
     Sizes are read off the shapes. Files of 30 or 80 tasks with the widths of MT30 or MT80 get
     those task tables, others unnamed tasks. Quantised entries come out as float32. Without

@@ -1,4 +1,4 @@
-"""Files by `torch.save`, read as data: code in them is refused, never run."""
+"""Files by `torch.save`, read as data: code in them is refused, never run; training states."""
 
 import io
 import mmap

@@ -14,7 +14,7 @@ from tdmpc_opt.configs.deploy import RegularizeConfig
 from tdmpc_opt.configs.pipeline import DemoConfig, DistillConfig
 from tdmpc_opt.configs.training import DaggerConfig, TrainConfig
 from tdmpc_opt.errors import DataError, counted
-from tdmpc_opt.files import refuse_overwrite
+from tdmpc_opt.files import MODEL_FILE, refuse_overwrite
 
 
 def _experts(config: ExpertsConfig, terminal: Terminal) -> None:
@@ -87,13 +87,13 @@ def _data_verify(config: DataVerifyConfig, terminal: Terminal) -> None:
 
 def _written(config: TrainConfig) -> int | None:
     """Return when the run's checkpoint was written last; None where there is none."""
-    path = config.output / "model.safetensors"
+    path = config.output / MODEL_FILE
     return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _outcome(config: TrainConfig, before: int | None, budget: str) -> str:
     """Return what was written, or that the run was finished before."""
-    path = config.output / "model.safetensors"
+    path = config.output / MODEL_FILE
     if _written(config) == before:
         return f"{path} has its {budget} already; nothing to do"
     return f"wrote {path}"

@@ -1,6 +1,6 @@
 """What configurations of several commands share: marks of fields, and the fields themselves."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -33,7 +33,7 @@ class Knob:
     """Whether the record of a run states it."""
     since: int = 1
     """First schema of records that has the field. Records of earlier schemas lack it, so from 2
-    on the default is recorded as null."""
+    on the default is recorded as null, and in a nested part not at all."""
 
 
 POSITIONAL = Knob(positional=True)
@@ -53,15 +53,23 @@ def knobs(config: type) -> dict[str, Knob]:
     return {field.name: (marks[field.name] or [Knob()])[0] for field in fields(config)}
 
 
-def recorded(config: Any) -> dict[str, Any]:
-    """Return the values that identify a configuration in the record of its run."""
-    values, marks = asdict(config), knobs(type(config))
+def recorded(config: Any, *, part: bool = False) -> dict[str, Any]:
+    """Return the values that identify a configuration in the record of its run.
+
+    Args:
+        config: The configuration.
+        part: Whether it is a part of another one. Records of earlier schemas have parts as a
+            whole, so these lack a later field at its default.
+    """
+    values, marks = dict[str, Any](), knobs(type(config))
     for field in fields(config):
-        knob = marks[field.name]
-        if not knob.recorded:
-            del values[field.name]
-        elif knob.since > 1 and values[field.name] == field.default:
-            values[field.name] = None
+        value, knob = getattr(config, field.name), marks[field.name]
+        unchanged = knob.since > 1 and value == field.default
+        if not knob.recorded or (part and unchanged):
+            continue
+        if is_dataclass(value):
+            value = recorded(value, part=True)
+        values[field.name] = None if unchanged else value
     return values
 
 

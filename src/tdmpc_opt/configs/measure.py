@@ -135,7 +135,9 @@ class BenchConfig(Numbers):
 SEARCH_SEED = 0
 """Seeds the search of budgets."""
 TUNING_SEED = 900_000
-"""First environment seed of tuning: far from those that evaluations begin with."""
+"""First environment seed of tuning: far from those that evaluations begin with. Evaluations
+while training use the same (`PERIODIC_SEED` in `training/loop.py`), which is harmless: their
+scores are only shown, and neither weights nor planner budgets depend on them."""
 
 
 @dataclass(frozen=True, kw_only=True)

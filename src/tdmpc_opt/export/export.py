@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
-from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
 from tdmpc_opt.checkpoints.summary import stored_contracts
 from tdmpc_opt.compression.extract import one_task, policy_only
 from tdmpc_opt.configs.deploy import ExportConfig
@@ -26,7 +26,7 @@ from tdmpc_opt.evaluation.results import read_finished
 from tdmpc_opt.evaluation.score import stored_score, unit_of
 from tdmpc_opt.export.graphs import Inputs, Run
 from tdmpc_opt.export.targets import Facts, make_artifact
-from tdmpc_opt.files import alone, refuse_overwrite, written, written_together
+from tdmpc_opt.files import alone, refuse_overwrite, sha256, written, written_together
 from tdmpc_opt.model.fold import FoldedModel
 from tdmpc_opt.model.world_model import WorldModel
 from tdmpc_opt.planning.mppi import PlanNoise, draw_noise, plan

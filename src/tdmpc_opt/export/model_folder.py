@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from tdmpc_opt.checkpoints.checkpoint import Checkpoint
-from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256, with_origin
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, with_origin
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.summary import CheckpointSummary, describe
 from tdmpc_opt.configs.deploy import ConvertConfig
@@ -21,6 +21,7 @@ from tdmpc_opt.files import (
     alone,
     parse_json,
     refuse_overwrite,
+    sha256,
     write_json,
     written_together,
 )

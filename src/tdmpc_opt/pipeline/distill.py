@@ -30,7 +30,7 @@ from tdmpc_opt.evaluation.evaluate import evaluate
 from tdmpc_opt.evaluation.score import Score, stored_score
 from tdmpc_opt.export.export import export
 from tdmpc_opt.export.model_folder import save_folder
-from tdmpc_opt.files import alone, parse_json, refuse_overwrite, written
+from tdmpc_opt.files import MODEL_FILE, alone, parse_json, refuse_overwrite, written
 from tdmpc_opt.pipeline.plan import (
     NOISES,
     PRESET,
@@ -263,7 +263,7 @@ class _Pipeline:
     def _compress(self) -> Path:
         """Write the FP16 weights, and the int8 policy and the planner as ONNX files."""
         output, weights = self._config.output, self._work / "student.safetensors"
-        model = self._work / "corrected" / "model.safetensors"
+        model = self._work / "corrected" / MODEL_FILE
         trained = with_origin(read_checkpoint(model), model)
         halves = round_weights(trained.without_targets(), torch.float16)
         facts = storable(HELD) | {"teachers": json.dumps(identities(self._teachers))}

@@ -9,7 +9,7 @@ from typing import Any
 
 from tdmpc_opt.configs.deploy import ExportFormat
 from tdmpc_opt.errors import InputError
-from tdmpc_opt.files import is_onnx
+from tdmpc_opt.files import is_onnx, sha256
 from tdmpc_opt.runtime.onnx_file import OnnxFile, open_onnx
 from tdmpc_opt.schema import MT30
 
@@ -90,7 +90,7 @@ def _exported(checkpoint: str, name: str, folder: Path) -> list[Path]:
     The planner is stored in fp16, which halves the page, and computes in fp32.
     """
     from tdmpc_opt.checkpoints.checkpoint import build
-    from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256
+    from tdmpc_opt.checkpoints.load import read_checkpoint, resolve
     from tdmpc_opt.checkpoints.summary import stored_contracts
     from tdmpc_opt.configs.deploy import ExportConfig
     from tdmpc_opt.export.targets import Facts, make_artifact

@@ -1,1 +1,1 @@
-"""Tables and plots drawn from results, without running anything."""
+"""Tables, plots and pages from results, without running anything; films, which run agents."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tdmpc_opt.agents.collect import collect
 from tdmpc_opt.agents.sources import CheckpointSource, identify, open_source
 from tdmpc_opt.agents.timing import seconds_of
-from tdmpc_opt.checkpoints.load import read_checkpoint, sha256
+from tdmpc_opt.checkpoints.load import read_checkpoint
 from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.configs.common import cost_fields, recorded
 from tdmpc_opt.configs.data import CollectConfig
@@ -20,7 +20,7 @@ from tdmpc_opt.configs.training import DaggerConfig, FromTeacher, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import SliceSampler
 from tdmpc_opt.errors import RunError
-from tdmpc_opt.files import alone, refuse_overwrite, repairable, written
+from tdmpc_opt.files import alone, refuse_overwrite, repairable, sha256, written
 from tdmpc_opt.machine import ResultFile, choose_processes
 from tdmpc_opt.progress import Progress, Silent, Stage, expected
 from tdmpc_opt.schema import TaskTable
@@ -84,7 +84,7 @@ def dagger(config: DaggerConfig, progress: Progress | None = None) -> list[Round
 
 
 def _round(config: DaggerConfig, tasks: TaskTable, number: int, progress: Progress) -> Round:
-    """Drive, label, train and score; each part skips what an interrupted call has done."""
+    """Drive, label and train; each part skips what an interrupted call has done."""
     stage = f"round {number} of {config.rounds}"
     returns = _drive(config, tasks, number, Stage(progress, f"{stage}, collect (tasks)"))
     updates = number * config.updates

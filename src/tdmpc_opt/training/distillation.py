@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from tdmpc_opt.agents.expert import ExpertNetwork, is_expert_folder
-from tdmpc_opt.checkpoints.checkpoint import REGULARIZED, Checkpoint
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint
 from tdmpc_opt.checkpoints.load import read_checkpoint, require_names, share_names
 from tdmpc_opt.configs.training import DistillWeights, TrainConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import InputError, NonFiniteError, UnknownTaskError
+from tdmpc_opt.files import REGULARIZED
 from tdmpc_opt.model import two_hot
 from tdmpc_opt.model.layers import Dense
 from tdmpc_opt.model.world_model import WorldModel, bin_centres

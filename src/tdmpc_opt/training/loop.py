@@ -41,7 +41,9 @@ from tdmpc_opt.training.step import Learner, build_learner, train_step
 EVAL_EPISODES = 2
 """Episodes per task of an evaluation during training."""
 PERIODIC_SEED = 900_000
-"""First environment seed of evaluations while training; no reported score uses it."""
+"""First environment seed of evaluations while training; no reported score uses it. The
+search of planner budgets uses the same (`TUNING_SEED` in `configs/measure.py`), which is
+harmless: the scores here are only shown, and the weights do not depend on them."""
 _ESTIMATED_UPDATES = 20
 """From so many updates on, two are tried to estimate the time of all."""
 _MOST_UNREAD = 50

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from tdmpc_opt.agents.agent import Agent
 from tdmpc_opt.agents.compute import best_device, threads
-from tdmpc_opt.checkpoints.checkpoint import REGULARIZED, Checkpoint, build
+from tdmpc_opt.checkpoints.checkpoint import Checkpoint, build
 from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, with_origin
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.configs.deploy import RegularizeConfig
 from tdmpc_opt.data.episodes import EpisodeDataset
 from tdmpc_opt.data.sampler import Batch, SliceSampler
 from tdmpc_opt.errors import RunError
-from tdmpc_opt.files import STORED_PRESETS, refuse_overwrite
+from tdmpc_opt.files import REGULARIZED, STORED_PRESETS, refuse_overwrite
 from tdmpc_opt.machine import choose_threads
 from tdmpc_opt.model.layers import Network
 from tdmpc_opt.model.world_model import WorldModel

@@ -12,7 +12,7 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from tdmpc_opt.agents.expert import is_expert_folder
 from tdmpc_opt.checkpoints.checkpoint import from_model
-from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, sha256, share_names
+from tdmpc_opt.checkpoints.load import read_checkpoint, resolve, share_names
 from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.configs.common import cost_fields, recorded
@@ -34,11 +34,13 @@ from tdmpc_opt.files import (
     remove_unfinished,
     repairable,
     require_same,
+    sha256,
     written,
 )
 from tdmpc_opt.machine import ResultFile
 from tdmpc_opt.progress import Progress
 from tdmpc_opt.training.batches import Draws
+from tdmpc_opt.training.losses import ModelLosses
 from tdmpc_opt.training.step import Learner
 from tdmpc_opt.training.teachers import teacher_identity
 
@@ -251,12 +253,8 @@ def stored_record(path: Path, kind: type, asked: Mapping[str, Any]) -> dict[str,
 COLUMNS = (
     "update",
     "loss",
-    "consistency",
-    "reward",
-    "value",
-    "termination",
+    *(field.name for field in fields(ModelLosses)),
     "policy",
-    "behaviour",
     "grad_norm",
     "policy_grad_norm",
     "q_scale",

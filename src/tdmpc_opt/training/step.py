@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import numpy as np
@@ -260,12 +260,9 @@ def train_step(
     learner.update += 1
     terms = {
         "loss": total,
-        "consistency": losses.consistency,
-        "reward": losses.reward,
-        "value": losses.value,
-        "termination": losses.termination,
+        **{field.name: getattr(losses, field.name) for field in fields(losses)},
         "policy": policy.objective,
-        "behaviour": policy.behaviour,
+        "behaviour": policy.behaviour,  # in place of the model's
         "grad_norm": norm,
         "policy_grad_norm": policy_norm,
         "q_scale": learner.scale.value,
