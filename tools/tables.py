@@ -329,12 +329,9 @@ def pupil() -> str:
 def released() -> str:
     """The published student before and after training on its own plans."""
     steps = {
-        "released-1m-policy": "as published",
-        "released-1m-imitating": "imitation of the best episodes of its planner and policy",
-        "released-1m-first-round": "more imitation, and a first on-policy round",
-        "released-1m-more": "second round, more starts",
-        "released-1m-third-round": "third round, FP16",
-        "released-1m-improved": "fourth round, FP16",
+        "released-1m-fp16-policy": "as published",
+        "released-1m-fourth-round-unseen": "after `released.sh`",
+        "released-1m-improved": "after `released_rounds.sh`",
     }
     return _table(f"step, {_COMPARED}", _steps(steps))
 
