@@ -656,7 +656,7 @@ def test_a_budget_below_what_is_no_weight_is_refused(agent_file, dataset_dir):
         ({"format": "mixed", "data": Path("d")}, "either --budget-bytes or"),
         ({"format": "int8", "budget_bytes": 5}, "--budget-bytes is for format mixed, not int8"),
         ({"format": "fp16", "data": Path("d")}, "fp16 needs no data"),
-        ({"format": "int4", "distill_updates": 5}, "learn on a --data"),
+        ({"format": "int4", "distill_updates": 5}, "--distill-updates needs --data"),
         ({"format": "int4", "data": Path("d"), "distill_updates": -1}, "at least 0"),
         ({"format": "mixed", "data": Path("d"), "budget_bytes": 0}, "must be above 0"),
         (

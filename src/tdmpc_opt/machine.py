@@ -141,7 +141,7 @@ def choose_threads(asked: int = 0) -> Cores:
 def choose_processes(asked: int = 0, ray: str | None = None) -> Cores:
     """Return how many processes of one thread run at once; 0 where a Ray cluster decides.
 
-    The number asked for, else one for each core that is given and not busy with other work now.
+    The number asked for, else one for each core that is allotted to this process and idle now.
     Work of low priority does not count as busy. Processes that torchrun started on this machine
     share what is given.
 

@@ -1,1 +1,1 @@
-"""Every knob of the project, as frozen dataclasses that need neither torch nor a simulator."""
+"""The options of every command, in frozen dataclasses that need no torch and no simulator."""

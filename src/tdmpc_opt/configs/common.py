@@ -13,7 +13,7 @@ EngineName = Literal["auto", "eager"]
 """`auto` is ONNX Runtime where it is installed and the agent fits, and else eager torch."""
 
 COLLECTION_SEED = 1_000_000
-"""First environment seed of experts, collection and relabelling; evaluation stays below."""
+"""First environment seed of experts and collection; evaluation stays below."""
 CHOICE_SEED = 500_000
 """First environment seed of scores that something is chosen by: no reported score uses it."""
 REPORTED_SEED = 10_000
@@ -132,7 +132,7 @@ class ByWorkers(Numbers):
     """The processes that share the work of a command."""
 
     workers: Annotated[int, COST] = 0
-    """Processes that share the tasks; 0 takes one per CPU core that is given and not busy."""
+    """Processes that share the tasks; 0 takes one per CPU core that is allotted and idle."""
     ray: Annotated[str | None, COST] = None
     """Address of a Ray cluster that does the work, HOST:PORT, `auto` for the one of this
     machine, or `local` for one that this command starts; without it plain processes."""

@@ -129,7 +129,7 @@ class DataImportConfig(ToOutput):
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise InputError("name a shard file or a folder at least")
+            raise InputError("name at least one shard file or folder")
 
 
 @dataclass(frozen=True, kw_only=True)

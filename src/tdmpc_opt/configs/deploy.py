@@ -92,7 +92,7 @@ class RegularizeConfig(OfCheckpoint, OnTasks, ToOutput, OnDevice, Seeded):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.data or self.updates < 1:
-            raise InputError("`data` names a dataset at least, and `updates` is at least 1")
+            raise InputError("`data` names at least one dataset, and `updates` is at least 1")
 
 
 Format = Literal["fp32", "fp16", "bf16", "int8", "int4", "mixed"]
@@ -122,7 +122,7 @@ class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, Numbers):
     """With `max_action_error`: 1 less the correlation of planned values that is allowed."""
     distill_updates: int = 0
     """With a dataset: updates that train the rounded weights to act and plan as the original
-    does; kept where they bring the file closer to it. 300 to 1000 are worth it for int4."""
+    does; kept where they bring the file closer to it. For int4 take 300 to 1000."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,7 +144,7 @@ class QuantizeConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, Numbers):
                 "`budget_bytes`, `max_action_error` and `max_value_error` must be above 0"
             )
         if self.distill_updates and self.data is None:
-            raise InputError("--distill-updates learn on a --data")
+            raise InputError("--distill-updates needs --data, a dataset to train on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +191,8 @@ class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, Numbers):
     """Version of an ONNX file's own format, 8 to 10. 8 runs in onnxruntime from 1.15 on."""
     tolerance: float | None = None
     """Largest difference from torch's actions that is written; of planned, fp16 and int8 ones
-    9 of 10 have to keep it. Without it for fp32 1e-4, or thrice the error of torch's own fp32
-    where that is more (plans: 0.005); for fp16 0.02 (plans: 0.2); for int8 0.3 (plans: 1.0)."""
+    9 of 10 have to keep it. Without it for fp32 1e-4, or three times the error of torch's own
+    fp32 where that is more (plans: 0.005); for fp16 0.02 (plans: 0.2); for int8 0.3 (plans: 1.0)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

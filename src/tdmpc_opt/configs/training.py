@@ -168,8 +168,8 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
     """Train a world model on a dataset, with frozen teachers or without.
 
     The output is a folder with checkpoints and metrics. The same command continues an
-    interrupted one. It is one step of `distill`, which does all from a teacher to a scored
-    student.
+    interrupted one. It is one step of `distill`, which runs every stage from a teacher to a
+    scored student.
     """
 
     data: Path | tuple[Path, ...]
@@ -183,9 +183,9 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
     sampling: Annotated[Literal["uniform", "task", "return"], LATER] = "uniform"
     """How slices are drawn: each as likely; each task as likely; or, within each task, episodes
     of high return more often than others. The last leaves what `on_policy_share` gives as it
-    is: there the student earned the returns, and the labels are somebody else's."""
+    is: there the student earned the returns, and the labels are the teacher's."""
     size: Size = "1"
-    """Size of the model in millions of parameters: the published ones, and 0.3 of our own."""
+    """Size of the model in millions of parameters: the published sizes, and 0.3."""
     updates: Annotated[int, COST]
     """Gradient updates in all, those before a resume included."""
     batch_size: int = 256
@@ -225,7 +225,7 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
     """Batches with NaN or infinity in data, loss or gradient that are skipped, each with a
     warning that names the episode; one more stops the run."""
     eval_every: Annotated[int, COST] = 0
-    """Updates between evaluations by the policy alone; 0 evaluates never."""
+    """Updates between evaluations by the policy alone; 0 never evaluates."""
     wandb: Annotated[bool, COST] = False
     """Log to Weights & Biases as well; needs its package and login."""
 
@@ -243,7 +243,7 @@ class TrainConfig(FromTeacher, OnTasks, ToOutput, OnDevice, Seeded):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.folders:
-            raise InputError("name a dataset folder at least with --data")
+            raise InputError("name at least one dataset folder with --data")
         names, without = [f.name for f in fields(FromTeacher)], FromTeacher()
         idle = [name for name in names if getattr(self, name) != getattr(without, name)]
         if self.teacher is None and idle:
