@@ -192,7 +192,8 @@ class ExportConfig(OfCheckpoint, OnTasks, OfPart, ToOutput, Numbers):
     tolerance: float | None = None
     """Largest difference from torch's actions that is written; of planned, fp16 and int8 ones
     9 of 10 have to keep it. Without it for fp32 1e-4, or three times the error of torch's own
-    fp32 where that is more (plans: 0.005); for fp16 0.02 (plans: 0.2); for int8 0.3 (plans: 1.0)."""
+    fp32 where that is more (plans: 0.005); for fp16 0.02 (plans: 0.2); for int8 0.3 (plans:
+    1.0)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
