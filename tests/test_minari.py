@@ -73,6 +73,17 @@ def test_episodes_that_go_out_and_in_are_identical(exported, tmp_path):
         np.testing.assert_array_equal(episode.label, -written.action)
 
 
+def test_tasks_of_two_widths_go_out_to_a_relative_folder_and_in(tmp_path, monkeypatch):
+    dataset = EpisodeDataset.create(tmp_path / "data", MT30)
+    for task in (MT30["cup-catch"], MT30["pendulum-swingup"]):
+        dataset.append_shard(task.name, [_episode(task, 0)], {})
+    monkeypatch.chdir(tmp_path)
+    config = DataExportConfig(data=Path("data"), output=Path("out"), format="minari")
+    sources = tuple(map(Path, export_data(config)))
+    assert import_data(DataImportConfig(sources=sources, output=Path("back"))).episodes == 2
+    assert EpisodeDataset.open(Path("back")).returns() == dataset.returns()
+
+
 def test_a_task_of_mt30_is_known_by_name_and_widths(dataset_dir, tmp_path):
     out = tmp_path / "out"
     paths = export_data(DataExportConfig(data=dataset_dir, output=out, format="minari"))

@@ -220,9 +220,14 @@ def test_what_an_environment_raises_while_it_draws_is_named(tmp_path, capsys):
     assert "own_envs:NoPicture-v0 raised KeyError in render(): 'camera'" in line
 
 
-def test_a_folder_of_own_experts_needs_their_tasks_named(tmp_path, capsys):
-    (tmp_path / "Point-v0.safetensors").write_bytes(b"")
-    words = ["evaluate", str(tmp_path), "--output", str(tmp_path / "x.json")]
+def test_a_folder_of_own_experts_needs_their_tasks_named(two_experts, tmp_path, capsys):
+    own = tmp_path / "own"
+    own.mkdir()
+    words = ["evaluate", str(own), "--output", str(tmp_path / "x.json")]
+    (own / "other.safetensors").write_bytes(b"")
+    assert cli.main(words) == 1
+    assert "holds neither a model nor experts; name a checkpoint" in capsys.readouterr().err
+    (two_experts / "cartpole-balance.safetensors").rename(own / "Point-v0.safetensors")
     assert cli.main(words) == 1
     assert "name them with --tasks" in capsys.readouterr().err
 

@@ -312,7 +312,7 @@ def test_a_folder_of_another_run_is_refused_and_kept(config, changes, key):
 
 def test_training_and_distilling_do_not_share_a_folder(config, distillation):
     train(replace(config, updates=1))
-    with pytest.raises(RunError, match="existing run has reward_steps=None"):
+    with pytest.raises(RunError, match="existing run has teacher=None"):
         train(distillation)
 
 
@@ -386,7 +386,7 @@ def test_on_policy_data_gives_its_share_of_each_batch(config, tmp_path):
     ],
 )
 def test_data_that_cannot_be_mixed_as_asked_is_refused(config, changes):
-    with pytest.raises(InputError, match=r"on_policy_share` is from|name a dataset"):
+    with pytest.raises(InputError, match=r"on_policy_share` is from|name at least one dataset"):
         replace(config, **changes)
 
 

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Regularises the rewards of the bundled student: a fit to what its teacher and it visit, and twice a longer one that has
-# episodes which plans with the rewards of the last fit drove. Scores plans of the published budget from three starts a
-# task. About two hours of one core with units for bf16, and one for the score. Needs the extras train, envs and export.
+# episodes which plans with the rewards of the last fit drove. Scores plans of the published budget from two starts a
+# task. About two hours of one core with units for bf16, and 40 minutes for the score. Needs the extras train, envs and
+# export.
 # Usage: examples/mt30/regularize.sh FOLDER
 set -eu
 folder=$1
@@ -37,5 +38,5 @@ b=$folder/planned-2 c=$folder/planned-lost
 planned "$folder/second.safetensors" 6000 "$b" 15 mt30
 planned "$folder/second.safetensors" 7000 "$c" 40 "$lost"
 fit "$folder/mt30-1m-regularized.safetensors" "$a" "$a" "$a" "$b" "$b" "$b" "$c" "$c" --updates 40000
-tdmpc-opt evaluate "$folder/mt30-1m-regularized.safetensors" --preset published --seed 10002 --episodes 3 \
+tdmpc-opt evaluate "$folder/mt30-1m-regularized.safetensors" --preset published --seed 10002 --episodes 2 \
   --output "$folder/mt30-1m-regularized-published.json"

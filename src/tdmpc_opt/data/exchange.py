@@ -353,7 +353,9 @@ def _refuse_changed(
                 f"{known['episodes']:,} when {dataset.path} took it in; import it into another "
                 "folder"
             )
-        if any(known[bound] != record[bound] for bound in ("action_low", "action_high")):
+        same_robot = len(known["action_low"]) == len(record["action_low"])
+        bounds = ("action_low", "action_high")
+        if same_robot and any(known[bound] != record[bound] for bound in bounds):
             raise DataError(
                 f"the actions of {source.folder} lie in {record['action_low']} to "
                 f"{record['action_high']}, those that {dataset.path} holds in "

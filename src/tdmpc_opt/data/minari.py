@@ -53,7 +53,7 @@ def _write(dataset: EpisodeDataset, name: str, folder: Path) -> None:
     task = dataset.tasks[name]
     (folder / "data").mkdir(parents=True)
     storage = MinariStorage.new(
-        folder / "data",
+        (folder / "data").resolve(),  # the library joins a relative path to itself
         observation_space=spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32),
         action_space=spaces.Box(-1, 1, (task.action_dim,), np.float32),
     )

@@ -51,7 +51,7 @@ _MOST_UNREAD = 50
 
 
 class _Discarded(Silent):
-    """Progress of a non-zero rank; discarded."""
+    """Progress that another one reports too."""
 
     def warn(self, text: str) -> None:
         pass
@@ -118,7 +118,8 @@ def seconds_per_update(config: TrainConfig) -> float:
     bare = replace(config, on_policy=None, on_policy_share=None)
     fabric, ranks = join(best_device(config.device))
     with threads(choose_threads(config.threads).count, config.matmul):
-        model, draws, found = _prepare(bare, datasets, fabric.device, ranks, Silent())
+        # The run itself reports what `_prepare` finds.
+        model, draws, found = _prepare(bare, datasets, fabric.device, ranks, _Discarded())
         return _seconds_per_update(build_learner(fabric, model, bare, found, ranks), draws)
 
 
