@@ -316,6 +316,18 @@ def test_training_and_distilling_do_not_share_a_folder(config, distillation):
         train(distillation)
 
 
+def test_a_run_and_a_dataset_do_not_share_a_folder(config, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(config.data, data)
+    with pytest.raises(RunError, match="has a dataset; name another folder for the run"):
+        train(replace(config, output=data, updates=1))
+    assert not (data / "config.json").exists()
+    train(replace(config, updates=1))
+    with pytest.raises(DataError, match="has a training run; name another folder"):
+        _collect(config.output)
+    assert not (config.output / "dataset.json").exists()
+
+
 def test_a_dataset_that_changed_is_refused(config, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(config.data, data)

@@ -300,7 +300,10 @@ class _FileSource(PolicySource):
         for task in tasks.tasks:
             if task.env and task.name not in known.names:
                 raise UnknownTaskError(f"{self.source} was not made for {task.name}")
-            found = known[task.name]
+            try:
+                found = known[task.name]
+            except UnknownTaskError as error:
+                raise UnknownTaskError(f"{self.source}: {error}") from None
             sizes = (found.obs_dim, found.action_dim), (task.obs_dim, task.action_dim)
             if task.env and sizes[0] != sizes[1]:
                 raise UnknownTaskError(

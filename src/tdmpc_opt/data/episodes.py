@@ -236,10 +236,12 @@ class EpisodeDataset:
             length: Most rows of an episode; by default the tasks' most steps, and one more.
 
         Raises:
-            DataError: A dataset is there already.
+            DataError: A dataset is there already, or a training run.
         """
         if (path / LISTING).exists():
             raise DataError(f"{path} already holds a dataset; open it or name another folder")
+        if (path / "metrics.csv").exists():
+            raise DataError(f"{path} has a training run; name another folder for the dataset")
         if length is None:
             length = max(task.episode_length for task in tasks.tasks) + 1
         dataset = cls(path, tasks, length, ())

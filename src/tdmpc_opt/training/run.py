@@ -17,7 +17,7 @@ from tdmpc_opt.checkpoints.native import write_native
 from tdmpc_opt.checkpoints.torch_files import StateFolder
 from tdmpc_opt.configs.common import cost_fields, recorded
 from tdmpc_opt.configs.training import REMOVED, REMOVED_COST, TERMS, FromTeacher, TrainConfig
-from tdmpc_opt.data.episodes import EpisodeDataset
+from tdmpc_opt.data.episodes import LISTING, EpisodeDataset
 from tdmpc_opt.data.sampler import joint_tasks
 from tdmpc_opt.errors import (
     CheckpointError,
@@ -74,6 +74,8 @@ class Run:
         self.identity = _identity(config, datasets)
         self._presets = _presets_of(config)
         path = config.output / "config.json"
+        if (config.output / LISTING).exists():
+            raise RunError(f"{config.output} has a dataset; name another folder for the run")
         try:
             if path.exists():
                 stored_record(path, TrainConfig, self.identity)
