@@ -64,6 +64,9 @@ COMMANDS = {
     "mt30-student-rounds": f"{_FIRST} tdmpc-opt distill weights/mt30-teacher.safetensors "
     "--size 1 --matmul medium --updates 30000 --output FOLDER",
     "mt30-1m-regularized-published": "examples/mt30/regularize.sh FOLDER",
+    "mt30-1m-regularized-second-fit": (
+        "git checkout 3984b462 && examples/mt30/regularize.sh FOLDER"
+    ),
     **{
         f"mt30-{name}-rounds-{number}": "examples/mt30/more_rounds.sh "
         f"{labels} START {size} {50_000 + 10_000 * number} TASKS FOLDER"
@@ -330,8 +333,7 @@ def released() -> str:
     """The published student before and after training on its own plans."""
     steps = {
         "released-1m-fp16-policy": "as published",
-        "released-1m-fourth-round-unseen": "after `released.sh`",
-        "released-1m-improved": "after `released_rounds.sh`",
+        "released-1m-improved": "trained further",
     }
     return _table(f"step, {_COMPARED}", _steps(steps))
 
