@@ -1,12 +1,15 @@
 import json
 import re
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from tdmpc_opt.agents.rollout import rollout
 from tdmpc_opt.agents.sources import open_source
 from tdmpc_opt.configs.measure import EvaluateConfig
 from tdmpc_opt.errors import (
@@ -265,6 +268,24 @@ def test_a_file_of_another_evaluation_is_refused(result, changes, key):
     with pytest.raises(ResultError, match=rf"existing run has {key}[.=]|{key} .* has changed"):
         evaluate(_config(result, **changes))
     assert result.read_bytes() == before
+
+
+def test_a_process_evaluates_on_one_thread(tmp_path, monkeypatch):
+    module, seen = sys.modules[evaluate.__module__], list[int]()
+
+    def watched(*arguments: object) -> object:
+        seen.append(torch.get_num_threads())
+        return rollout(*arguments)
+
+    monkeypatch.setattr(module, "rollout", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        evaluate(_config(tmp_path / "r.json", tasks="pendulum-swingup", episodes=1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
 
 
 def test_fewer_episodes_than_a_file_has_are_refused(result):

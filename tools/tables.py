@@ -64,6 +64,14 @@ COMMANDS = {
     "mt30-student-rounds": f"{_FIRST} tdmpc-opt distill weights/mt30-teacher.safetensors "
     "--size 1 --matmul medium --updates 30000 --output FOLDER",
     "mt30-1m-regularized-published": "examples/mt30/regularize.sh FOLDER",
+    "released-1m-fourth-round": (
+        "git checkout 3984b462 && tdmpc-opt evaluate weights/released-1m-improved.safetensors "
+        "--episodes 10 --seed 0 --mode policy"
+    ),
+    "released-1m-fourth-round-unseen": (
+        "git checkout 3984b462 && tdmpc-opt evaluate weights/released-1m-improved.safetensors "
+        "--episodes 10 --seed 10000 --mode policy"
+    ),
     "mt30-1m-regularized-second-fit": (
         "git checkout 3984b462 && examples/mt30/regularize.sh FOLDER"
     ),
@@ -333,7 +341,8 @@ def released() -> str:
     """The published student before and after training on its own plans."""
     steps = {
         "released-1m-fp16-policy": "as published",
-        "released-1m-improved": "trained further",
+        "released-1m-fourth-round-unseen": "after `released.sh`",
+        "released-1m-improved": "after `released_rounds.sh`",
     }
     return _table(f"step, {_COMPARED}", _steps(steps))
 
