@@ -45,7 +45,7 @@ _ROUNDING = [
         "the_bytes_of_a_layer_are_known_before_it_is_rounded",
         "a_layer_is_fitted_to_inputs_that_changed",
         "one_task_policies_can_be_rounded",
-        "a_narrow_embedding_is_the_same_agent",
+        "int8_has_one_scale_for_each_row_of_every_layer",
         "a_refitted_weight_does_not_depend_on_the_unit_of_its_inputs",
         "four_bits_clip_only_where_that_lowers_the_error",
         "four_bit_scales_are_the_best_of_those_tried",
