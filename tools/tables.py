@@ -106,19 +106,11 @@ SURVIVORS: dict[str, dict[int, str]] = {
     "training/losses.py": {
         24: "equivalent: the tensor has one axis",
     },
-    "training/step.py": {
-        8: "found by `test_distillation.py`, which takes too long for each mutant",
-    },
     "planning/mppi.py": {
         26: "equivalent: the tensor has one axis",
-        30: "found since by `test_planning.py`",
-    },
-    "runtime/plan_state.py": {
-        16: "found since by `test_invalid_observations.py`",
     },
     "data/sampler.py": {
         24: "equivalent: where it counts, what is divided is 0",
-        124: "found since by `test_sampler.py`",
         151: "equivalent: numpy takes any negative size for the one that is left",
         165: "equivalent, as above",
     },
@@ -126,14 +118,9 @@ SURVIVORS: dict[str, dict[int, str]] = {
         26: "as good: it is how many rows are computed",
         68: "equivalent: all rows are of one length",
         151: "as good: weights that stay are rounded to fp16 a little later, at the end",
-        166: "found since by `test_integers.py`",
-        216: "found since by `test_integers.py`",
-    },
-    "evaluation/score.py": {
-        7: "found since by `test_evaluation.py`",
     },
     "evaluation/results.py": {
-        28: "equivalent: every file states its episodes",
+        24: "equivalent: every file states its episodes",
     },
     "evaluation/compare.py": {
         31: "equivalent: all budgets list their fields in one order",
