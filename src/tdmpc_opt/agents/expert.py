@@ -205,18 +205,18 @@ def existing_expert(folder: Path, task: str) -> Path:
         CheckpointError: The folder has no expert of any task.
         UnknownTaskError: It has none of this task.
     """
+    path = expert_path(folder, task)
+    if path.is_file():
+        return path
     if not holds_experts(folder):
         raise CheckpointError(
             f"{folder} holds neither a model nor experts; name a checkpoint, or make experts "
             "with tdmpc-opt experts"
         )
-    path = expert_path(folder, task)
-    if not path.is_file():
-        raise UnknownTaskError(
-            f"{folder} holds no expert for {task}; train it with "
-            f"tdmpc-opt experts --tasks {task} --output {folder}"
-        )
-    return path
+    raise UnknownTaskError(
+        f"{folder} holds no expert for {task}; train it with "
+        f"tdmpc-opt experts --tasks {task} --output {folder}"
+    )
 
 
 def _fits_together(network: ExpertNetwork) -> bool:

@@ -33,15 +33,21 @@ class OfResults:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(OfCheckpoint, OnTasks, Acting, ToOutput, OnDevice, ByWorkers):
+class OfPolicy:
+    """The policy that a command drives."""
+
+    checkpoint: Annotated[str, POSITIONAL]
+    """Checkpoint file of any known layout, model folder, zoo name or hub id; an exported ONNX
+    file, a folder of experts, MODULE:FACTORY for a policy of your own, or the word random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(OfPolicy, OnTasks, Acting, ToOutput, OnDevice, ByWorkers):
     """Score a policy on real tasks and write a result file.
 
     The output is the result file (JSON). The same command continues an interrupted one.
     """
 
-    checkpoint: Annotated[str, POSITIONAL]
-    """Checkpoint file of any known layout, model folder, zoo name or hub id; an exported ONNX
-    file, a folder of experts, MODULE:FACTORY for a policy of your own, or the word random."""
     episodes: int = 10
     """Episodes per task."""
     replan_every: int | None = None
@@ -193,12 +199,9 @@ class ReportConfig(OfResults):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoConfig(OfCheckpoint, OnTasks, Acting, Numbers):
+class VideoConfig(OfPolicy, OnTasks, Acting, Numbers):
     """Film an agent, alone or beside another; or draw a contact sheet of its tasks."""
 
-    checkpoint: Annotated[str, POSITIONAL]
-    """Checkpoint file of any known layout, model folder, zoo name or hub id; an exported ONNX
-    file, a folder of experts, MODULE:FACTORY for a policy of your own, or the word random."""
     against_mode: Mode | None = None
     """How the other agent acts; without it as the first."""
     against: str | None = None
