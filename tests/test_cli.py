@@ -89,6 +89,13 @@ def test_help_lists_the_commands_by_group_a_line_for_each(run):
         assert command.summary.endswith(".")
 
 
+def test_the_help_of_data_lists_its_commands_alone(run):
+    status, out, _ = run("data", "--help")
+    assert status == 0
+    listed = {name for name in cli._COMMANDS if f"\n  {name} " in out}
+    assert listed == {name for name in cli._COMMANDS if name.startswith("data ")}
+
+
 @pytest.mark.parametrize("name", cli._COMMANDS)
 def test_the_help_of_a_command_has_an_example_and_names_what_it_takes(run, name):
     command = cli._COMMANDS[name]

@@ -37,7 +37,7 @@ from tdmpc_opt.errors import (
 from tdmpc_opt.planning import presets
 from tdmpc_opt.progress import Silent
 from tdmpc_opt.schema import MT30
-from tdmpc_opt.training import step
+from tdmpc_opt.training import loop, step
 from tdmpc_opt.training.loop import train
 
 
@@ -201,6 +201,23 @@ def test_how_often_is_logged_saved_and_scored_does_not_change_the_weights(config
     assert scores.keys() == {"2", "3", "4"}
     assert scores["2"] == scores["4"] == ""
     assert 0 <= float(scores["3"]) <= 100
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_speed_is_that_of_the_updates_without_their_evaluation(config, monkeypatch):
+    seconds = iter(range(10_000))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(seconds)))
+    score = loop._score
+
+    def slow(*arguments):
+        for _ in range(1000):
+            next(seconds)
+        return score(*arguments)
+
+    monkeypatch.setattr(loop, "_score", slow)
+    train(replace(config, updates=3, eval_every=2, log_every=1))
+    with (config.output / "metrics.csv").open(newline="") as curves:
+        assert all(float(row["updates_per_second"]) > 0.01 for row in csv.DictReader(curves))
 
 
 def test_a_row_is_the_mean_since_the_last_one(config, tmp_path):

@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments in (["-h"], ["--help"]):
         Terminal("").print(overview(_GROUPS))
         return 0
+    if len(arguments) == 2 and arguments[0] in _FAMILIES and arguments[1] in ("-h", "--help"):
+        Terminal("").print(overview(_members(arguments[0])))
+        return 0
     try:
         config = _parse(arguments)
         return _run(_OF_CONFIG[type(config)], config)
@@ -64,6 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _members(family: str) -> dict[str, list[Command]]:
+    """Return the groups with the commands of one family, such as those of `data`."""
+    groups = {
+        title: [each for each in commands if each.name.startswith(f"{family} ")]
+        for title, commands in _GROUPS.items()
+    }
+    return {title: commands for title, commands in groups.items() if commands}
 
 
 def _run(command: Command, config: Any) -> int:

@@ -13,6 +13,7 @@ from tdmpc_opt.configs.measure import (
     TuneConfig,
     VideoConfig,
 )
+from tdmpc_opt.errors import counted
 from tdmpc_opt.files import refuse_overwrite
 
 
@@ -169,7 +170,8 @@ def _report(config: ReportConfig, terminal: Terminal) -> None:
     for reason, paths in reasons.items():
         terminal.print(f"left out {', '.join(paths)}: {reason}")
     size = f"{summary.size_bytes / 1000:,.0f} kB"
-    terminal.print(f"wrote {summary.path}: {summary.files} result files, {size}")
+    files = counted(summary.files, "result file")
+    terminal.print(f"wrote {summary.path}: {files}, {size}")
     if config.figures is not None:
         terminal.print(f"wrote {len(summary.figures)} pictures to {config.figures}")
 

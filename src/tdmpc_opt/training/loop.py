@@ -224,9 +224,9 @@ def _loop(learner: Learner, draws: Draws, run: Run, progress: Progress) -> None:
                 faults.read()
             if last or scored or _due(learner, config.log_every):
                 row = window.row(learner.update, ranks)
-                window = _Window(learner.update)
                 if scored:
                     row["score"] = _score(learner.model, ranks)
+                window = _Window(learner.update)  # its speed is that of the updates alone
                 if metrics is not None:
                     metrics.write(row)
                 note = f"loss {row['loss']:.3f}, {row['updates_per_second']:.1f} updates/s"
