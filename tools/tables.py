@@ -72,6 +72,10 @@ COMMANDS = {
         "git checkout 3984b462 && tdmpc-opt evaluate weights/released-1m-improved.safetensors "
         "--episodes 10 --seed 10000 --mode policy"
     ),
+    "released-1m-rounds": (
+        "git checkout 9dd865a0 && tdmpc-opt evaluate weights/released-1m-improved.safetensors "
+        "--episodes 10 --seed 10000 --mode policy"
+    ),
     "mt30-1m-regularized-second-fit": (
         "git checkout 3984b462 && examples/mt30/regularize.sh FOLDER"
     ),
@@ -324,14 +328,28 @@ def pupil() -> str:
     return _table("agent, score, bytes, file", rows)
 
 
+_RELEASED = {
+    "released-1m-fp16-policy": "as published",
+    "released-1m-fourth-round-unseen": "after `released.sh`",
+    "released-1m-rounds": "after `released_rounds.sh`",
+    "released-1m-improved": "after `released_online.sh`",
+}
+"""The steps of training the published student further."""
+
+
 def released() -> str:
-    """The published student before and after training on its own plans."""
-    steps = {
-        "released-1m-fp16-policy": "as published",
-        "released-1m-fourth-round-unseen": "after `released.sh`",
-        "released-1m-improved": "after `released_rounds.sh`",
-    }
-    return _table(f"step, {_COMPARED}", _steps(steps))
+    """The published student before and after training on its own plans and episodes."""
+    return _table(f"step, {_COMPARED}", _steps(_RELEASED))
+
+
+def released_tasks() -> str:
+    """The mean return of each task after the same steps."""
+    found = [_read(name)["tasks"] for name in _RELEASED]
+    rows = [
+        (task, *(f"{np.mean(tasks[task]['returns']):.0f}" for tasks in found))
+        for task in MT30.names
+    ]
+    return _table(["task", *_RELEASED.values()], rows)
 
 
 def _steps(names: Mapping[str, str]) -> list[tuple[str, ...]]:
