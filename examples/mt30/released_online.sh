@@ -1,15 +1,15 @@
 #!/bin/sh
-# Train the student of released_rounds.sh further by reinforcement learning: on groups of tasks it drives with noise,
-# and trains on its own episodes and their rewards. Then one student imitates the best policy of each task, in rounds.
-# No expert and no planning in the simulator take part. About two hours of a core with units for bf16. A second call
-# continues an interrupted one. Needs the extras train, envs and export.
+# Train the student of released_rounds.sh further: copies of it learn groups of tasks by reinforcement learning, from
+# episodes that they drive with noise. Then the student imitates the copies on their tasks and plans of RELEASED on
+# acrobot-swingup, in rounds. No expert and no planning in the simulator take part. About two hours of a core with units
+# for bf16. A second call continues an interrupted one. Needs the extras train, envs and export.
 # Usage: examples/mt30/released_online.sh RELEASED START FOLDER
 set -eu
 released=$1 start=$2 folder=$3
 mkdir -p "$folder"
 export OMP_NUM_THREADS=1
 
-# Give tasks of a body the task embedding of another, as the start of their training.
+# Copy the task embedding of one task to another with the same body, before its training.
 embed() {
   python - "$@" <<'END'
 import sys
@@ -38,7 +38,9 @@ online() {
   done
   driver=$begin
   for round in $(seq "$rounds"); do
-    if ! test -e "$folder/$name/done-$round"; then
+    # A file for each round: a stopped `train` leaves another student in its folder, which must not drive.
+    student=$folder/$name/round-$round.safetensors
+    if ! test -e "$student"; then
       tdmpc-opt collect --policy "$driver" --tasks "$tasks" --episodes 4 --noise 0.3 \
         --seed "$((300000 + 1000 * round))" --output "$folder/$name/own"
       tdmpc-opt train --start "$begin" --data "$folder/$name/base" \
@@ -46,22 +48,25 @@ online() {
         --updates "$((1500 * round))" --batch-size 96 --weights.behaviour 0 --weights.value 1 \
         --weights.reward 1 --weights.entropy 1e-4 --lr 4e-4 --td-lambda 1 --seed 140000 \
         --save-every 1500 --keep 1 --output "$run"
-      touch "$folder/$name/done-$round"
+      cp "$run/model.safetensors" "$student.part"
+      mv "$student.part" "$student"
     fi
-    driver=$run/model.safetensors
+    driver=$student
   done
+  cp "$driver" "$folder/$name.safetensors"
 }
 online cartpole "$start" 16 cartpole-swingup,finger-spin,cup-catch,pendulum-swingup
-embed "$folder/cartpole/run/model.safetensors" "$folder/swingup.safetensors" cartpole-swingup-sparse=cartpole-swingup
+embed "$folder/cartpole.safetensors" "$folder/swingup.safetensors" cartpole-swingup-sparse=cartpole-swingup
 online sparse "$folder/swingup.safetensors" 15 cartpole-swingup-sparse,finger-spin,cartpole-swingup
 online walker "$start" 15 walker-stand,walker-walk
-embed "$folder/walker/run/model.safetensors" "$folder/walk.safetensors" walker-run=walker-walk
+embed "$folder/walker.safetensors" "$folder/walk.safetensors" walker-run=walker-walk
 online run "$folder/walk.safetensors" 13 walker-walk,walker-run
-online backwards "$folder/run/run/model.safetensors" 16 walker-walk-backwards,walker-run-backwards
+online backwards "$folder/run.safetensors" 16 walker-walk-backwards,walker-run-backwards
 online cheetah "$start" 15 cheetah-run,cheetah-run-backwards
 embed "$start" "$folder/balance.safetensors" cartpole-balance-sparse=cartpole-balance
 
-# Chosen by ten episodes from starts 500,000 on. Elsewhere the labels are the student's own actions.
+# Chosen by ten episodes from starts 500,000 on: the copies' actions, plans of RELEASED on acrobot-swingup, and
+# elsewhere the student's own actions.
 python - "$released" "$start" "$folder" <<'END'
 import sys
 from pathlib import Path
@@ -71,12 +76,12 @@ from tdmpc_opt.schema import MT30
 
 released, start, folder = sys.argv[1:]
 better = {
-    "cartpole/run/model": ("cup-catch", "pendulum-swingup"),
-    "sparse/run/model": ("cartpole-swingup", "cartpole-swingup-sparse", "finger-spin"),
-    "walker/run/model": ("walker-stand",),
-    "run/run/model": ("walker-walk", "walker-run"),
-    "backwards/run/model": ("walker-walk-backwards", "walker-run-backwards"),
-    "cheetah/run/model": ("cheetah-run", "cheetah-run-backwards"),
+    "cartpole": ("cup-catch", "pendulum-swingup"),
+    "sparse": ("cartpole-swingup", "cartpole-swingup-sparse", "finger-spin"),
+    "walker": ("walker-stand",),
+    "run": ("walker-walk", "walker-run"),
+    "backwards": ("walker-walk-backwards", "walker-run-backwards"),
+    "cheetah": ("cheetah-run", "cheetah-run-backwards"),
     "balance": ("cartpole-balance-sparse",),
 }
 labels = {name: Assigned(start) for name in MT30.names}
