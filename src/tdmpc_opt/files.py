@@ -100,6 +100,8 @@ FOREIGN = (
 """What is wrong with a safetensors file without this project's metadata."""
 MODEL_FILE = "model.safetensors"
 """The weights in a model folder and in the folder of a training run."""
+CURVES = "metrics.csv"
+"""The losses, speeds and scores of a training run, in its folder."""
 STORED_PRESETS = "presets"
 """Key of a checkpoint's presets among its further facts."""
 REGULARIZED = "regularized"
@@ -425,9 +427,9 @@ def require_same(
     """
     removed = removed or {}
     found, requested = without_removed(found, removed), json.loads(json.dumps(requested))
-    for key in (key for key in {**requested, **found} if key not in cost):
+    for key in {**requested, **found}:
         old, new = found.get(key), requested.get(key)
-        if old == new:
+        if key in cost or old == new:
             continue
         for name, value in _flat(key, old):
             if name in removed:

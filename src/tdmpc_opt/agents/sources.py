@@ -77,7 +77,7 @@ class PolicySource(ABC):
         Raises:
             CheckpointError: A file that is missing or cannot be read.
         """
-        return "policy"
+        return "planner" if self.in_simulator else "policy"
 
     def require_labels(self, tasks: TaskTable) -> None:
         """Check that the source has actions to imitate in these tasks.
@@ -188,10 +188,6 @@ class SimulatorSource(PolicySource):
 
     in_simulator = True
 
-    def acts_by(self) -> Mode:
-        """Return the mode of a planner."""
-        return "planner"
-
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Return the planner for these tasks."""
 
@@ -223,10 +219,6 @@ class RandomSource(SimulatorSource):
     """Uniform actions."""
 
     in_simulator = False
-
-    def acts_by(self) -> Mode:
-        """Return the mode of what plans nothing."""
-        return "policy"
 
     def load(self, tasks: TaskTable = MT30) -> Policy:
         """Return random actions for these tasks."""

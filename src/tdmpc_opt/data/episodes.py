@@ -28,7 +28,7 @@ from tdmpc_opt.data.shards import (
     write_shard,
 )
 from tdmpc_opt.errors import DataError, UnknownTaskError
-from tdmpc_opt.files import alone, parse_json, remove_unfinished, replace_when_done
+from tdmpc_opt.files import CURVES, alone, parse_json, remove_unfinished, replace_when_done
 from tdmpc_opt.schema import MT30, Task, TaskTable
 
 FORMAT = "tdmpc-opt-data"
@@ -240,7 +240,7 @@ class EpisodeDataset:
         """
         if (path / LISTING).exists():
             raise DataError(f"{path} already holds a dataset; open it or name another folder")
-        if (path / "metrics.csv").exists():
+        if (path / CURVES).exists():
             raise DataError(f"{path} has a training run; name another folder for the dataset")
         if length is None:
             length = max(task.episode_length for task in tasks.tasks) + 1

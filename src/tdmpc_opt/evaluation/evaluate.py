@@ -66,14 +66,13 @@ def evaluate(
         replan_every=config.replan_every,
         choose_engine=choose_engine,
     )
-    engine = config.engine != "auto"
     refuse_unused(
         policy,
         config.mode,
         preset=config.preset,
         noise=config.noise,
         replan_every=config.replan_every,
-        engine=engine,
+        engine=config.engine != "auto",
     )
     tasks = policy.tasks(config.tasks)
     with alone(config.output):

@@ -17,6 +17,7 @@ from tdmpc_opt.evaluation.results import read_finished
 from tdmpc_opt.evaluation.score import stored_score, unit_of
 from tdmpc_opt.files import (
     CHECKPOINT_SCHEMA,
+    CURVES,
     MODEL_FILE,
     alone,
     parse_json,
@@ -52,7 +53,7 @@ def save_folder(config: ConvertConfig) -> CheckpointSummary:
 def _write_folder(
     config: ConvertConfig, checkpoint: Checkpoint, results: Sequence[Mapping[str, Any]]
 ) -> CheckpointSummary:
-    if (config.output / "metrics.csv").exists():
+    if (config.output / CURVES).exists():
         raise CheckpointError(
             f"{config.output} has a training run, whose model this would replace; name another "
             "folder"

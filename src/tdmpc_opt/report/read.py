@@ -8,6 +8,7 @@ from typing import Any
 
 from tdmpc_opt.evaluation.results import read_evaluation, read_result, refuse_damaged
 from tdmpc_opt.evaluation.score import Score, Unit, normalized_score, stored_score, unit_of
+from tdmpc_opt.files import CURVES
 
 _SMOOTHED = 8  # episodes that one point of an expert's curve is the mean of
 _LABEL_OF_EXPERTS = f"return, mean of {_SMOOTHED} episodes"
@@ -240,7 +241,7 @@ def _run(results: ResultSet, source: Source, content: Mapping[str, Any]) -> str 
     try:
         rows = read_metrics(source.path.parent)
     except OSError as error:
-        return f"its curves cannot be read: metrics.csv: {error.strerror}"
+        return f"its curves cannot be read: {CURVES}: {error.strerror}"
     config = content["config"]
     weights = {**(config.get("weights") or {}), **(config.get("terms") or {})}
     weights["td_lambda"] = config.get("td_lambda")
@@ -257,7 +258,7 @@ def read_metrics(run: Path) -> list[dict[str, str]]:
     Raises:
         OSError: The file cannot be read.
     """
-    with (run / "metrics.csv").open(newline="") as file:
+    with (run / CURVES).open(newline="") as file:
         return list(csv.DictReader(file))
 
 

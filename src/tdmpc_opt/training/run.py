@@ -27,6 +27,7 @@ from tdmpc_opt.errors import (
     RunError,
 )
 from tdmpc_opt.files import (
+    CURVES,
     MODEL_FILE,
     STORED_PRESETS,
     file_identity,
@@ -282,7 +283,7 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: Path, update: int, *, wandb: bool = False) -> None:
-        self._path = folder / "metrics.csv"
+        self._path = folder / CURVES
         rows: list[dict[str, str]] = []
         try:
             if self._path.exists():
